@@ -1,0 +1,224 @@
+// The extension's face: addresses and sizes in, nothing out. Python's launchers have checked device, dtype, layout and
+// extent before a call comes here, and own all memory.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace nb = nanobind;
+using namespace fastvae;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+Matrix<T> matrix(Address address, int64_t stride) {
+  return {at<const T>(address), stride};
+}
+
+template <class T>
+NoiseSource<T> noise_source(Address noise, bool given, int64_t row_offset) {
+  return {given ? nullptr : at<const int64_t>(noise), given ? at<const T>(noise) : nullptr, row_offset};
+}
+
+// Runs body with a float or a double, without the interpreter lock.
+template <class Body>
+void typed(bool is_double, const Body& body) {
+  const nb::gil_scoped_release release;
+  if (is_double)
+    body(double{});
+  else
+    body(float{});
+}
+
+void diag_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
+                       Address noise, bool given, Address z, Address log_q, int64_t samples, int64_t rows,
+                       int64_t columns, int64_t row_offset) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
+                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q),
+                                        {samples, rows, columns});
+  });
+}
+
+void diag_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log_sigma, int64_t log_sigma_stride,
+                       Address noise, bool given, Address d_mu, Address d_log_sigma, int64_t samples, int64_t rows,
+                       int64_t columns, int64_t row_offset) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), matrix<T>(log_sigma, log_sigma_stride),
+                                        noise_source<T>(noise, given, row_offset), at<T>(d_mu), at<T>(d_log_sigma),
+                                        {samples, rows, columns});
+  });
+}
+
+void diag_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t mu_stride, Address log_sigma,
+                                int64_t log_sigma_stride, Address log_q, int64_t samples, int64_t rows,
+                                int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.log_prob_fwd(at<const T>(z), matrix<T>(mu, mu_stride),
+                                                 matrix<T>(log_sigma, log_sigma_stride), at<T>(log_q),
+                                                 {samples, rows, columns});
+  });
+}
+
+void diag_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address z, Address mu, int64_t mu_stride,
+                                Address log_sigma, int64_t log_sigma_stride, Address d_z, Address d_mu,
+                                Address d_log_sigma, int64_t samples, int64_t rows, int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.log_prob_bwd(at<const T>(d_log_q), at<const T>(z), matrix<T>(mu, mu_stride),
+                                                 matrix<T>(log_sigma, log_sigma_stride), at<T>(d_z), at<T>(d_mu),
+                                                 at<T>(d_log_sigma), {samples, rows, columns});
+  });
+}
+
+void diag_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
+                          Address kl, int64_t rows, int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride), at<T>(kl),
+                                           rows, columns);
+  });
+}
+
+void diag_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
+                          int64_t log_sigma_stride, Address d_mu, Address d_log_sigma, int64_t rows, int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_bwd(at<const T>(d_kl), matrix<T>(mu, mu_stride),
+                                           matrix<T>(log_sigma, log_sigma_stride), at<T>(d_mu), at<T>(d_log_sigma),
+                                           rows, columns);
+  });
+}
+
+void diag_gaussian_kl_prior_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma,
+                                int64_t log_sigma_stride, Address prior_mu, int64_t prior_mu_stride,
+                                Address prior_log_sigma, int64_t prior_log_sigma_stride, Address kl, int64_t rows,
+                                int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_prior_fwd(
+        matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride), matrix<T>(prior_mu, prior_mu_stride),
+        matrix<T>(prior_log_sigma, prior_log_sigma_stride), at<T>(kl), rows, columns);
+  });
+}
+
+void diag_gaussian_kl_prior_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
+                                int64_t log_sigma_stride, Address prior_mu, int64_t prior_mu_stride,
+                                Address prior_log_sigma, int64_t prior_log_sigma_stride, Address d_mu,
+                                Address d_log_sigma, Address d_prior_mu, Address d_prior_log_sigma, int64_t rows,
+                                int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_prior_bwd(
+        at<const T>(d_kl), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
+        matrix<T>(prior_mu, prior_mu_stride), matrix<T>(prior_log_sigma, prior_log_sigma_stride), at<T>(d_mu),
+        at<T>(d_log_sigma), at<T>(d_prior_mu), at<T>(d_prior_log_sigma), rows, columns);
+  });
+}
+
+void tril_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
+                       Address tril, int64_t tril_stride, int64_t tril_row_stride, Address noise, bool given, Address z,
+                       Address log_q, int64_t samples, int64_t rows, int64_t columns, int64_t row_offset) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().tril_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
+                                        {at<const T>(tril), tril_stride, tril_row_stride},
+                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q),
+                                        {samples, rows, columns});
+  });
+}
+
+void tril_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log_sigma, int64_t log_sigma_stride,
+                       Address noise, bool given, Address d_mu, Address d_log_sigma, Address d_tril,
+                       int64_t d_tril_stride, int64_t d_tril_row_stride, int64_t samples, int64_t rows,
+                       int64_t columns, int64_t row_offset) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().tril_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), matrix<T>(log_sigma, log_sigma_stride),
+                                        noise_source<T>(noise, given, row_offset), at<T>(d_mu), at<T>(d_log_sigma),
+                                        {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, {samples, rows, columns});
+  });
+}
+
+void tril_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t mu_stride, Address log_sigma,
+                                int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
+                                Address log_q, Address eps, int64_t samples, int64_t rows, int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().tril_gaussian.log_prob_fwd(at<const T>(z), matrix<T>(mu, mu_stride),
+                                                 matrix<T>(log_sigma, log_sigma_stride),
+                                                 {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(log_q),
+                                                 at<T>(eps), {samples, rows, columns});
+  });
+}
+
+void tril_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address eps, Address log_sigma,
+                                int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
+                                Address d_z, Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
+                                int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().tril_gaussian.log_prob_bwd(
+        at<const T>(d_log_q), at<const T>(eps), matrix<T>(log_sigma, log_sigma_stride),
+        {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(d_z), at<T>(d_mu), at<T>(d_log_sigma),
+        {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, {samples, rows, columns});
+  });
+}
+
+void tril_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
+                          Address tril, int64_t tril_stride, int64_t tril_row_stride, Address kl, int64_t rows,
+                          int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().tril_gaussian.kl_fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
+                                           {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(kl), rows, columns);
+  });
+}
+
+void tril_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
+                          int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
+                          Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
+                          int64_t d_tril_row_stride, int64_t rows, int64_t columns) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().tril_gaussian.kl_bwd(
+        at<const T>(d_kl), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
+        {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(d_mu), at<T>(d_log_sigma),
+        {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, rows, columns);
+  });
+}
+
+std::vector<std::string> available_isas() {
+  const Table* tables[4];
+  const int count = available(tables, 4);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) names.emplace_back(tables[i]->isa);
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  if (!select(name.c_str()))
+    throw nb::value_error("isa must be one of available_isas(); this processor cannot run the one asked for");
+}
+
+}  // namespace
+
+NB_MODULE(_C, m) {
+  m.def("isa", [] { return std::string(current().isa); });
+  m.def("available_isas", available_isas);
+  m.def("set_isa", set_isa);
+  m.def("diag_gaussian_fwd", diag_gaussian_fwd);
+  m.def("diag_gaussian_bwd", diag_gaussian_bwd);
+  m.def("diag_gaussian_log_prob_fwd", diag_gaussian_log_prob_fwd);
+  m.def("diag_gaussian_log_prob_bwd", diag_gaussian_log_prob_bwd);
+  m.def("diag_gaussian_kl_fwd", diag_gaussian_kl_fwd);
+  m.def("diag_gaussian_kl_bwd", diag_gaussian_kl_bwd);
+  m.def("diag_gaussian_kl_prior_fwd", diag_gaussian_kl_prior_fwd);
+  m.def("diag_gaussian_kl_prior_bwd", diag_gaussian_kl_prior_bwd);
+  m.def("tril_gaussian_fwd", tril_gaussian_fwd);
+  m.def("tril_gaussian_bwd", tril_gaussian_bwd);
+  m.def("tril_gaussian_log_prob_fwd", tril_gaussian_log_prob_fwd);
+  m.def("tril_gaussian_log_prob_bwd", tril_gaussian_log_prob_bwd);
+  m.def("tril_gaussian_kl_fwd", tril_gaussian_kl_fwd);
+  m.def("tril_gaussian_kl_bwd", tril_gaussian_kl_bwd);
+}

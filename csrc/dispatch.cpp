@@ -1,0 +1,67 @@
+#include "dispatch.h"
+
+#include <cstring>
+
+namespace fastvae {
+
+#define FASTVAE_DECLARE(isa)                                                                  \
+  namespace isa {                                                                             \
+  DiagGaussian<float> diag_gaussian_f32();                                                    \
+  DiagGaussian<double> diag_gaussian_f64();                                                   \
+  TrilGaussian<float> tril_gaussian_f32();                                                    \
+  TrilGaussian<double> tril_gaussian_f64();                                                   \
+  static const Table table = {                                                                \
+      #isa, {diag_gaussian_f32(), tril_gaussian_f32()}, {diag_gaussian_f64(), tril_gaussian_f64()}}; \
+  }
+
+FASTVAE_DECLARE(baseline)
+#ifdef FASTVAE_X86
+FASTVAE_DECLARE(avx2)
+FASTVAE_DECLARE(avx512)
+#endif
+
+int available(const Table** tables, int capacity) {
+  int count = 0;
+  const auto add = [&](const Table& table) {
+    if (count < capacity) tables[count++] = &table;
+  };
+  add(baseline::table);
+#ifdef FASTVAE_X86
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx2) add(avx2::table);
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    add(avx512::table);
+#endif
+  return count;
+}
+
+namespace {
+
+const Table* best() {
+  const Table* tables[4];
+  return tables[available(tables, 4) - 1];
+}
+
+const Table*& chosen() {
+  static const Table* table = best();
+  return table;
+}
+
+}  // namespace
+
+const Table& current() { return *chosen(); }
+
+bool select(const char* isa) {
+  const Table* tables[4];
+  const int count = available(tables, 4);
+  for (int i = 0; i < count; ++i) {
+    if (std::strcmp(tables[i]->isa, isa) == 0) {
+      chosen() = tables[i];
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace fastvae

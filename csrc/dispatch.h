@@ -1,0 +1,39 @@
+// The table of kernels: one copy for each instruction set, the best that the processor has chosen at load.
+#pragma once
+
+#include "ops/diag_gaussian.h"
+#include "ops/tril_gaussian.h"
+
+namespace fastvae {
+
+template <class T>
+struct Kernels {
+  DiagGaussian<T> diag_gaussian;
+  TrilGaussian<T> tril_gaussian;
+};
+
+struct Table {
+  const char* isa;
+  Kernels<float> f32;
+  Kernels<double> f64;
+
+  template <class T>
+  const Kernels<T>& of() const;
+};
+
+template <>
+inline const Kernels<float>& Table::of() const {
+  return f32;
+}
+template <>
+inline const Kernels<double>& Table::of() const {
+  return f64;
+}
+
+// Tables that this processor can run, slowest first.
+int available(const Table** tables, int capacity);
+const Table& current();
+// False when no available table has this name.
+bool select(const char* isa);
+
+}  // namespace fastvae

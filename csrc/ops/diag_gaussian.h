@@ -1,0 +1,47 @@
+// Diagonal Gaussian: z = mu + exp(log_sigma) eps and the densities that go with it. Arrays z, eps (K, N, D), log_q
+// (K, N) are contiguous; a Matrix has contiguous rows any stride apart.
+#pragma once
+
+#include <cstdint>
+
+namespace fastvae {
+
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t stride;
+
+  const T* row(int64_t n) const { return data + n * stride; }
+};
+
+struct Extent {
+  int64_t samples, rows, columns;
+};
+
+// The normals, or the seed they are drawn from when eps is null.
+template <class T>
+struct NoiseSource {
+  const int64_t* seed;
+  const T* eps;
+  int64_t row_offset;
+};
+
+template <class T>
+struct DiagGaussian {
+  void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> noise, T* z, T* log_q, Extent extent);
+  // d_mu may be null.
+  void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
+              Extent extent);
+  void (*log_prob_fwd)(const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* log_q, Extent extent);
+  void (*log_prob_bwd)(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* d_z, T* d_mu,
+                       T* d_log_sigma, Extent extent);
+  void (*kl_fwd)(Matrix<T> mu, Matrix<T> log_sigma, T* kl, int64_t rows, int64_t columns);
+  void (*kl_bwd)(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, T* d_mu, T* d_log_sigma, int64_t rows,
+                 int64_t columns);
+  void (*kl_prior_fwd)(Matrix<T> mu, Matrix<T> log_sigma, Matrix<T> prior_mu, Matrix<T> prior_log_sigma, T* kl,
+                       int64_t rows, int64_t columns);
+  void (*kl_prior_bwd)(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Matrix<T> prior_mu, Matrix<T> prior_log_sigma,
+                       T* d_mu, T* d_log_sigma, T* d_prior_mu, T* d_prior_log_sigma, int64_t rows, int64_t columns);
+};
+
+}  // namespace fastvae

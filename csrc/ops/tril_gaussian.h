@@ -1,0 +1,35 @@
+// Full-covariance Gaussian, L = strictly lower(tril) + diag(exp log_sigma): z = mu + L eps and its densities.
+#pragma once
+
+#include "diag_gaussian.h"
+
+namespace fastvae {
+
+// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart, or packed when row_stride is 0.
+template <class T>
+struct Tril {
+  T* data;
+  int64_t stride, row_stride;
+
+  T* row(int64_t n, int64_t i) const {
+    return data + n * stride + (row_stride ? i * row_stride : i * (i - 1) / 2);
+  }
+};
+
+template <class T>
+struct TrilGaussian {
+  void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> noise, T* z, T* log_q,
+              Extent extent);
+  void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
+              Tril<T> d_tril, Extent extent);
+  // eps, (K, N, D), are the whitened points, which the backward pass takes.
+  void (*log_prob_fwd)(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* log_q, T* eps,
+                       Extent extent);
+  void (*log_prob_bwd)(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<const T> tril, T* d_z, T* d_mu,
+                       T* d_log_sigma, Tril<T> d_tril, Extent extent);
+  void (*kl_fwd)(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_t rows, int64_t columns);
+  void (*kl_bwd)(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* d_mu, T* d_log_sigma,
+                 Tril<T> d_tril, int64_t rows, int64_t columns);
+};
+
+}  // namespace fastvae

@@ -1,0 +1,22 @@
+"""Fast building blocks of variational auto-encoders for PyTorch.
+
+``fastvae.functional`` holds the ops, ``fastvae.nn`` layers, ``fastvae.distributions`` the posteriors as
+``torch.distributions``, ``fastvae.objectives`` and ``fastvae.likelihoods`` what one trains on, ``fastvae.backend``
+which implementation runs. Importing this package loads neither Triton nor CUDA.
+"""
+
+import torch  # noqa: F401  # first: the extension shares the OpenMP runtime that torch brings
+
+from . import backend, distributions, functional, likelihoods, nn, objectives, rng
+from ._version import __version__
+
+__all__ = [
+    "__version__",
+    "backend",
+    "distributions",
+    "functional",
+    "likelihoods",
+    "nn",
+    "objectives",
+    "rng",
+]

@@ -1,0 +1,184 @@
+"""The one place where arguments are checked, brought to one shape and laid out in rows for the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def same_kind(**tensors: Tensor) -> list[Tensor]:
+    """The tensors, all floating-point, of one dtype and on one device.
+
+    Under autocast, where layers hand out mixed dtypes by design, they are promoted to the widest.
+    """
+    (first_name, first), *others = tensors.items()
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if t.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
+    for name, t in others:
+        if t.device != first.device:
+            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; it is on {t.device}")
+    if all(t.dtype == first.dtype for _, t in others):
+        return list(tensors.values())
+    if not torch.is_autocast_enabled(first.device.type):
+        name, t = next((name, t) for name, t in others if t.dtype != first.dtype)
+        raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {t.dtype}")
+    widest = first.dtype
+    for _, t in others:
+        widest = torch.promote_types(widest, t.dtype)
+    return [t.to(widest) for t in tensors.values()]
+
+
+def same_features(**tensors: Tensor) -> None:
+    """Raises unless all end in the same number, at least one, of features."""
+    (first_name, first), *others = tensors.items()
+    for name, t in tensors.items():
+        if t.dim() == 0 or t.shape[-1] == 0:
+            raise ValueError(f"{name} must have shape (*, D) with D >= 1, got {tuple(t.shape)}")
+    for name, t in others:
+        if t.shape[-1] != first.shape[-1]:
+            raise ValueError(
+                f"{name} must have as many features as {first_name}, {first.shape[-1]}, got {tuple(t.shape)}"
+            )
+
+
+def broadcast_batch(trailing: Sequence[int], **tensors: Tensor) -> list[Tensor]:
+    """The tensors expanded to one batch shape; ``trailing`` counts each one's dimensions after the batch."""
+    batches = [t.shape[: t.dim() - n] for t, n in zip(tensors.values(), trailing, strict=True)]
+    if all(batch == batches[0] for batch in batches[1:]):
+        return list(tensors.values())
+    try:
+        batch = torch.broadcast_shapes(*batches)
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"the batch shapes of {', '.join(tensors)} must broadcast, got {shapes}") from None
+    return [
+        t if own == batch else t.expand(*batch, *t.shape[t.dim() - n :])
+        for t, n, own in zip(tensors.values(), trailing, batches, strict=True)
+    ]
+
+
+def gaussian(mu: Tensor, log_sigma: Tensor) -> list[Tensor]:
+    mu, log_sigma = same_kind(mu=mu, log_sigma=log_sigma)
+    same_features(mu=mu, log_sigma=log_sigma)
+    return broadcast_batch((1, 1), mu=mu, log_sigma=log_sigma)
+
+
+def is_packed(mu: Tensor, tril: Tensor) -> bool:
+    """Whether ``tril`` is packed ``(*, D(D-1)/2)``; dense ``(*, D, D)`` otherwise.
+
+    Only for D = 3 can one shape be read both ways; there a matrix has more dimensions than ``mu``.
+    """
+    features = mu.shape[-1]
+    packed_size = features * (features - 1) // 2
+    if isinstance(tril, Tensor):
+        dense = tril.dim() >= 2 and tril.shape[-2:] == (features, features)
+        if dense and (packed_size != features or tril.dim() > mu.dim()):
+            return False
+        if tril.dim() >= 1 and tril.shape[-1] == packed_size:
+            return True
+    shape = tuple(tril.shape) if isinstance(tril, Tensor) else type(tril).__name__
+    raise ValueError(
+        f"tril must have shape (*, {packed_size}) (packed, D(D-1)/2 for D = {features}) or "
+        f"(*, {features}, {features}) (dense), got {shape}"
+    )
+
+
+def triangular(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    mu, log_sigma, tril = same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
+    same_features(mu=mu, log_sigma=log_sigma)
+    packed = is_packed(mu, tril)
+    mu, log_sigma, tril = broadcast_batch((1, 1, 1 if packed else 2), mu=mu, log_sigma=log_sigma, tril=tril)
+    return mu, log_sigma, tril, packed
+
+
+def sample_shape_of(sample_shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(sample_shape, int):
+        raise TypeError(f"sample_shape must be a sequence of sizes such as ({sample_shape},), got an int")
+    shape = tuple(sample_shape)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"sample_shape must hold sizes >= 0, got {shape}")
+    return shape
+
+
+def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """``eps`` once it is known to fit; half-precision parameters may come with float32 noise."""
+    if generator is not None:
+        raise ValueError("eps and generator exclude each other: eps is the noise that generator would draw")
+    if not isinstance(eps, Tensor):
+        raise TypeError(f"eps must be a tensor, got {type(eps).__name__}")
+    if eps.dtype not in (mu.dtype, torch.float32):
+        raise TypeError(f"eps must have the dtype of mu, {mu.dtype}, or float32, got {eps.dtype}")
+    if eps.device != mu.device:
+        raise ValueError(f"eps must be on the device of mu, {mu.device}; it is on {eps.device}")
+    if eps.shape != shape:
+        raise ValueError(f"eps must have the shape of the sample, {shape}, got {tuple(eps.shape)}")
+    return eps
+
+
+def row_offset_of(row_offset: int) -> int:
+    if row_offset < 0:
+        raise ValueError(f"row_offset must be >= 0, got {row_offset}")
+    return row_offset
+
+
+def product(sizes: Sequence[int]) -> int:
+    """The product of ``sizes``, symbolic ones too."""
+    total = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def compute(t: Tensor) -> Tensor:
+    """``t`` in the dtype that the C++ kernels compute in."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def rows(t: Tensor, width: int) -> Tensor:
+    """``t`` as a matrix of ``width`` columns whose rows are contiguous; a view wherever strides allow."""
+    if t.dim() != 2:
+        t = t.reshape(-1, width)
+    return t if t.stride(1) == 1 or width <= 1 else t.contiguous()
+
+
+def stacked_rows(t: Tensor, batch: Sequence[int], width: int) -> Tensor:
+    """``(*sample_shape, *batch, width)`` as contiguous ``(K, N, width)``."""
+    n = product(batch)
+    samples = product(t.shape[: t.dim() - 1 - len(batch)])
+    return t.reshape(samples, n, width).contiguous()
+
+
+def matrices(tril: Tensor, features: int, packed: bool) -> Tensor:
+    """``tril`` as ``(N, P)`` or ``(N, D, D)`` whose rows are contiguous."""
+    if packed:
+        return rows(tril, tril.shape[-1]) if tril.shape[-1] else tril.reshape(product(tril.shape[:-1]), 0)
+    if tril.dim() != 3:
+        tril = tril.reshape(-1, features, features)
+    return tril if tril.stride(2) == 1 or features == 1 else tril.contiguous()
+
+
+def foreign_points(z: Tensor, parameters: Sequence[Tensor], trailing: Sequence[int]) -> list[Tensor]:
+    """``z`` and the parameters brought to ``z (*sample_shape, *batch, D)``, parameters ``(*batch, ...)``."""
+    same_features(mu=parameters[0], z=z)
+    batch = parameters[0].shape[:-1]
+    points = z.shape[:-1]
+    if points == batch:
+        return [z, *parameters]
+    try:
+        joint = torch.broadcast_shapes(points, batch)
+    except RuntimeError:
+        raise ValueError(
+            f"z must have shape (*sample_shape, *, D) for parameters of shape (*, D) = "
+            f"{tuple(parameters[0].shape)}, got {tuple(z.shape)}"
+        ) from None
+    # Leading dimensions of z that the parameters lack are samples; the others become the parameters' batch.
+    batch = joint[len(joint) - len(batch) :]
+    expanded = [p.expand(*batch, *p.shape[p.dim() - n :]) for p, n in zip(parameters, trailing, strict=True)]
+    return [z.expand(*joint, z.shape[-1]), *expanded]

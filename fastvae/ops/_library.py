@@ -1,0 +1,85 @@
+"""Registration with ``torch.library``, and the parts of autograd that every op shares."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backend
+
+_LIBRARY = torch.library.Library("fastvae", "DEF")
+
+
+class Op(NamedTuple):
+    """A registered op, and its Triton launcher for the interpreter, which the dispatcher cannot tell from C++."""
+
+    dispatched: Callable[..., Any]
+    triton: Callable[..., Any]
+
+    def on(self, interpret: bool) -> Callable[..., Any]:
+        return self.triton if interpret else self.dispatched
+
+
+def define(schema: str, *, module: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> Op:
+    """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``."""
+    name = schema.partition("(")[0]
+
+    def triton(*args: Any) -> Any:
+        # Imported here so that the library, and its CPU users, never load Triton.
+        launcher = getattr(importlib.import_module(f"fastvae.kernels.{module}"), name)
+        return launcher(*args)
+
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, cpu, "CPU")
+    _LIBRARY.impl(name, triton, "CUDA")
+    torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
+    return Op(getattr(torch.ops.fastvae, name).default, triton)
+
+
+def interpreted(impl: str, like: Tensor) -> bool:
+    """Whether a Triton kernel was asked for on CPU tensors."""
+    return impl == "triton" and like.device.type == "cpu"
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def extension() -> Any:
+    """The compiled extension, or the error that says why there is none."""
+    if backend._C is None:
+        raise RuntimeError(f"impl='cpp' cannot run: {backend.why_not('cpp', 'cpu')}")
+    return backend._C
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "fastvae kernels are differentiable once; for gradients of gradients pass impl='reference'"
+        )
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``torch.autograd.function.once_differentiable``, with an error that names the way out."""
+
+    def wrapped(ctx: Any, *d_outputs: Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *d_outputs)
+        with torch.no_grad():
+            gradients = backward(ctx, *d_outputs)
+        present = [g for g in gradients if g is not None]
+        if not any(g.requires_grad for g in (*d_outputs, *ctx.saved_tensors)):
+            return gradients
+        guarded = iter(_FirstOrderOnly.apply(*(g.requires_grad_() for g in present)))
+        return tuple(None if g is None else next(guarded) for g in gradients)
+
+    return wrapped

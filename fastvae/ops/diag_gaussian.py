@@ -1,0 +1,193 @@
+"""Diagonal Gaussian: reparameterised sample and its log-density in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend, rng
+from ..reference import diag_gaussian as reference
+from . import _checks
+from ._library import define, extension, interpreted, needs_grad, once_differentiable
+
+# Here and below: `noise` is a 0-d int64 seed or the normals themselves, (K, N, D); K samples of N rows.
+
+
+def _fwd_cpu(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    n, d = mu.shape
+    x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
+    if given:
+        noise = noise.to(x.dtype)
+    z, log_q = x.new_empty((samples, n, d)), x.new_empty((samples, n))
+    extension().diag_gaussian_fwd(
+        x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
+        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), samples, n, d, row_offset,
+    )  # fmt: skip
+    return z.to(mu.dtype), log_q
+
+
+def _fwd_fake(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    n, d = mu.shape
+    log_q = mu.new_empty((samples, n), dtype=reference.compute_dtype(mu.dtype))
+    return mu.new_empty((samples, n, d)), log_q
+
+
+def _backward_cpu(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, sum_samples: bool
+) -> tuple[Tensor | None, Tensor]:
+    samples, n, d = d_z.shape
+    g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
+    if given:
+        noise = noise.to(g.dtype)
+    d_log_sigma = g.new_empty((n, d))
+    d_mu = g.new_empty((n, d)) if sum_samples else None
+    extension().diag_gaussian_bwd(
+        g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
+        noise.data_ptr(), given, 0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
+        samples, n, d, row_offset,
+    )  # fmt: skip
+    return None if d_mu is None else d_mu.to(log_sigma.dtype), d_log_sigma.to(log_sigma.dtype)
+
+
+def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
+    return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=False)[1]
+
+
+def _bwd_fake(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
+    return log_sigma.new_empty(log_sigma.shape)
+
+
+def _bwd_samples_cpu(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+) -> tuple[Any, Tensor]:
+    return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=True)
+
+
+def _bwd_samples_fake(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    return log_sigma.new_empty(log_sigma.shape), log_sigma.new_empty(log_sigma.shape)
+
+
+FWD = define(
+    "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt samples, SymInt row_offset)"
+    " -> (Tensor z, Tensor log_q)",
+    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake,
+)  # fmt: skip
+# With one sample d_mu is d_z itself: no kernel writes it.
+BWD = define(
+    "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset)"
+    " -> Tensor d_log_sigma",
+    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake,
+)  # fmt: skip
+BWD_SAMPLES = define(
+    "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset)"
+    " -> (Tensor d_mu, Tensor d_log_sigma)",
+    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake,
+)  # fmt: skip
+
+
+class _DiagGaussianRsample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int, interpret: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(log_sigma, noise)
+        ctx.row_offset, ctx.interpret = row_offset, interpret
+        return FWD.on(interpret)(mu, log_sigma, noise, samples, row_offset)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
+        log_sigma, noise = ctx.saved_tensors
+        d_mu = d_log_sigma = None
+        if d_z.shape[0] == 1:
+            if ctx.needs_input_grad[0]:
+                d_mu = d_z[0]
+            if ctx.needs_input_grad[1]:
+                bwd = BWD.on(ctx.interpret)
+                d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
+        else:
+            bwd = BWD_SAMPLES.on(ctx.interpret)
+            d_mu, d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
+        return d_mu, d_log_sigma, None, None, None, None
+
+
+def diag_gaussian_rsample(
+    mu: Tensor,
+    log_sigma: Tensor,
+    sample_shape: Sequence[int] = (),
+    *,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Draws a reparameterised sample of a diagonal Gaussian together with its log-density.
+
+    .. math::
+        z = \mu + \sigma \odot \epsilon, \quad \epsilon \sim N(0, I), \qquad
+        \log q(z) = -\sum_i \left(\tfrac12 \epsilon_i^2 + \log\sigma_i + \tfrac12 \log 2\pi\right)
+
+    Args:
+        mu: mean, shape ``(*, D)``; float16, bfloat16, float32 or float64.
+        log_sigma: natural logarithm of the standard deviation, ``(*, D)``; batches broadcast.
+        sample_shape: shape of the samples drawn for every row, ``(K,)`` for K importance samples. ``mu`` and
+            ``log_sigma`` are not repeated in memory.
+        eps: the noise, ``(*sample_shape, *, D)``, instead of drawing it.
+        generator: the torch generator that the seed of the noise is drawn from; the device's default if None.
+        row_offset: number of the first row within a joint batch: processes that hold consecutive shards of a batch,
+            and generators in the same state, draw the noise of the whole batch.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Returns:
+        ``z``, shape ``(*sample_shape, *, D)``, dtype of ``mu``, and ``log_q``, shape ``(*sample_shape, *)``, float32
+        (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit, devices differ, or ``eps`` and ``generator`` are both given.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        The kernels' noise is a function of (seed, sample, row, column) only, in float32 whatever the inputs' dtype
+        (see :mod:`fastvae.rng`); the backward pass generates it again instead of storing it. The reference draws
+        with :func:`torch.randn`. Deterministic given the generator's state; differentiable once (the reference, any
+        number of times).
+
+    Reference:
+        *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
+
+    Example:
+        >>> mu, log_sigma = torch.zeros(4, 8), torch.zeros(4, 8)
+        >>> z, log_q = diag_gaussian_rsample(mu, log_sigma, (3,))
+        >>> z.shape, log_q.shape
+        (torch.Size([3, 4, 8]), torch.Size([3, 4]))
+    """
+    mu, log_sigma = _checks.gaussian(mu, log_sigma)
+    sample_shape = _checks.sample_shape_of(sample_shape)
+    row_offset = _checks.row_offset_of(row_offset)
+    if eps is not None:
+        eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+    chosen = backend.resolve(impl, mu, eps)
+    if chosen == "reference":
+        rng.check_generator(generator, mu.device)
+        return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
+
+    batch, d = mu.shape[:-1], mu.shape[-1]
+    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    noise = rng.draw_seed(mu.device, generator) if eps is None else _checks.stacked_rows(eps, batch, d)
+    samples = _checks.product(sample_shape)
+    interpret = interpreted(chosen, mu)
+    if needs_grad(mu, log_sigma):
+        z, log_q = _DiagGaussianRsample.apply(mu, log_sigma, noise, samples, row_offset, interpret)
+    else:
+        z, log_q = FWD.on(interpret)(mu, log_sigma, noise, samples, row_offset)
+    return z.view(*sample_shape, *batch, d), log_q.view(*sample_shape, *batch)

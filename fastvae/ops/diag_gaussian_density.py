@@ -1,0 +1,253 @@
+"""Diagonal Gaussian: log-density of foreign points, and Kullback-Leibler divergences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..reference import diag_gaussian as reference
+from . import _checks
+from ._library import define, extension, interpreted, needs_grad, once_differentiable
+
+
+def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return t.new_empty(shape, dtype=reference.compute_dtype(t.dtype))
+
+
+def _matrix(t: Tensor) -> tuple[int, int]:
+    """What the extension takes for a matrix of contiguous rows: its address and its row stride."""
+    return t.data_ptr(), t.stride(0)
+
+
+def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    samples, n, d = z.shape
+    points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
+    log_q = x.new_empty((samples, n))
+    extension().diag_gaussian_log_prob_fwd(
+        x.dtype == torch.float64, points.data_ptr(), *_matrix(x), *_matrix(log_s), log_q.data_ptr(), samples, n, d
+    )
+    return log_q
+
+
+def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    samples, n, d = z.shape
+    points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
+    d_z, d_mu, d_log_sigma = x.new_empty((samples, n, d)), x.new_empty((n, d)), x.new_empty((n, d))
+    extension().diag_gaussian_log_prob_bwd(
+        x.dtype == torch.float64, d_log_q.data_ptr(), points.data_ptr(), *_matrix(x), *_matrix(log_s),
+        d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), samples, n, d,
+    )  # fmt: skip
+    return d_z.to(z.dtype), d_mu.to(z.dtype), d_log_sigma.to(z.dtype)
+
+
+def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor) -> Tensor:
+    x, log_s = _checks.compute(mu), _checks.compute(log_sigma)
+    kl = x.new_empty((mu.shape[0],))
+    extension().diag_gaussian_kl_fwd(
+        x.dtype == torch.float64, *_matrix(x), *_matrix(log_s), kl.data_ptr(), *mu.shape
+    )
+    return kl
+
+
+def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
+    x, log_s = _checks.compute(mu), _checks.compute(log_sigma)
+    d_mu, d_log_sigma = x.new_empty(x.shape), x.new_empty(x.shape)
+    extension().diag_gaussian_kl_bwd(
+        x.dtype == torch.float64, d_kl.data_ptr(), *_matrix(x), *_matrix(log_s),
+        d_mu.data_ptr(), d_log_sigma.data_ptr(), *mu.shape,
+    )  # fmt: skip
+    return d_mu.to(mu.dtype), d_log_sigma.to(mu.dtype)
+
+
+def _kl_prior_fwd_cpu(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor) -> Tensor:
+    parameters = [_checks.compute(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
+    kl = parameters[0].new_empty((mu.shape[0],))
+    extension().diag_gaussian_kl_prior_fwd(
+        kl.dtype == torch.float64, *(word for p in parameters for word in _matrix(p)), kl.data_ptr(), *mu.shape
+    )
+    return kl
+
+
+def _kl_prior_bwd_cpu(
+    d_kl: Tensor, mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor
+) -> tuple[Tensor, ...]:
+    parameters = [_checks.compute(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
+    gradients = [p.new_empty(p.shape) for p in parameters]
+    extension().diag_gaussian_kl_prior_bwd(
+        d_kl.dtype == torch.float64, d_kl.data_ptr(), *(word for p in parameters for word in _matrix(p)),
+        *(g.data_ptr() for g in gradients), *mu.shape,
+    )  # fmt: skip
+    return tuple(g.to(mu.dtype) for g in gradients)
+
+
+def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in tensors)
+
+
+LOG_PROB_FWD = define(
+    "diag_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma) -> Tensor log_q",
+    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu,
+    fake=lambda z, mu, log_sigma: _density_like(mu, z.shape[:-1]),
+)  # fmt: skip
+LOG_PROB_BWD = define(
+    "diag_gaussian_log_prob_bwd(Tensor d_log_q, Tensor z, Tensor mu, Tensor log_sigma)"
+    " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma)",
+    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu,
+    fake=lambda d_log_q, z, mu, log_sigma: _contiguous_like(z, mu, log_sigma),
+)  # fmt: skip
+KL_FWD = define(
+    "diag_gaussian_kl_fwd(Tensor mu, Tensor log_sigma) -> Tensor kl",
+    module="diag_gaussian_density", cpu=_kl_fwd_cpu,
+    fake=lambda mu, log_sigma: _density_like(mu, mu.shape[:-1]),
+)  # fmt: skip
+KL_BWD = define(
+    "diag_gaussian_kl_bwd(Tensor d_kl, Tensor mu, Tensor log_sigma) -> (Tensor d_mu, Tensor d_log_sigma)",
+    module="diag_gaussian_density", cpu=_kl_bwd_cpu,
+    fake=lambda d_kl, mu, log_sigma: _contiguous_like(mu, log_sigma),
+)  # fmt: skip
+KL_PRIOR_FWD = define(
+    "diag_gaussian_kl_prior_fwd(Tensor mu, Tensor log_sigma, Tensor prior_mu, Tensor prior_log_sigma) -> Tensor kl",
+    module="diag_gaussian_density", cpu=_kl_prior_fwd_cpu,
+    fake=lambda mu, *_: _density_like(mu, mu.shape[:-1]),
+)  # fmt: skip
+KL_PRIOR_BWD = define(
+    "diag_gaussian_kl_prior_bwd(Tensor d_kl, Tensor mu, Tensor log_sigma, Tensor prior_mu, Tensor prior_log_sigma)"
+    " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_prior_mu, Tensor d_prior_log_sigma)",
+    module="diag_gaussian_density", cpu=_kl_prior_bwd_cpu,
+    fake=lambda d_kl, *parameters: _contiguous_like(*parameters),
+)  # fmt: skip
+
+
+class _DiagGaussianLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, interpret: bool) -> Tensor:
+        ctx.save_for_backward(z, mu, log_sigma)
+        ctx.interpret = interpret
+        return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_log_q: Tensor) -> Any:
+        return *LOG_PROB_BWD.on(ctx.interpret)(d_log_q.contiguous(), *ctx.saved_tensors), None
+
+
+class _DiagGaussianKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, interpret: bool, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        ctx.interpret = interpret
+        return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(interpret)(*parameters)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_kl: Tensor) -> Any:
+        op = KL_BWD if len(ctx.saved_tensors) == 2 else KL_PRIOR_BWD
+        return None, *op.on(ctx.interpret)(d_kl.contiguous(), *ctx.saved_tensors)
+
+
+def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: str = "auto") -> Tensor:
+    r"""Log-density of points under a diagonal Gaussian, summed over the features.
+
+    .. math::
+        \log q(z) = -\sum_i \left(\frac{(z_i - \mu_i)^2}{2\sigma_i^2} + \log\sigma_i + \tfrac12 \log 2\pi\right)
+
+    Args:
+        z: the points, shape ``(*sample_shape, *, D)``; leading dimensions that the parameters lack are samples of
+            the same Gaussian, for which nothing is repeated in memory.
+        mu: mean, ``(*, D)``.
+        log_sigma: natural logarithm of the standard deviation, ``(*, D)``.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Returns:
+        ``(*sample_shape, *)`` in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit or devices differ.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Deterministic; differentiable once in every argument (the reference, any number of times).
+
+    Reference:
+        *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
+
+    Example:
+        >>> diag_gaussian_log_prob(torch.zeros(5, 1, 2), torch.zeros(3, 2), torch.zeros(3, 2)).shape
+        torch.Size([5, 3])
+    """
+    z, mu, log_sigma = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma)
+    mu, log_sigma = _checks.gaussian(mu, log_sigma)
+    z, mu, log_sigma = _checks.foreign_points(z, (mu, log_sigma), (1, 1))
+    chosen = backend.resolve(impl, mu)
+    if chosen == "reference":
+        return reference.log_prob(z, mu, log_sigma)
+    shape, d = z.shape[:-1], z.shape[-1]
+    z = _checks.stacked_rows(z, mu.shape[:-1], d)
+    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    interpret = interpreted(chosen, mu)
+    if needs_grad(z, mu, log_sigma):
+        return _DiagGaussianLogProb.apply(z, mu, log_sigma, interpret).view(shape)
+    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma).view(shape)
+
+
+def diag_gaussian_kl(
+    mu: Tensor,
+    log_sigma: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_log_sigma: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Kullback-Leibler divergence of a diagonal Gaussian from :math:`N(0, I)` or from another diagonal Gaussian.
+
+    .. math::
+        \mathrm{KL}(q \,\|\, p) = \sum_i \left(\log\frac{\sigma^p_i}{\sigma_i}
+            + \frac{\sigma_i^2 + (\mu_i - \mu^p_i)^2}{2 (\sigma^p_i)^2} - \tfrac12\right)
+
+    Args:
+        mu: mean of q, shape ``(*, D)``.
+        log_sigma: natural logarithm of the standard deviation of q, ``(*, D)``.
+        prior_mu: mean of p, ``(*, D)``; None, together with ``prior_log_sigma``, for :math:`N(0, I)`.
+        prior_log_sigma: natural logarithm of the standard deviation of p, ``(*, D)``.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Returns:
+        ``(*)`` in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit, devices differ, or only one of the prior's parameters is given.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Deterministic; differentiable once in every argument (the reference, any number of times).
+
+    Reference:
+        *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013), appendix B.
+
+    Example:
+        >>> diag_gaussian_kl(torch.ones(3, 2), torch.zeros(3, 2))
+        tensor([1., 1., 1.])
+    """
+    if (prior_mu is None) != (prior_log_sigma is None):
+        missing = "prior_mu" if prior_mu is None else "prior_log_sigma"
+        raise ValueError(f"prior_mu and prior_log_sigma must be given together; {missing} is None")
+    named = {"mu": mu, "log_sigma": log_sigma}
+    if prior_mu is not None and prior_log_sigma is not None:
+        named |= {"prior_mu": prior_mu, "prior_log_sigma": prior_log_sigma}
+    named = dict(zip(named, _checks.same_kind(**named), strict=True))
+    _checks.same_features(**named)
+    parameters = _checks.broadcast_batch([1] * len(named), **named)
+    chosen = backend.resolve(impl, mu)
+    if chosen == "reference":
+        return reference.kl(*parameters, *[None] * (4 - len(parameters)))
+    batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]
+    parameters = [_checks.rows(p, d) for p in parameters]
+    interpret = interpreted(chosen, mu)
+    if needs_grad(*parameters):
+        return _DiagGaussianKL.apply(interpret, *parameters).view(batch)
+    return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(interpret)(*parameters).view(batch)

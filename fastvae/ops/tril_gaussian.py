@@ -1,0 +1,186 @@
+"""Full-covariance Gaussian with a triangular factor: reparameterised sample and its log-density in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend, rng
+from ..reference import tril_gaussian as reference
+from ..reference.diag_gaussian import compute_dtype
+from . import _checks
+from ._library import define, extension, interpreted, needs_grad, once_differentiable
+
+
+def layout(tril: Tensor) -> tuple[int, int, int]:
+    """What the extension takes for ``tril``: its address, the stride of a Gaussian, and of a row (0: packed)."""
+    return tril.data_ptr(), tril.stride(0), tril.stride(1) if tril.dim() == 3 else 0
+
+
+def empty_tril(like: Tensor, n: int, d: int, dense: bool) -> Tensor:
+    return like.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
+
+
+def _fwd_cpu(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    n, d = mu.shape
+    x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
+    given = noise.dim() > 0
+    if given:
+        noise = noise.to(x.dtype)
+    z, log_q = x.new_empty((samples, n, d)), x.new_empty((samples, n))
+    extension().tril_gaussian_fwd(
+        x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
+        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), samples, n, d, row_offset,
+    )  # fmt: skip
+    return z.to(mu.dtype), log_q
+
+
+def _fwd_fake(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    n, d = mu.shape
+    return mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
+
+
+def _bwd_cpu(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples, n, d = d_z.shape
+    g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
+    if given:
+        noise = noise.to(g.dtype)
+    d_mu, d_log_sigma, d_tril = g.new_empty((n, d)), g.new_empty((n, d)), empty_tril(g, n, d, dense)
+    extension().tril_gaussian_bwd(
+        g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
+        noise.data_ptr(), given, d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
+        samples, n, d, row_offset,
+    )  # fmt: skip
+    dtype = log_sigma.dtype
+    return d_mu.to(dtype), d_log_sigma.to(dtype), d_tril.to(dtype)
+
+
+def _bwd_fake(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = log_sigma.shape
+    return log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d)), empty_tril(log_sigma, n, d, dense)
+
+
+FWD = define(
+    "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt samples, SymInt row_offset)"
+    " -> (Tensor z, Tensor log_q)",
+    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake,
+)  # fmt: skip
+# The gradient of the factor is an outer product: its values are not read again, only its layout is kept.
+BWD = define(
+    "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset, bool dense)"
+    " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake,
+)  # fmt: skip
+
+
+class _TrilGaussianRsample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        log_sigma: Tensor,
+        tril: Tensor,
+        noise: Tensor,
+        samples: int,
+        row_offset: int,
+        interpret: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(log_sigma, noise)
+        ctx.row_offset, ctx.dense, ctx.interpret = row_offset, tril.dim() == 3, interpret
+        return FWD.on(interpret)(mu, log_sigma, tril, noise, samples, row_offset)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
+        bwd = BWD.on(ctx.interpret)
+        gradients = bwd(d_z.contiguous(), d_log_q.contiguous(), *ctx.saved_tensors, ctx.row_offset, ctx.dense)
+        return *gradients, None, None, None, None
+
+
+def tril_gaussian_rsample(
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    sample_shape: Sequence[int] = (),
+    *,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Draws a reparameterised sample of a full-covariance Gaussian together with its log-density.
+
+    .. math::
+        L = \operatorname{strictly\,lower}(T) + \operatorname{diag}(\sigma), \quad z = \mu + L\epsilon, \qquad
+        \log q(z) = -\sum_i \left(\tfrac12 \epsilon_i^2 + \log\sigma_i + \tfrac12 \log 2\pi\right)
+
+    The covariance is :math:`LL^\top` and :math:`\log|\det L| = \sum_i \log\sigma_i`: nothing is factorised or solved,
+    and no D × D temporary is made.
+
+    Args:
+        mu: mean, shape ``(*, D)``; float16, bfloat16, float32 or float64.
+        log_sigma: natural logarithm of the diagonal of the factor, ``(*, D)``; batches broadcast.
+        tril: below the diagonal of the factor: packed row by row, ``(*, D(D-1)/2)``, in the order of
+            ``torch.tril_indices(D, D, -1)``, or dense, ``(*, D, D)``, of which only the strict lower triangle is
+            read (what stands above may be NaN). For D = 3 a ``tril`` with as many dimensions as ``mu`` is packed.
+        sample_shape: shape of the samples drawn for every row; the parameters are not repeated in memory.
+        eps: the noise, ``(*sample_shape, *, D)``, instead of drawing it.
+        generator: the torch generator that the seed of the noise is drawn from; the device's default if None.
+        row_offset: number of the first row within a joint batch, see :func:`diag_gaussian_rsample`.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Returns:
+        ``z``, shape ``(*sample_shape, *, D)``, dtype of ``mu``, and ``log_q``, shape ``(*sample_shape, *)``, float32
+        (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit, devices differ, or ``eps`` and ``generator`` are both given.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Half-precision inputs accumulate in float32. The noise is that of :func:`diag_gaussian_rsample`, drawn again in
+        the backward pass; the gradient of a dense ``tril`` is zero on and above the diagonal. Deterministic given
+        the generator's state; differentiable once (the reference, any number of times).
+
+    Reference:
+        *An Introduction to Variational Autoencoders* (Kingma, Welling, 2019), full-covariance Gaussian posteriors.
+
+    Example:
+        >>> mu, log_sigma, tril = torch.zeros(4, 8), torch.zeros(4, 8), torch.zeros(4, 28)
+        >>> z, log_q = tril_gaussian_rsample(mu, log_sigma, tril, (3,))
+        >>> z.shape, log_q.shape
+        (torch.Size([3, 4, 8]), torch.Size([3, 4]))
+    """
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    sample_shape = _checks.sample_shape_of(sample_shape)
+    row_offset = _checks.row_offset_of(row_offset)
+    if eps is not None:
+        eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+    chosen = backend.resolve(impl, mu, eps)
+    if chosen == "reference":
+        rng.check_generator(generator, mu.device)
+        return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
+
+    batch, d = mu.shape[:-1], mu.shape[-1]
+    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    tril = _checks.matrices(tril, d, packed)
+    noise = rng.draw_seed(mu.device, generator) if eps is None else _checks.stacked_rows(eps, batch, d)
+    samples = _checks.product(sample_shape)
+    interpret = interpreted(chosen, mu)
+    if needs_grad(mu, log_sigma, tril):
+        z, log_q = _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, samples, row_offset, interpret)
+    else:
+        z, log_q = FWD.on(interpret)(mu, log_sigma, tril, noise, samples, row_offset)
+    return z.view(*sample_shape, *batch, d), log_q.view(*sample_shape, *batch)

@@ -1,0 +1,220 @@
+"""Full-covariance Gaussian: log-density of foreign points by forward substitution, and divergence from N(0, I)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..reference import tril_gaussian as reference
+from ..reference.diag_gaussian import compute_dtype
+from . import _checks
+from ._library import define, extension, interpreted, needs_grad, once_differentiable
+from .tril_gaussian import empty_tril, layout
+
+
+def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
+    samples, n, d = z.shape
+    points, x, log_s, t = (_checks.compute(p) for p in (z, mu, log_sigma, tril))
+    log_q, eps = x.new_empty((samples, n)), x.new_empty((samples, n, d))
+    extension().tril_gaussian_log_prob_fwd(
+        x.dtype == torch.float64, points.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
+        *layout(t), log_q.data_ptr(), eps.data_ptr(), samples, n, d,
+    )  # fmt: skip
+    return log_q, eps
+
+
+def _log_prob_bwd_cpu(
+    d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    samples, n, d = eps.shape
+    log_s, t, dense = _checks.compute(log_sigma), _checks.compute(tril), tril.dim() == 3
+    d_z, d_mu, d_log_sigma = eps.new_empty((samples, n, d)), eps.new_empty((n, d)), eps.new_empty((n, d))
+    d_tril = empty_tril(eps, n, d, dense)
+    extension().tril_gaussian_log_prob_bwd(
+        eps.dtype == torch.float64, d_log_q.data_ptr(), eps.data_ptr(), log_s.data_ptr(), log_s.stride(0),
+        *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), samples, n, d,
+    )  # fmt: skip
+    dtype = log_sigma.dtype
+    return d_z.to(dtype), d_mu.to(dtype), d_log_sigma.to(dtype), d_tril.to(dtype)
+
+
+def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
+    x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
+    kl = x.new_empty((mu.shape[0],))
+    extension().tril_gaussian_kl_fwd(
+        x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
+        kl.data_ptr(), *mu.shape,
+    )  # fmt: skip
+    return kl
+
+
+def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = mu.shape
+    x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
+    d_mu, d_log_sigma, d_tril = x.new_empty((n, d)), x.new_empty((n, d)), empty_tril(x, n, d, tril.dim() == 3)
+    extension().tril_gaussian_kl_bwd(
+        x.dtype == torch.float64, d_kl.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
+        *layout(t), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), n, d,
+    )  # fmt: skip
+    return d_mu.to(mu.dtype), d_log_sigma.to(mu.dtype), d_tril.to(mu.dtype)
+
+
+def _log_prob_fwd_fake(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(z.dtype)
+    return z.new_empty(z.shape[:-1], dtype=dtype), z.new_empty(z.shape, dtype=dtype)
+
+
+def _log_prob_bwd_fake(
+    d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_z = log_sigma.new_empty(eps.shape)
+    return d_z, log_sigma.new_empty(log_sigma.shape), log_sigma.new_empty(log_sigma.shape), tril.new_empty(tril.shape)
+
+
+LOG_PROB_FWD = define(
+    "tril_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma, Tensor tril) -> (Tensor log_q, Tensor eps)",
+    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake,
+)  # fmt: skip
+LOG_PROB_BWD = define(
+    "tril_gaussian_log_prob_bwd(Tensor d_log_q, Tensor eps, Tensor log_sigma, Tensor tril)"
+    " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake,
+)  # fmt: skip
+KL_FWD = define(
+    "tril_gaussian_kl_fwd(Tensor mu, Tensor log_sigma, Tensor tril) -> Tensor kl",
+    module="tril_gaussian_density", cpu=_kl_fwd_cpu,
+    fake=lambda mu, *_: mu.new_empty(mu.shape[:-1], dtype=compute_dtype(mu.dtype)),
+)  # fmt: skip
+KL_BWD = define(
+    "tril_gaussian_kl_bwd(Tensor d_kl, Tensor mu, Tensor log_sigma, Tensor tril)"
+    " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    module="tril_gaussian_density", cpu=_kl_bwd_cpu,
+    fake=lambda d_kl, *parameters: tuple(p.new_empty(p.shape) for p in parameters),
+)  # fmt: skip
+
+
+class _TrilGaussianLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, interpret: bool) -> Tensor:
+        log_q, eps = LOG_PROB_FWD.on(interpret)(z, mu, log_sigma, tril)
+        ctx.save_for_backward(eps, log_sigma, tril)
+        ctx.interpret = interpret
+        return log_q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_log_q: Tensor) -> Any:
+        return *LOG_PROB_BWD.on(ctx.interpret)(d_log_q.contiguous(), *ctx.saved_tensors), None
+
+
+class _TrilGaussianKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, tril: Tensor, interpret: bool) -> Tensor:
+        ctx.save_for_backward(mu, log_sigma, tril)
+        ctx.interpret = interpret
+        return KL_FWD.on(interpret)(mu, log_sigma, tril)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_kl: Tensor) -> Any:
+        return *KL_BWD.on(ctx.interpret)(d_kl.contiguous(), *ctx.saved_tensors), None
+
+
+def tril_gaussian_log_prob(
+    z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    r"""Log-density of points under a full-covariance Gaussian, by forward substitution with its triangular factor.
+
+    .. math::
+        L\epsilon = z - \mu, \qquad
+        \log q(z) = -\sum_i \left(\tfrac12 \epsilon_i^2 + \log\sigma_i + \tfrac12 \log 2\pi\right)
+
+    For one's own samples use the ``log_q`` that :func:`tril_gaussian_rsample` returns: it needs no solve.
+
+    Args:
+        z: the points, shape ``(*sample_shape, *, D)``; leading dimensions that the parameters lack are samples of
+            the same Gaussian, for which nothing is repeated in memory.
+        mu: mean, ``(*, D)``.
+        log_sigma: natural logarithm of the diagonal of the factor, ``(*, D)``.
+        tril: below the diagonal of the factor, packed ``(*, D(D-1)/2)`` or dense ``(*, D, D)``.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Returns:
+        ``(*sample_shape, *)`` in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit or devices differ.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        The whitened points, as large as ``z``, are kept for the backward pass. Deterministic; differentiable once in
+        every argument (the reference, any number of times).
+
+    Reference:
+        *Matrix Computations* (Golub, Van Loan, 2013), section 3.1.
+
+    Example:
+        >>> tril_gaussian_log_prob(torch.zeros(5, 1, 4), torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 6)).shape
+        torch.Size([5, 3])
+    """
+    z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    z, mu, log_sigma, tril = _checks.foreign_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
+    chosen = backend.resolve(impl, mu)
+    if chosen == "reference":
+        return reference.log_prob(z, mu, log_sigma, tril, packed)
+    shape, d = z.shape[:-1], z.shape[-1]
+    z = _checks.stacked_rows(z, mu.shape[:-1], d)
+    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    tril = _checks.matrices(tril, d, packed)
+    interpret = interpreted(chosen, mu)
+    if needs_grad(z, mu, log_sigma, tril):
+        return _TrilGaussianLogProb.apply(z, mu, log_sigma, tril, interpret).view(shape)
+    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma, tril)[0].view(shape)
+
+
+def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
+    r"""Kullback-Leibler divergence of a full-covariance Gaussian from :math:`N(0, I)`, in closed form.
+
+    .. math::
+        \mathrm{KL} = \tfrac12 \left(\sum_{j<i} T_{ij}^2 + \sum_i (\sigma_i^2 + \mu_i^2 - 1)\right) - \sum_i \log\sigma_i
+
+    Args:
+        mu: mean, shape ``(*, D)``.
+        log_sigma: natural logarithm of the diagonal of the factor, ``(*, D)``.
+        tril: below the diagonal of the factor, packed ``(*, D(D-1)/2)`` or dense ``(*, D, D)``.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Returns:
+        ``(*)`` in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit or devices differ.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Deterministic; differentiable once in every argument (the reference, any number of times).
+
+    Reference:
+        *Pattern Recognition and Machine Learning* (Bishop, 2006), section 1.6.
+
+    Example:
+        >>> tril_gaussian_kl(torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, 6))
+        tensor([3., 3.])
+    """
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    chosen = backend.resolve(impl, mu)
+    if chosen == "reference":
+        return reference.kl(mu, log_sigma, tril, packed)
+    batch, d = mu.shape[:-1], mu.shape[-1]
+    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    tril = _checks.matrices(tril, d, packed)
+    interpret = interpreted(chosen, mu)
+    if needs_grad(mu, log_sigma, tril):
+        return _TrilGaussianKL.apply(mu, log_sigma, tril, interpret).view(batch)
+    return KL_FWD.on(interpret)(mu, log_sigma, tril).view(batch)

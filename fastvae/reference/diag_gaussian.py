@@ -1,0 +1,61 @@
+r"""Diagonal Gaussian in plain PyTorch.
+
+.. math::
+    z = \mu + \sigma \odot \epsilon, \qquad
+    \log q(z) = -\sum_i \left(\tfrac12 \epsilon_i^2 + \log \sigma_i + \tfrac12 \log 2\pi\right)
+
+Half-precision inputs are computed in float32; the sample has the inputs' dtype, densities stay float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def draw_eps(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(shape, dtype=compute_dtype(like.dtype), device=like.device, generator=generator)
+
+
+def standard_normal_log_prob(eps: Tensor) -> Tensor:
+    return -0.5 * eps.square().sum(-1) - 0.5 * LOG_2PI * eps.shape[-1]
+
+
+def rsample(
+    mu: Tensor,
+    log_sigma: Tensor,
+    sample_shape: tuple[int, ...],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(mu.dtype)
+    if eps is None:
+        eps = draw_eps(sample_shape + mu.shape, mu, generator)
+    eps, log_sigma = eps.to(dtype), log_sigma.to(dtype)
+    z = torch.addcmul(mu.to(dtype), log_sigma.exp(), eps)
+    return z.to(mu.dtype), standard_normal_log_prob(eps) - log_sigma.sum(-1)
+
+
+def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    dtype = compute_dtype(mu.dtype)
+    log_sigma = log_sigma.to(dtype)
+    eps = (z.to(dtype) - mu.to(dtype)) * (-log_sigma).exp()
+    return standard_normal_log_prob(eps) - log_sigma.sum(-1)
+
+
+def kl(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor | None, prior_log_sigma: Tensor | None) -> Tensor:
+    dtype = compute_dtype(mu.dtype)
+    mu, log_sigma = mu.to(dtype), log_sigma.to(dtype)
+    if prior_mu is None or prior_log_sigma is None:
+        return 0.5 * (mu.square() + (2.0 * log_sigma).exp() - 1.0 - 2.0 * log_sigma).sum(-1)
+    log_ratio = log_sigma - prior_log_sigma.to(dtype)
+    whitened = (mu - prior_mu.to(dtype)) * (-prior_log_sigma.to(dtype)).exp()
+    return 0.5 * (whitened.square() + (2.0 * log_ratio).exp() - 1.0 - 2.0 * log_ratio).sum(-1)

@@ -1,0 +1,64 @@
+r"""Full-covariance Gaussian with a triangular factor in plain PyTorch.
+
+.. math::
+    L = \operatorname{strictly\,lower}(T) + \operatorname{diag}(\sigma), \quad z = \mu + L\epsilon, \quad
+    \log q(z) = -\sum_i \left(\tfrac12 \epsilon_i^2 + \log \sigma_i + \tfrac12 \log 2\pi\right)
+
+since :math:`\log|\det L| = \sum_i \log\sigma_i`: no Cholesky, and no solve for one's own sample.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .diag_gaussian import compute_dtype, draw_eps, standard_normal_log_prob
+
+
+def strictly_lower(tril: Tensor, features: int, packed: bool) -> Tensor:
+    """The dense strict lower triangle, zero elsewhere whatever stood there, out of either layout."""
+    if not packed:
+        return tril.tril(-1)
+    row, column = torch.tril_indices(features, features, -1, device=tril.device)
+    dense = tril.new_zeros((*tril.shape[:-1], features, features))
+    dense[..., row, column] = tril
+    return dense
+
+
+def rsample(
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    packed: bool,
+    sample_shape: tuple[int, ...],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(mu.dtype)
+    if eps is None:
+        eps = draw_eps(sample_shape + mu.shape, mu, generator)
+    eps, log_sigma = eps.to(dtype), log_sigma.to(dtype)
+    lower = strictly_lower(tril.to(dtype), mu.shape[-1], packed)
+    with torch.autocast(mu.device.type, enabled=False):
+        mixed = torch.einsum("...ij,...j->...i", lower, eps)
+    z = torch.addcmul(mu.to(dtype) + mixed, log_sigma.exp(), eps)
+    return z.to(mu.dtype), standard_normal_log_prob(eps) - log_sigma.sum(-1)
+
+
+def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool) -> Tensor:
+    dtype = compute_dtype(mu.dtype)
+    log_sigma = log_sigma.to(dtype)
+    lower = strictly_lower(tril.to(dtype), mu.shape[-1], packed) + torch.diag_embed(log_sigma.exp())
+    # Samples of one Gaussian are the right-hand sides of one solve: the factor is not expanded over them.
+    residual = (z.to(dtype) - mu.to(dtype)).reshape(-1, *mu.shape).movedim(0, -1)
+    eps = torch.linalg.solve_triangular(lower, residual, upper=False).movedim(-1, 0).reshape(z.shape)
+    return standard_normal_log_prob(eps) - log_sigma.sum(-1)
+
+
+def kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool) -> Tensor:
+    dtype = compute_dtype(mu.dtype)
+    mu, log_sigma = mu.to(dtype), log_sigma.to(dtype)
+    tril = tril.to(dtype)
+    off_diagonal = tril.square().sum(-1) if packed else tril.tril(-1).square().sum((-2, -1))
+    diagonal = mu.square() + (2.0 * log_sigma).exp() - 1.0 - 2.0 * log_sigma
+    return 0.5 * (off_diagonal + diagonal.sum(-1))
