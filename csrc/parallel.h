@@ -8,13 +8,13 @@
 namespace fastvae {
 namespace {
 
-// Below this many elementary operations waking a second thread costs more than it saves (measured: 3 to 5 us).
-constexpr int64_t kParallelWork = 1 << 15;
+// Each thread must find this many scalar operations, about 8 us of them, else waking it costs more than it saves.
+constexpr int64_t kParallelWork = 1 << 17;
 
 // Calls body(begin, end) on disjoint ranges that cover [0, items); work_per_item counts scalar operations, roughly.
 template <class Body>
 inline void parallel_ranges(int64_t items, int64_t work_per_item, const Body& body) {
-  const int64_t most = items * work_per_item / kParallelWork + 1;
+  const int64_t most = items * work_per_item / kParallelWork;
   const int64_t limit = most < items ? most : items;
   const int threads = omp_get_max_threads() < limit ? omp_get_max_threads() : static_cast<int>(limit);
   if (threads <= 1 || omp_in_parallel()) {

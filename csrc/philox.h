@@ -4,27 +4,35 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 
-#include "isa.h"
+#include "simd.h"
+#include "types.h"
 #include "vecmath.h"
 
 namespace fastvae {
 namespace {
 
-// Counters per batch of noise: four lanes of this many values stay in the first-level cache.
-constexpr int64_t kChunk = 256;
+// Counters per batch: their words and normals stay in the first-level cache.
+constexpr int64_t kBatch = 256;
+constexpr int64_t kBatchPadded = kBatch + kVectorBytes / 8;
 
-struct PhiloxWords {
-  alignas(64) uint32_t x[4][kChunk];
+struct PhiloxCounters {
+  alignas(64) uint64_t column[kBatchPadded], row[kBatchPadded], sample[kBatchPadded];
 };
 
-// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, 2011) for the columns first, first + 1, ... of one row and sample.
-// Each 32-bit word stays in the low half of a 64-bit lane: a product's low half is then already in place, and its
-// garbage above is ignored by the next multiplication.
-inline void philox(uint64_t seed, uint64_t row, uint32_t sample, int64_t first, int64_t count, PhiloxWords& out) {
-  for (int64_t start = 0; start < count; start += kLanes) {
-    U64 c0, c1 = U64{} + (row & 0xFFFFFFFFu), c2 = U64{} + (row >> 32), c3 = U64{} + sample;
-    for (int lane = 0; lane < kLanes; ++lane) c0[lane] = static_cast<uint64_t>(first + start + lane);
+struct PhiloxWords {
+  alignas(64) uint32_t x[4][kBatchPadded];
+};
+
+// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, 2011). Each 32-bit word stays in the low half of a 64-bit lane: a
+// product's low half is then already in place, and its garbage above is ignored by the next multiplication.
+inline void philox(uint64_t seed, const PhiloxCounters& counters, int64_t count, PhiloxWords& out) {
+  constexpr int64_t lanes = kVectorBytes / 8;
+  for (int64_t start = 0; start < count; start += lanes) {
+    const U64 row = *reinterpret_cast<const U64*>(counters.row + start);
+    U64 c0 = *reinterpret_cast<const U64*>(counters.column + start), c1 = row, c2 = row >> 32;
+    U64 c3 = *reinterpret_cast<const U64*>(counters.sample + start);
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
@@ -62,36 +70,89 @@ inline void box_muller(const uint32_t* a, const uint32_t* b, int64_t count, T* e
   }
 }
 
-// Where one call's noise comes from: a seed, or the normals themselves.
+// The noise of consecutive (row, sample) items, samples innermost, each item's D normals contiguous.
 template <class T>
-struct Noise {
-  const int64_t* seed;
-  const T* eps;
-};
-
-// The noise of columns [first, first + count) of each quarter of one row; lane[l][i] belongs to column l*quarter+first+i.
-template <class T>
-struct NoiseChunk {
-  alignas(64) T values[4][kChunk];
-  const T* lane[4];
-
-  void draw(uint64_t seed, uint64_t row, int64_t sample, int64_t first, int64_t count) {
-    PhiloxWords words;
-    philox(seed, row, static_cast<uint32_t>(sample), first, count, words);
-    box_muller(words.x[0], words.x[1], count, values[0], values[1]);
-    box_muller(words.x[2], words.x[3], count, values[2], values[3]);
-    for (int l = 0; l < 4; ++l) lane[l] = values[l];
+class NoiseRows {
+ public:
+  NoiseRows(NoiseSource<T> source, Extent extent) : source_(source), extent_(extent), quarter_((extent.columns + 3) / 4) {
+    if (source_.eps) return;
+    values_.reset(new T[most() * extent_.columns]);
+    for (int64_t r = 0, t = 0; t < std::min(kBatch, most() * quarter_); ++r)
+      for (int64_t c = 0; c < quarter_ && t < kBatch; ++c) counters_.column[t++] = static_cast<uint64_t>(c);
   }
 
-  void point_to(const T* row_eps, int64_t quarter, int64_t first) {
-    for (int l = 0; l < 4; ++l) lane[l] = row_eps + l * quarter + first;
-  }
-};
+  // Items that one call of draw takes at most.
+  int64_t most() const { return std::max<int64_t>(1, kBatch / quarter_); }
 
-// How many of the columns l*quarter + first + [0, count) exist in a row of d.
-FASTVAE_INLINE int64_t lane_count(int64_t lane, int64_t quarter, int64_t first, int64_t count, int64_t d) {
-  return std::clamp<int64_t>(d - lane * quarter - first, 0, count);
-}
+  void draw(int64_t item, int64_t count) {
+    first_ = item;
+    if (source_.eps) return;
+    if (quarter_ > kBatch)
+      draw_long_row(item);
+    else
+      draw_batch(item, count);
+  }
+
+  // The normals of an item of the last draw.
+  const T* operator[](int64_t item) const {
+    if (source_.eps) {
+      const int64_t n = item / extent_.samples, k = item % extent_.samples;
+      return source_.eps + (k * extent_.rows + n) * extent_.columns;
+    }
+    return values_.get() + (item - first_) * extent_.columns;
+  }
+
+ private:
+  uint64_t row_of(int64_t item) const { return static_cast<uint64_t>(source_.row_offset + item / extent_.samples); }
+
+  void generate(int64_t count) {
+    philox(static_cast<uint64_t>(*source_.seed), counters_, count, words_);
+    box_muller(words_.x[0], words_.x[1], count, lanes_[0], lanes_[1]);
+    box_muller(words_.x[2], words_.x[3], count, lanes_[2], lanes_[3]);
+  }
+
+  void draw_batch(int64_t item, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      const uint64_t row = row_of(item + r), sample = static_cast<uint64_t>((item + r) % extent_.samples);
+      uint64_t *rows = counters_.row + r * quarter_, *samples = counters_.sample + r * quarter_;
+#pragma omp simd
+      for (int64_t c = 0; c < quarter_; ++c) rows[c] = row, samples[c] = sample;
+    }
+    generate(count * quarter_);
+    for (int64_t r = 0; r < count; ++r) collect(r * quarter_, quarter_, 0, values_.get() + r * extent_.columns);
+  }
+
+  void draw_long_row(int64_t item) {
+    const uint64_t row = row_of(item), sample = static_cast<uint64_t>(item % extent_.samples);
+    std::fill_n(counters_.row, kBatch, row);
+    std::fill_n(counters_.sample, kBatch, sample);
+    for (int64_t first = 0; first < quarter_; first += kBatch) {
+      const int64_t count = std::min(kBatch, quarter_ - first);
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) counters_.column[c] = static_cast<uint64_t>(first + c);
+      generate(count);
+      collect(0, count, first, values_.get());
+    }
+  }
+
+  // Lane l of counter first + c is column l * quarter + first + c.
+  void collect(int64_t from, int64_t count, int64_t first, T* row) const {
+    for (int64_t l = 0; l < 4; ++l) {
+      const int64_t offset = l * quarter_ + first, length = std::min(count, extent_.columns - offset);
+      const T* source = lanes_[l] + from;
+#pragma omp simd
+      for (int64_t c = 0; c < length; ++c) row[offset + c] = source[c];
+    }
+  }
+
+  NoiseSource<T> source_;
+  Extent extent_;
+  int64_t quarter_, first_ = 0;
+  std::unique_ptr<T[]> values_;
+  PhiloxCounters counters_{};
+  PhiloxWords words_;
+  alignas(64) T lanes_[4][kBatchPadded];
+};
 
 }  // namespace
 }  // namespace fastvae

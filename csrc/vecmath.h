@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd.h"
 
 namespace fastvae {
 namespace {

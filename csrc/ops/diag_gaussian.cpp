@@ -1,6 +1,7 @@
 #include "diag_gaussian.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "../memory.h"
 #include "../parallel.h"
@@ -13,111 +14,107 @@ constexpr double kHalfLog2Pi = 0.91893853320467274178;
 // Scalar operations of one normal and its use: what parallel_ranges weighs.
 constexpr int64_t kWorkPerNormal = 12;
 
+// sigma and the sum of log_sigma of one row.
 template <class T>
-void exp_row(const T* log_sigma, int64_t count, T* sigma) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) sigma[i] = exp(log_sigma[i]);
-}
-
-template <class T>
-double sum_row(const T* values, int64_t count) {
+T scales(const T* log_sigma, int64_t count, T* sigma) {
   T total = 0;
 #pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < count; ++i) total += values[i];
+  for (int64_t i = 0; i < count; ++i) {
+    sigma[i] = exp(log_sigma[i]);
+    total += log_sigma[i];
+  }
   return total;
-}
-
-template <class T>
-void load_noise(NoiseChunk<T>& chunk, const NoiseSource<T>& noise, Extent e, int64_t k, int64_t n, int64_t quarter,
-                int64_t first, int64_t count) {
-  if (noise.eps)
-    chunk.point_to(noise.eps + (k * e.rows + n) * e.columns, quarter, first);
-  else
-    chunk.draw(static_cast<uint64_t>(*noise.seed), static_cast<uint64_t>(noise.row_offset + n), k, first, count);
 }
 
 // A row's samples are drawn next to each other, so that its parameters are read from memory once.
 template <class T>
-void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> noise, T* z, T* log_q, Extent e) {
-  const int64_t quarter = (e.columns + 3) / 4;
+void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, Extent e) {
+  const double constant = -kHalfLog2Pi * static_cast<double>(e.columns);
   expect_full_write(z, e.samples * e.rows * e.columns * static_cast<int64_t>(sizeof(T)));
   parallel_ranges(e.rows * e.samples, e.columns * kWorkPerNormal, [&](int64_t begin, int64_t end) {
-    NoiseChunk<T> chunk;
-    alignas(64) T sigma[4][kChunk];
-    for (int64_t item = begin; item < end;) {
-      const int64_t n = item / e.samples, first_sample = item % e.samples;
-      const int64_t last_sample = std::min(e.samples, first_sample + end - item);
-      item += last_sample - first_sample;
-      const double constant = -kHalfLog2Pi * static_cast<double>(e.columns) - sum_row(log_sigma.row(n), e.columns);
-      for (int64_t first = 0; first < quarter; first += kChunk) {
-        const int64_t count = std::min(kChunk, quarter - first);
-        for (int64_t l = 0; l < 4; ++l)
-          exp_row(log_sigma.row(n) + l * quarter + first, lane_count(l, quarter, first, count, e.columns), sigma[l]);
-        for (int64_t k = first_sample; k < last_sample; ++k) {
-          load_noise(chunk, noise, e, k, n, quarter, first, count);
-          T* out = z + (k * e.rows + n) * e.columns;
-          T square = 0;
-          for (int64_t l = 0; l < 4; ++l) {
-            const int64_t offset = l * quarter + first, length = lane_count(l, quarter, first, count, e.columns);
-            const T *m = mu.row(n) + offset, *s = sigma[l], *eps = chunk.lane[l];
-            T* target = out + offset;
-#pragma omp simd reduction(+ : square)
-            for (int64_t i = 0; i < length; ++i) {
-              target[i] = m[i] + s[i] * eps[i];
-              square += eps[i] * eps[i];
-            }
+    NoiseRows<T> noise(source, e);
+    const std::unique_ptr<T[]> sigma(new T[e.columns]);
+    T log_det = 0;
+    int64_t scaled_row = -1;
+    for (int64_t first = begin; first < end; first += noise.most()) {
+      const int64_t last = std::min(end, first + noise.most());
+      noise.draw(first, last - first);
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t n = item / e.samples, k = item % e.samples;
+        const T *eps = noise[item], *m = mu.row(n), *log_s = log_sigma.row(n);
+        T* out = z + (k * e.rows + n) * e.columns;
+        T square = 0;
+        if (e.samples == 1) {
+          log_det = 0;
+#pragma omp simd reduction(+ : square, log_det)
+          for (int64_t i = 0; i < e.columns; ++i) {
+            out[i] = m[i] + exp(log_s[i]) * eps[i];
+            square += eps[i] * eps[i];
+            log_det += log_s[i];
           }
-          T& density = log_q[k * e.rows + n];
-          density = static_cast<T>((first == 0 ? constant : static_cast<double>(density)) - 0.5 * square);
+        } else {
+          if (n != scaled_row) log_det = scales(log_s, e.columns, sigma.get());
+          scaled_row = n;
+          const T* s = sigma.get();
+#pragma omp simd reduction(+ : square)
+          for (int64_t i = 0; i < e.columns; ++i) {
+            out[i] = m[i] + s[i] * eps[i];
+            square += eps[i] * eps[i];
+          }
         }
+        log_q[k * e.rows + n] = static_cast<T>(constant - log_det - 0.5 * square);
       }
     }
   });
 }
 
 template <class T>
-void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
+void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> source, T* d_mu, T* d_log_sigma,
          Extent e) {
-  const int64_t quarter = (e.columns + 3) / 4, chunks = (quarter + kChunk - 1) / kChunk;
-  const int64_t bytes = e.rows * e.columns * static_cast<int64_t>(sizeof(T));
-  expect_full_write(d_log_sigma, bytes);
-  if (d_mu) expect_full_write(d_mu, bytes);
-  const int64_t work = std::min(quarter, kChunk) * 4 * kWorkPerNormal * std::max<int64_t>(e.samples, 1);
-  parallel_ranges(e.rows * chunks, work, [&](int64_t begin, int64_t end) {
-    NoiseChunk<T> chunk;
-    alignas(64) T scaled[4][kChunk], total[4][kChunk];
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / chunks, first = item % chunks * kChunk;
-      const int64_t count = std::min(kChunk, quarter - first);
-      if (e.samples != 1) std::fill(&scaled[0][0], &scaled[0][0] + 4 * kChunk, T(0));
-      if (d_mu) std::fill(&total[0][0], &total[0][0] + 4 * kChunk, T(0));
-      T d_density = 0;
-      for (int64_t k = 0; k < e.samples; ++k) {
-        load_noise(chunk, noise, e, k, n, quarter, first, count);
-        d_density += d_log_q[k * e.rows + n];
-        for (int64_t l = 0; l < 4; ++l) {
-          const int64_t length = lane_count(l, quarter, first, count, e.columns);
-          const T *g = d_z + (k * e.rows + n) * e.columns + l * quarter + first, *eps = chunk.lane[l];
-          T *s = scaled[l], *t = total[l];
-          if (e.samples == 1) {
-#pragma omp simd
-            for (int64_t i = 0; i < length; ++i) s[i] = g[i] * eps[i];
+  const int64_t size = e.rows * e.columns;
+  expect_full_write(d_log_sigma, size * static_cast<int64_t>(sizeof(T)));
+  if (d_mu) expect_full_write(d_mu, size * static_cast<int64_t>(sizeof(T)));
+  if (e.samples == 0) {
+    std::fill_n(d_log_sigma, size, T(0));
+    if (d_mu) std::fill_n(d_mu, size, T(0));
+    return;
+  }
+  parallel_ranges(e.rows, e.columns * kWorkPerNormal * e.samples, [&](int64_t begin, int64_t end) {
+    NoiseRows<T> noise(source, e);
+    T d_density = 0;
+    for (int64_t first = begin * e.samples; first < end * e.samples; first += noise.most()) {
+      const int64_t last = std::min(end * e.samples, first + noise.most());
+      noise.draw(first, last - first);
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t n = item / e.samples, k = item % e.samples;
+        const T *g = d_z + (k * e.rows + n) * e.columns, *eps = noise[item], *log_s = log_sigma.row(n);
+        T* to_scale = d_log_sigma + n * e.columns;
+        d_density = (k == 0 ? T(0) : d_density) + d_log_q[k * e.rows + n];
+        if (d_mu) {
+          T* to_mu = d_mu + n * e.columns;
+          if (k == 0) {
+            std::copy_n(g, e.columns, to_mu);
           } else {
 #pragma omp simd
-            for (int64_t i = 0; i < length; ++i) s[i] += g[i] * eps[i];
+            for (int64_t i = 0; i < e.columns; ++i) to_mu[i] += g[i];
           }
-          if (!d_mu) continue;
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) t[i] += g[i];
         }
-      }
-      for (int64_t l = 0; l < 4; ++l) {
-        const int64_t offset = l * quarter + first, length = lane_count(l, quarter, first, count, e.columns);
-        const T *log_s = log_sigma.row(n) + offset, *s = scaled[l];
-        T* target = d_log_sigma + n * e.columns + offset;
+        if (e.samples == 1) {
 #pragma omp simd
-        for (int64_t i = 0; i < length; ++i) target[i] = exp(log_s[i]) * s[i] - d_density;
-        if (d_mu) std::copy(total[l], total[l] + length, d_mu + n * e.columns + offset);
+          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] = exp(log_s[i]) * (g[i] * eps[i]) - d_density;
+          continue;
+        }
+        if (k == 0) {
+#pragma omp simd
+          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] = g[i] * eps[i];
+        } else {
+#pragma omp simd
+          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] += g[i] * eps[i];
+        }
+        if (k == e.samples - 1) {
+#pragma omp simd
+          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] = exp(log_s[i]) * to_scale[i] - d_density;
+        }
       }
     }
   });

@@ -1,30 +1,9 @@
-// Diagonal Gaussian: z = mu + exp(log_sigma) eps and the densities that go with it. Arrays z, eps (K, N, D), log_q
-// (K, N) are contiguous; a Matrix has contiguous rows any stride apart.
+// Diagonal Gaussian: z = mu + exp(log_sigma) eps and the densities that go with it.
 #pragma once
 
-#include <cstdint>
+#include "../types.h"
 
 namespace fastvae {
-
-template <class T>
-struct Matrix {
-  const T* data;
-  int64_t stride;
-
-  const T* row(int64_t n) const { return data + n * stride; }
-};
-
-struct Extent {
-  int64_t samples, rows, columns;
-};
-
-// The normals, or the seed they are drawn from when eps is null.
-template <class T>
-struct NoiseSource {
-  const int64_t* seed;
-  const T* eps;
-  int64_t row_offset;
-};
 
 template <class T>
 struct DiagGaussian {

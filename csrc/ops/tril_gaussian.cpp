@@ -11,67 +11,46 @@ namespace fastvae {
 namespace {
 
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
-// Rows of the factor that go through one inner loop: their sums share each load of the vector.
-constexpr int64_t kRows = 4;
-// Samples whose noise is held at once: bounds the scratch whatever K is.
-constexpr int64_t kSamples = 32;
+// Scalar operations of one normal and its use: what parallel_ranges weighs.
+constexpr int64_t kWorkPerNormal = 12;
+
+// sums[h] = sum over j < i + (ragged ? h : 0) of rows[h][j] x[j], for four rows: they share each load of x, and their
+// horizontal sums are taken together.
+template <bool ragged, class T>
+FASTVAE_INLINE typename Simd<T>::Four dot_four_rows(const T* const* rows, const T* x, int64_t i) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  typename Simd<T>::Vector s0{}, s1{}, s2{}, s3{};
+  int64_t j = 0;
+  for (; j + width <= i; j += width) {
+    const auto v = load(x + j);
+    s0 += load(rows[0] + j) * v;
+    s1 += load(rows[1] + j) * v;
+    s2 += load(rows[2] + j) * v;
+    s3 += load(rows[3] + j) * v;
+  }
+  // i and the width are multiples of four, hence at most width - 1 numbers are left even of the longest row.
+  const int64_t rest = i - j;
+  const auto v = load_first(x + j, rest + (ragged ? 3 : 0));
+  s0 += load_first(rows[0] + j, rest) * v;
+  s1 += load_first(rows[1] + j, rest + (ragged ? 1 : 0)) * v;
+  s2 += load_first(rows[2] + j, rest + (ragged ? 2 : 0)) * v;
+  s3 += load_first(rows[3] + j, rest + (ragged ? 3 : 0)) * v;
+  return sum_each<T>(s0, s1, s2, s3);
+}
 
 template <class T>
-using Scratch = std::unique_ptr<T[]>;
+FASTVAE_INLINE T dot(const T* row, const T* x, int64_t count) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  typename Simd<T>::Vector s{};
+  int64_t j = 0;
+  for (; j + width <= count; j += width) s += load(row + j) * load(x + j);
+  s += load_first(row + j, count - j) * load_first(x + j, count - j);
+  return sum<T>(s);
+}
 
-// The noise of one row and sample in column order.
 template <class T>
-void noise_row(NoiseSource<T> noise, Extent e, int64_t k, int64_t n, T* eps) {
-  if (noise.eps) {
-    std::copy_n(noise.eps + (k * e.rows + n) * e.columns, e.columns, eps);
-    return;
-  }
-  const int64_t quarter = (e.columns + 3) / 4;
-  NoiseChunk<T> chunk;
-  for (int64_t first = 0; first < quarter; first += kChunk) {
-    const int64_t count = std::min(kChunk, quarter - first);
-    chunk.draw(static_cast<uint64_t>(*noise.seed), static_cast<uint64_t>(noise.row_offset + n), k, first, count);
-    for (int64_t l = 0; l < 4; ++l)
-      std::copy_n(chunk.lane[l], lane_count(l, quarter, first, count, e.columns), eps + l * quarter + first);
-  }
-}
-
-// sums[h] = sum over j < count of rows[h][j] x[j].
-template <int H, class T>
-FASTVAE_INLINE void dot_rows(const T* const* rows, const T* x, int64_t count, T* sums) {
-  if constexpr (H == 4) {
-    const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-    T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t j = 0; j < count; ++j) {
-      s0 += r0[j] * x[j];
-      s1 += r1[j] * x[j];
-      s2 += r2[j] * x[j];
-      s3 += r3[j] * x[j];
-    }
-    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
-  } else {
-    for (int h = 0; h < H; ++h) {
-      const T* row = rows[h];
-      T sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < count; ++j) sum += row[j] * x[j];
-      sums[h] = sum;
-    }
-  }
-}
-
-// Calls body.template operator()<H>(i) for blocks of rows [i, i + H) that cover [0, d), upwards.
-template <class Body>
-FASTVAE_INLINE void for_row_blocks(int64_t d, const Body& body) {
-  int64_t i = 0;
-  for (; i + kRows <= d; i += kRows) body.template operator()<kRows>(i);
-  for (; i < d; ++i) body.template operator()<1>(i);
-}
-
-template <int H, class T>
-FASTVAE_INLINE void row_pointers(Tril<T> tril, int64_t n, int64_t i, T** rows) {
-  for (int h = 0; h < H; ++h) rows[h] = tril.row(n, i + h);
+FASTVAE_INLINE void four_rows(Tril<T> tril, int64_t n, int64_t i, T** rows) {
+  for (int h = 0; h < 4; ++h) rows[h] = tril.row(n, i + h);
 }
 
 template <class T>
@@ -94,6 +73,43 @@ T scales(const T* log_sigma, int64_t count, T* sigma) {
   return total;
 }
 
+template <class T>
+void expect_full_tril(Tril<T> tril, int64_t rows) {
+  expect_full_write(tril.data, rows * tril.stride * static_cast<int64_t>(sizeof(T)));
+}
+
+template <class T>
+void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, Extent e) {
+  const int64_t d = e.columns, whole = d / 4 * 4;
+  const double constant = -kHalfLog2Pi * static_cast<double>(d);
+  expect_full_write(z, e.samples * e.rows * d * static_cast<int64_t>(sizeof(T)));
+  parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
+    NoiseRows<T> noise(source, e);
+    const std::unique_ptr<T[]> sigma(new T[d]);
+    T log_det = 0;
+    int64_t scaled_row = -1;
+    for (int64_t first = begin; first < end; first += noise.most()) {
+      const int64_t last = std::min(end, first + noise.most());
+      noise.draw(first, last - first);
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t n = item / e.samples, k = item % e.samples;
+        const T *x = noise[item], *m = mu.row(n), *s = sigma.get();
+        T* out = z + (k * e.rows + n) * d;
+        if (n != scaled_row) log_det = scales(log_sigma.row(n), d, sigma.get());
+        scaled_row = n;
+        for (int64_t i = 0; i < whole; i += 4) {
+          const T* rows[4];
+          four_rows(tril, n, i, rows);
+          const auto sums = dot_four_rows<true>(rows, x, i);
+          for (int h = 0; h < 4; ++h) out[i + h] = m[i + h] + (sums[h] + s[i + h] * x[i + h]);
+        }
+        for (int64_t i = whole; i < d; ++i) out[i] = m[i] + (dot(tril.row(n, i), x, i) + s[i] * x[i]);
+        log_q[k * e.rows + n] = static_cast<T>(constant - log_det - half_square(x, d));
+      }
+    }
+  });
+}
+
 // What stands on and above the diagonal of a dense gradient.
 template <class T>
 FASTVAE_INLINE void clear_upper(Tril<T> tril, int64_t n, int64_t i, int64_t d) {
@@ -101,148 +117,114 @@ FASTVAE_INLINE void clear_upper(Tril<T> tril, int64_t n, int64_t i, int64_t d) {
 }
 
 template <class T>
-void expect_full_tril(Tril<T> tril, int64_t rows) {
-  expect_full_write(tril.data, rows * tril.stride * static_cast<int64_t>(sizeof(T)));
+void clear(Tril<T> tril, int64_t n, int64_t d) {
+  for (int64_t i = 0; i < d; ++i) {
+    std::fill_n(tril.row(n, i), i, T(0));
+    clear_upper(tril, n, i, d);
+  }
 }
 
-// Items are (row, sample) pairs, samples innermost: one read of a factor serves kSamples of its samples.
-template <class T, class Body>
-void parallel_samples(Extent e, int64_t work, const Body& body) {
-  parallel_ranges(e.rows * e.samples, work, [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(new T[(kSamples + 1) * e.columns]);
-    for (int64_t item = begin; item < end;) {
-      const int64_t n = item / e.samples, k = item % e.samples;
-      const int64_t count = std::min({kSamples, e.samples - k, end - item});
-      body(n, k, count, scratch.get());
-      item += count;
-    }
-  });
-}
-
+// d_tril (+)= left right^T below the diagonal; the first sample writes, the others add.
 template <class T>
-void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> noise, T* z, T* log_q, Extent e) {
-  const int64_t d = e.columns;
-  expect_full_write(z, e.samples * e.rows * d * static_cast<int64_t>(sizeof(T)));
-  parallel_samples<T>(e, d * (d / 4 + 12), [&](int64_t n, int64_t first, int64_t count, T* scratch) {
-    T *sigma = scratch, *eps = scratch + d;
-    const T log_det = scales(log_sigma.row(n), d, sigma);
-    for (int64_t k = 0; k < count; ++k) {
-      noise_row(noise, e, first + k, n, eps + k * d);
-      log_q[(first + k) * e.rows + n] =
-          static_cast<T>(-kHalfLog2Pi * static_cast<double>(d) - log_det - half_square(eps + k * d, d));
-    }
-    for_row_blocks(d, [&]<int H>(int64_t i) {
-      const T* rows[H];
-      row_pointers<H>(tril, n, i, rows);
-      for (int64_t k = 0; k < count; ++k) {
-        const T* x = eps + k * d;
-        T* out = z + ((first + k) * e.rows + n) * d;
-        T sums[H];
-        dot_rows<H>(rows, x, i, sums);
-        for (int h = 0; h < H; ++h) {
-          for (int g = 0; g < h; ++g) sums[h] += rows[h][i + g] * x[i + g];
-          out[i + h] = mu.row(n)[i + h] + (sums[h] + sigma[i + h] * x[i + h]);
-        }
-      }
-    });
-  });
-}
-
-// d_tril (+)= sum over k of left[k, i] right[k, j], j < i; the first block of samples writes, the others add.
-template <class T>
-void outer_products(Tril<T> d_tril, int64_t n, int64_t d, const T* left, int64_t left_stride, const T* right,
-                    int64_t count, bool add) {
+void outer_product(Tril<T> d_tril, int64_t n, int64_t d, const T* left, const T* right, bool add) {
   for (int64_t i = 0; i < d; ++i) {
     T* out = d_tril.row(n, i);
-    if (!add) clear_upper(d_tril, n, i, d);
-    for (int64_t k = 0; k < count; ++k) {
-      const T g = left[k * left_stride + i];
-      const T* x = right + k * d;
-      if (k == 0 && !add) {
+    const T g = left[i];
+    if (add) {
 #pragma omp simd
-        for (int64_t j = 0; j < i; ++j) out[j] = g * x[j];
-      } else {
+      for (int64_t j = 0; j < i; ++j) out[j] += g * right[j];
+    } else {
 #pragma omp simd
-        for (int64_t j = 0; j < i; ++j) out[j] += g * x[j];
-      }
+      for (int64_t j = 0; j < i; ++j) out[j] = g * right[j];
+      clear_upper(d_tril, n, i, d);
     }
-    if (count == 0 && !add) std::fill(out, out + i, T(0));
   }
 }
 
 template <class T>
-void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
+void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> source, T* d_mu, T* d_log_sigma,
          Tril<T> d_tril, Extent e) {
   const int64_t d = e.columns;
   expect_full_tril(d_tril, e.rows);
-  parallel_ranges(e.rows, d * (d / 4 + 12) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(new T[std::min(kSamples, std::max<int64_t>(e.samples, 1)) * d]);
-    T* eps = scratch.get();
+  parallel_ranges(e.rows, d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
+    NoiseRows<T> noise(source, e);
     for (int64_t n = begin; n < end; ++n) {
-      T *to_mu = d_mu + n * d, *to_log_sigma = d_log_sigma + n * d;
+      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
       std::fill(to_mu, to_mu + d, T(0));
-      std::fill(to_log_sigma, to_log_sigma + d, T(0));
+      std::fill(to_scale, to_scale + d, T(0));
       T d_density = 0;
-      int64_t first = 0;
-      do {
-        const int64_t count = std::min(kSamples, e.samples - first);
-        for (int64_t k = 0; k < count; ++k) {
-          const int64_t item = (first + k) * e.rows + n;
-          const T *g = d_z + item * d, *x = eps + k * d;
-          noise_row(noise, e, first + k, n, eps + k * d);
-          d_density += d_log_q[item];
+      for (int64_t first = 0; first < e.samples; first += noise.most()) {
+        const int64_t count = std::min(noise.most(), e.samples - first);
+        noise.draw(n * e.samples + first, count);
+        for (int64_t k = first; k < first + count; ++k) {
+          const T *g = d_z + (k * e.rows + n) * d, *x = noise[n * e.samples + k];
+          d_density += d_log_q[k * e.rows + n];
 #pragma omp simd
           for (int64_t i = 0; i < d; ++i) {
             to_mu[i] += g[i];
-            to_log_sigma[i] += g[i] * x[i];
+            to_scale[i] += g[i] * x[i];
           }
+          outer_product(d_tril, n, d, g, x, k > 0);
         }
-        outer_products(d_tril, n, d, d_z + (first * e.rows + n) * d, e.rows * d, eps, count, first > 0);
-        first += kSamples;
-      } while (first < e.samples);
+      }
+      if (e.samples == 0) clear(d_tril, n, d);
       const T* log_s = log_sigma.row(n);
 #pragma omp simd
-      for (int64_t i = 0; i < d; ++i) to_log_sigma[i] = to_log_sigma[i] * exp(log_s[i]) - d_density;
+      for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
     }
   });
 }
 
 template <class T>
 void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* log_q, T* eps, Extent e) {
-  const int64_t d = e.columns;
-  parallel_samples<T>(e, d * (d / 4 + 16), [&](int64_t n, int64_t first, int64_t count, T* sigma) {
-    const T log_det = scales(log_sigma.row(n), d, sigma);
-    for_row_blocks(d, [&]<int H>(int64_t i) {
-      const T* rows[H];
-      row_pointers<H>(tril, n, i, rows);
-      for (int64_t k = 0; k < count; ++k) {
-        const int64_t item = (first + k) * e.rows + n;
-        T* y = eps + item * d;
-        T sums[H];
-        dot_rows<H>(rows, y, i, sums);
-        for (int h = 0; h < H; ++h) {
+  const int64_t d = e.columns, whole = d / 4 * 4;
+  const double constant = -kHalfLog2Pi * static_cast<double>(d);
+  parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> sigma(new T[d]);
+    T log_det = 0;
+    int64_t scaled_row = -1;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / e.samples, at = (item % e.samples) * e.rows + n;
+      const T *x = z + at * d, *m = mu.row(n), *s = sigma.get();
+      T* y = eps + at * d;
+      if (n != scaled_row) log_det = scales(log_sigma.row(n), d, sigma.get());
+      scaled_row = n;
+      for (int64_t i = 0; i < whole; i += 4) {
+        const T* rows[4];
+        four_rows(tril, n, i, rows);
+        auto sums = dot_four_rows<false>(rows, y, i);
+        for (int h = 0; h < 4; ++h) {
           for (int g = 0; g < h; ++g) sums[h] += rows[h][i + g] * y[i + g];
-          y[i + h] = (z[item * d + i + h] - mu.row(n)[i + h] - sums[h]) / sigma[i + h];
+          y[i + h] = (x[i + h] - m[i + h] - sums[h]) / s[i + h];
         }
       }
-    });
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t item = (first + k) * e.rows + n;
-      log_q[item] = static_cast<T>(-kHalfLog2Pi * static_cast<double>(d) - log_det - half_square(eps + item * d, d));
+      for (int64_t i = whole; i < d; ++i) y[i] = (x[i] - m[i] - dot(tril.row(n, i), y, i)) / s[i];
+      log_q[at] = static_cast<T>(constant - log_det - half_square(y, d));
     }
   });
 }
 
-// w = L^-T y, from the last row up: each solved w_i leaves its multiple of row i in the rest.
+// w = L^-T y in place, from the last row up: each block of solved numbers leaves its multiples of its rows in the rest.
 template <class T>
-void solve_transposed(Tril<const T> tril, int64_t n, int64_t d, const T* sigma, const T* y, T* w) {
-  std::copy_n(y, d, w);
-  for (int64_t i = d - 1; i >= 0; --i) {
-    const T* row = tril.row(n, i);
-    const T solved = w[i] / sigma[i];
-    w[i] = solved;
+void solve_transposed(Tril<const T> tril, int64_t n, int64_t d, const T* sigma, T* w) {
+  int64_t i = d;
+  for (; i % 4; --i) {
+    const T* row = tril.row(n, i - 1);
+    const T solved = w[i - 1] /= sigma[i - 1];
 #pragma omp simd
-    for (int64_t j = 0; j < i; ++j) w[j] -= row[j] * solved;
+    for (int64_t j = 0; j < i - 1; ++j) w[j] -= row[j] * solved;
+  }
+  for (i -= 4; i >= 0; i -= 4) {
+    const T* rows[4];
+    four_rows(tril, n, i, rows);
+    for (int h = 3; h >= 0; --h) {
+      w[i + h] /= sigma[i + h];
+      for (int g = 0; g < h; ++g) w[i + g] -= rows[h][i + g] * w[i + h];
+    }
+    const T w0 = w[i], w1 = w[i + 1], w2 = w[i + 2], w3 = w[i + 3];
+    const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
+#pragma omp simd
+    for (int64_t j = 0; j < i; ++j) w[j] -= (r0[j] * w0 + r1[j] * w1) + (r2[j] * w2 + r3[j] * w3);
   }
 }
 
@@ -251,51 +233,60 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
                   T* d_log_sigma, Tril<T> d_tril, Extent e) {
   const int64_t d = e.columns;
   expect_full_tril(d_tril, e.rows);
-  parallel_ranges(e.rows, d * (d / 2 + 16) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
-    const int64_t held = std::min(kSamples, std::max<int64_t>(e.samples, 1));
-    const Scratch<T> scratch(new T[(2 * held + 1) * d]);
-    T *sigma = scratch.get(), *scaled = sigma + d, *points = scaled + held * d;
+  parallel_ranges(e.rows, d * (d + kWorkPerNormal) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> scratch(new T[2 * d]);
+    T *sigma = scratch.get(), *w = sigma + d;
     for (int64_t n = begin; n < end; ++n) {
-      T *to_mu = d_mu + n * d, *to_log_sigma = d_log_sigma + n * d;
+      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
       std::fill(to_mu, to_mu + d, T(0));
-      std::fill(to_log_sigma, to_log_sigma + d, T(0));
+      std::fill(to_scale, to_scale + d, T(0));
       scales(log_sigma.row(n), d, sigma);
-      int64_t first = 0;
-      do {
-        const int64_t count = std::min(kSamples, e.samples - first);
-        for (int64_t k = 0; k < count; ++k) {
-          const int64_t item = (first + k) * e.rows + n;
-          const T g = d_log_q[item];
-          T *w = scaled + k * d, *y = points + k * d, *to_z = d_z + item * d;
-          std::copy_n(eps + item * d, d, y);
-          solve_transposed(tril, n, d, sigma, y, w);
+      for (int64_t k = 0; k < e.samples; ++k) {
+        const int64_t at = k * e.rows + n;
+        const T *y = eps + at * d, g = d_log_q[at];
+        T* to_z = d_z + at * d;
+        std::copy_n(y, d, w);
+        solve_transposed(tril, n, d, sigma, w);
 #pragma omp simd
-          for (int64_t i = 0; i < d; ++i) {
-            w[i] *= g;
-            to_z[i] = -w[i];
-            to_mu[i] += w[i];
-            to_log_sigma[i] += w[i] * y[i] * sigma[i] - g;
-          }
+        for (int64_t i = 0; i < d; ++i) {
+          w[i] *= g;
+          to_z[i] = -w[i];
+          to_mu[i] += w[i];
+          to_scale[i] += w[i] * y[i] * sigma[i] - g;
         }
-        outer_products(d_tril, n, d, scaled, d, points, count, first > 0);
-        first += kSamples;
-      } while (first < e.samples);
+        outer_product(d_tril, n, d, w, y, k > 0);
+      }
+      if (e.samples == 0) clear(d_tril, n, d);
     }
   });
 }
 
 template <class T>
 void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_t rows, int64_t columns) {
-  parallel_ranges(rows, columns * (columns / 4 + 8), [&](int64_t begin, int64_t end) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  parallel_ranges(rows, columns * (columns / 2 + 8), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
       T total = 0;
 #pragma omp simd reduction(+ : total)
       for (int64_t i = 0; i < columns; ++i)
         total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
-      total *= T(0.5);
-      for (int64_t i = 1; i < columns; ++i) total += half_square(tril.row(n, i), i);
-      kl[n] = total;
+      typename Simd<T>::Vector even{}, odd{};
+      for (int64_t i = 1; i < columns; ++i) {
+        const T* row = tril.row(n, i);
+        int64_t j = 0;
+        for (; j + 2 * width <= i; j += 2 * width) {
+          even += load(row + j) * load(row + j);
+          odd += load(row + j + width) * load(row + j + width);
+        }
+        if (j + width <= i) {
+          odd += load(row + j) * load(row + j);
+          j += width;
+        }
+        const auto rest = load_first(row + j, i - j);
+        even += rest * rest;
+      }
+      kl[n] = T(0.5) * (total + sum<T>(even + odd));
     }
   });
 }
@@ -304,7 +295,7 @@ template <class T>
 void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* d_mu, T* d_log_sigma,
             Tril<T> d_tril, int64_t rows, int64_t columns) {
   expect_full_tril(d_tril, rows);
-  parallel_ranges(rows, columns * (columns / 4 + 8), [&](int64_t begin, int64_t end) {
+  parallel_ranges(rows, columns * (columns / 2 + 8), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n), g = d_kl[n];
       T *to_mu = d_mu + n * columns, *to_log_sigma = d_log_sigma + n * columns;

@@ -1,20 +1,9 @@
 // Full-covariance Gaussian, L = strictly lower(tril) + diag(exp log_sigma): z = mu + L eps and its densities.
 #pragma once
 
-#include "diag_gaussian.h"
+#include "../types.h"
 
 namespace fastvae {
-
-// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart, or packed when row_stride is 0.
-template <class T>
-struct Tril {
-  T* data;
-  int64_t stride, row_stride;
-
-  T* row(int64_t n, int64_t i) const {
-    return data + n * stride + (row_stride ? i * row_stride : i * (i - 1) / 2);
-  }
-};
 
 template <class T>
 struct TrilGaussian {

@@ -1,0 +1,117 @@
+// The few vector operations that a plain loop cannot express, on the compiler's own vector types.
+//
+// Every kernel source is compiled once per instruction set, FASTVAE_ISA naming it. All but the table lives in anonymous
+// namespaces, else the linker could merge an AVX-512 copy of an inline function into the baseline path.
+#pragma once
+
+#include <cstdint>
+
+#define FASTVAE_INLINE inline __attribute__((always_inline))
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fastvae {
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64;
+#else
+constexpr int kVectorBytes = 32;  // two registers without AVX
+#endif
+
+using U64 = uint64_t __attribute__((vector_size(kVectorBytes)));
+using U32 = uint32_t __attribute__((vector_size(kVectorBytes / 2)));
+
+// 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
+FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
+#if defined(__AVX512F__)
+  return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
+template <class T>
+struct Simd {
+  static constexpr int64_t kWidth = kVectorBytes / sizeof(T);
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+};
+
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Vector load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+
+// The first count numbers at p and zeros; what stands behind them is not touched, be it NaN or no memory at all.
+FASTVAE_INLINE Simd<float>::Vector load_first(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (Simd<float>::Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (Simd<float>::Vector)_mm256_maskload_ps(
+      p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+#else
+  Simd<float>::Vector v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+FASTVAE_INLINE Simd<double>::Vector load_first(const double* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (Simd<double>::Vector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+  return (Simd<double>::Vector)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
+#else
+  Simd<double>::Vector v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+FASTVAE_INLINE Simd<float>::Four fold_to_four(Simd<float>::Vector v) {
+#ifdef __AVX512F__
+  using Eight = float __attribute__((vector_size(32)));
+  const Eight half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#else
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#endif
+}
+
+FASTVAE_INLINE Simd<double>::Four fold_to_four(Simd<double>::Vector v) {
+#ifdef __AVX512F__
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  return v;
+#endif
+}
+
+// The sums of four vectors, each in its own lane.
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Four sum_each(typename Simd<T>::Vector a, typename Simd<T>::Vector b,
+                                               typename Simd<T>::Vector c, typename Simd<T>::Vector d) {
+  const auto fa = fold_to_four(a), fb = fold_to_four(b), fc = fold_to_four(c), fd = fold_to_four(d);
+  const auto ab = __builtin_shufflevector(fa, fb, 0, 4, 2, 6) + __builtin_shufflevector(fa, fb, 1, 5, 3, 7);
+  const auto cd = __builtin_shufflevector(fc, fd, 0, 4, 2, 6) + __builtin_shufflevector(fc, fd, 1, 5, 3, 7);
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+
+template <class T>
+FASTVAE_INLINE T sum(typename Simd<T>::Vector v) {
+  const auto four = fold_to_four(v);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+}  // namespace
+}  // namespace fastvae
