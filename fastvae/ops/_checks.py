@@ -148,11 +148,18 @@ def rows(t: Tensor, width: int) -> Tensor:
     return t if t.stride(1) == 1 or width <= 1 else t.contiguous()
 
 
-def stacked_rows(t: Tensor, batch: Sequence[int], width: int) -> Tensor:
-    """``(*sample_shape, *batch, width)`` as contiguous ``(K, N, width)``."""
-    n = product(batch)
-    samples = product(t.shape[: t.dim() - 1 - len(batch)])
-    return t.reshape(samples, n, width).contiguous()
+def samples_in(numel: int, n: int, d: int) -> int:
+    """K of a tensor of K·N·D numbers; 0 when there are no rows to sample for."""
+    return numel // (n * d) if n else 0
+
+
+def stack(t: Tensor, n: int, d: int) -> Tensor:
+    """Contiguous ``(*sample_shape, *batch, D)`` as ``(K, N, D)``."""
+    return t.view(samples_in(t.numel(), n, d), n, d)
+
+
+def shaped(t: Tensor, shape: Sequence[int]) -> Tensor:
+    return t if t.shape == shape else t.view(shape)
 
 
 def matrices(tril: Tensor, features: int, packed: bool) -> Tensor:

@@ -13,36 +13,47 @@ from ..reference import diag_gaussian as reference
 from . import _checks
 from ._library import define, extension, interpreted, needs_grad, once_differentiable
 
-# Here and below: `noise` is a 0-d int64 seed or the normals themselves, (K, N, D); K samples of N rows.
+# Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
+# *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
 
 
 def _fwd_cpu(
-    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
     if given:
         noise = noise.to(x.dtype)
-    z, log_q = x.new_empty((samples, n, d)), x.new_empty((samples, n))
+    z, log_q = x.new_empty(shape), x.new_empty(shape[:-1])
     extension().diag_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), samples, n, d, row_offset,
+        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
+        _checks.samples_in(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
     return z.to(mu.dtype), log_q
 
 
-def _fwd_fake(
-    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+def _fwd_stacked(
+    launcher: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
-    log_q = mu.new_empty((samples, n), dtype=reference.compute_dtype(mu.dtype))
-    return mu.new_empty((samples, n, d)), log_q
+    if noise.dim() > 0:
+        noise = _checks.stack(noise, n, d)
+    samples = _checks.samples_in(_checks.product(shape), n, d)
+    z, log_q = launcher(mu, log_sigma, noise, samples, row_offset)
+    return z.view(shape), log_q.view(shape[:-1])
+
+
+def _fwd_fake(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
+) -> tuple[Tensor, Tensor]:
+    return mu.new_empty(shape), mu.new_empty(shape[:-1], dtype=reference.compute_dtype(mu.dtype))
 
 
 def _backward_cpu(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, sum_samples: bool
 ) -> tuple[Tensor | None, Tensor]:
-    samples, n, d = d_z.shape
+    n, d = log_sigma.shape
     g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
     if given:
         noise = noise.to(g.dtype)
@@ -51,7 +62,7 @@ def _backward_cpu(
     extension().diag_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         noise.data_ptr(), given, 0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        samples, n, d, row_offset,
+        _checks.samples_in(g.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
     return None if d_mu is None else d_mu.to(log_sigma.dtype), d_log_sigma.to(log_sigma.dtype)
 
@@ -60,14 +71,24 @@ def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row
     return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=False)[1]
 
 
-def _bwd_fake(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
-    return log_sigma.new_empty(log_sigma.shape)
-
-
 def _bwd_samples_cpu(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
 ) -> tuple[Any, Tensor]:
     return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=True)
+
+
+def _bwd_stacked(
+    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+) -> Any:
+    n, d = log_sigma.shape
+    d_z = _checks.stack(d_z, n, d)
+    if noise.dim() > 0:
+        noise = _checks.stack(noise, n, d)
+    return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset)
+
+
+def _bwd_fake(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
+    return log_sigma.new_empty(log_sigma.shape)
 
 
 def _bwd_samples_fake(
@@ -77,40 +98,46 @@ def _bwd_samples_fake(
 
 
 FWD = define(
-    "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt samples, SymInt row_offset)"
+    "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset)"
     " -> (Tensor z, Tensor log_q)",
-    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake,
+    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
 )  # fmt: skip
 # With one sample d_mu is d_z itself: no kernel writes it.
 BWD = define(
     "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset)"
     " -> Tensor d_log_sigma",
-    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake,
+    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 BWD_SAMPLES = define(
     "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset)"
     " -> (Tensor d_mu, Tensor d_log_sigma)",
-    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake,
+    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 
 
 class _DiagGaussianRsample(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int, interpret: bool
+        ctx: Any,
+        mu: Tensor,
+        log_sigma: Tensor,
+        noise: Tensor,
+        shape: tuple[int, ...],
+        row_offset: int,
+        interpret: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(log_sigma, noise)
         ctx.row_offset, ctx.interpret = row_offset, interpret
-        return FWD.on(interpret)(mu, log_sigma, noise, samples, row_offset)
+        return FWD.on(interpret)(mu, log_sigma, noise, shape, row_offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
         log_sigma, noise = ctx.saved_tensors
         d_mu = d_log_sigma = None
-        if d_z.shape[0] == 1:
+        if d_z.numel() == log_sigma.numel():
             if ctx.needs_input_grad[0]:
-                d_mu = d_z[0]
+                d_mu = d_z.reshape(log_sigma.shape)
             if ctx.needs_input_grad[1]:
                 bwd = BWD.on(ctx.interpret)
                 d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
@@ -181,13 +208,10 @@ def diag_gaussian_rsample(
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
 
-    batch, d = mu.shape[:-1], mu.shape[-1]
+    shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
-    noise = rng.draw_seed(mu.device, generator) if eps is None else _checks.stacked_rows(eps, batch, d)
-    samples = _checks.product(sample_shape)
+    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     interpret = interpreted(chosen, mu)
     if needs_grad(mu, log_sigma):
-        z, log_q = _DiagGaussianRsample.apply(mu, log_sigma, noise, samples, row_offset, interpret)
-    else:
-        z, log_q = FWD.on(interpret)(mu, log_sigma, noise, samples, row_offset)
-    return z.view(*sample_shape, *batch, d), log_q.view(*sample_shape, *batch)
+        return _DiagGaussianRsample.apply(mu, log_sigma, noise, shape, row_offset, interpret)
+    return FWD.on(interpret)(mu, log_sigma, noise, shape, row_offset)

@@ -23,24 +23,38 @@ def _matrix(t: Tensor) -> tuple[int, int]:
 
 
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
-    samples, n, d = z.shape
+    n, d = mu.shape
     points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
-    log_q = x.new_empty((samples, n))
+    log_q = x.new_empty(z.shape[:-1])
     extension().diag_gaussian_log_prob_fwd(
-        x.dtype == torch.float64, points.data_ptr(), *_matrix(x), *_matrix(log_s), log_q.data_ptr(), samples, n, d
-    )
+        x.dtype == torch.float64, points.data_ptr(), *_matrix(x), *_matrix(log_s), log_q.data_ptr(),
+        _checks.samples_in(z.numel(), n, d), n, d,
+    )  # fmt: skip
     return log_q
 
 
 def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    samples, n, d = z.shape
+    n, d = mu.shape
     points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
-    d_z, d_mu, d_log_sigma = x.new_empty((samples, n, d)), x.new_empty((n, d)), x.new_empty((n, d))
+    d_z, d_mu, d_log_sigma = x.new_empty(z.shape), x.new_empty((n, d)), x.new_empty((n, d))
     extension().diag_gaussian_log_prob_bwd(
         x.dtype == torch.float64, d_log_q.data_ptr(), points.data_ptr(), *_matrix(x), *_matrix(log_s),
-        d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), samples, n, d,
+        d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(),
+        _checks.samples_in(z.numel(), n, d), n, d,
     )  # fmt: skip
     return d_z.to(z.dtype), d_mu.to(z.dtype), d_log_sigma.to(z.dtype)
+
+
+def _log_prob_fwd_stacked(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    return launcher(_checks.stack(z, *mu.shape), mu, log_sigma).view(z.shape[:-1])
+
+
+def _log_prob_bwd_stacked(
+    launcher: Any, d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    points = _checks.stack(z, *mu.shape)
+    d_z, d_mu, d_log_sigma = launcher(d_log_q.view(points.shape[:-1]), points, mu, log_sigma)
+    return d_z.view(z.shape), d_mu, d_log_sigma
 
 
 def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -89,13 +103,13 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 LOG_PROB_FWD = define(
     "diag_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma) -> Tensor log_q",
-    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu,
+    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, stacked=_log_prob_fwd_stacked,
     fake=lambda z, mu, log_sigma: _density_like(mu, z.shape[:-1]),
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "diag_gaussian_log_prob_bwd(Tensor d_log_q, Tensor z, Tensor mu, Tensor log_sigma)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma)",
-    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu,
+    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, stacked=_log_prob_bwd_stacked,
     fake=lambda d_log_q, z, mu, log_sigma: _contiguous_like(z, mu, log_sigma),
 )  # fmt: skip
 KL_FWD = define(
@@ -185,13 +199,12 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
     chosen = backend.resolve(impl, mu)
     if chosen == "reference":
         return reference.log_prob(z, mu, log_sigma)
-    shape, d = z.shape[:-1], z.shape[-1]
-    z = _checks.stacked_rows(z, mu.shape[:-1], d)
+    z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     interpret = interpreted(chosen, mu)
     if needs_grad(z, mu, log_sigma):
-        return _DiagGaussianLogProb.apply(z, mu, log_sigma, interpret).view(shape)
-    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma).view(shape)
+        return _DiagGaussianLogProb.apply(z, mu, log_sigma, interpret)
+    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma)
 
 
 def diag_gaussian_kl(
@@ -249,5 +262,5 @@ def diag_gaussian_kl(
     parameters = [_checks.rows(p, d) for p in parameters]
     interpret = interpreted(chosen, mu)
     if needs_grad(*parameters):
-        return _DiagGaussianKL.apply(interpret, *parameters).view(batch)
-    return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(interpret)(*parameters).view(batch)
+        return _checks.shaped(_DiagGaussianKL.apply(interpret, *parameters), batch)
+    return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(interpret)(*parameters), batch)

@@ -25,32 +25,49 @@ def empty_tril(like: Tensor, n: int, d: int, dense: bool) -> Tensor:
 
 
 def _fwd_cpu(
-    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
     given = noise.dim() > 0
     if given:
         noise = noise.to(x.dtype)
-    z, log_q = x.new_empty((samples, n, d)), x.new_empty((samples, n))
+    z, log_q = x.new_empty(shape), x.new_empty(shape[:-1])
     extension().tril_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
-        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), samples, n, d, row_offset,
+        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
+        _checks.samples_in(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
     return z.to(mu.dtype), log_q
 
 
-def _fwd_fake(
-    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+def _fwd_stacked(
+    launcher: Any,
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    noise: Tensor,
+    shape: Sequence[int],
+    row_offset: int,
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
-    return mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
+    if noise.dim() > 0:
+        noise = _checks.stack(noise, n, d)
+    samples = _checks.samples_in(_checks.product(shape), n, d)
+    z, log_q = launcher(mu, log_sigma, tril, noise, samples, row_offset)
+    return z.view(shape), log_q.view(shape[:-1])
+
+
+def _fwd_fake(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
+) -> tuple[Tensor, Tensor]:
+    return mu.new_empty(shape), mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
 
 
 def _bwd_cpu(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    samples, n, d = d_z.shape
+    n, d = log_sigma.shape
     g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
     if given:
         noise = noise.to(g.dtype)
@@ -58,10 +75,20 @@ def _bwd_cpu(
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         noise.data_ptr(), given, d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
-        samples, n, d, row_offset,
+        _checks.samples_in(g.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
     dtype = log_sigma.dtype
     return d_mu.to(dtype), d_log_sigma.to(dtype), d_tril.to(dtype)
+
+
+def _bwd_stacked(
+    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = log_sigma.shape
+    d_z = _checks.stack(d_z, n, d)
+    if noise.dim() > 0:
+        noise = _checks.stack(noise, n, d)
+    return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset, dense)
 
 
 def _bwd_fake(
@@ -72,15 +99,15 @@ def _bwd_fake(
 
 
 FWD = define(
-    "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt samples, SymInt row_offset)"
+    "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset)"
     " -> (Tensor z, Tensor log_q)",
-    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake,
+    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
 )  # fmt: skip
 # The gradient of the factor is an outer product: its values are not read again, only its layout is kept.
 BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset, bool dense)"
     " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
-    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake,
+    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 
 
@@ -92,13 +119,13 @@ class _TrilGaussianRsample(torch.autograd.Function):
         log_sigma: Tensor,
         tril: Tensor,
         noise: Tensor,
-        samples: int,
+        shape: tuple[int, ...],
         row_offset: int,
         interpret: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(log_sigma, noise)
         ctx.row_offset, ctx.dense, ctx.interpret = row_offset, tril.dim() == 3, interpret
-        return FWD.on(interpret)(mu, log_sigma, tril, noise, samples, row_offset)
+        return FWD.on(interpret)(mu, log_sigma, tril, noise, shape, row_offset)
 
     @staticmethod
     @once_differentiable
@@ -173,14 +200,11 @@ def tril_gaussian_rsample(
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
 
-    batch, d = mu.shape[:-1], mu.shape[-1]
+    shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
-    noise = rng.draw_seed(mu.device, generator) if eps is None else _checks.stacked_rows(eps, batch, d)
-    samples = _checks.product(sample_shape)
+    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     interpret = interpreted(chosen, mu)
     if needs_grad(mu, log_sigma, tril):
-        z, log_q = _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, samples, row_offset, interpret)
-    else:
-        z, log_q = FWD.on(interpret)(mu, log_sigma, tril, noise, samples, row_offset)
-    return z.view(*sample_shape, *batch, d), log_q.view(*sample_shape, *batch)
+        return _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, shape, row_offset, interpret)
+    return FWD.on(interpret)(mu, log_sigma, tril, noise, shape, row_offset)

@@ -16,12 +16,12 @@ from .tril_gaussian import empty_tril, layout
 
 
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
-    samples, n, d = z.shape
+    n, d = mu.shape
     points, x, log_s, t = (_checks.compute(p) for p in (z, mu, log_sigma, tril))
-    log_q, eps = x.new_empty((samples, n)), x.new_empty((samples, n, d))
+    log_q, eps = x.new_empty(z.shape[:-1]), x.new_empty(z.shape)
     extension().tril_gaussian_log_prob_fwd(
         x.dtype == torch.float64, points.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        *layout(t), log_q.data_ptr(), eps.data_ptr(), samples, n, d,
+        *layout(t), log_q.data_ptr(), eps.data_ptr(), _checks.samples_in(z.numel(), n, d), n, d,
     )  # fmt: skip
     return log_q, eps
 
@@ -29,13 +29,14 @@ def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) ->
 def _log_prob_bwd_cpu(
     d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    samples, n, d = eps.shape
+    n, d = log_sigma.shape
     log_s, t, dense = _checks.compute(log_sigma), _checks.compute(tril), tril.dim() == 3
-    d_z, d_mu, d_log_sigma = eps.new_empty((samples, n, d)), eps.new_empty((n, d)), eps.new_empty((n, d))
+    d_z, d_mu, d_log_sigma = eps.new_empty(eps.shape), eps.new_empty((n, d)), eps.new_empty((n, d))
     d_tril = empty_tril(eps, n, d, dense)
     extension().tril_gaussian_log_prob_bwd(
         eps.dtype == torch.float64, d_log_q.data_ptr(), eps.data_ptr(), log_s.data_ptr(), log_s.stride(0),
-        *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), samples, n, d,
+        *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
+        _checks.samples_in(eps.numel(), n, d), n, d,
     )  # fmt: skip
     dtype = log_sigma.dtype
     return d_z.to(dtype), d_mu.to(dtype), d_log_sigma.to(dtype), d_tril.to(dtype)
@@ -62,6 +63,21 @@ def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tu
     return d_mu.to(mu.dtype), d_log_sigma.to(mu.dtype), d_tril.to(mu.dtype)
 
 
+def _log_prob_fwd_stacked(
+    launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor
+) -> tuple[Tensor, Tensor]:
+    log_q, eps = launcher(_checks.stack(z, *mu.shape), mu, log_sigma, tril)
+    return log_q.view(z.shape[:-1]), eps.view(z.shape)
+
+
+def _log_prob_bwd_stacked(
+    launcher: Any, d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y = _checks.stack(eps, *log_sigma.shape)
+    d_z, *d_parameters = launcher(d_log_q.view(y.shape[:-1]), y, log_sigma, tril)
+    return d_z.view(eps.shape), *d_parameters
+
+
 def _log_prob_fwd_fake(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(z.dtype)
     return z.new_empty(z.shape[:-1], dtype=dtype), z.new_empty(z.shape, dtype=dtype)
@@ -76,12 +92,12 @@ def _log_prob_bwd_fake(
 
 LOG_PROB_FWD = define(
     "tril_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma, Tensor tril) -> (Tensor log_q, Tensor eps)",
-    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake,
+    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, stacked=_log_prob_fwd_stacked,
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "tril_gaussian_log_prob_bwd(Tensor d_log_q, Tensor eps, Tensor log_sigma, Tensor tril)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
-    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake,
+    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, stacked=_log_prob_bwd_stacked,
 )  # fmt: skip
 KL_FWD = define(
     "tril_gaussian_kl_fwd(Tensor mu, Tensor log_sigma, Tensor tril) -> Tensor kl",
@@ -167,14 +183,13 @@ def tril_gaussian_log_prob(
     chosen = backend.resolve(impl, mu)
     if chosen == "reference":
         return reference.log_prob(z, mu, log_sigma, tril, packed)
-    shape, d = z.shape[:-1], z.shape[-1]
-    z = _checks.stacked_rows(z, mu.shape[:-1], d)
+    z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
     interpret = interpreted(chosen, mu)
     if needs_grad(z, mu, log_sigma, tril):
-        return _TrilGaussianLogProb.apply(z, mu, log_sigma, tril, interpret).view(shape)
-    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma, tril)[0].view(shape)
+        return _TrilGaussianLogProb.apply(z, mu, log_sigma, tril, interpret)
+    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma, tril)[0]
 
 
 def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
@@ -216,5 +231,5 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
     tril = _checks.matrices(tril, d, packed)
     interpret = interpreted(chosen, mu)
     if needs_grad(mu, log_sigma, tril):
-        return _TrilGaussianKL.apply(mu, log_sigma, tril, interpret).view(batch)
-    return KL_FWD.on(interpret)(mu, log_sigma, tril).view(batch)
+        return _checks.shaped(_TrilGaussianKL.apply(mu, log_sigma, tril, interpret), batch)
+    return _checks.shaped(KL_FWD.on(interpret)(mu, log_sigma, tril), batch)

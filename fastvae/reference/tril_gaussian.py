@@ -9,6 +9,8 @@ since :math:`\log|\det L| = \sum_i \log\sigma_i`: no Cholesky, and no solve for 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,8 @@ def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: boo
     log_sigma = log_sigma.to(dtype)
     lower = strictly_lower(tril.to(dtype), mu.shape[-1], packed) + torch.diag_embed(log_sigma.exp())
     # Samples of one Gaussian are the right-hand sides of one solve: the factor is not expanded over them.
-    residual = (z.to(dtype) - mu.to(dtype)).reshape(-1, *mu.shape).movedim(0, -1)
+    samples = math.prod(z.shape[: z.dim() - mu.dim()])
+    residual = (z.to(dtype) - mu.to(dtype)).reshape(samples, *mu.shape).movedim(0, -1)
     eps = torch.linalg.solve_triangular(lower, residual, upper=False).movedim(-1, 0).reshape(z.shape)
     return standard_normal_log_prob(eps) - log_sigma.sum(-1)
 

@@ -1,0 +1,28 @@
+"""Triton's interpreter stands in for a GPU; it must be chosen before Triton decorates the first kernel."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("fastvae", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("fastvae")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fills every uninitialised tensor with NaN: an output that a kernel leaves unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,81 @@
+"""The package as installed: what importing it touches, and what it does when a part is missing."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastvae
+from fastvae import backend
+
+
+def run(code: str, **environment: str) -> str:
+    """Runs code in a fresh interpreter, outside Triton's interpreter mode."""
+    import os
+
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_touches_neither_triton_nor_cuda():
+    out = run(
+        "import sys, torch, fastvae, fastvae.functional as F\n"
+        "z, _ = F.diag_gaussian_rsample(torch.zeros(2, 3), torch.zeros(2, 3))\n"
+        "print('triton' in sys.modules, torch.cuda.is_initialized())"
+    )
+    assert out.split() == ["False", "False"]
+
+
+def test_without_triton():
+    out = run(
+        "import sys\nsys.modules['triton'] = None\n"
+        "import torch, fastvae, fastvae.functional as F\n"
+        "F.diag_gaussian_rsample(torch.zeros(2, 3), torch.zeros(2, 3))\n"
+        "try: F.diag_gaussian_rsample(torch.zeros(2, 3), torch.zeros(2, 3), impl='triton')\n"
+        "except RuntimeError as error: print(error)\n"
+        "print(fastvae.backend.report())"
+    )
+    assert "triton is not installed" in out
+
+
+def test_without_the_extension():
+    out = run(
+        "import sys\nsys.modules['fastvae._C'] = None\n"
+        "import torch, fastvae, fastvae.functional as F\n"
+        "z, _ = F.diag_gaussian_rsample(torch.zeros(2, 3), torch.zeros(2, 3))\n"
+        "print(z.shape)\n"
+        "try: F.diag_gaussian_rsample(torch.zeros(2, 3), torch.zeros(2, 3), impl='cpp')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    assert "torch.Size([2, 3])" in out
+    assert "the C++ extension fastvae._C cannot be imported" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the Linux process map")
+def test_one_openmp_runtime():
+    """torch and the extension share one pool of threads."""
+    out = run(
+        "import torch, fastvae._C\n"
+        "print({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line or 'libiomp' in line})"
+    )
+    assert len(eval(out)) == 1
+
+
+def test_report_names_every_implementation():
+    text = backend.report()
+    assert "auto -> cpp" in text
+    for word in (fastvae.__version__, "triton", "reference", "cuda", torch.__version__):
+        assert word in text
+
+
+def test_nothing_is_patched_at_import():
+    out = run(
+        "import torch, torch.distributions as d\n"
+        "before = (d.Distribution._validate_args, d.Normal.__init__, torch.Tensor.__add__)\n"
+        "import fastvae\n"
+        "print(before == (d.Distribution._validate_args, d.Normal.__init__, torch.Tensor.__add__))"
+    )
+    assert out.strip() == "True"
