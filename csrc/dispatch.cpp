@@ -4,13 +4,13 @@
 
 namespace fastvae {
 
-#define FASTVAE_DECLARE(isa)                                                                  \
-  namespace isa {                                                                             \
-  DiagGaussian<float> diag_gaussian_f32();                                                    \
-  DiagGaussian<double> diag_gaussian_f64();                                                   \
-  TrilGaussian<float> tril_gaussian_f32();                                                    \
-  TrilGaussian<double> tril_gaussian_f64();                                                   \
-  static const Table table = {                                                                \
+#define FASTVAE_DECLARE(isa)                                                                         \
+  namespace isa {                                                                                    \
+  DiagGaussian<float> diag_gaussian_f32();                                                           \
+  DiagGaussian<double> diag_gaussian_f64();                                                          \
+  TrilGaussian<float> tril_gaussian_f32();                                                           \
+  TrilGaussian<double> tril_gaussian_f64();                                                          \
+  static const Table table = {                                                                       \
       #isa, {diag_gaussian_f32(), tril_gaussian_f32()}, {diag_gaussian_f64(), tril_gaussian_f64()}}; \
   }
 

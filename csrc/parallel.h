@@ -1,9 +1,9 @@
 // One way to share work between threads: the OpenMP pool that torch runs on, which torch.set_num_threads governs.
 #pragma once
 
-#include <cstdint>
-
 #include <omp.h>
+
+#include <cstdint>
 
 namespace fastvae {
 namespace {

@@ -74,7 +74,8 @@ inline void box_muller(const uint32_t* a, const uint32_t* b, int64_t count, T* e
 template <class T>
 class NoiseRows {
  public:
-  NoiseRows(NoiseSource<T> source, Extent extent) : source_(source), extent_(extent), quarter_((extent.columns + 3) / 4) {
+  NoiseRows(NoiseSource<T> source, Extent extent)
+      : source_(source), extent_(extent), quarter_((extent.columns + 3) / 4) {
     if (source_.eps) return;
     values_.reset(new T[most() * extent_.columns]);
     for (int64_t r = 0, t = 0; t < std::min(kBatch, most() * quarter_); ++r)

@@ -56,8 +56,8 @@ FASTVAE_INLINE Simd<float>::Vector load_first(const float* p, int64_t count) {
   return (Simd<float>::Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
 #elif defined(__AVX2__)
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return (Simd<float>::Vector)_mm256_maskload_ps(
-      p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+  return (Simd<float>::Vector)_mm256_maskload_ps(p,
+                                                 _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
 #else
   Simd<float>::Vector v{};
   for (int64_t i = 0; i < count; ++i) v[i] = p[i];

@@ -19,7 +19,7 @@ __all__ = ["IMPLEMENTATIONS", "report", "resolve", "why_not"]
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
 
 try:
-    from . import _C
+    from . import _C  # type: ignore[attr-defined]
 except ImportError as error:
     _C = None
     _cpp_missing: str | None = f"the C++ extension fastvae._C cannot be imported ({error})"
@@ -101,9 +101,8 @@ def report() -> str:
         reason = why_not(preferred, device_type)
         if device_type == "cuda" and reason is None and not torch.cuda.is_available():
             reason = "no CUDA device is visible"
-        lines.append(
-            f"{device_type}: auto -> {preferred}" if reason is None else f"{device_type}: {preferred} not used, {reason}"
-        )
+        choice = f"auto -> {preferred}" if reason is None else f"{preferred} not used, {reason}"
+        lines.append(f"{device_type}: {choice}")
         others = [name for name in ("triton", "cpp") if name != preferred]
         lines += [f"  {name}: {why_not(name, device_type) or 'can run'}" for name in others]
         lines.append("  reference: can run")

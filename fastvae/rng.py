@@ -25,9 +25,7 @@ def check_generator(generator: torch.Generator | None, device: torch.device | st
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != torch.device(device).type:
-        raise ValueError(
-            f"generator must live on the device of the parameters, {device}; it is on {generator.device}"
-        )
+        raise ValueError(f"generator must live on the device of the parameters, {device}; it is on {generator.device}")
 
 
 def draw_seed(device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:

@@ -79,9 +79,7 @@ def problems(
                 lambda impl, p: F.diag_gaussian_rsample(*p, sample_shape, eps=noise.to(p[0]), impl=impl),
                 [mu, log_sigma],
             ),
-            "log_prob": Problem(
-                lambda impl, p: (F.diag_gaussian_log_prob(*p, impl=impl),), [z, mu, log_sigma]
-            ),
+            "log_prob": Problem(lambda impl, p: (F.diag_gaussian_log_prob(*p, impl=impl),), [z, mu, log_sigma]),
             "kl": Problem(lambda impl, p: (F.diag_gaussian_kl(*p, impl=impl),), [mu, log_sigma]),
             "kl_prior": Problem(lambda impl, p: (F.diag_gaussian_kl(*p, impl=impl),), [mu, log_sigma, *prior]),
         }
@@ -92,9 +90,7 @@ def problems(
                 lambda impl, p: F.tril_gaussian_rsample(*p, sample_shape, eps=noise.to(p[0]), impl=impl),
                 [mu, log_sigma, tril],
             ),
-            "log_prob": Problem(
-                lambda impl, p: (F.tril_gaussian_log_prob(*p, impl=impl),), [z, mu, log_sigma, tril]
-            ),
+            "log_prob": Problem(lambda impl, p: (F.tril_gaussian_log_prob(*p, impl=impl),), [z, mu, log_sigma, tril]),
             "kl": Problem(lambda impl, p: (F.tril_gaussian_kl(*p, impl=impl),), [mu, log_sigma, tril]),
         }
     for problem in made.values():

@@ -170,16 +170,14 @@ void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, T* kl, int64_t rows, int64_t colu
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
       T total = 0;
 #pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < columns; ++i)
-        total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
+      for (int64_t i = 0; i < columns; ++i) total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
       kl[n] = T(0.5) * total;
     }
   });
 }
 
 template <class T>
-void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, T* d_mu, T* d_log_sigma, int64_t rows,
-            int64_t columns) {
+void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, T* d_mu, T* d_log_sigma, int64_t rows, int64_t columns) {
   parallel_ranges(rows, columns * 8, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n), g = d_kl[n];
@@ -194,8 +192,8 @@ void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, T* d_mu, T* d_log_
 }
 
 template <class T>
-void kl_prior_fwd(Matrix<T> mu, Matrix<T> log_sigma, Matrix<T> prior_mu, Matrix<T> prior_log_sigma, T* kl,
-                  int64_t rows, int64_t columns) {
+void kl_prior_fwd(Matrix<T> mu, Matrix<T> log_sigma, Matrix<T> prior_mu, Matrix<T> prior_log_sigma, T* kl, int64_t rows,
+                  int64_t columns) {
   parallel_ranges(rows, columns * 16, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n), *pm = prior_mu.row(n), *plog_s = prior_log_sigma.row(n);
@@ -233,8 +231,7 @@ void kl_prior_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Matrix<T> pr
 
 template <class T>
 DiagGaussian<T> kernels() {
-  return {fwd<T>,    bwd<T>,    log_prob_fwd<T>, log_prob_bwd<T>,
-          kl_fwd<T>, kl_bwd<T>, kl_prior_fwd<T>, kl_prior_bwd<T>};
+  return {fwd<T>, bwd<T>, log_prob_fwd<T>, log_prob_bwd<T>, kl_fwd<T>, kl_bwd<T>, kl_prior_fwd<T>, kl_prior_bwd<T>};
 }
 
 }  // namespace

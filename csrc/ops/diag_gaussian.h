@@ -12,8 +12,8 @@ struct DiagGaussian {
   void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
               Extent extent);
   void (*log_prob_fwd)(const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* log_q, Extent extent);
-  void (*log_prob_bwd)(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* d_z, T* d_mu,
-                       T* d_log_sigma, Extent extent);
+  void (*log_prob_bwd)(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* d_z, T* d_mu, T* d_log_sigma,
+                       Extent extent);
   void (*kl_fwd)(Matrix<T> mu, Matrix<T> log_sigma, T* kl, int64_t rows, int64_t columns);
   void (*kl_bwd)(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, T* d_mu, T* d_log_sigma, int64_t rows,
                  int64_t columns);

@@ -146,33 +146,34 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> sou
          Tril<T> d_tril, Extent e) {
   const int64_t d = e.columns;
   expect_full_tril(d_tril, e.rows);
-  parallel_ranges(e.rows, d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
-    NoiseRows<T> noise(source, e);
-    for (int64_t n = begin; n < end; ++n) {
-      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
-      std::fill(to_mu, to_mu + d, T(0));
-      std::fill(to_scale, to_scale + d, T(0));
-      T d_density = 0;
-      for (int64_t first = 0; first < e.samples; first += noise.most()) {
-        const int64_t count = std::min(noise.most(), e.samples - first);
-        noise.draw(n * e.samples + first, count);
-        for (int64_t k = first; k < first + count; ++k) {
-          const T *g = d_z + (k * e.rows + n) * d, *x = noise[n * e.samples + k];
-          d_density += d_log_q[k * e.rows + n];
+  parallel_ranges(e.rows, d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1),
+                  [&](int64_t begin, int64_t end) {
+                    NoiseRows<T> noise(source, e);
+                    for (int64_t n = begin; n < end; ++n) {
+                      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
+                      std::fill(to_mu, to_mu + d, T(0));
+                      std::fill(to_scale, to_scale + d, T(0));
+                      T d_density = 0;
+                      for (int64_t first = 0; first < e.samples; first += noise.most()) {
+                        const int64_t count = std::min(noise.most(), e.samples - first);
+                        noise.draw(n * e.samples + first, count);
+                        for (int64_t k = first; k < first + count; ++k) {
+                          const T *g = d_z + (k * e.rows + n) * d, *x = noise[n * e.samples + k];
+                          d_density += d_log_q[k * e.rows + n];
 #pragma omp simd
-          for (int64_t i = 0; i < d; ++i) {
-            to_mu[i] += g[i];
-            to_scale[i] += g[i] * x[i];
-          }
-          outer_product(d_tril, n, d, g, x, k > 0);
-        }
-      }
-      if (e.samples == 0) clear(d_tril, n, d);
-      const T* log_s = log_sigma.row(n);
+                          for (int64_t i = 0; i < d; ++i) {
+                            to_mu[i] += g[i];
+                            to_scale[i] += g[i] * x[i];
+                          }
+                          outer_product(d_tril, n, d, g, x, k > 0);
+                        }
+                      }
+                      if (e.samples == 0) clear(d_tril, n, d);
+                      const T* log_s = log_sigma.row(n);
 #pragma omp simd
-      for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
-    }
-  });
+                      for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
+                    }
+                  });
 }
 
 template <class T>
@@ -269,8 +270,7 @@ void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
       T total = 0;
 #pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < columns; ++i)
-        total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
+      for (int64_t i = 0; i < columns; ++i) total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
       typename Simd<T>::Vector even{}, odd{};
       for (int64_t i = 1; i < columns; ++i) {
         const T* row = tril.row(n, i);

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..reference.diag_gaussian import autocasting
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -26,7 +28,7 @@ def same_kind(**tensors: Tensor) -> list[Tensor]:
             raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; it is on {t.device}")
     if all(t.dtype == first.dtype for _, t in others):
         return list(tensors.values())
-    if not torch.is_autocast_enabled(first.device.type):
+    if not autocasting(first.device.type):
         name, t = next((name, t) for name, t in others if t.dtype != first.dtype)
         raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {t.dtype}")
     widest = first.dtype

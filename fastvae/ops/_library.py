@@ -73,9 +73,7 @@ class _FirstOrderOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "fastvae kernels are differentiable once; for gradients of gradients pass impl='reference'"
-        )
+        raise RuntimeError("fastvae kernels are differentiable once; for gradients of gradients pass impl='reference'")
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

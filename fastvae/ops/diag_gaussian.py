@@ -77,9 +77,7 @@ def _bwd_samples_cpu(
     return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=True)
 
 
-def _bwd_stacked(
-    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
-) -> Any:
+def _bwd_stacked(launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Any:
     n, d = log_sigma.shape
     d_z = _checks.stack(d_z, n, d)
     if noise.dim() > 0:

@@ -60,9 +60,7 @@ def _log_prob_bwd_stacked(
 def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor) -> Tensor:
     x, log_s = _checks.compute(mu), _checks.compute(log_sigma)
     kl = x.new_empty((mu.shape[0],))
-    extension().diag_gaussian_kl_fwd(
-        x.dtype == torch.float64, *_matrix(x), *_matrix(log_s), kl.data_ptr(), *mu.shape
-    )
+    extension().diag_gaussian_kl_fwd(x.dtype == torch.float64, *_matrix(x), *_matrix(log_s), kl.data_ptr(), *mu.shape)
     return kl
 
 

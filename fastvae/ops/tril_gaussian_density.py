@@ -139,9 +139,7 @@ class _TrilGaussianKL(torch.autograd.Function):
         return *KL_BWD.on(ctx.interpret)(d_kl.contiguous(), *ctx.saved_tensors), None
 
 
-def tril_gaussian_log_prob(
-    z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto"
-) -> Tensor:
+def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
     r"""Log-density of points under a full-covariance Gaussian, by forward substitution with its triangular factor.
 
     .. math::
@@ -174,7 +172,8 @@ def tril_gaussian_log_prob(
         *Matrix Computations* (Golub, Van Loan, 2013), section 3.1.
 
     Example:
-        >>> tril_gaussian_log_prob(torch.zeros(5, 1, 4), torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 6)).shape
+        >>> mu, log_sigma, tril = torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 6)
+        >>> tril_gaussian_log_prob(torch.zeros(5, 1, 4), mu, log_sigma, tril).shape
         torch.Size([5, 3])
     """
     z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .diag_gaussian import compute_dtype, draw_eps, standard_normal_log_prob
+from .diag_gaussian import compute_dtype, draw_eps, full_precision, standard_normal_log_prob
 
 
 def strictly_lower(tril: Tensor, features: int, packed: bool) -> Tensor:
@@ -41,7 +41,7 @@ def rsample(
         eps = draw_eps(sample_shape + mu.shape, mu, generator)
     eps, log_sigma = eps.to(dtype), log_sigma.to(dtype)
     lower = strictly_lower(tril.to(dtype), mu.shape[-1], packed)
-    with torch.autocast(mu.device.type, enabled=False):
+    with full_precision(mu.device.type):
         mixed = torch.einsum("...ij,...j->...i", lower, eps)
     z = torch.addcmul(mu.to(dtype) + mixed, log_sigma.exp(), eps)
     return z.to(mu.dtype), standard_normal_log_prob(eps) - log_sigma.sum(-1)

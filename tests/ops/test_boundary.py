@@ -58,9 +58,7 @@ def test_opcheck(name):
 
 def test_every_registered_op_is_checked():
     registered = {
-        name.removeprefix("fastvae::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("fastvae::")
+        name.removeprefix("fastvae::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvae::")
     }
     assert registered == {name.split()[0] for name in op_arguments()}
 

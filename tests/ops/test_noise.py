@@ -18,9 +18,7 @@ def draw(rows, columns, sample_shape=(), *, seed=0, row_offset=0, impl="cpp", dt
     device = device_of(impl)
     zeros = torch.zeros(rows, columns, dtype=dtype, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    z, _ = F.diag_gaussian_rsample(
-        zeros, zeros, sample_shape, generator=generator, row_offset=row_offset, impl=impl
-    )
+    z, _ = F.diag_gaussian_rsample(zeros, zeros, sample_shape, generator=generator, row_offset=row_offset, impl=impl)
     return z.cpu()
 
 

@@ -1,0 +1,61 @@
+# `make demo` and `make test` need Debian (or the like), Python >= 3.10 with venv, a C++20 compiler and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+# Also the isolated build environment takes the pinned versions.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test lint format aot sanitize wheel bench gpu-check clean
+
+demo: $(VENV)/installed
+	$(RUN) -m fastvae demo
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+	$(RUN) -m mypy
+
+format: $(VENV)/installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+
+# Registers, memory and instructions of every Triton kernel for every target, without a GPU.
+aot: $(VENV)/installed
+	$(RUN) -m fastvae.kernels.aot
+
+# Every C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(VENV)/installed
+	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DFASTVAE_SANITIZE=ON
+	$(VENV)/bin/ninja -C build/sanitize
+	OMP_NUM_THREADS=2 build/sanitize/sanitize
+
+# The wheel, built offline with the tools at hand and tried outside the checkout, where fastvae/ does not shadow it.
+wheel: $(VENV)/installed
+	rm -rf build/wheel-check
+	$(RUN) -m pip install --no-index --no-build-isolation --no-deps --target build/wheel-check .
+	cp tests/wheel_smoke.py build/wheel-check/
+	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
+
+bench: $(VENV)/installed
+	$(RUN) -m bench --op diag_gaussian,tril_gaussian
+
+# On a machine with a GPU whose Python already has torch and the build tools; takes no network.
+gpu-check:
+	$(PYTHON) -m bench.gpu_check
+
+clean:
+	rm -rf build dist demo-out
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv module: on Debian, apt install python3-venv"; exit 1; }
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train,test,lint,bench]' scikit-build-core nanobind cmake ninja
+	touch $@

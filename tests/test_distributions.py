@@ -1,0 +1,487 @@
+"""The posteriors as torch.distributions, against Independent(Normal) and MultivariateNormal."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch.distributions import (
+    Independent,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+    constraints,
+    kl_divergence,
+)
+
+from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from tests.support import IMPLEMENTATIONS, assert_as_close_as_eager, device_of, packed_size
+
+KINDS = ("diagonal", "packed", "dense")
+CASES = [((4,), 6), ((2, 3), 5), ((), 3), ((5,), 1), ((4,), 33)]
+
+every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_case = pytest.mark.parametrize(("batch", "features"), CASES)
+
+
+def parameters(kind, batch, features, dtype=torch.float32, device="cpu"):
+    mu, log_sigma = torch.randn(*batch, features), 0.5 * torch.randn(*batch, features)
+    made = [mu, log_sigma]
+    if kind == "packed":
+        made.append(torch.randn(*batch, packed_size(features)) / math.sqrt(features))
+    elif kind == "dense":
+        tril = torch.randn(*batch, features, features) / math.sqrt(features)
+        made.append(tril.masked_fill(torch.ones(features, features, dtype=torch.bool).triu(), math.nan))
+    return [t.to(device, dtype).requires_grad_() for t in made]
+
+
+def posterior(made, impl="auto", **kwargs):
+    return (DiagonalGaussian if len(made) == 2 else TriangularGaussian)(*made, impl=impl, **kwargs)
+
+
+def scale_tril(made):
+    """L by hand, entry by entry of the packed layout."""
+    mu, log_sigma, *rest = made
+    features = mu.shape[-1]
+    factor = torch.diag_embed(log_sigma.exp())
+    if rest and rest[0].shape[-2:] == (features, features) and rest[0].dim() == mu.dim() + 1:
+        return factor + rest[0].tril(-1)
+    if rest:
+        rows = []
+        for i in range(features):
+            start = packed_size(i)
+            row = torch.nn.functional.pad(rest[0][..., start : start + i], (0, features - i))
+            rows.append(row)
+        factor = factor + torch.stack(rows, -2)
+    return factor
+
+
+def of_torch(made):
+    if len(made) == 2:
+        return Independent(Normal(made[0], made[1].exp(), validate_args=False), 1, validate_args=False)
+    return of_torch_full(made)
+
+
+def of_torch_full(made):
+    return MultivariateNormal(made[0], scale_tril=scale_tril(made), validate_args=False)
+
+
+def assert_same(actual, made, function):
+    """As near to torch.distributions in float64 as torch.distributions in the same dtype is."""
+    eager = function(of_torch(made), made)
+    oracle = function(of_torch([t.double() for t in made]), [t.double() for t in made])
+    assert_as_close_as_eager(actual.detach(), eager.detach(), oracle.detach(), "value")
+
+
+@every_impl
+@every_kind
+@every_case
+def test_sample_and_log_prob(batch, features, kind, impl):
+    made = parameters(kind, batch, features, device=device_of(impl))
+    q = posterior(made, impl)
+    assert q.batch_shape == batch
+    assert q.event_shape == (features,)
+    eps = torch.randn(7, *batch, features).to(made[0])
+    z, log_q = q.rsample_with_log_prob((7,), eps=eps)
+    assert_same(z, made, lambda _, p: p[0] + (scale_tril(p) @ eps.to(p[0])[..., None])[..., 0])
+    # One's own log-density is that of torch at the same noise, not at the rounded sample.
+    exact_z = made[0].double() + (scale_tril(made).double() @ eps.double()[..., None])[..., 0]
+    assert_same(log_q, made, lambda q, p: q.log_prob(exact_z.to(p[0])))
+    assert z.requires_grad
+    assert log_q.requires_grad
+
+
+@every_impl
+@every_kind
+@every_case
+def test_log_prob_of_foreign_points(batch, features, kind, impl):
+    made = parameters(kind, batch, features, device=device_of(impl))
+    z = torch.randn(3, *batch, features).to(made[0])
+    assert_same(posterior(made, impl).log_prob(z), made, lambda q, p: q.log_prob(z.to(p[0])))
+
+
+@every_kind
+@every_case
+def test_moments(batch, features, kind):
+    made = parameters(kind, batch, features)
+    q = posterior(made)
+    assert_same(q.entropy(), made, lambda q, _: q.entropy())
+    assert_same(q.mean, made, lambda q, _: q.mean)
+    assert_same(q.mode, made, lambda q, _: q.mode)
+    assert_same(q.variance, made, lambda q, _: q.variance)
+    assert_same(q.stddev, made, lambda q, _: q.stddev)
+    if kind != "diagonal":
+        assert_same(q.scale_tril, made, lambda q, _: q.scale_tril)
+        assert_same(q.covariance_matrix, made, lambda q, _: q.covariance_matrix)
+
+
+@every_impl
+@every_kind
+@every_case
+def test_kl_divergence(batch, features, kind, impl):
+    device = device_of(impl)
+    made = parameters(kind, batch, features, device=device)
+    q = posterior(made, impl)
+
+    def to_prior(prior):
+        # Between MultivariateNormals, so that every pair has one reference.
+        return lambda _, p: kl_divergence(of_torch_full(p), of_torch_full([t.to(p[0]) for t in prior]))
+
+    zero = torch.zeros(features, device=device)
+    assert_same(kl_divergence(q, StandardNormal(features)), made, to_prior((zero, zero)))
+    prior = [t.detach() for t in parameters("diagonal", batch, features, device=device)]
+    assert_same(kl_divergence(q, DiagonalGaussian(*prior)), made, to_prior(prior))
+    if kind == "diagonal":
+        normal = Independent(Normal(prior[0], prior[1].exp()), 1)
+        assert_same(kl_divergence(q, normal), made, to_prior(prior))
+
+
+@every_impl
+@every_kind
+def test_gradcheck(kind, impl):
+    if impl == "triton":
+        # Differences of 1e-6 need float64 from end to end; Triton's own kernels are checked in tests/ops.
+        impl = "reference"
+    made = parameters(kind, (2,), 3, torch.float64)
+    if kind == "dense":
+        made[2] = made[2].detach().nan_to_num().requires_grad_()
+    eps = torch.randn(2, 2, 3, dtype=torch.float64)
+    prior = parameters("diagonal", (2,), 3, torch.float64)
+    point = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def everything(*inputs):
+        *own, prior_mu, prior_log_sigma, z = inputs
+        q = posterior(own, impl)
+        return (
+            *q.rsample_with_log_prob((2,), eps=eps),
+            q.log_prob(z),
+            q.entropy(),
+            q.variance,
+            kl_divergence(q, StandardNormal(3)),
+            kl_divergence(q, DiagonalGaussian(prior_mu, prior_log_sigma, impl=impl)),
+        )
+
+    assert torch.autograd.gradcheck(everything, (*made, *prior, point))
+
+
+@every_impl
+@every_kind
+def test_empty_batch(kind, impl):
+    """Which torch.distributions cannot do."""
+    made = parameters(kind, (0,), 4, device=device_of(impl))
+    q = posterior(made, impl)
+    z, log_q = q.rsample_with_log_prob((3,))
+    results = [
+        log_q,
+        q.log_prob(z),
+        kl_divergence(q, StandardNormal(4)),
+        kl_divergence(q, posterior(made[:2])),
+    ]
+    assert z.shape == (3, 0, 4)
+    assert [t.shape for t in results] == [(3, 0), (3, 0), (0,), (0,)]
+    gradients = torch.autograd.grad(z.sum() + sum(t.sum() for t in results), made)
+    assert [g.shape for g in gradients] == [t.shape for t in made]
+
+
+@every_kind
+def test_samples_have_the_moments(kind):
+    q = posterior(parameters(kind, (), 3))
+    with torch.no_grad():
+        z = q.rsample((200_000,))
+        if kind == "diagonal":
+            covariance = torch.diag(q.variance)
+        else:
+            covariance = q.covariance_matrix
+    deviation = (covariance.diagonal() / 200_000).sqrt()
+    assert ((z.mean(0) - q.mean).abs() <= 5 * deviation).all()
+    # Var(s_ij) = (c_ii c_jj + c_ij^2) / n for Gaussians.
+    spread = (covariance.diagonal().outer(covariance.diagonal()) + covariance.square()) / 200_000
+    assert ((z.T.cov() - covariance).abs() <= 5 * spread.sqrt()).all()
+
+
+@every_impl
+@every_kind
+def test_generator_and_row_offset(kind, impl):
+    device = device_of(impl)
+    made = [t.detach() for t in parameters(kind, (8,), 5, device=device)]
+
+    def draw(rows, **kwargs):
+        q = posterior([t[rows] for t in made], impl)
+        generator = torch.Generator(device).manual_seed(7)
+        return q.rsample_with_log_prob((3,), generator=generator, **kwargs)
+
+    whole = draw(slice(None))
+    again = draw(slice(None))
+    assert torch.equal(whole[0], again[0])
+    if impl != "reference":
+        shards = [draw(slice(0, 3)), draw(slice(3, 8), row_offset=3)]
+        for i in (0, 1):
+            torch.testing.assert_close(torch.cat([shard[i] for shard in shards], 1), whole[i], rtol=0, atol=0)
+
+
+@every_impl
+@every_kind
+def test_sample_and_rsample(kind, impl):
+    q = posterior(parameters(kind, (2, 3), 5, device=device_of(impl)), impl)
+    for sample_shape in ((), (4,), torch.Size([4, 1])):
+        for draw in (q.rsample, q.sample):
+            torch.manual_seed(1)
+            z = draw(sample_shape)
+            assert z.shape == (*sample_shape, 2, 3, 5)
+            torch.manual_seed(1)
+            assert torch.equal(z, q.rsample_with_log_prob(sample_shape)[0])
+    assert q.rsample().requires_grad
+    assert not q.sample().requires_grad
+
+
+@every_impl
+@every_kind
+def test_expand(kind, impl):
+    made = parameters(kind, (3,), 5, device=device_of(impl))
+    q = posterior(made, impl)
+    large = q.expand((2, 3))
+    assert type(large) is type(q)
+    assert (large.batch_shape, large.event_shape, large.impl) == ((2, 3), (5,), impl)
+    assert large.mu.untyped_storage().data_ptr() == made[0].untyped_storage().data_ptr()
+    torch.testing.assert_close(large.entropy(), q.entropy().expand(2, 3))
+    z = torch.randn(4, 2, 3, 5).to(made[0])
+    torch.testing.assert_close(large.log_prob(z), q.log_prob(z))
+    torch.testing.assert_close(
+        kl_divergence(large, StandardNormal(5)), kl_divergence(q, StandardNormal(5)).expand(2, 3)
+    )
+    eps = torch.randn(2, 3, 5).to(made[0])
+    sample, log_q = large.rsample_with_log_prob(eps=eps)
+    expected, expected_log_q = q.rsample_with_log_prob((2,), eps=eps)
+    torch.testing.assert_close((sample, log_q), (expected, expected_log_q))
+    d_expanded = torch.autograd.grad(sample.square().sum() + log_q.sum(), made)
+    d_expected = torch.autograd.grad(expected.square().sum() + expected_log_q.sum(), made)
+    torch.testing.assert_close(d_expanded, d_expected)
+    assert large.expand((7, 2, 3)).batch_shape == (7, 2, 3)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(kind, dtype):
+    made = parameters(kind, (16,), 8, dtype)
+    q = posterior(made)
+    z, log_q = q.rsample_with_log_prob((2,))
+    assert z.dtype == dtype
+    wide = posterior([t.detach().float() for t in made])
+    for actual, expected in (
+        (q.entropy(), wide.entropy()),
+        (q.log_prob(z), wide.log_prob(z.float())),
+        (kl_divergence(q, StandardNormal(8)), kl_divergence(wide, StandardNormal(8))),
+        (
+            kl_divergence(q, posterior(made[:2])),
+            kl_divergence(wide, posterior([t.float() for t in made[:2]])),
+        ),
+    ):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual.detach(), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert log_q.dtype == torch.float32
+    assert [g.dtype for g in torch.autograd.grad(log_q.sum() + z.sum(), made)] == [dtype] * len(made)
+
+
+@every_impl
+@every_kind
+def test_extreme_scales(kind, impl):
+    made = parameters(kind, (4,), 5, device=device_of(impl))
+    with torch.no_grad():
+        made[1][:2] = -30.0
+        made[1][2:] = 30.0
+        if kind != "diagonal":
+            # A large triangle over a tiny diagonal has no accurate solve in any implementation.
+            made[2].mul_(1e-13)
+    q = posterior(made, impl)
+    z, log_q = q.rsample_with_log_prob()
+    assert z.isfinite().all()
+    torch.testing.assert_close(log_q[:2] - log_q[2:], torch.full((2,), 300.0).to(log_q), rtol=0.2, atol=0)
+    torch.testing.assert_close(q.entropy(), (5 * 0.5 * math.log(2 * math.pi * math.e) + made[1].sum(-1)))
+    assert all(g.isfinite().all() or kind == "dense" for g in torch.autograd.grad(log_q.sum() + z.sum(), made))
+
+
+@every_kind
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_parameters_stay_in_their_row(kind, value):
+    made = parameters(kind, (3,), 4)
+    with torch.no_grad():
+        made[0][1, 2] = value
+    q = posterior(made)
+    z, log_q = q.rsample_with_log_prob()
+    assert not z[1, 2].isfinite()
+    assert z[[0, 2]].isfinite().all()
+    assert log_q[[0, 2]].isfinite().all()
+    kl = kl_divergence(q, StandardNormal(4))
+    assert not kl[1].isfinite()
+    assert kl[[0, 2]].isfinite().all()
+
+
+@every_kind
+def test_pickle_and_deepcopy(kind):
+    made = [t.detach() for t in parameters(kind, (3,), 5)]
+    q = posterior(made, "reference", validate_args=kind != "dense")
+    for twin in (pickle.loads(pickle.dumps(q)), copy.deepcopy(q)):
+        assert repr(twin) == repr(q)
+        assert twin.impl == "reference"
+        torch.manual_seed(1)
+        z = twin.sample()
+        torch.manual_seed(1)
+        assert torch.equal(z, q.sample())
+    prior = pickle.loads(pickle.dumps(StandardNormal(5)))
+    torch.testing.assert_close(kl_divergence(q, prior), kl_divergence(q, StandardNormal(5)))
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpp"])
+@every_kind
+def test_compile(kind, impl):
+    made = parameters(kind, (4,), 5)
+    eps = torch.randn(2, 4, 5)
+
+    def inside(*own):
+        q = posterior(own, impl)
+        return *q.rsample_with_log_prob((2,), eps=eps), q.entropy()
+
+    compiled = torch.compile(inside, fullgraph=True, backend="aot_eager")(*made)
+    torch.testing.assert_close(compiled, inside(*made))
+    actual = torch.autograd.grad(sum(t.sum() for t in compiled), made)
+    torch.testing.assert_close(actual, torch.autograd.grad(sum(t.sum() for t in inside(*made)), made))
+    q = posterior(made, impl)
+    method = torch.compile(q.rsample_with_log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(method((2,), eps=eps), q.rsample_with_log_prob((2,), eps=eps))
+    assert method((3,))[0].shape == (3, 4, 5)
+
+
+@every_kind
+def test_nothing_is_read_back(kind):
+    """Meta tensors have no values: whatever reads one raises."""
+    made = parameters(kind, (4,), 5, device="meta")
+    q = posterior(made)
+    z, log_q = q.rsample_with_log_prob((2,))
+    assert (z.shape, log_q.shape) == ((2, 4, 5), (2, 4))
+    assert q.log_prob(z).shape == (2, 4)
+    assert q.expand((3, 4)).entropy().shape == (3, 4)
+    assert kl_divergence(q, StandardNormal(5, device="meta")).shape == (4,)
+    assert kl_divergence(q, DiagonalGaussian(*made[:2])).shape == (4,)
+
+
+@every_kind
+def test_validation_on_demand(kind):
+    made = [t.detach() for t in parameters(kind, (3,), 4)]
+    q = posterior(made, validate_args=True)
+    with pytest.raises(ValueError, match="within the support"):
+        q.log_prob(torch.full((3, 4), math.nan))
+    with pytest.raises(ValueError, match="within the support"):
+        q.expand((2, 3)).log_prob(torch.full((2, 3, 4), math.nan))
+    for index, name in enumerate(("mu", "log_sigma", "tril")[: len(made)]):
+        bad = [t.clone() for t in made]
+        bad[index][..., -1, 0] = math.nan
+        with pytest.raises(ValueError, match=f"parameter {name} "):
+            posterior(bad, validate_args=True)
+        posterior(bad)
+
+
+def test_support_and_constraints():
+    q = DiagonalGaussian(torch.zeros(2), torch.zeros(2))
+    assert q.support.event_dim == 1
+    assert q.support.base_constraint is constraints.real
+    assert q.has_rsample
+    assert set(q.arg_constraints) == {"mu", "log_sigma"}
+    dense = TriangularGaussian(torch.zeros(2), torch.zeros(2), torch.zeros(2, 2))
+    assert [c.event_dim for c in dense.arg_constraints.values()] == [1, 1, 2]
+
+
+def test_packed_and_dense_triangles_of_the_same_width():
+    """With three features a matrix can be a batch of packed triangles; extra dimensions decide."""
+    zero, tril = torch.zeros(3, 3), torch.randn(3, 3)
+    packed = TriangularGaussian(zero, zero, tril)
+    torch.testing.assert_close(packed.scale_tril, scale_tril([zero, zero, tril]))
+    dense = TriangularGaussian(zero[0], zero[0], tril)
+    torch.testing.assert_close(dense.scale_tril, torch.eye(3) + tril.tril(-1))
+
+
+def test_parameters_broadcast():
+    q = TriangularGaussian(torch.zeros(4, 1, 3), torch.zeros(3), torch.randn(2, 3))
+    assert q.batch_shape == (4, 2)
+    assert q.rsample((5,)).shape == (5, 4, 2, 3)
+
+
+def test_standard_normal():
+    prior = StandardNormal(3, (2,), dtype=torch.float64)
+    z = torch.randn(5, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(prior.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(-1))
+    assert prior.sample((4,)).shape == (4, 2, 3)
+    assert prior.sample().dtype == torch.float64
+    large = prior.expand((7, 2))
+    assert type(large) is StandardNormal
+    for kind in KINDS:
+        q = posterior(parameters(kind, (2,), 3))
+        torch.testing.assert_close(kl_divergence(q, large), kl_divergence(q, StandardNormal(3)).expand(7, 2))
+    torch.testing.assert_close(kl_divergence(prior, large), torch.zeros(7, 2, dtype=torch.float64))
+
+
+def test_prior_broadcasts_against_the_posterior():
+    q = DiagonalGaussian(*parameters("diagonal", (4,), 3))
+    prior = DiagonalGaussian(*parameters("diagonal", (5, 1), 3))
+    assert kl_divergence(q, prior).shape == (5, 4)
+    q = TriangularGaussian(*parameters("packed", (4,), 3))
+    assert kl_divergence(q, prior).shape == (5, 4)
+
+
+ZERO = torch.zeros(2, 3)
+Q = DiagonalGaussian(ZERO, ZERO)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: DiagonalGaussian([0.0], ZERO), TypeError, "mu must be a tensor, got list"),
+        (lambda: DiagonalGaussian(ZERO, ZERO.double()), TypeError, "log_sigma must have the dtype of mu"),
+        (lambda: DiagonalGaussian(ZERO.long(), ZERO), TypeError, "mu must be float16.*got torch.int64"),
+        (
+            lambda: DiagonalGaussian(ZERO, ZERO[:, :2]),
+            ValueError,
+            r"log_sigma must have as many features as mu, 3",
+        ),
+        (
+            lambda: DiagonalGaussian(ZERO, torch.zeros(5, 3)),
+            ValueError,
+            "batch shapes of mu, log_sigma must broadcast",
+        ),
+        (lambda: DiagonalGaussian(torch.tensor(0.0), ZERO), ValueError, r"mu must have shape \(\*, D\)"),
+        (
+            lambda: TriangularGaussian(ZERO, ZERO, torch.zeros(2, 4)),
+            ValueError,
+            r"tril must have shape \(\*, 3\)",
+        ),
+        (
+            lambda: DiagonalGaussian(ZERO, ZERO, impl="cuda").rsample(),
+            ValueError,
+            "impl must be one of .*'cuda'",
+        ),
+        (lambda: Q.rsample(3), TypeError, r"sample_shape must be a sequence of sizes such as \(3,\)"),
+        (
+            lambda: Q.rsample_with_log_prob(eps=torch.zeros(2, 4)),
+            ValueError,
+            r"eps must .*\(2, 3\), got \(2, 4\)",
+        ),
+        (lambda: Q.log_prob(torch.zeros(2, 4)), ValueError, "z must have as many features as mu, 3"),
+        (lambda: Q.expand((5, 3)), RuntimeError, "expand"),
+        (lambda: StandardNormal(0), ValueError, "features must be >= 1, got 0"),
+        (lambda: kl_divergence(Q, StandardNormal(4)), ValueError, r"one event shape, got \(3,\) and \(4,\)"),
+        (
+            lambda: kl_divergence(Q, Independent(Laplace(ZERO, ZERO + 1), 1)),
+            NotImplementedError,
+            r"DiagonalGaussian to Independent\(Laplace",
+        ),
+        (
+            lambda: kl_divergence(Q, Independent(Normal(ZERO, ZERO + 1), 2)),
+            NotImplementedError,
+            "is not known",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
