@@ -11,17 +11,28 @@ from torch import Tensor
 
 from .. import backend
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _LIBRARY = torch.library.Library("fastvae", "DEF")
 
 
 class Op(NamedTuple):
-    """A registered op, and its Triton launcher for the interpreter, which the dispatcher cannot tell from C++."""
+    """One op: what torch's dispatcher knows it as, and its two launchers."""
 
     dispatched: Callable[..., Any]
+    cpu: Callable[..., Any]
     triton: Callable[..., Any]
 
-    def on(self, interpret: bool) -> Callable[..., Any]:
-        return self.triton if interpret else self.dispatched
+    def on(self, impl: str, like: Tensor) -> Callable[..., Any]:
+        """What to call for ``impl`` on tensors such as ``like``.
+
+        The dispatcher is for whoever needs to see the op: compilers, tensor subclasses, dispatch modes. For plain
+        tensors in eager mode its boundary would cost as much as a small kernel, and the launcher is called itself;
+        so it is for the interpreter, which the dispatcher cannot tell from C++.
+        """
+        if torch.compiler.is_compiling() or type(like) not in _PLAIN or torch._C._len_torch_dispatch_stack():
+            interpreted = impl == "triton" and like.device.type == "cpu"
+            return self.triton if interpreted else self.dispatched
+        return self.cpu if impl == "cpp" else self.triton
 
 
 def define(
@@ -47,16 +58,15 @@ def define(
     _LIBRARY.impl(name, cpu, "CPU")
     _LIBRARY.impl(name, triton, "CUDA")
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
-    return Op(getattr(torch.ops.fastvae, name).default, triton)
-
-
-def interpreted(impl: str, like: Tensor) -> bool:
-    """Whether a Triton kernel was asked for on CPU tensors."""
-    return impl == "triton" and like.device.type == "cpu"
+    return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
 
 
 def needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                return True
+    return False
 
 
 def extension() -> Any:

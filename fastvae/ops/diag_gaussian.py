@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import backend, rng
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import define, extension, interpreted, needs_grad, once_differentiable
+from ._library import define, extension, needs_grad, once_differentiable
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
@@ -23,14 +23,14 @@ def _fwd_cpu(
     n, d = mu.shape
     x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
     if given:
-        noise = noise.to(x.dtype)
+        noise = _checks.cast(noise, x.dtype)
     z, log_q = x.new_empty(shape), x.new_empty(shape[:-1])
     extension().diag_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
         _checks.samples_in(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return z.to(mu.dtype), log_q
+    return _checks.cast(z, mu.dtype), log_q
 
 
 def _fwd_stacked(
@@ -56,7 +56,7 @@ def _backward_cpu(
     n, d = log_sigma.shape
     g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
     if given:
-        noise = noise.to(g.dtype)
+        noise = _checks.cast(noise, g.dtype)
     d_log_sigma = g.new_empty((n, d))
     d_mu = g.new_empty((n, d)) if sum_samples else None
     extension().diag_gaussian_bwd(
@@ -64,7 +64,7 @@ def _backward_cpu(
         noise.data_ptr(), given, 0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
         _checks.samples_in(g.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return None if d_mu is None else d_mu.to(log_sigma.dtype), d_log_sigma.to(log_sigma.dtype)
+    return None if d_mu is None else _checks.cast(d_mu, log_sigma.dtype), _checks.cast(d_log_sigma, log_sigma.dtype)
 
 
 def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
@@ -122,11 +122,11 @@ class _DiagGaussianRsample(torch.autograd.Function):
         noise: Tensor,
         shape: tuple[int, ...],
         row_offset: int,
-        interpret: bool,
+        impl: str,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(log_sigma, noise)
-        ctx.row_offset, ctx.interpret = row_offset, interpret
-        return FWD.on(interpret)(mu, log_sigma, noise, shape, row_offset)
+        ctx.row_offset, ctx.impl = row_offset, impl
+        return FWD.on(impl, mu)(mu, log_sigma, noise, shape, row_offset)
 
     @staticmethod
     @once_differentiable
@@ -137,10 +137,10 @@ class _DiagGaussianRsample(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 d_mu = d_z.reshape(log_sigma.shape)
             if ctx.needs_input_grad[1]:
-                bwd = BWD.on(ctx.interpret)
+                bwd = BWD.on(ctx.impl, log_sigma)
                 d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
         else:
-            bwd = BWD_SAMPLES.on(ctx.interpret)
+            bwd = BWD_SAMPLES.on(ctx.impl, log_sigma)
             d_mu, d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
         return d_mu, d_log_sigma, None, None, None, None
 
@@ -209,7 +209,6 @@ def diag_gaussian_rsample(
     shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
-    interpret = interpreted(chosen, mu)
     if needs_grad(mu, log_sigma):
-        return _DiagGaussianRsample.apply(mu, log_sigma, noise, shape, row_offset, interpret)
-    return FWD.on(interpret)(mu, log_sigma, noise, shape, row_offset)
+        return _DiagGaussianRsample.apply(mu, log_sigma, noise, shape, row_offset, chosen)
+    return FWD.on(chosen, mu)(mu, log_sigma, noise, shape, row_offset)

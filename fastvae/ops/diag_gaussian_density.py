@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import define, extension, interpreted, needs_grad, once_differentiable
+from ._library import define, extension, needs_grad, once_differentiable
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -42,7 +42,7 @@ def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor)
         d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(),
         _checks.samples_in(z.numel(), n, d), n, d,
     )  # fmt: skip
-    return d_z.to(z.dtype), d_mu.to(z.dtype), d_log_sigma.to(z.dtype)
+    return _checks.cast(d_z, z.dtype), _checks.cast(d_mu, z.dtype), _checks.cast(d_log_sigma, z.dtype)
 
 
 def _log_prob_fwd_stacked(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Te
         x.dtype == torch.float64, d_kl.data_ptr(), *_matrix(x), *_matrix(log_s),
         d_mu.data_ptr(), d_log_sigma.data_ptr(), *mu.shape,
     )  # fmt: skip
-    return d_mu.to(mu.dtype), d_log_sigma.to(mu.dtype)
+    return _checks.cast(d_mu, mu.dtype), _checks.cast(d_log_sigma, mu.dtype)
 
 
 def _kl_prior_fwd_cpu(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def _kl_prior_bwd_cpu(
         d_kl.dtype == torch.float64, d_kl.data_ptr(), *(word for p in parameters for word in _matrix(p)),
         *(g.data_ptr() for g in gradients), *mu.shape,
     )  # fmt: skip
-    return tuple(g.to(mu.dtype) for g in gradients)
+    return tuple(_checks.cast(g, mu.dtype) for g in gradients)
 
 
 def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -135,29 +135,29 @@ KL_PRIOR_BWD = define(
 
 class _DiagGaussianLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, interpret: bool) -> Tensor:
+    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, impl: str) -> Tensor:
         ctx.save_for_backward(z, mu, log_sigma)
-        ctx.interpret = interpret
-        return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma)
+        ctx.impl = impl
+        return LOG_PROB_FWD.on(impl, mu)(z, mu, log_sigma)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_log_q: Tensor) -> Any:
-        return *LOG_PROB_BWD.on(ctx.interpret)(d_log_q.contiguous(), *ctx.saved_tensors), None
+        return *LOG_PROB_BWD.on(ctx.impl, d_log_q)(d_log_q.contiguous(), *ctx.saved_tensors), None
 
 
 class _DiagGaussianKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, interpret: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, impl: str, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
-        ctx.interpret = interpret
-        return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(interpret)(*parameters)
+        ctx.impl = impl
+        return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(impl, parameters[0])(*parameters)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_kl: Tensor) -> Any:
         op = KL_BWD if len(ctx.saved_tensors) == 2 else KL_PRIOR_BWD
-        return None, *op.on(ctx.interpret)(d_kl.contiguous(), *ctx.saved_tensors)
+        return None, *op.on(ctx.impl, d_kl)(d_kl.contiguous(), *ctx.saved_tensors)
 
 
 def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: str = "auto") -> Tensor:
@@ -199,10 +199,9 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         return reference.log_prob(z, mu, log_sigma)
     z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
-    interpret = interpreted(chosen, mu)
     if needs_grad(z, mu, log_sigma):
-        return _DiagGaussianLogProb.apply(z, mu, log_sigma, interpret)
-    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma)
+        return _DiagGaussianLogProb.apply(z, mu, log_sigma, chosen)
+    return LOG_PROB_FWD.on(chosen, mu)(z, mu, log_sigma)
 
 
 def diag_gaussian_kl(
@@ -258,7 +257,6 @@ def diag_gaussian_kl(
         return reference.kl(*parameters, *[None] * (4 - len(parameters)))
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]
     parameters = [_checks.rows(p, d) for p in parameters]
-    interpret = interpreted(chosen, mu)
     if needs_grad(*parameters):
-        return _checks.shaped(_DiagGaussianKL.apply(interpret, *parameters), batch)
-    return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(interpret)(*parameters), batch)
+        return _checks.shaped(_DiagGaussianKL.apply(chosen, *parameters), batch)
+    return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(chosen, mu)(*parameters), batch)

@@ -12,7 +12,7 @@ from .. import backend, rng
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, extension, interpreted, needs_grad, once_differentiable
+from ._library import define, extension, needs_grad, once_differentiable
 
 
 def layout(tril: Tensor) -> tuple[int, int, int]:
@@ -31,14 +31,14 @@ def _fwd_cpu(
     x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
     given = noise.dim() > 0
     if given:
-        noise = noise.to(x.dtype)
+        noise = _checks.cast(noise, x.dtype)
     z, log_q = x.new_empty(shape), x.new_empty(shape[:-1])
     extension().tril_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
         _checks.samples_in(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return z.to(mu.dtype), log_q
+    return _checks.cast(z, mu.dtype), log_q
 
 
 def _fwd_stacked(
@@ -70,7 +70,7 @@ def _bwd_cpu(
     n, d = log_sigma.shape
     g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
     if given:
-        noise = noise.to(g.dtype)
+        noise = _checks.cast(noise, g.dtype)
     d_mu, d_log_sigma, d_tril = g.new_empty((n, d)), g.new_empty((n, d)), empty_tril(g, n, d, dense)
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
@@ -78,7 +78,7 @@ def _bwd_cpu(
         _checks.samples_in(g.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
     dtype = log_sigma.dtype
-    return d_mu.to(dtype), d_log_sigma.to(dtype), d_tril.to(dtype)
+    return _checks.cast(d_mu, dtype), _checks.cast(d_log_sigma, dtype), _checks.cast(d_tril, dtype)
 
 
 def _bwd_stacked(
@@ -121,16 +121,16 @@ class _TrilGaussianRsample(torch.autograd.Function):
         noise: Tensor,
         shape: tuple[int, ...],
         row_offset: int,
-        interpret: bool,
+        impl: str,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(log_sigma, noise)
-        ctx.row_offset, ctx.dense, ctx.interpret = row_offset, tril.dim() == 3, interpret
-        return FWD.on(interpret)(mu, log_sigma, tril, noise, shape, row_offset)
+        ctx.row_offset, ctx.dense, ctx.impl = row_offset, tril.dim() == 3, impl
+        return FWD.on(impl, mu)(mu, log_sigma, tril, noise, shape, row_offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        bwd = BWD.on(ctx.interpret)
+        bwd = BWD.on(ctx.impl, d_z)
         gradients = bwd(d_z.contiguous(), d_log_q.contiguous(), *ctx.saved_tensors, ctx.row_offset, ctx.dense)
         return *gradients, None, None, None, None
 
@@ -204,7 +204,6 @@ def tril_gaussian_rsample(
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
-    interpret = interpreted(chosen, mu)
     if needs_grad(mu, log_sigma, tril):
-        return _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, shape, row_offset, interpret)
-    return FWD.on(interpret)(mu, log_sigma, tril, noise, shape, row_offset)
+        return _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, shape, row_offset, chosen)
+    return FWD.on(chosen, mu)(mu, log_sigma, tril, noise, shape, row_offset)

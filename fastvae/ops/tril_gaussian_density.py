@@ -11,7 +11,7 @@ from .. import backend
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, extension, interpreted, needs_grad, once_differentiable
+from ._library import define, extension, needs_grad, once_differentiable
 from .tril_gaussian import empty_tril, layout
 
 
@@ -38,8 +38,8 @@ def _log_prob_bwd_cpu(
         *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
         _checks.samples_in(eps.numel(), n, d), n, d,
     )  # fmt: skip
-    dtype = log_sigma.dtype
-    return d_z.to(dtype), d_mu.to(dtype), d_log_sigma.to(dtype), d_tril.to(dtype)
+    d_z, d_mu, d_log_sigma, d_tril = (_checks.cast(g, log_sigma.dtype) for g in (d_z, d_mu, d_log_sigma, d_tril))
+    return d_z, d_mu, d_log_sigma, d_tril
 
 
 def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tu
         x.dtype == torch.float64, d_kl.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         *layout(t), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), n, d,
     )  # fmt: skip
-    return d_mu.to(mu.dtype), d_log_sigma.to(mu.dtype), d_tril.to(mu.dtype)
+    return _checks.cast(d_mu, mu.dtype), _checks.cast(d_log_sigma, mu.dtype), _checks.cast(d_tril, mu.dtype)
 
 
 def _log_prob_fwd_stacked(
@@ -114,29 +114,29 @@ KL_BWD = define(
 
 class _TrilGaussianLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, interpret: bool) -> Tensor:
-        log_q, eps = LOG_PROB_FWD.on(interpret)(z, mu, log_sigma, tril)
+    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, impl: str) -> Tensor:
+        log_q, eps = LOG_PROB_FWD.on(impl, mu)(z, mu, log_sigma, tril)
         ctx.save_for_backward(eps, log_sigma, tril)
-        ctx.interpret = interpret
+        ctx.impl = impl
         return log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_log_q: Tensor) -> Any:
-        return *LOG_PROB_BWD.on(ctx.interpret)(d_log_q.contiguous(), *ctx.saved_tensors), None
+        return *LOG_PROB_BWD.on(ctx.impl, d_log_q)(d_log_q.contiguous(), *ctx.saved_tensors), None
 
 
 class _TrilGaussianKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, tril: Tensor, interpret: bool) -> Tensor:
+    def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, tril: Tensor, impl: str) -> Tensor:
         ctx.save_for_backward(mu, log_sigma, tril)
-        ctx.interpret = interpret
-        return KL_FWD.on(interpret)(mu, log_sigma, tril)
+        ctx.impl = impl
+        return KL_FWD.on(impl, mu)(mu, log_sigma, tril)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_kl: Tensor) -> Any:
-        return *KL_BWD.on(ctx.interpret)(d_kl.contiguous(), *ctx.saved_tensors), None
+        return *KL_BWD.on(ctx.impl, d_kl)(d_kl.contiguous(), *ctx.saved_tensors), None
 
 
 def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
@@ -185,17 +185,16 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
     z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
-    interpret = interpreted(chosen, mu)
     if needs_grad(z, mu, log_sigma, tril):
-        return _TrilGaussianLogProb.apply(z, mu, log_sigma, tril, interpret)
-    return LOG_PROB_FWD.on(interpret)(z, mu, log_sigma, tril)[0]
+        return _TrilGaussianLogProb.apply(z, mu, log_sigma, tril, chosen)
+    return LOG_PROB_FWD.on(chosen, mu)(z, mu, log_sigma, tril)[0]
 
 
 def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
     r"""Kullback-Leibler divergence of a full-covariance Gaussian from :math:`N(0, I)`, in closed form.
 
     .. math::
-        \mathrm{KL} = \tfrac12 \left(\sum_{j<i} T_{ij}^2 + \sum_i (\sigma_i^2 + \mu_i^2 - 1)\right) - \sum_i \log\sigma_i
+        \mathrm{KL} = \tfrac12 \sum_{j<i} T_{ij}^2 + \sum_i \left(\tfrac12 (\sigma_i^2 + \mu_i^2 - 1) - \log\sigma_i\right)
 
     Args:
         mu: mean, shape ``(*, D)``.
@@ -228,7 +227,6 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
     batch, d = mu.shape[:-1], mu.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
-    interpret = interpreted(chosen, mu)
     if needs_grad(mu, log_sigma, tril):
-        return _checks.shaped(_TrilGaussianKL.apply(mu, log_sigma, tril, interpret), batch)
-    return _checks.shaped(KL_FWD.on(interpret)(mu, log_sigma, tril), batch)
+        return _checks.shaped(_TrilGaussianKL.apply(mu, log_sigma, tril, chosen), batch)
+    return _checks.shaped(KL_FWD.on(chosen, mu)(mu, log_sigma, tril), batch)
