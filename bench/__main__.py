@@ -1,0 +1,175 @@
+"""``python -m bench`` measures; ``python -m bench report FILE...`` makes a table and plots of its rows."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import environment, registry, report, results, roofline, runner, timing
+from .registry import Case, Shape
+
+_BUSY = 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["report"]:
+        return report.main(given[1:])
+    parser = _parser()
+    options = parser.parse_args(given)
+    try:
+        cases = _cases(options)
+        providers = _providers(options)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.list:
+        print(_listing(cases))
+        return 0
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = run(cases, providers, options)
+    print(report.table(rows))
+    if options.report is not None:
+        report.write(rows, options.report)
+    return 1 if any("error" in row and row["provider"] in ("fastvae", "reference") for row in rows) else 0
+
+
+def run(cases: Sequence[Case], providers: Sequence[str], options: argparse.Namespace) -> list[results.Row]:
+    """Measures the cases one after the other; rows go to the file as soon as their case is done."""
+    plan = timing.QUICK if options.quick else timing.Plan()
+    settings = runner.Settings(plan, graphs=options.graphs)
+    described: dict[str, Any] = environment.describe(options.device)
+    run_id = f"{described['date']}-{secrets.token_hex(2)}"
+    if (described["load"] or 0.0) > _BUSY and not options.quick:
+        _say(f"warning: {described['load']} processes per processor are running: times will be disturbed")
+    deadline = time.monotonic() + (options.budget or float("inf"))
+    rows: list[results.Row] = []
+    left_out: list[str] = []
+    for (_, dtype), group in groupby(cases, key=lambda case: (case.op, case.dtype)):
+        limits = roofline.measure(options.device, dtype, plan)
+        for case in group:
+            if time.monotonic() > deadline:
+                left_out.append(str(case))
+                continue
+            new = runner.measure(case, providers, limits, settings)
+            new = [row | {"run": run_id, "environment": described, "quick": options.quick} for row in new]
+            rows += new
+            if options.json:
+                results.append(options.json, new)
+            _tell(case, new)
+    if left_out:
+        _say(f"left out when {options.budget:g} s were over: {len(left_out)} cases\n  " + "\n  ".join(left_out))
+        if options.json:
+            results.append(options.json, [{"kind": "left_out", "run": run_id, "cases": left_out}])
+    return rows
+
+
+def _tell(case: Case, rows: Sequence[results.Row]) -> None:
+    times = "  ".join(
+        f"{row['provider']} {report.duration(row['p50_us'])}" for row in rows if row.get("timer") in ("host", "events")
+    )
+    _say(f"{case}: {times}")
+    for row in rows:
+        if "error" in row:
+            _say(f"  {row['provider']} failed: {row['error']}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _listing(cases: Sequence[Case]) -> str:
+    lines = []
+    for task, group in groupby(cases, key=lambda case: case.task):
+        members = list(group)
+        known = registry.task_of(members[0])
+        lines += [
+            task,
+            "  shapes     " + " ".join(dict.fromkeys(str(case.shape) for case in members)),
+            "  modes      " + " ".join(dict.fromkeys(case.mode for case in members)),
+            "  dtypes     " + " ".join(dict.fromkeys(case.dtype for case in members)),
+            "  providers  " + " ".join(filter(known.offers, (*registry.PROVIDERS, *registry.EXPLICIT))),
+        ]
+    return "\n".join(lines)
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if options.device == "cuda" and not torch.cuda.is_available() and not options.list:
+        raise ValueError("--device cuda: torch sees no CUDA device here")
+    return registry.cases(
+        options.device,
+        ops=_names(options.op),
+        entries=_names(options.entry),
+        variants=_names(options.variant),
+        modes=_names(options.mode),
+        dtypes=[registry.DTYPE_ALIASES.get(name, name) for name in _names(options.dtype) or ()],
+        shapes=[Shape.parse(text) for text in _names(options.shape) or ()],
+    )
+
+
+def _providers(options: argparse.Namespace) -> list[str]:
+    chosen = _names(options.impl) or list(registry.PROVIDERS)
+    for name in chosen:
+        if name not in (*registry.PROVIDERS, *registry.EXPLICIT):
+            known = ", ".join((*registry.PROVIDERS, *registry.EXPLICIT))
+            raise ValueError(f"unknown impl {name!r}; known are {known}")
+        reason = _why_not(name, options.device)
+        if reason:
+            raise ValueError(f"impl {name!r} cannot run on {options.device}: {reason}")
+    return chosen
+
+
+def _why_not(name: str, device: str) -> str | None:
+    if name not in registry.EXPLICIT:
+        return None
+    from fastvae import backend
+
+    return backend.why_not(name, device)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measures every op beside its reference, torch.compile of it, and torch.distributions.",
+        epilog="python -m bench report FILE... --out DIR makes a table and plots out of result files.",
+    )
+    several: dict[str, Any] = {"metavar": "NAME[,NAME]"}
+    parser.add_argument("--op", help=f"stems: {', '.join(registry.stems())}; all by default", **several)
+    parser.add_argument("--entry", help="entry points of an op, such as rsample, log_prob, kl", **several)
+    parser.add_argument("--variant", help="layouts or models of an op, such as dense, packed", **several)
+    parser.add_argument(
+        "--impl",
+        help=f"providers: {', '.join(registry.PROVIDERS)} (all by default), {', '.join(registry.EXPLICIT)}",
+        **several,
+    )
+    parser.add_argument("--mode", help="fwd, fwdbwd, step; all by default", **several)
+    parser.add_argument("--dtype", help=f"{', '.join(registry.DTYPES)} or fp32, bf16, ...", **several)
+    parser.add_argument("--shape", help="ROWSxCOLUMNS or SAMPLESxROWSxCOLUMNS, also others than the listed", **several)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help=f"{device} by default here")
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's number by default")
+    parser.add_argument("--graphs", action="store_true", help="on CUDA: time replays of CUDA graphs as well")
+    parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it runs, not how fast")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no further case after this time")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append the rows to this file, one JSON object a line"
+    )
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write the table and plots into this folder")
+    parser.add_argument("--list", action="store_true", help="show what would be measured, and stop")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Inputs and checks that the Gaussian ops share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .registry import Case, Inputs, Shape
+
+CPU_SHAPES = (Shape(128, 32), Shape(1024, 64), Shape(4096, 1024), Shape(100, 50, samples=50))
+
+_CHECKED_ROWS = 32
+# Relative, by bytes of an element: far above rounding at these sizes, far below what a wrong formula leaves.
+_TOLERANCE = {2: 5e-2, 4: 1e-3, 8: 1e-3}
+
+Check = Callable[[Case, Inputs, Any], str | None]
+
+
+def options(case: Case, generator: torch.Generator) -> dict[str, Any]:
+    return {"dtype": case.torch_dtype, "device": case.device, "generator": generator}
+
+
+def location_and_scale(case: Case, generator: torch.Generator) -> Inputs:
+    """mu ~ N(0, 1), log_sigma ~ N(-1, 0.01): scales near e^-1 keep triangular factors well conditioned."""
+    size = (case.shape.rows, case.shape.columns)
+    mu = torch.randn(size, **options(case, generator))
+    return mu, torch.randn(size, **options(case, generator)) * 0.1 - 1.0
+
+
+def points(case: Case, generator: torch.Generator) -> Tensor:
+    shape = case.shape
+    return torch.randn((*shape.sample_shape, shape.rows, shape.columns), **options(case, generator))
+
+
+def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
+    """That log q of the first rows is ``log_prob`` of their sample, in float64."""
+
+    def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
+        z, log_q = (outputs[0][..., :_CHECKED_ROWS, :], outputs[1][..., :_CHECKED_ROWS])
+        if not (torch.isfinite(z).all() and torch.isfinite(log_q).all()):
+            return "the sample or its log-density is not finite"
+        if case.itemsize < 4:
+            # The density belongs to the sample as it was before rounding to a half type.
+            return None
+        return _differing(case, "log_q", log_q, log_prob(z.double(), *_first_rows(inputs)))
+
+    return check
+
+
+def check_log_prob(log_prob: Callable[..., Tensor]) -> Check:
+    def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
+        z, *parameters = inputs
+        expected = log_prob(z[..., :_CHECKED_ROWS, :].double(), *_first_rows(parameters))
+        return _differing(case, "log_q", outputs[..., :_CHECKED_ROWS], expected)
+
+    return check
+
+
+def check_kl(kl: Callable[..., Tensor]) -> Check:
+    def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
+        return _differing(case, "kl", outputs[:_CHECKED_ROWS], kl(*_first_rows(inputs)))
+
+    return check
+
+
+def _first_rows(parameters: Any) -> list[Tensor]:
+    return [t[:_CHECKED_ROWS].detach().double() for t in parameters]
+
+
+def _differing(case: Case, name: str, got: Tensor, expected: Tensor) -> str | None:
+    error = (got.detach().double() - expected).abs().max().item()
+    scale = expected.abs().max().item()
+    # Written so that a NaN fails.
+    return (
+        None
+        if error <= _TOLERANCE[case.itemsize] * max(scale, 1.0)
+        else f"{name} is off by {error:.3g} at a scale of {scale:.3g}"
+    )

@@ -1,0 +1,1 @@
+"""One file per op: its tasks, their inputs, providers, shapes and least work."""

@@ -1,0 +1,209 @@
+"""Pictures of measured rows: speed beside eager PyTorch, and distance from the machine's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .report import machine_of
+from .results import Row
+
+Group = dict[str, Row]
+
+# The palette of Okabe and Ito, which readers with any colour vision tell apart.
+_STYLES = {
+    "fastvae": ("#0072B2", "o", "fastvae"),
+    "cpp": ("#009E73", "D", "fastvae, C++"),
+    "triton": ("#56B4E9", "v", "fastvae, Triton"),
+    "compile": ("#E69F00", "s", "torch.compile(reference)"),
+    "distributions": ("#CC79A7", "^", "torch.distributions"),
+    "reference": ("#555555", "x", "eager reference"),
+}
+_BAR = 0.17  # inches
+
+
+def draw(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """One overview, one picture per op and one roofline for every machine and way of timing."""
+    paths: list[Path] = []
+    for index, machine in enumerate(dict.fromkeys(map(_place, groups))):
+        members = [group for group in groups if _place(group) == machine]
+        first = _timed(members[0])
+        prefix = first["device"] + ("-graph" if first["timer"] == "graph" else "")
+        if any(path.name.startswith(f"{prefix}-speedup") for path in paths):
+            prefix += f"-{index + 1}"
+        overview = [group for group in members if _timed(group)["mode"] in ("fwdbwd", "step") and _headline(group)]
+        if overview:
+            paths.append(_speedups(overview, machine, folder / f"{prefix}-speedup.png"))
+        for op in dict.fromkeys(_timed(group)["op"] for group in members):
+            own = [group for group in members if _timed(group)["op"] == op]
+            paths.append(_speedups(own, machine, folder / f"{prefix}-speedup-{op}.png"))
+        paths.append(_roofline(members, machine, folder / f"{prefix}-roofline.png"))
+    return paths
+
+
+def _timed(group: Group) -> Row:
+    return next(row for row in group.values() if "timer" in row)
+
+
+def _place(group: Group) -> str:
+    return machine_of(_timed(group))
+
+
+def _headline(group: Group) -> bool:
+    return _timed(group)["entry"] in ("rsample", "step")
+
+
+def _speedups(groups: Sequence[Group], machine: str, path: Path) -> Path:
+    """Bars of eager time over each provider's time; a panel per op, entry point and layout."""
+    panels: dict[str, list[Group]] = {}
+    for group in sorted(groups, key=lambda group: _timed(group)["op"] == "training_step"):
+        row = _timed(group)
+        title = " ".join(filter(None, (row["op"], row["entry"], row["variant"])))
+        panels.setdefault(title, []).append(group)
+    providers = [name for name in _STYLES if name != "reference" and any(name in group for group in groups)]
+    columns = min(2, len(panels))
+    lines = [list(panels.items())[start : start + columns] for start in range(0, len(panels), columns)]
+    longest = [max(len(members) for _, members in line) for line in lines]
+    heights = [count * (len(providers) + 1) * _BAR + 0.8 for count in longest]
+    figure, grid = plt.subplots(
+        len(lines),
+        columns,
+        figsize=(6.2 * columns, sum(heights) + 0.9),
+        height_ratios=heights,
+        squeeze=False,
+        sharex=True,
+        layout="constrained",
+    )
+    for line, axes, count in zip(lines, grid, longest, strict=True):
+        for (title, members), axis in zip(line, axes, strict=False):
+            _bars(axis, members, providers)
+            # The same for a whole line of panels, so that all bars are equally thick.
+            axis.set_ylim(count - 0.4, -0.6)
+            axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        for axis in axes[len(line) :]:
+            axis.set_axis_off()
+    _speed_axis(grid[0][0], [_speed(group, name) for group in groups for name in providers])
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(providers), frameon=False, fontsize=9)
+    figure.suptitle(f"Speed relative to eager PyTorch (longer to the right is faster)\n{machine}", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _bars(axis: Axes, groups: Sequence[Group], providers: Sequence[str]) -> None:
+    centres = np.arange(len(groups))
+    thickness = 1 / (len(providers) + 1)
+    for index, name in enumerate(providers):
+        colour, _, label = _STYLES[name]
+        speeds = [_speed(group, name) for group in groups]
+        offsets = centres + (index - (len(providers) - 1) / 2) * thickness
+        # Bars start at 1, the speed of eager, so that what is slower points to the left.
+        axis.barh(offsets, [speed - 1 for speed in speeds], thickness * 0.92, left=1, color=colour, label=label)
+        for offset, speed in zip(offsets, speeds, strict=True):
+            if np.isfinite(speed):
+                text = f"{speed:.2g}x" if speed < 10 else f"{speed:.0f}x"
+                place: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+                axis.annotate(text, (max(speed, 1), offset), **place)
+    axis.axvline(1, color="#222222", linewidth=0.8)
+    axis.set_yticks(centres, [_label(group) for group in groups], fontsize=8)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelbottom=True, labelsize=8)
+
+
+def _speed_axis(axis: Axes, speeds: Sequence[float]) -> None:
+    """A logarithmic axis, shared by all panels, with a tick at 1, 2 and 5 times every power of ten."""
+    finite = [1.0, *(speed for speed in speeds if np.isfinite(speed))]
+    low, high = min(finite) * 0.8, max(finite) * 1.6
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    ticks = [scale * 10.0**power for power in range(-4, 5) for scale in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=8)
+    axis.minorticks_off()
+
+
+def _speed(group: Group, name: str) -> float:
+    if name not in group or "vs_reference" not in group[name]:
+        return float("nan")
+    return float(group[name]["vs_reference"])
+
+
+def _label(group: Group) -> str:
+    row = _timed(group)
+    return f"{row['mode']}  [{row['shape'].replace('x', ', ')}]" + (
+        "" if row["dtype"] == "float32" else f"  {row['dtype']}"
+    )
+
+
+def _roofline(groups: Sequence[Group], machine: str, path: Path) -> Path:
+    """Achieved rate over arithmetic intensity of samples and steps, under the roof measured in their runs."""
+    shown = [group for group in groups if _headline(group)] or list(groups)
+    rows = [row for group in shown for row in group.values() if "gflops" in row]
+    rows = [row for row in rows if row["dtype"] == "float32"] or rows
+    figure, axis = plt.subplots(figsize=(9.5, 5.4), layout="constrained")
+    intensities = [row["flops"] / row["bytes"] for row in rows]
+    copy = float(np.median([row["copy_gbps"] for row in rows]))
+    product = float(np.median([row["matmul_gflops"] for row in rows]))
+    x = np.geomspace(min(intensities) / 2, max(*intensities, product / copy) * 2, 200)
+    axis.plot(x, np.minimum(copy * x, product), color="#222222", linewidth=1.4)
+    slope = f"copy {copy:.3g} GB/s"
+    axis.annotate(slope, (x[40], copy * x[40]), xytext=(8, -12), textcoords="offset points", fontsize=8)
+    axis.annotate(
+        f"matrix product {product:.3g} GFLOP/s",
+        (x[-1], product),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
+    present = [name for name in _STYLES if any(row["provider"] == name for row in rows)]
+    for name in present:
+        colour, marker, _ = _STYLES[name]
+        for row in rows:
+            if row["provider"] == name:
+                face = "none" if row["in_cache"] else colour
+                axis.plot(
+                    row["flops"] / row["bytes"],
+                    row["gflops"],
+                    marker,
+                    color=colour,
+                    markerfacecolor=face,
+                    ms=6,
+                )
+    handles = [
+        Line2D([], [], linestyle="", marker=_STYLES[n][1], color=_STYLES[n][0], label=_STYLES[n][2]) for n in present
+    ]
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("floating-point operations per byte that must move")
+    axis.set_ylabel("GFLOP/s of the least work")
+    axis.grid(color="#e4e4e4", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.legend(
+        handles=handles,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        title="hollow: fits the last cache",
+        title_fontsize=8,
+    )
+    axis.set_title(f"Distance from the measured limits\n{machine}", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path

@@ -1,0 +1,207 @@
+"""Measures one case: every provider on the same inputs, in turns, and a row of results for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import environment, memory, registry, roofline, timing
+from .registry import Case, Inputs, Task
+
+SCHEMA = 1
+_SEED = 20260101
+# On a GPU, calls take turns with inputs that overflow its cache this many times, or with this many sets.
+_CACHE_TURNS, _MOST_SETS = 2, 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: the plan of the timing, and whether CUDA graphs are replayed as well."""
+
+    plan: timing.Plan
+    graphs: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One provider, ready: a call per set of inputs, and the tensors that its first call is given."""
+
+    calls: list[Callable[[], Any]]
+    given: list[Tensor]
+
+
+def input_sets(task: Task, case: Case) -> list[Inputs]:
+    """The inputs of ``case``: one set on a CPU, on a GPU as many as keep its cache cold."""
+    generator = torch.Generator(case.device).manual_seed(_SEED)
+    sets = [task.inputs(case, generator)]
+    if case.device == "cuda":
+        size = sum(t.nbytes for t in sets[0])
+        wanted = math.ceil(_CACHE_TURNS * environment.last_cache_bytes("cuda") / size)
+        sets += [task.inputs(case, generator) for _ in range(min(wanted, _MOST_SETS) - 1)]
+    return sets
+
+
+def prepare(task: Task, case: Case, provider: str, sets: Sequence[Inputs]) -> Prepared:
+    """Binds ``provider`` to the inputs, runs it once and checks what it gives.
+
+    Raises:
+        RuntimeError: the result is not what the reference in float64 says.
+    """
+    function = task.function(case, provider)
+    differentiated = case.mode == "fwdbwd"
+    with torch.no_grad():
+        own = [task.adapt(case, provider, inputs) for inputs in sets]
+    own = [tuple(t.detach().requires_grad_(differentiated) for t in inputs) for inputs in own]
+    with torch.set_grad_enabled(case.mode != "fwd"):
+        outputs = function(*own[0])
+    wrong = task.check(case, sets[0], outputs) if task.check else None
+    if wrong:
+        raise RuntimeError(f"wrong result: {wrong}")
+    if not differentiated:
+        return Prepared([_forward(function, inputs) for inputs in own], list(own[0]))
+    upstream = [torch.randn_like(t) for t in _as_tuple(outputs)]
+    return Prepared([_both(function, inputs, upstream) for inputs in own], [*own[0], *upstream])
+
+
+def _forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
+    return lambda: function(*inputs)
+
+
+def _both(function: Callable[..., Any], inputs: Inputs, upstream: Sequence[Tensor]) -> Callable[[], Any]:
+    def call() -> Any:
+        outputs = _as_tuple(function(*inputs))
+        return outputs, torch.autograd.grad(outputs, inputs, upstream)
+
+    return call
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def measure(case: Case, providers: Sequence[str], limits: roofline.Limits, settings: Settings) -> list[dict[str, Any]]:
+    """The rows of ``case``, one per provider and timer; a provider that fails leaves a row that says so."""
+    task = registry.task_of(case)
+    # Compiled code of earlier cases would count against the limit of recompilations.
+    torch._dynamo.reset()
+    if case.device == "cuda":
+        torch.cuda.empty_cache()
+    sets = input_sets(task, case)
+    rows: list[dict[str, Any]] = []
+    ready: dict[str, Prepared] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    with torch.set_grad_enabled(case.mode != "fwd"):
+        for provider in filter(task.offers, providers):
+            try:
+                prepared = prepare(task, case, provider, sets)
+                facts[provider] = {
+                    "impl": _implementation(provider, sets[0]),
+                    **_memory(prepared, case.device),
+                }
+                ready[provider] = prepared
+            except Exception as error:
+                # Whatever a provider raises must not cost the others their rows.
+                rows.append(_row(case, provider, error=_said(error)))
+        for timer, sampler in _timers(case.device, settings).items():
+            rows += _timed(case, task, timer, sampler, ready, facts, limits, settings, len(sets))
+    return rows
+
+
+def _timed(
+    case: Case,
+    task: Task,
+    timer: str,
+    sampler: Callable[[list[Callable[[], Any]]], timing.Sampler],
+    ready: Mapping[str, Prepared],
+    facts: Mapping[str, dict[str, Any]],
+    limits: roofline.Limits,
+    settings: Settings,
+    sets: int,
+) -> list[dict[str, Any]]:
+    rows, samplers = [], {}
+    for provider, prepared in ready.items():
+        try:
+            samplers[provider] = sampler(prepared.calls)
+            samplers[provider].sample(1)
+        except Exception as error:
+            samplers.pop(provider, None)
+            rows.append(_row(case, provider, timer=timer, error=_said(error)))
+    taken = timing.measure(samplers, settings.plan) if samplers else {}
+    work = task.work(case)
+    for provider, t in taken.items():
+        row = _row(case, provider, timer=timer, **facts[provider])
+        row |= {
+            "p50_us": _significant(t.p50 * 1e6),
+            "p20_us": _significant(t.p20 * 1e6),
+            "p80_us": _significant(t.p80 * 1e6),
+            "samples": t.samples,
+            "calls_per_sample": t.calls,
+            "bytes": work.bytes,
+            "flops": work.flops,
+            "gbps": _significant(work.bytes / t.p50 * 1e-9),
+            "gflops": _significant(work.flops / t.p50 * 1e-9),
+            "bound": limits.bound(work),
+            "percent_of_limit": _significant(100 * limits.seconds(work) / t.p50),
+            "in_cache": sets * work.bytes <= environment.last_cache_bytes(case.device),
+            **limits.record(),
+        }
+        row |= {f"vs_{other}": _significant(taken[other].p50 / t.p50) for other in taken if other != provider}
+        rows.append(row)
+    return rows
+
+
+def _row(case: Case, provider: str, **facts: Any) -> dict[str, Any]:
+    return {
+        "kind": "row",
+        "schema": SCHEMA,
+        "op": case.op,
+        "entry": case.entry,
+        "variant": case.variant,
+        "mode": case.mode,
+        "shape": str(case.shape),
+        "dtype": case.dtype,
+        "device": case.device,
+        "provider": provider,
+        **facts,
+    }
+
+
+def _timers(device: str, settings: Settings) -> dict[str, Callable[[list[Callable[[], Any]]], timing.Sampler]]:
+    if device != "cuda":
+        return {"host": timing.HostSampler}
+    graph = {"graph": timing.GraphSampler} if settings.graphs else {}
+    return {"events": timing.EventSampler, **graph}
+
+
+def _memory(prepared: Prepared, device: str) -> dict[str, int | None]:
+    peak = memory.peak_bytes(prepared.calls[0], device)
+    result = memory.new_bytes(prepared.calls[0](), prepared.given)
+    return {
+        "peak_bytes": peak,
+        "result_bytes": result,
+        "temporary_bytes": max(peak - result, 0),
+        "resident_bytes": memory.peak_resident_bytes(prepared.calls[0]) if device == "cpu" else None,
+    }
+
+
+def _implementation(provider: str, inputs: Inputs) -> str:
+    """What runs behind a provider's name: for the library, the implementation that it chose."""
+    if provider != "fastvae":
+        return provider
+    from fastvae import backend
+
+    return backend.resolve("auto", inputs[0])
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return environment.without_paths(f"{type(error).__name__}: {lines[0] if lines else ''}")[:300]
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,162 @@
+"""Time per call: samples of all providers in turns, so that a drift of the machine meets them alike."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: rounds of one sample per provider, samples of many calls.
+
+    Rounds end when there are ``rounds`` of them, or when ``budget_s`` is spent and there are ``min_rounds``.
+    """
+
+    rounds: int = 40
+    min_rounds: int = 9
+    min_sample_s: float = 2e-3
+    warmup_s: float = 0.1
+    budget_s: float = 8.0
+
+
+QUICK = Plan(rounds=3, min_rounds=3, min_sample_s=2e-4, warmup_s=0.0, budget_s=0.5)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call at three quantiles of the samples; each sample is the mean of ``calls`` calls."""
+
+    p20: float
+    p50: float
+    p80: float
+    samples: int
+    calls: int
+
+
+class Sampler(Protocol):
+    """Runs a provider; ``sample(n)`` is the seconds taken by ``n * calls_per_repetition`` calls."""
+
+    calls_per_repetition: int
+
+    def sample(self, repetitions: int) -> float: ...
+
+
+class HostSampler:
+    """Wall-clock time of calls that end when they return."""
+
+    calls_per_repetition = 1
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = itertools.cycle(calls)
+
+    def sample(self, repetitions: int) -> float:
+        start = time.perf_counter()
+        for call in itertools.islice(self._calls, repetitions):
+            call()
+        return time.perf_counter() - start
+
+
+class EventSampler:
+    """Device time between events around back-to-back calls; of short ones, the host's time to launch them."""
+
+    calls_per_repetition = 1
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = itertools.cycle(calls)
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def sample(self, repetitions: int) -> float:
+        torch.cuda.synchronize()
+        self._start.record()
+        for call in itertools.islice(self._calls, repetitions):
+            call()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3
+
+
+class GraphSampler:
+    """Device time of replays of one CUDA graph that holds every call once: launches cost the host nothing."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls_per_repetition = len(calls)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        # Three calls outside the capture: lazy initialisation and compilation may not happen inside.
+        with torch.cuda.stream(side):
+            for call in itertools.islice(itertools.cycle(calls), 3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for call in calls:
+                call()
+        self._replays = EventSampler([self._graph.replay])
+
+    def sample(self, repetitions: int) -> float:
+        return self._replays.sample(repetitions)
+
+
+def measure(samplers: Mapping[str, Sampler], plan: Plan) -> dict[str, Timing]:
+    """Timings of all samplers from interleaved rounds; each round starts with another of them."""
+    with _collector_paused():
+        repetitions = {name: _calibrate(sampler, plan) for name, sampler in samplers.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in samplers}
+        deadline = time.perf_counter() + plan.budget_s
+        for names in itertools.islice(_rotations(list(samplers)), plan.rounds):
+            if time.perf_counter() > deadline and len(seconds[names[0]]) >= plan.min_rounds:
+                break
+            for name in names:
+                calls = repetitions[name] * samplers[name].calls_per_repetition
+                seconds[name].append(samplers[name].sample(repetitions[name]) / calls)
+    return {
+        name: _timing(taken, repetitions[name] * samplers[name].calls_per_repetition) for name, taken in seconds.items()
+    }
+
+
+def _timing(seconds: list[float], calls: int) -> Timing:
+    p20, p50, p80 = (float(quantile) for quantile in np.percentile(seconds, (20, 50, 80)))
+    return Timing(p20, p50, p80, len(seconds), calls)
+
+
+def _calibrate(sampler: Sampler, plan: Plan) -> int:
+    """Warms up, and finds how many repetitions make a sample as long as the plan asks."""
+    warm = time.perf_counter() + plan.warmup_s
+    sampler.sample(1)
+    while time.perf_counter() < warm:
+        sampler.sample(1)
+    repetitions = 1
+    while (taken := sampler.sample(repetitions)) < plan.min_sample_s:
+        # At most tenfold at once: the first, cold estimate of a short call is far too high or too low.
+        repetitions *= min(10, max(2, math.ceil(plan.min_sample_s / max(taken, 1e-9))))
+    return repetitions
+
+
+def _rotations(names: list[str]) -> Iterator[list[str]]:
+    for first in itertools.count():
+        shift = first % len(names)
+        yield names[shift:] + names[:shift]
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
