@@ -113,5 +113,23 @@ FASTVAE_INLINE T sum(typename Simd<T>::Vector v) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// The sum of term(i) over [0, count). In a plain loop the compiler may not reorder the additions, and adds a vector's
+// lanes up one by one at its end, which costs as much as a short row's own work.
+template <class T, class Term>
+FASTVAE_INLINE T sum_terms(int64_t count, const Term& term) {
+  constexpr int64_t width = Simd<T>::kWidth, chunk = 16 * width;
+  alignas(kVectorBytes) T terms[chunk];
+  typename Simd<T>::Vector total{};
+  for (int64_t first = 0; first < count; first += chunk) {
+    const int64_t length = count - first < chunk ? count - first : chunk;
+#pragma omp simd
+    for (int64_t i = 0; i < length; ++i) terms[i] = term(first + i);
+    int64_t i = 0;
+    for (; i + width <= length; i += width) total += load(terms + i);
+    if (i < length) total += load_first(terms + i, length - i);
+  }
+  return sum<T>(total);
+}
+
 }  // namespace
 }  // namespace fastvae

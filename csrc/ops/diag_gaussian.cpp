@@ -14,18 +14,6 @@ constexpr double kHalfLog2Pi = 0.91893853320467274178;
 // Scalar operations of one normal and its use: what parallel_ranges weighs.
 constexpr int64_t kWorkPerNormal = 12;
 
-// sigma and the sum of log_sigma of one row.
-template <class T>
-T scales(const T* log_sigma, int64_t count, T* sigma) {
-  T total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < count; ++i) {
-    sigma[i] = exp(log_sigma[i]);
-    total += log_sigma[i];
-  }
-  return total;
-}
-
 // A row's samples are drawn next to each other, so that its parameters are read from memory once.
 template <class T>
 void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, Extent e) {
@@ -34,35 +22,28 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_
   parallel_ranges(e.rows * e.samples, e.columns * kWorkPerNormal, [&](int64_t begin, int64_t end) {
     NoiseRows<T> noise(source, e);
     const std::unique_ptr<T[]> sigma(new T[e.columns]);
-    T log_det = 0;
     int64_t scaled_row = -1;
     for (int64_t first = begin; first < end; first += noise.most()) {
       const int64_t last = std::min(end, first + noise.most());
       noise.draw(first, last - first);
       for (int64_t item = first; item < last; ++item) {
         const int64_t n = item / e.samples, k = item % e.samples;
-        const T *eps = noise[item], *m = mu.row(n), *log_s = log_sigma.row(n);
+        const T *eps = noise[item], *m = mu.row(n), *log_s = log_sigma.row(n), *s = sigma.get();
         T* out = z + (k * e.rows + n) * e.columns;
-        T square = 0;
         if (e.samples == 1) {
-          log_det = 0;
-#pragma omp simd reduction(+ : square, log_det)
-          for (int64_t i = 0; i < e.columns; ++i) {
-            out[i] = m[i] + exp(log_s[i]) * eps[i];
-            square += eps[i] * eps[i];
-            log_det += log_s[i];
-          }
+#pragma omp simd
+          for (int64_t i = 0; i < e.columns; ++i) out[i] = m[i] + exp(log_s[i]) * eps[i];
         } else {
-          if (n != scaled_row) log_det = scales(log_s, e.columns, sigma.get());
-          scaled_row = n;
-          const T* s = sigma.get();
-#pragma omp simd reduction(+ : square)
-          for (int64_t i = 0; i < e.columns; ++i) {
-            out[i] = m[i] + s[i] * eps[i];
-            square += eps[i] * eps[i];
+          if (n != scaled_row) {
+#pragma omp simd
+            for (int64_t i = 0; i < e.columns; ++i) sigma[i] = exp(log_s[i]);
           }
+          scaled_row = n;
+#pragma omp simd
+          for (int64_t i = 0; i < e.columns; ++i) out[i] = m[i] + s[i] * eps[i];
         }
-        log_q[k * e.rows + n] = static_cast<T>(constant - log_det - 0.5 * square);
+        const T total = sum_terms<T>(e.columns, [&](int64_t i) { return T(0.5) * eps[i] * eps[i] + log_s[i]; });
+        log_q[k * e.rows + n] = static_cast<T>(constant - total);
       }
     }
   });
@@ -126,12 +107,10 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* log_q, Exten
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item % e.rows;
       const T *x = z + item * e.columns, *m = mu.row(n), *log_s = log_sigma.row(n);
-      T total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < e.columns; ++i) {
+      const T total = sum_terms<T>(e.columns, [&](int64_t i) {
         const T eps = (x[i] - m[i]) * exp(-log_s[i]);
-        total += eps * eps * T(0.5) + log_s[i];
-      }
+        return T(0.5) * eps * eps + log_s[i];
+      });
       log_q[item] = static_cast<T>(-kHalfLog2Pi * static_cast<double>(e.columns) - total);
     }
   });
@@ -168,10 +147,9 @@ void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, T* kl, int64_t rows, int64_t colu
   parallel_ranges(rows, columns * 8, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
-      T total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < columns; ++i) total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
-      kl[n] = T(0.5) * total;
+      kl[n] = T(0.5) * sum_terms<T>(columns, [&](int64_t i) {
+                return m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
+              });
     }
   });
 }
@@ -197,13 +175,10 @@ void kl_prior_fwd(Matrix<T> mu, Matrix<T> log_sigma, Matrix<T> prior_mu, Matrix<
   parallel_ranges(rows, columns * 16, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n), *pm = prior_mu.row(n), *plog_s = prior_log_sigma.row(n);
-      T total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < columns; ++i) {
-        const T log_ratio = log_s[i] - plog_s[i], whitened = (m[i] - pm[i]) * exp(-plog_s[i]);
-        total += whitened * whitened + (exp(T(2) * log_ratio) - T(1) - T(2) * log_ratio);
-      }
-      kl[n] = T(0.5) * total;
+      kl[n] = T(0.5) * sum_terms<T>(columns, [&](int64_t i) {
+                const T log_ratio = log_s[i] - plog_s[i], whitened = (m[i] - pm[i]) * exp(-plog_s[i]);
+                return whitened * whitened + (exp(T(2) * log_ratio) - T(1) - T(2) * log_ratio);
+              });
     }
   });
 }

@@ -54,23 +54,15 @@ FASTVAE_INLINE void four_rows(Tril<T> tril, int64_t n, int64_t i, T** rows) {
 }
 
 template <class T>
-T half_square(const T* x, int64_t count) {
-  T total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < count; ++i) total += x[i] * x[i];
-  return T(0.5) * total;
+FASTVAE_INLINE void exp_row(const T* log_sigma, int64_t count, T* sigma) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) sigma[i] = exp(log_sigma[i]);
 }
 
-// sigma and the sum of log_sigma of one row.
+// What the density takes away from its constant.
 template <class T>
-T scales(const T* log_sigma, int64_t count, T* sigma) {
-  T total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < count; ++i) {
-    sigma[i] = exp(log_sigma[i]);
-    total += log_sigma[i];
-  }
-  return total;
+FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
+  return sum_terms<T>(count, [&](int64_t i) { return T(0.5) * eps[i] * eps[i] + log_sigma[i]; });
 }
 
 template <class T>
@@ -86,7 +78,6 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
     NoiseRows<T> noise(source, e);
     const std::unique_ptr<T[]> sigma(new T[d]);
-    T log_det = 0;
     int64_t scaled_row = -1;
     for (int64_t first = begin; first < end; first += noise.most()) {
       const int64_t last = std::min(end, first + noise.most());
@@ -95,7 +86,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
         const int64_t n = item / e.samples, k = item % e.samples;
         const T *x = noise[item], *m = mu.row(n), *s = sigma.get();
         T* out = z + (k * e.rows + n) * d;
-        if (n != scaled_row) log_det = scales(log_sigma.row(n), d, sigma.get());
+        if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
         scaled_row = n;
         for (int64_t i = 0; i < whole; i += 4) {
           const T* rows[4];
@@ -104,7 +95,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
           for (int h = 0; h < 4; ++h) out[i + h] = m[i + h] + (sums[h] + s[i + h] * x[i + h]);
         }
         for (int64_t i = whole; i < d; ++i) out[i] = m[i] + (dot(tril.row(n, i), x, i) + s[i] * x[i]);
-        log_q[k * e.rows + n] = static_cast<T>(constant - log_det - half_square(x, d));
+        log_q[k * e.rows + n] = static_cast<T>(constant - energy(x, log_sigma.row(n), d));
       }
     }
   });
@@ -182,13 +173,12 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> t
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> sigma(new T[d]);
-    T log_det = 0;
     int64_t scaled_row = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / e.samples, at = (item % e.samples) * e.rows + n;
       const T *x = z + at * d, *m = mu.row(n), *s = sigma.get();
       T* y = eps + at * d;
-      if (n != scaled_row) log_det = scales(log_sigma.row(n), d, sigma.get());
+      if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
       scaled_row = n;
       for (int64_t i = 0; i < whole; i += 4) {
         const T* rows[4];
@@ -200,7 +190,7 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> t
         }
       }
       for (int64_t i = whole; i < d; ++i) y[i] = (x[i] - m[i] - dot(tril.row(n, i), y, i)) / s[i];
-      log_q[at] = static_cast<T>(constant - log_det - half_square(y, d));
+      log_q[at] = static_cast<T>(constant - energy(y, log_sigma.row(n), d));
     }
   });
 }
@@ -241,7 +231,7 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
       T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
       std::fill(to_mu, to_mu + d, T(0));
       std::fill(to_scale, to_scale + d, T(0));
-      scales(log_sigma.row(n), d, sigma);
+      exp_row(log_sigma.row(n), d, sigma);
       for (int64_t k = 0; k < e.samples; ++k) {
         const int64_t at = k * e.rows + n;
         const T *y = eps + at * d, g = d_log_q[at];
@@ -268,9 +258,8 @@ void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_
   parallel_ranges(rows, columns * (columns / 2 + 8), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
-      T total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < columns; ++i) total += m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
+      const T diagonal = sum_terms<T>(
+          columns, [&](int64_t i) { return m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]); });
       typename Simd<T>::Vector even{}, odd{};
       for (int64_t i = 1; i < columns; ++i) {
         const T* row = tril.row(n, i);
@@ -286,7 +275,7 @@ void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_
         const auto rest = load_first(row + j, i - j);
         even += rest * rest;
       }
-      kl[n] = T(0.5) * (total + sum<T>(even + odd));
+      kl[n] = T(0.5) * (diagonal + sum<T>(even + odd));
     }
   });
 }
