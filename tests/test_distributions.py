@@ -1,17 +1,13 @@
 """The posteriors as torch.distributions, against Independent(Normal) and MultivariateNormal."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
 from torch.distributions import (
     Independent,
-    Laplace,
     MultivariateNormal,
     Normal,
-    constraints,
     kl_divergence,
 )
 
@@ -117,33 +113,9 @@ def test_moments(batch, features, kind):
         assert_same(q.covariance_matrix, made, lambda q, _: q.covariance_matrix)
 
 
-@every_impl
-@every_kind
-@every_case
-def test_kl_divergence(batch, features, kind, impl):
-    device = device_of(impl)
-    made = parameters(kind, batch, features, device=device)
-    q = posterior(made, impl)
-
-    def to_prior(prior):
-        # Between MultivariateNormals, so that every pair has one reference.
-        return lambda _, p: kl_divergence(of_torch_full(p), of_torch_full([t.to(p[0]) for t in prior]))
-
-    zero = torch.zeros(features, device=device)
-    assert_same(kl_divergence(q, StandardNormal(features)), made, to_prior((zero, zero)))
-    prior = [t.detach() for t in parameters("diagonal", batch, features, device=device)]
-    assert_same(kl_divergence(q, DiagonalGaussian(*prior)), made, to_prior(prior))
-    if kind == "diagonal":
-        normal = Independent(Normal(prior[0], prior[1].exp()), 1)
-        assert_same(kl_divergence(q, normal), made, to_prior(prior))
-
-
-@every_impl
+@pytest.mark.parametrize("impl", ["reference", "cpp"])
 @every_kind
 def test_gradcheck(kind, impl):
-    if impl == "triton":
-        # Differences of 1e-6 need float64 from end to end; Triton's own kernels are checked in tests/ops.
-        impl = "reference"
     made = parameters(kind, (2,), 3, torch.float64)
     if kind == "dense":
         made[2] = made[2].detach().nan_to_num().requires_grad_()
@@ -318,80 +290,6 @@ def test_non_finite_parameters_stay_in_their_row(kind, value):
     assert kl[[0, 2]].isfinite().all()
 
 
-@every_kind
-def test_pickle_and_deepcopy(kind):
-    made = [t.detach() for t in parameters(kind, (3,), 5)]
-    q = posterior(made, "reference", validate_args=kind != "dense")
-    for twin in (pickle.loads(pickle.dumps(q)), copy.deepcopy(q)):
-        assert repr(twin) == repr(q)
-        assert twin.impl == "reference"
-        torch.manual_seed(1)
-        z = twin.sample()
-        torch.manual_seed(1)
-        assert torch.equal(z, q.sample())
-    prior = pickle.loads(pickle.dumps(StandardNormal(5)))
-    torch.testing.assert_close(kl_divergence(q, prior), kl_divergence(q, StandardNormal(5)))
-
-
-@pytest.mark.parametrize("impl", ["reference", "cpp"])
-@every_kind
-def test_compile(kind, impl):
-    made = parameters(kind, (4,), 5)
-    eps = torch.randn(2, 4, 5)
-
-    def inside(*own):
-        q = posterior(own, impl)
-        return *q.rsample_with_log_prob((2,), eps=eps), q.entropy()
-
-    compiled = torch.compile(inside, fullgraph=True, backend="aot_eager")(*made)
-    torch.testing.assert_close(compiled, inside(*made))
-    actual = torch.autograd.grad(sum(t.sum() for t in compiled), made)
-    torch.testing.assert_close(actual, torch.autograd.grad(sum(t.sum() for t in inside(*made)), made))
-    q = posterior(made, impl)
-    method = torch.compile(q.rsample_with_log_prob, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(method((2,), eps=eps), q.rsample_with_log_prob((2,), eps=eps))
-    assert method((3,))[0].shape == (3, 4, 5)
-
-
-@every_kind
-def test_nothing_is_read_back(kind):
-    """Meta tensors have no values: whatever reads one raises."""
-    made = parameters(kind, (4,), 5, device="meta")
-    q = posterior(made)
-    z, log_q = q.rsample_with_log_prob((2,))
-    assert (z.shape, log_q.shape) == ((2, 4, 5), (2, 4))
-    assert q.log_prob(z).shape == (2, 4)
-    assert q.expand((3, 4)).entropy().shape == (3, 4)
-    assert kl_divergence(q, StandardNormal(5, device="meta")).shape == (4,)
-    assert kl_divergence(q, DiagonalGaussian(*made[:2])).shape == (4,)
-
-
-@every_kind
-def test_validation_on_demand(kind):
-    made = [t.detach() for t in parameters(kind, (3,), 4)]
-    q = posterior(made, validate_args=True)
-    with pytest.raises(ValueError, match="within the support"):
-        q.log_prob(torch.full((3, 4), math.nan))
-    with pytest.raises(ValueError, match="within the support"):
-        q.expand((2, 3)).log_prob(torch.full((2, 3, 4), math.nan))
-    for index, name in enumerate(("mu", "log_sigma", "tril")[: len(made)]):
-        bad = [t.clone() for t in made]
-        bad[index][..., -1, 0] = math.nan
-        with pytest.raises(ValueError, match=f"parameter {name} "):
-            posterior(bad, validate_args=True)
-        posterior(bad)
-
-
-def test_support_and_constraints():
-    q = DiagonalGaussian(torch.zeros(2), torch.zeros(2))
-    assert q.support.event_dim == 1
-    assert q.support.base_constraint is constraints.real
-    assert q.has_rsample
-    assert set(q.arg_constraints) == {"mu", "log_sigma"}
-    dense = TriangularGaussian(torch.zeros(2), torch.zeros(2), torch.zeros(2, 2))
-    assert [c.event_dim for c in dense.arg_constraints.values()] == [1, 1, 2]
-
-
 def test_packed_and_dense_triangles_of_the_same_width():
     """With three features a matrix can be a batch of packed triangles; extra dimensions decide."""
     zero, tril = torch.zeros(3, 3), torch.randn(3, 3)
@@ -405,28 +303,6 @@ def test_parameters_broadcast():
     q = TriangularGaussian(torch.zeros(4, 1, 3), torch.zeros(3), torch.randn(2, 3))
     assert q.batch_shape == (4, 2)
     assert q.rsample((5,)).shape == (5, 4, 2, 3)
-
-
-def test_standard_normal():
-    prior = StandardNormal(3, (2,), dtype=torch.float64)
-    z = torch.randn(5, 2, 3, dtype=torch.float64)
-    torch.testing.assert_close(prior.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(-1))
-    assert prior.sample((4,)).shape == (4, 2, 3)
-    assert prior.sample().dtype == torch.float64
-    large = prior.expand((7, 2))
-    assert type(large) is StandardNormal
-    for kind in KINDS:
-        q = posterior(parameters(kind, (2,), 3))
-        torch.testing.assert_close(kl_divergence(q, large), kl_divergence(q, StandardNormal(3)).expand(7, 2))
-    torch.testing.assert_close(kl_divergence(prior, large), torch.zeros(7, 2, dtype=torch.float64))
-
-
-def test_prior_broadcasts_against_the_posterior():
-    q = DiagonalGaussian(*parameters("diagonal", (4,), 3))
-    prior = DiagonalGaussian(*parameters("diagonal", (5, 1), 3))
-    assert kl_divergence(q, prior).shape == (5, 4)
-    q = TriangularGaussian(*parameters("packed", (4,), 3))
-    assert kl_divergence(q, prior).shape == (5, 4)
 
 
 ZERO = torch.zeros(2, 3)
@@ -469,17 +345,6 @@ Q = DiagonalGaussian(ZERO, ZERO)
         (lambda: Q.log_prob(torch.zeros(2, 4)), ValueError, "z must have as many features as mu, 3"),
         (lambda: Q.expand((5, 3)), RuntimeError, "expand"),
         (lambda: StandardNormal(0), ValueError, "features must be >= 1, got 0"),
-        (lambda: kl_divergence(Q, StandardNormal(4)), ValueError, r"one event shape, got \(3,\) and \(4,\)"),
-        (
-            lambda: kl_divergence(Q, Independent(Laplace(ZERO, ZERO + 1), 1)),
-            NotImplementedError,
-            r"DiagonalGaussian to Independent\(Laplace",
-        ),
-        (
-            lambda: kl_divergence(Q, Independent(Normal(ZERO, ZERO + 1), 2)),
-            NotImplementedError,
-            "is not known",
-        ),
     ],
 )
 def test_bad_arguments(call, error, match):

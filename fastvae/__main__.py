@@ -1,0 +1,256 @@
+"""The command line: ``fastvae report | train vae | evaluate | demo``, also as ``python -m fastvae``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import backend
+from ._version import __version__
+from .recipes import RecipeError
+from .recipes.config import KL_KINDS, POSTERIORS, PRECISIONS, DemoConfig, TrainConfig, VAEConfig
+
+__all__ = ["main"]
+
+EXTRA = ("lightning", "matplotlib", "tqdm")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is not report and (missing := [name for name in EXTRA if find_spec(name) is None]):
+        return fail(f'this command needs {", ".join(missing)}: pip install "fastvae-kernels[train]"')
+    try:
+        options.command(options)
+    except RecipeError as error:
+        return fail(str(error))
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"fastvae: error: {message}", file=sys.stderr)
+    return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastvae",
+        description="Variational auto-encoders on fast kernels.",
+        epilog="MNIST is looked for in $FASTVAE_DATA and in the user's cache before it is downloaded.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastvae {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("report", help="which implementation runs on which device, and why")
+    command.set_defaults(command=report)
+
+    train = commands.add_parser("train", help="train a model")
+    command = train.add_subparsers(required=True, metavar="RECIPE").add_parser(
+        "vae",
+        help="a VAE with a Gaussian posterior on dynamically binarised MNIST",
+        description="Train a VAE on dynamically binarised MNIST. On N processes: torchrun --nproc-per-node N "
+        "-m fastvae train vae; the losses do not depend on N.",
+    )
+    command.set_defaults(command=train_vae, parser=command)
+    add_folder(command, "vae-out")
+    command.add_argument(
+        "--resume", type=Path, metavar="CHECKPOINT", help="continue an interrupted run, configured as it was"
+    )
+    add_accelerator(command)
+    add = option_adder(command, "posterior", VAEConfig)
+    add("--posterior", "posterior", "covariance of q(z | x): diagonal or full", choices=POSTERIORS)
+    add_model(command)
+    add_training(command)
+
+    command = commands.add_parser(
+        "evaluate",
+        help="test ELBO and log p(x) of a checkpoint",
+        description="Test ELBO and importance-sampled log p(x) of a checkpoint, on the test images of MNIST "
+        "under one fixed binarisation.",
+    )
+    command.set_defaults(command=evaluate, parser=command)
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what fastvae train or demo wrote")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
+    add_accelerator(command)
+    command.add_argument("--impl", choices=backend.IMPLEMENTATIONS, help="instead of the checkpoint's own")
+    command.add_argument(
+        "--seed",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="of binarisation and noise (default: %(default)s)",
+    )
+    add_evaluation(command)
+
+    command = commands.add_parser(
+        "demo",
+        help="train a VAE with each posterior, measure and draw",
+        description="Train a VAE with a diagonal and one with a full-covariance Gaussian posterior on MNIST; "
+        "print test ELBO, log p(x) and speed; write samples, reconstructions, a 2-D manifold and learning "
+        "curves.",
+    )
+    command.set_defaults(command=demo, parser=command)
+    add_folder(command, "demo-out")
+    add_accelerator(command)
+    add = option_adder(command, "demonstration", DemoConfig)
+    add(
+        "--manifold-epochs",
+        "manifold_epochs",
+        "epochs of the two-dimensional model",
+        type=positive,
+        metavar="N",
+    )
+    add_evaluation(command)
+    add_model(command)
+    add_training(command)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    add = option_adder(parser, "model", VAEConfig)
+    add("--latent", "latent_features", "dimensions of z", type=positive, metavar="D")
+    add("--hidden", "hidden_features", "widths of the hidden layers", type=positive, nargs="+", metavar="H")
+    add("--tril-scale", "tril_scale", "factor on the entries below the diagonal", type=float, metavar="S")
+    add("--kl", "kl", "the KL term to train with", choices=KL_KINDS)
+    add("--impl", "impl", "implementation of the posterior", choices=backend.IMPLEMENTATIONS)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    add = option_adder(parser, "training", TrainConfig)
+    add("--epochs", "epochs", "passes over the training images", type=positive, metavar="N")
+    add("--batch-size", "batch_size", "images in a step, of all processes", type=positive, metavar="N")
+    add("--learning-rate", "learning_rate", "peak of the one-cycle schedule", type=float, metavar="R")
+    add("--kl-warmup", "kl_warmup", "epochs until the KL term has weight 1", type=float, metavar="N")
+    add("--seed", "seed", "of weights, order, binarisation and noise", type=natural, metavar="N")
+    add("--precision", "precision", "Lightning's name of it", choices=PRECISIONS)
+
+
+def option_adder(parser: argparse.ArgumentParser, title: str, config: type) -> Callable[..., None]:
+    """Adds options of a configuration; one that is not given stays absent, the default being its own."""
+    group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+    defaults = {field.name: field.default for field in fields(config)}
+
+    def add(option: str, name: str, text: str, **kwargs: Any) -> None:
+        default = defaults[name]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(option, dest=name, help=f"{text} (default: {shown})", **kwargs)
+
+    return add
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    add = option_adder(parser, "evaluation", DemoConfig)
+    add("--samples", "samples", "importance samples K for log p(x)", type=positive, metavar="K")
+    add("--images", "log_p_images", "test images for log p(x)", type=positive, metavar="N")
+
+
+def add_accelerator(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="device (default: %(default)s)"
+    )
+
+
+def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help="where everything is written (default: %(default)s)",
+    )
+
+
+def positive(text: str) -> int:
+    return at_least(text, 1)
+
+
+def natural(text: str) -> int:
+    return at_least(text, 0)
+
+
+def at_least(text: str, least: int) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+    return value
+
+
+def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The options that were given and are fields of ``config``."""
+    return {field.name: getattr(options, field.name) for field in fields(config) if hasattr(options, field.name)}
+
+
+def build(options: argparse.Namespace, config: type) -> Any:
+    try:
+        return config(**given(options, config))
+    except ValueError as error:
+        options.parser.error(str(error))
+
+
+def quieten() -> None:
+    """Lightning announces every trainer's hardware and its maker's other products at level INFO."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def report(options: argparse.Namespace) -> None:
+    print(backend.report())
+
+
+def train_vae(options: argparse.Namespace) -> None:
+    from .recipes.training import load_checkpoint, train
+
+    # After the import, which sets the level itself.
+    quieten()
+    if options.resume is None:
+        model_config, config = build(options, VAEConfig), build(options, TrainConfig)
+    else:
+        contradicting = sorted(given(options, VAEConfig) | given(options, TrainConfig))
+        if contradicting:
+            options.parser.error(f"--resume takes {', '.join(contradicting)} from the checkpoint; leave it out")
+        model, config = load_checkpoint(options.resume)
+        model_config = model.config
+    result = train(model_config, config, options.out, resume=options.resume, accelerator=options.accelerator)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{result.images_per_second:.0f} images/s; the losses are in {result.log_folder}")
+        print(f"next: fastvae evaluate {result.checkpoint}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from .recipes.batches import binarize_fixed
+    from .recipes.data import load_mnist
+    from .recipes.training import device_of, load_checkpoint
+    from .recipes.vae import evaluate as evaluate_model
+
+    device = device_of(options.accelerator)
+    model, _ = load_checkpoint(options.checkpoint, impl=options.impl)
+    x = binarize_fixed(load_mnist().x_test, options.seed)
+    wanted = given(options, DemoConfig)
+    figures = evaluate_model(model.to(device), x, **wanted, seed=options.seed, progress=True)
+    print(f"test ELBO  {figures.elbo:.2f} nats, of which KL {figures.kl:.2f} ({figures.elbo_images} images)")
+    print(
+        f"log p(x)   {figures.log_p:.2f} nats (K = {figures.samples}, {figures.log_p_images} images; "
+        f"{figures.effective_samples:.1f} effective samples)"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(asdict(figures), indent=2) + "\n")
+
+
+def demo(options: argparse.Namespace) -> None:
+    from .recipes.demo import run_demo
+
+    quieten()
+    parts = {"model": build(options, VAEConfig), "training": build(options, TrainConfig)}
+    run_demo(options.out, DemoConfig(**parts, **given(options, DemoConfig)), accelerator=options.accelerator)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,388 @@
+"""Gaussian posteriors as ``torch.distributions``, over the ops of :mod:`fastvae.functional`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
+
+from . import functional as F
+from .ops import _checks
+from .reference.diag_gaussian import compute_dtype, full_precision
+from .reference.tril_gaussian import strictly_lower
+
+__all__ = ["DiagonalGaussian", "StandardNormal", "TriangularGaussian"]
+
+_HALF_LOG_2PI_E = 0.5 * (1.0 + math.log(2.0 * math.pi))
+
+
+class _StrictLowerTriangle(constraints.Constraint):
+    """Real below the diagonal; what stands on it and above is never read."""
+
+    def __init__(self, packed: bool) -> None:
+        self.packed = packed
+        self.event_dim = 1 if packed else 2
+
+    def check(self, value: Tensor) -> Tensor:
+        read = value if self.packed else value.tril(-1)
+        return (read == read).flatten(-self.event_dim).all(-1)
+
+
+class _Gaussian(Distribution):
+    """What both posteriors share."""
+
+    arg_constraints: dict[str, constraints.Constraint]
+    support = constraints.real_vector
+    has_rsample = True
+
+    mu: Tensor
+    log_sigma: Tensor
+    impl: str
+
+    def _finish(self, impl: str, validate_args: bool | None) -> None:
+        self.impl = impl
+        # Validation reads values back from the device: only on demand, unlike torch.distributions.
+        super().__init__(self.mu.shape[:-1], self.mu.shape[-1:], validate_args=bool(validate_args))
+
+    def rsample_with_log_prob(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws a reparameterised sample and its log-density in one pass.
+
+        Args:
+            sample_shape: shape of the samples drawn for every member of the batch; parameters are not
+                repeated.
+            eps: the noise, ``(*sample_shape, *batch_shape, D)``, instead of drawing it.
+            generator: the torch generator that the noise comes from; the device's default if None.
+            row_offset: number of the first row within a joint batch, see
+                :func:`fastvae.functional.diag_gaussian_rsample`.
+
+        Returns:
+            ``z``, ``(*sample_shape, *batch_shape, D)``, dtype of ``mu``, and ``log_q``,
+            ``(*sample_shape, *batch_shape)``, float32 (float64 for float64 parameters).
+        """
+        raise NotImplementedError
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws a reparameterised sample, ``(*sample_shape, *batch_shape, D)``."""
+        return self.rsample_with_log_prob(sample_shape)[0]
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws a sample without gradient, ``(*sample_shape, *batch_shape, D)``."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def entropy(self) -> Tensor:
+        r"""Differential entropy :math:`\sum_i \log\sigma_i + \frac D2 \log 2\pi e`, nats, ``batch_shape``."""
+        log_det = self.log_sigma.sum(-1, dtype=compute_dtype(self.log_sigma.dtype))
+        return log_det + _HALF_LOG_2PI_E * self.event_shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mu
+
+
+class DiagonalGaussian(_Gaussian):
+    r"""Gaussian with independent components.
+
+    .. math::
+        q(z) = \prod_i N(z_i;\ \mu_i, \sigma_i^2)
+
+    Args:
+        mu: mean, ``(*, D)``; float16, bfloat16, float32 or float64.
+        log_sigma: natural logarithm of the standard deviation, ``(*, D)``; batches broadcast.
+        validate_args: whether to check values, of parameters here and of arguments later, as
+            torch.distributions does. It reads them back from the device; by default only shapes, dtypes and
+            devices are checked.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Raises:
+        TypeError: a parameter is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit or devices differ.
+
+    Note:
+        ``torch.distributions.kl_divergence`` knows the pairs (DiagonalGaussian, DiagonalGaussian), without a
+        pass over the prior if that is a :class:`StandardNormal`, and (DiagonalGaussian,
+        ``Independent(Normal(...), 1)``). torch.compile cannot trace its dispatch; there, call
+        :func:`fastvae.functional.diag_gaussian_kl`.
+
+    Reference:
+        *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
+
+    Example:
+        >>> q = DiagonalGaussian(torch.zeros(4, 8), torch.zeros(4, 8))
+        >>> z, log_q = q.rsample_with_log_prob((3,))
+        >>> z.shape, log_q.shape
+        (torch.Size([3, 4, 8]), torch.Size([3, 4]))
+        >>> torch.distributions.kl_divergence(q, StandardNormal(8))
+        tensor([0., 0., 0., 0.])
+    """
+
+    arg_constraints = {"mu": constraints.real_vector, "log_sigma": constraints.real_vector}  # noqa: RUF012
+
+    def __init__(self, mu: Tensor, log_sigma: Tensor, validate_args: bool | None = None, *, impl: str = "auto") -> None:
+        self.mu, self.log_sigma = _checks.gaussian(mu, log_sigma)
+        self._finish(impl, validate_args)
+
+    def rsample_with_log_prob(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        return F.diag_gaussian_rsample(
+            self.mu,
+            self.log_sigma,
+            sample_shape,
+            eps=eps,
+            generator=generator,
+            row_offset=row_offset,
+            impl=self.impl,
+        )
+
+    rsample_with_log_prob.__doc__ = _Gaussian.rsample_with_log_prob.__doc__
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``value``, ``(*sample_shape, *batch_shape, D)``, nats; float32 or float64."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return F.diag_gaussian_log_prob(value, self.mu, self.log_sigma, impl=self.impl)
+
+    @property
+    def stddev(self) -> Tensor:
+        return self.log_sigma.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return (2.0 * self.log_sigma).exp()
+
+    def expand(self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None) -> DiagonalGaussian:
+        """The same Gaussian with a larger batch shape; nothing is copied."""
+        new = self._get_checked_instance(DiagonalGaussian, _instance)
+        new.mu = self.mu.expand(*batch_shape, -1)
+        new.log_sigma = self.log_sigma.expand(*batch_shape, -1)
+        new._finish(self.impl, False)
+        new._validate_args = self._validate_args
+        return new
+
+
+class StandardNormal(DiagonalGaussian):
+    r"""The prior :math:`N(0, I)`, which ``kl_divergence`` recognises by its type, without reading a value.
+
+    Args:
+        features: the number D of components.
+        batch_shape: shape of the batch; a KL divergence broadcasts.
+        dtype: dtype of the samples; torch's default if None.
+        device: device of the samples; torch's default if None. A KL divergence is taken on the posterior's.
+        validate_args: whether to check values given to :meth:`log_prob`.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Raises:
+        ValueError: ``features`` is below 1.
+
+    Example:
+        >>> StandardNormal(2).log_prob(torch.zeros(3, 2))
+        tensor([-1.8379, -1.8379, -1.8379])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        batch_shape: Sequence[int] = (),
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        validate_args: bool | None = None,
+        impl: str = "auto",
+    ) -> None:
+        if features < 1:
+            raise ValueError(f"features must be >= 1, got {features}")
+        zero = torch.zeros(features, dtype=dtype, device=device).expand(*batch_shape, features)
+        super().__init__(zero, zero, validate_args, impl=impl)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalGaussian:
+        new = self._get_checked_instance(StandardNormal, _instance)
+        return super().expand(batch_shape, new)
+
+
+class TriangularGaussian(_Gaussian):
+    r"""Gaussian with full covariance :math:`L L^\top`, given by its triangular factor.
+
+    .. math::
+        q(z) = N(z;\ \mu, L L^\top), \qquad
+        L = \operatorname{strictly\,lower}(\text{tril}) + \operatorname{diag}(\sigma)
+
+    Args:
+        mu: mean, ``(*, D)``; float16, bfloat16, float32 or float64.
+        log_sigma: natural logarithm of the diagonal of L, ``(*, D)``; batches broadcast.
+        tril: what lies below the diagonal of L: packed row by row, ``(*, D(D-1)/2)``, or dense,
+            ``(*, D, D)``, of which nothing else is read.
+        validate_args: whether to check values, of parameters here and of arguments later, as
+            torch.distributions does. It reads them back from the device; by default only shapes, dtypes and
+            devices are checked.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Raises:
+        TypeError: a parameter is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit or devices differ.
+
+    Note:
+        Sampling and one's own log-density need neither a D × D temporary nor a triangular solve. Only
+        :attr:`scale_tril`, :attr:`covariance_matrix` and, for a packed ``tril``, :attr:`variance` build the
+        dense factor. ``kl_divergence`` knows the pair (TriangularGaussian, DiagonalGaussian), and is fast if
+        the prior is a :class:`StandardNormal`.
+
+    Reference:
+        *An Introduction to Variational Autoencoders* (Kingma, Welling, 2019), section 2.5.
+
+    Example:
+        >>> q = TriangularGaussian(torch.zeros(4, 8), torch.zeros(4, 8), torch.zeros(4, 28))
+        >>> z, log_q = q.rsample_with_log_prob((3,))
+        >>> z.shape, log_q.shape, q.covariance_matrix.shape
+        (torch.Size([3, 4, 8]), torch.Size([3, 4]), torch.Size([4, 8, 8]))
+    """
+
+    tril: Tensor
+
+    def __init__(
+        self,
+        mu: Tensor,
+        log_sigma: Tensor,
+        tril: Tensor,
+        validate_args: bool | None = None,
+        *,
+        impl: str = "auto",
+    ) -> None:
+        self.mu, self.log_sigma, self.tril, self._packed = _checks.triangular(mu, log_sigma, tril)
+        self._finish(impl, validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:  # type: ignore[override]
+        vector = constraints.real_vector
+        return {"mu": vector, "log_sigma": vector, "tril": _StrictLowerTriangle(self._packed)}
+
+    def rsample_with_log_prob(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        return F.tril_gaussian_rsample(
+            self.mu,
+            self.log_sigma,
+            self.tril,
+            sample_shape,
+            eps=eps,
+            generator=generator,
+            row_offset=row_offset,
+            impl=self.impl,
+        )
+
+    rsample_with_log_prob.__doc__ = _Gaussian.rsample_with_log_prob.__doc__
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``value``, ``(*sample_shape, *batch_shape, D)``, nats; float32 or float64."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return F.tril_gaussian_log_prob(value, self.mu, self.log_sigma, self.tril, impl=self.impl)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """The factor L, ``(*batch_shape, D, D)``."""
+        lower = strictly_lower(self.tril, self.event_shape[0], self._packed)
+        return lower + torch.diag_embed(self.log_sigma.exp())
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """:math:`L L^\\top`, ``(*batch_shape, D, D)``."""
+        scale_tril = self.scale_tril
+        with full_precision(scale_tril.device.type):
+            return scale_tril @ scale_tril.mT
+
+    @property
+    def variance(self) -> Tensor:
+        lower = strictly_lower(self.tril, self.event_shape[0], self._packed)
+        return lower.square().sum(-1) + (2.0 * self.log_sigma).exp()
+
+    def expand(self, batch_shape: Sequence[int], _instance: TriangularGaussian | None = None) -> TriangularGaussian:
+        """The same Gaussian with a larger batch shape; nothing is copied."""
+        new = self._get_checked_instance(TriangularGaussian, _instance)
+        new.mu = self.mu.expand(*batch_shape, -1)
+        new.log_sigma = self.log_sigma.expand(*batch_shape, -1)
+        matrix = self.tril.shape[-1:] if self._packed else self.tril.shape[-2:]
+        new.tril, new._packed = self.tril.expand(*batch_shape, *matrix), self._packed
+        new._finish(self.impl, False)
+        new._validate_args = self._validate_args
+        return new
+
+
+def _check_events(p: Distribution, q: Distribution) -> None:
+    if p.event_shape != q.event_shape:
+        raise ValueError(
+            f"kl_divergence needs Gaussians of one event shape, got {tuple(p.event_shape)} and {tuple(q.event_shape)}"
+        )
+
+
+def _over(kl: Tensor, q: Distribution) -> Tensor:
+    """The divergence from a posterior for every member of the prior's batch."""
+    if not q.batch_shape or q.batch_shape == kl.shape:
+        return kl
+    return kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape))
+
+
+@register_kl(DiagonalGaussian, DiagonalGaussian)
+def _kl_diagonal_diagonal(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    _check_events(p, q)
+    return F.diag_gaussian_kl(p.mu, p.log_sigma, q.mu, q.log_sigma, impl=p.impl)
+
+
+@register_kl(DiagonalGaussian, StandardNormal)
+def _kl_diagonal_standard(p: DiagonalGaussian, q: StandardNormal) -> Tensor:
+    _check_events(p, q)
+    return _over(F.diag_gaussian_kl(p.mu, p.log_sigma, impl=p.impl), q)
+
+
+@register_kl(DiagonalGaussian, Independent)
+def _kl_diagonal_independent(p: DiagonalGaussian, q: Independent) -> Tensor:
+    if not isinstance(q.base_dist, Normal) or len(q.event_shape) != 1:
+        raise NotImplementedError(
+            f"kl_divergence of a DiagonalGaussian to {q} is not known; to Independent(Normal(...), 1) it is"
+        )
+    _check_events(p, q)
+    loc, scale = q.base_dist.loc, q.base_dist.scale
+    return F.diag_gaussian_kl(p.mu, p.log_sigma, loc, scale.log(), impl=p.impl)
+
+
+@register_kl(TriangularGaussian, DiagonalGaussian)
+def _kl_triangular_diagonal(p: TriangularGaussian, q: DiagonalGaussian) -> Tensor:
+    _check_events(p, q)
+    dtype = compute_dtype(p.mu.dtype)
+    lower = strictly_lower(p.tril.to(dtype), p.event_shape[0], p._packed)
+    log_ratio = p.log_sigma.to(dtype) - q.log_sigma.to(dtype)
+    precision = (-q.log_sigma.to(dtype)).exp()
+    whitened = (p.mu.to(dtype) - q.mu.to(dtype)) * precision
+    off_diagonal = (lower * precision.unsqueeze(-1)).square().sum(-1)
+    return 0.5 * (off_diagonal + whitened.square() + (2.0 * log_ratio).exp() - 1.0 - 2.0 * log_ratio).sum(-1)
+
+
+@register_kl(TriangularGaussian, StandardNormal)
+def _kl_triangular_standard(p: TriangularGaussian, q: StandardNormal) -> Tensor:
+    _check_events(p, q)
+    return _over(F.tril_gaussian_kl(p.mu, p.log_sigma, p.tril, impl=p.impl), q)

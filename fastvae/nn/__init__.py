@@ -1,0 +1,5 @@
+"""Layers."""
+
+from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
+
+__all__ = ["DiagonalGaussianHead", "TriangularGaussianHead"]

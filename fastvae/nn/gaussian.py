@@ -1,0 +1,275 @@
+"""Layers that map features to a Gaussian posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..distributions import DiagonalGaussian, TriangularGaussian
+
+__all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
+
+
+def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.0, 7.0)) -> Tensor:
+    r"""Clamps a predicted log-sigma, without cutting off the gradient that leads back.
+
+    Between the bounds it is the identity. Beyond a bound the value is the bound; a gradient whose descent
+    step leads back towards it passes unchanged, one that leads further away is zero. A plain clamp would
+    leave a unit that once overshot without any gradient, and a sigmoid or tanh with one that underflows.
+
+    Args:
+        log_sigma: natural logarithm of a standard deviation, any shape, floating point.
+        bounds: the smallest and the largest value, nats; None for no bound.
+
+    Returns:
+        The bounded log-sigma, of the shape and dtype of ``log_sigma``. NaN stays NaN.
+
+    Raises:
+        ValueError: ``bounds`` is not an increasing pair of numbers.
+
+    Note:
+        The descent is on the quantity that ``backward`` is called for. Under forward-mode differentiation it
+        is not available.
+
+    Reference:
+        The same rule serves as a lower bound in *Variational image compression with a scale hyperprior*
+        (Ballé, Minnen, Singh, Hwang, Johnston, 2018).
+
+    Example:
+        >>> s = torch.tensor([-9.0, 0.5, 9.0], requires_grad=True)
+        >>> bounded = bound_log_sigma(s)
+        >>> bounded.sum().backward()
+        >>> bounded.tolist(), s.grad.tolist()
+        ([-7.0, 0.5, 7.0], [0.0, 1.0, 1.0])
+    """
+    if bounds is None:
+        return log_sigma
+    lower, upper = _checked_bounds(bounds)
+    if forward_ad._current_level >= 0:
+        return log_sigma.clamp(lower, upper)
+    if torch._C._are_functorch_transforms_active():
+        return _TransformableBound.apply(log_sigma, lower, upper)
+    return _BoundLogSigma.apply(log_sigma, lower, upper)
+
+
+def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    try:
+        lower, upper = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"log_sigma_bounds must be a pair of numbers or None, got {bounds!r}") from None
+    if not lower < upper:
+        raise ValueError(f"log_sigma_bounds must be increasing, got {bounds!r}")
+    return lower, upper
+
+
+class _BoundLogSigma(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_sigma: Tensor, lower: float, upper: float) -> Tensor:
+        bounded = log_sigma.clamp(lower, upper)
+        ctx.save_for_backward(log_sigma, bounded)
+        return bounded
+
+    @staticmethod
+    def backward(ctx: Any, d_bounded: Tensor) -> Any:
+        log_sigma, bounded = ctx.saved_tensors
+        leads_away = (log_sigma - bounded) * d_bounded < 0
+        return d_bounded.masked_fill(leads_away, 0.0), None, None
+
+
+class _TransformableBound(torch.autograd.Function):
+    """The same under torch.func, whose form of a Function costs more a call."""
+
+    generate_vmap_rule = True
+    backward = _BoundLogSigma.backward
+
+    @staticmethod
+    def forward(log_sigma: Tensor, lower: float, upper: float) -> Tensor:
+        return log_sigma.clamp(lower, upper)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+
+class _GaussianHead(nn.Module):
+    """One linear layer for all parameters of a posterior: ``mu``, ``log_sigma`` and what a subclass adds."""
+
+    def __init__(
+        self,
+        in_features: int,
+        latent_features: int,
+        extra_parameters: int,
+        log_sigma_bounds: tuple[float, float] | None,
+        impl: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("latent_features", latent_features)):
+            if size < 1:
+                raise ValueError(f"{name} must be >= 1, got {size}")
+        self.in_features = in_features
+        self.latent_features = latent_features
+        self.log_sigma_bounds = None if log_sigma_bounds is None else _checked_bounds(log_sigma_bounds)
+        self.impl = impl
+        self._sizes = [latent_features, latent_features, extra_parameters]
+        self.linear = nn.Linear(in_features, sum(self._sizes), device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights again."""
+        self.linear.reset_parameters()
+
+    def _split(self, features: Tensor) -> list[Tensor]:
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features must be a tensor, got {type(features).__name__}")
+        if features.dim() == 0 or features.shape[-1] != self.in_features:
+            raise ValueError(f"features must have shape (*, {self.in_features}), got {tuple(features.shape)}")
+        mu, log_sigma, extra = self.linear(features).split(self._sizes, -1)
+        return [mu, bound_log_sigma(log_sigma, self.log_sigma_bounds), extra]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, latent_features={self.latent_features}, "
+            f"log_sigma_bounds={self.log_sigma_bounds}, impl={self.impl!r}"
+        )
+
+
+class DiagonalGaussianHead(_GaussianHead):
+    r"""Maps features to a diagonal Gaussian posterior by one linear layer.
+
+    .. math::
+        (\mu, \log\sigma) = W h + b, \qquad q(z \mid x) = \prod_i N(z_i;\ \mu_i, \sigma_i^2)
+
+    Args:
+        in_features: the size of the features h.
+        latent_features: the dimension D of z.
+        log_sigma_bounds: smallest and largest log-sigma, nats, see :func:`bound_log_sigma`; None for no
+            bound.
+        impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
+        device: device of the weights.
+        dtype: dtype of the weights.
+
+    Shape:
+        features ``(*, in_features)`` to a :class:`~fastvae.distributions.DiagonalGaussian` of batch shape
+        ``(*)`` and event shape ``(D,)``.
+
+    Raises:
+        ValueError: a size is below 1, the bounds are not increasing, or features of another size come in.
+
+    Note:
+        ``linear.weight`` has the rows of mu, then those of log-sigma. ``mu`` is a view of the layer's output.
+
+    Reference:
+        *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
+
+    Example:
+        >>> posterior = DiagonalGaussianHead(16, 8)(torch.randn(4, 16))
+        >>> z, log_q = posterior.rsample_with_log_prob()
+        >>> z.shape, log_q.shape
+        (torch.Size([4, 8]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        latent_features: int,
+        *,
+        log_sigma_bounds: tuple[float, float] | None = (-7.0, 7.0),
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, latent_features, 0, log_sigma_bounds, impl, device, dtype)
+
+    def posterior_parameters(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``mu`` and the bounded ``log_sigma``, ``(*, D)``."""
+        mu, log_sigma, _ = self._split(features)
+        return mu, log_sigma
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(*self.posterior_parameters(features), impl=self.impl)
+
+
+class TriangularGaussianHead(_GaussianHead):
+    r"""Maps features to a Gaussian posterior of full covariance by one linear layer.
+
+    .. math::
+        (\mu, \log\sigma, t) = W h + b, \qquad q(z \mid x) = N(z;\ \mu, L L^\top), \qquad
+        L = \operatorname{strictly\,lower}(t) + \operatorname{diag}(\sigma)
+
+    Args:
+        in_features: the size of the features h.
+        latent_features: the dimension D of z.
+        log_sigma_bounds: smallest and largest log-sigma, nats, see :func:`bound_log_sigma`; None for no
+            bound.
+        tril_init_scale: factor on the initial weights and biases that predict the entries below the diagonal.
+            With 0, the default, training starts at the diagonal posterior; these weights have a gradient all
+            the same.
+        impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
+        device: device of the weights.
+        dtype: dtype of the weights.
+
+    Shape:
+        features ``(*, in_features)`` to a :class:`~fastvae.distributions.TriangularGaussian` of batch shape
+        ``(*)`` and event shape ``(D,)``.
+
+    Raises:
+        ValueError: a size is below 1, the bounds are not increasing, ``tril_init_scale`` is negative or not
+            finite, or features of another size come in.
+
+    Note:
+        ``linear.weight`` has the rows of mu, of log-sigma, then of the D(D-1)/2 entries below the diagonal,
+        packed row by row. ``mu`` and ``tril`` are views of the layer's output: no D × D matrix is built.
+
+    Reference:
+        *An Introduction to Variational Autoencoders* (Kingma, Welling, 2019), section 2.5.
+
+    Example:
+        >>> posterior = TriangularGaussianHead(16, 8)(torch.randn(4, 16))
+        >>> z, log_q = posterior.rsample_with_log_prob()
+        >>> z.shape, log_q.shape, posterior.tril.shape
+        (torch.Size([4, 8]), torch.Size([4]), torch.Size([4, 28]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        latent_features: int,
+        *,
+        log_sigma_bounds: tuple[float, float] | None = (-7.0, 7.0),
+        tril_init_scale: float = 0.0,
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0.0 <= tril_init_scale < math.inf:
+            raise ValueError(f"tril_init_scale must be >= 0 and finite, got {tril_init_scale}")
+        packed = latent_features * (latent_features - 1) // 2
+        super().__init__(in_features, latent_features, packed, log_sigma_bounds, impl, device, dtype)
+        self.tril_init_scale = tril_init_scale
+        self._scale_tril()
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights again."""
+        super().reset_parameters()
+        self._scale_tril()
+
+    @torch.no_grad()
+    def _scale_tril(self) -> None:
+        for parameter in self.linear.parameters():
+            parameter[2 * self.latent_features :].mul_(self.tril_init_scale)
+
+    def posterior_parameters(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``mu`` and the bounded ``log_sigma``, ``(*, D)``, and the packed ``tril``, ``(*, D(D-1)/2)``."""
+        mu, log_sigma, tril = self._split(features)
+        return mu, log_sigma, tril
+
+    def forward(self, features: Tensor) -> TriangularGaussian:
+        return TriangularGaussian(*self.posterior_parameters(features), impl=self.impl)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, tril_init_scale={self.tril_init_scale}"

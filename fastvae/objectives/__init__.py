@@ -1,0 +1,20 @@
+"""What one trains on and measures by: bounds, estimates of log p(x), free bits and schedules."""
+
+from .bounds import checkpointed_iwae_bound, elbo, iwae_bound, monte_carlo_elbo, standard_normal_log_prob
+from .importance import LogMeanExp, importance_log_prob
+from .regularisation import free_bits
+from .schedules import CyclicSchedule, LinearSchedule, SigmoidSchedule
+
+__all__ = [
+    "CyclicSchedule",
+    "LinearSchedule",
+    "LogMeanExp",
+    "SigmoidSchedule",
+    "checkpointed_iwae_bound",
+    "elbo",
+    "free_bits",
+    "importance_log_prob",
+    "iwae_bound",
+    "monte_carlo_elbo",
+    "standard_normal_log_prob",
+]

@@ -1,0 +1,225 @@
+"""Diagonal Gaussian: reparameterised sample with its log-density, and their gradient.
+
+Tiles hold the columns c of a row's first quarter; the other three quarters are the same tile moved by Q columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import (
+    AotCase,
+    ceil_div,
+    compute_dtype,
+    launch,
+    meta,
+    meta_noise,
+    quarter_layout,
+    row_tile,
+    sample_tile,
+)
+from ._philox import in_layout_of, noise_quarters, noise_source
+from ._vecmath import HALF_LOG_2PI, exp
+
+
+@triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"], do_not_specialize_on_alignment=["samples"])
+def _diag_gaussian_fwd_kernel(
+    z_ptr, log_q_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
+    n_rows, samples, row_offset, D, vectors, stride_mu, stride_log_sigma,
+    GIVEN: tl.constexpr, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows of one sample, all columns.
+
+    z = mu + exp(log_sigma) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
+    The backward pass keeps log_sigma and the seed.
+    """
+    dtype: tl.constexpr = log_q_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = z_ptr.dtype.element_ty
+    quarter = vectors * VECTOR  # the factor tells the compiler that each quarter is aligned
+    # Samples of the same rows run side by side and find mu and log_sigma in the L2 cache.
+    sample = tl.program_id(0) % samples
+    row = (tl.program_id(0) // samples).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    mu_ptr += row * stride_mu
+    log_sigma_ptr += row * stride_log_sigma
+    z_ptr += (sample.to(tl.int64) * n_rows + row) * D
+    source = noise_source(noise_ptr, GIVEN)
+    total = tl.zeros((BLOCK_N, BLOCK_Q), dtype)
+    for start in range(0, quarter, BLOCK_Q):
+        column = start + tl.arange(0, BLOCK_Q)[None, :]
+        inside = (row < n_rows) & (column < quarter)
+        first = tl.load(log_sigma_ptr + column, inside, 0.0)
+        counter = column if GIVEN else in_layout_of(column, first)
+        eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
+        squares = tl.zeros((BLOCK_N, BLOCK_Q), dtype)
+        for lane in tl.static_range(4):
+            at = lane * quarter + column
+            # Where quarters are aligned all four are full.
+            mask = inside if VECTOR > 1 else inside & (at < D)
+            log_sigma = tl.load(log_sigma_ptr + at, mask, 0.0).to(dtype)
+            mu = tl.load(mu_ptr + at, mask).to(dtype)
+            e = eps[lane] if VECTOR > 1 else tl.where(mask, eps[lane], 0.0)
+            tl.store(z_ptr + at, (mu + exp(log_sigma, out_dtype) * e).to(out_dtype), mask)
+            squares += e * e
+            total += log_sigma
+        total += tl.where(inside, 0.5 * squares, 0.0)
+    log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
+    tl.store(log_q_ptr + sample.to(tl.int64) * n_rows + row, log_q, row < n_rows)
+
+
+@triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"])
+def _diag_gaussian_bwd_kernel(
+    d_log_sigma_ptr, d_z_ptr, d_log_q_ptr, log_sigma_ptr, noise_ptr,
+    n_rows, row_offset, D, vectors, stride_log_sigma,
+    GIVEN: tl.constexpr, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows of the only sample, BLOCK_Q columns of every quarter.
+
+    d_log_sigma = d_z sigma eps - d_log_q.
+    eps is drawn again from the seed: reading it back would cost more than the arithmetic.
+    """
+    dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = d_log_sigma_ptr.dtype.element_ty
+    quarter = vectors * VECTOR
+    column_blocks = tl.cdiv(quarter, BLOCK_Q)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) % column_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)[None, :]
+    inside = (row < n_rows) & (column < quarter)
+    d_log_q = tl.load(d_log_q_ptr + row, row < n_rows, 0.0)
+    sample = tl.zeros((), tl.int32)
+    source = noise_source(noise_ptr, GIVEN)
+    counter = column if GIVEN else in_layout_of(column, tl.load(d_z_ptr + row * D + column, inside))
+    eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
+    for lane in tl.static_range(4):
+        at = lane * quarter + column
+        mask = inside if VECTOR > 1 else inside & (at < D)
+        sigma = exp(tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype), out_dtype)
+        d_z = tl.load(d_z_ptr + row * D + at, mask, 0.0).to(dtype)
+        d_log_sigma = d_z * sigma * eps[lane] - d_log_q
+        tl.store(d_log_sigma_ptr + row * D + at, d_log_sigma.to(out_dtype), mask)
+
+
+@triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"], do_not_specialize_on_alignment=["samples"])
+def _diag_gaussian_bwd_samples_kernel(
+    d_mu_ptr, d_log_sigma_ptr, d_z_ptr, d_log_q_ptr, log_sigma_ptr, noise_ptr,
+    n_rows, samples, row_offset, D, vectors, stride_log_sigma,
+    GIVEN: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, BLOCK_Q columns of every quarter, and walks all samples, BLOCK_K at a time.
+
+    d_mu = sum_k d_z,  d_log_sigma = sum_k (d_z sigma eps - d_log_q).
+    The order of summation is fixed: no atomics.
+    """
+    dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
+    quarter = vectors * VECTOR
+    column_blocks = tl.cdiv(quarter, BLOCK_Q)
+    rows = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = (tl.program_id(0) % column_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    row, column = rows[None, :, None], columns[None, None, :]
+    owned = (row < n_rows) & (column < quarter)
+    zero = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_Q), dtype)
+    d_mu0, d_mu1, d_mu2, d_mu3 = zero, zero, zero, zero
+    product0, product1, product2, product3 = zero, zero, zero, zero
+    d_log_q = tl.zeros((BLOCK_K, BLOCK_N, 1), dtype)
+    source = noise_source(noise_ptr, GIVEN)
+    for start in range(0, samples, BLOCK_K):
+        sample = start + tl.arange(0, BLOCK_K)[:, None, None]
+        inside = owned & (sample < samples)
+        point = sample.to(tl.int64) * n_rows + row
+        at_ptr = d_z_ptr + point * D + column
+        d_z0 = tl.load(at_ptr, inside, 0.0)
+        counter = column if GIVEN else in_layout_of(column, d_z0)
+        eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
+        d_z0 = d_z0.to(dtype)
+        d_z1 = tl.load(at_ptr + quarter, inside & (column + quarter < D), 0.0).to(dtype)
+        d_z2 = tl.load(at_ptr + 2 * quarter, inside & (column + 2 * quarter < D), 0.0).to(dtype)
+        d_z3 = tl.load(at_ptr + 3 * quarter, inside & (column + 3 * quarter < D), 0.0).to(dtype)
+        d_log_q += tl.load(d_log_q_ptr + point, (row < n_rows) & (sample < samples), 0.0)
+        d_mu0, product0 = d_mu0 + d_z0, product0 + d_z0 * eps[0]
+        d_mu1, product1 = d_mu1 + d_z1, product1 + d_z1 * eps[1]
+        d_mu2, product2 = d_mu2 + d_z2, product2 + d_z2 * eps[2]
+        d_mu3, product3 = d_mu3 + d_z3, product3 + d_z3 * eps[3]
+    d_mu = (d_mu0, d_mu1, d_mu2, d_mu3)
+    product = (product0, product1, product2, product3)
+    row, column = rows[:, None], columns[None, :]
+    for lane in tl.static_range(4):
+        at = lane * quarter + column
+        mask = (row < n_rows) & (column < quarter) & (at < D)
+        sigma = exp(tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype), out_dtype)
+        d_log_sigma = tl.sum(product[lane], 0) * sigma - tl.sum(d_log_q, 0)
+        tl.store(d_mu_ptr + row * D + at, tl.sum(d_mu[lane], 0).to(out_dtype), mask)
+        tl.store(d_log_sigma_ptr + row * D + at, d_log_sigma.to(out_dtype), mask)
+
+
+def diag_gaussian_fwd(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    n, d = mu.shape
+    z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
+    quarter, vector = quarter_layout(mu.dtype, d)
+    tile = row_tile(samples * n, quarter, vector)
+    launch(
+        _diag_gaussian_fwd_kernel, samples * ceil_div(n, tile.rows),
+        z, log_q, mu, log_sigma, noise,
+        n, samples, row_offset, d, quarter // vector, mu.stride(0), log_sigma.stride(0),
+        GIVEN=noise.ndim > 0, VECTOR=vector, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return z, log_q
+
+
+def diag_gaussian_bwd(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
+    """The gradient to log_sigma of one sample, d_z (1, N, D); the gradient to mu is d_z itself."""
+    n, d = log_sigma.shape
+    d_log_sigma = log_sigma.new_empty((n, d))
+    quarter, vector = quarter_layout(log_sigma.dtype, d)
+    tile = row_tile(n, quarter, vector)
+    launch(
+        _diag_gaussian_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
+        d_log_sigma, d_z, d_log_q, log_sigma, noise,
+        n, row_offset, d, quarter // vector, log_sigma.stride(0),
+        GIVEN=noise.ndim > 0, VECTOR=vector, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_log_sigma
+
+
+def diag_gaussian_bwd_samples(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients to mu and log_sigma of K samples, d_z (K, N, D)."""
+    samples, n, d = d_z.shape
+    d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
+    quarter, vector = quarter_layout(log_sigma.dtype, d)
+    tile = sample_tile(samples, n, quarter, vector)
+    launch(
+        _diag_gaussian_bwd_samples_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
+        d_mu, d_log_sigma, d_z, d_log_q, log_sigma, noise,
+        n, samples, row_offset, d, quarter // vector, log_sigma.stride(0),
+        GIVEN=noise.ndim > 0, VECTOR=vector,
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_mu, d_log_sigma
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, d, given in (
+        (torch.float32, 512, False),
+        (torch.float32, 63, True),
+        (torch.bfloat16, 512, False),
+        (torch.float16, 1, False),
+        (torch.float64, 512, True),
+    ):
+        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {'eps' if given else 'seed'}"
+        parameter, noise = meta(n, d, dtype=dtype), meta_noise(8, n, d, given=given)
+        d_log_q = meta(8, n, dtype=compute_dtype(dtype))
+        upstream = (meta(8, n, d, dtype=dtype), d_log_q, parameter, noise, 0)
+        cases += [
+            AotCase(name, diag_gaussian_fwd, (parameter, parameter, noise, 1, 0)),
+            AotCase(name, diag_gaussian_bwd, upstream),
+            AotCase(name, diag_gaussian_bwd_samples, upstream),
+        ]
+    return cases

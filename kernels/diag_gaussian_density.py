@@ -1,0 +1,240 @@
+"""Diagonal Gaussian: log-density of foreign points and KL divergences, with their gradients."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import AotCase, ceil_div, compute_dtype, launch, meta, row_tile, sample_tile, vector_width
+from ._vecmath import HALF_LOG_2PI, exp
+
+
+@triton.jit(do_not_specialize=["n_rows"], do_not_specialize_on_alignment=["samples"])
+def _diag_gaussian_log_prob_fwd_kernel(
+    log_q_ptr, z_ptr, mu_ptr, log_sigma_ptr,
+    n_rows, samples, D, stride_zk, stride_zn, stride_mu, stride_log_sigma,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows of one sample, all columns.
+
+    log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2),  eps = (z - mu) / sigma.
+    The backward pass keeps the inputs.
+    """
+    dtype: tl.constexpr = log_q_ptr.dtype.element_ty
+    sample = (tl.program_id(0) % samples).to(tl.int64)
+    row = (tl.program_id(0) // samples).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    z_ptr += sample * stride_zk + row * stride_zn
+    mu_ptr += row * stride_mu
+    log_sigma_ptr += row * stride_log_sigma
+    total = tl.zeros((BLOCK_N, BLOCK_D), dtype)
+    for start in range(0, D, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)[None, :]
+        mask = (row < n_rows) & (column < D)
+        log_sigma = tl.load(log_sigma_ptr + column, mask, 0.0).to(dtype)
+        difference = tl.load(z_ptr + column, mask, 0.0).to(dtype) - tl.load(mu_ptr + column, mask, 0.0).to(dtype)
+        eps = difference * exp(-log_sigma, dtype)
+        total += 0.5 * eps * eps + log_sigma
+    log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
+    tl.store(log_q_ptr + sample * n_rows + row, log_q, row < n_rows)
+
+
+@triton.jit(do_not_specialize=["n_rows"], do_not_specialize_on_alignment=["samples"])
+def _diag_gaussian_log_prob_bwd_kernel(
+    d_z_ptr, d_mu_ptr, d_log_sigma_ptr, d_log_q_ptr, z_ptr, mu_ptr, log_sigma_ptr,
+    n_rows, samples, D, stride_zk, stride_zn, stride_mu, stride_log_sigma,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, BLOCK_D columns, and walks all samples, BLOCK_K at a time.
+
+    d_z = -d_log_q eps / sigma,  d_mu = -sum_k d_z,  d_log_sigma = sum_k d_log_q (eps^2 - 1).
+    The order of summation is fixed: no atomics.
+    """
+    dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
+    column_blocks = tl.cdiv(D, BLOCK_D)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    owned = (row < n_rows) & (column < D)
+    mu = tl.load(mu_ptr + row * stride_mu + column, owned, 0.0).to(dtype)[None, :, :]
+    log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + column, owned, 0.0).to(dtype)
+    inverse = exp(-log_sigma, dtype)[None, :, :]
+    d_mu = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
+    d_log_sigma = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
+    for start in range(0, samples, BLOCK_K):
+        sample = start + tl.arange(0, BLOCK_K)[:, None, None]
+        mask = owned[None, :, :] & (sample < samples)
+        point = sample.to(tl.int64) * n_rows + row[None, :, :]
+        d_log_q = tl.load(d_log_q_ptr + point, (sample < samples) & (row < n_rows)[None, :, :], 0.0)
+        at = sample.to(tl.int64) * stride_zk + (row * stride_zn)[None, :, :] + column[None, :, :]
+        eps = (tl.load(z_ptr + at, mask, 0.0).to(dtype) - mu) * inverse
+        d_difference = d_log_q * eps * inverse
+        tl.store(d_z_ptr + point * D + column[None, :, :], (-d_difference).to(out_dtype), mask)
+        d_mu += d_difference
+        d_log_sigma += d_log_q * (eps * eps - 1.0)
+    tl.store(d_mu_ptr + row * D + column, tl.sum(d_mu, 0).to(out_dtype), owned)
+    tl.store(d_log_sigma_ptr + row * D + column, tl.sum(d_log_sigma, 0).to(out_dtype), owned)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _diag_gaussian_kl_fwd_kernel(
+    kl_ptr, mu_ptr, log_sigma_ptr, prior_mu_ptr, prior_log_sigma_ptr,
+    n_rows, D, stride_mu, stride_log_sigma, stride_prior_mu, stride_prior_log_sigma,
+    HAS_PRIOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, all columns.
+
+    kl = sum(exp(2 s) - 1 - 2 s + m^2) / 2,  s = log_sigma - prior_log_sigma,  m = (mu - prior_mu) / prior_sigma.
+    The backward pass keeps the inputs.
+    """
+    dtype: tl.constexpr = kl_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    total = tl.zeros((BLOCK_N, BLOCK_D), dtype)
+    for start in range(0, D, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)[None, :]
+        mask = (row < n_rows) & (column < D)
+        m = tl.load(mu_ptr + row * stride_mu + column, mask, 0.0).to(dtype)
+        s = tl.load(log_sigma_ptr + row * stride_log_sigma + column, mask, 0.0).to(dtype)
+        if HAS_PRIOR:
+            prior_log_sigma = tl.load(prior_log_sigma_ptr + row * stride_prior_log_sigma + column, mask, 0.0).to(dtype)
+            m -= tl.load(prior_mu_ptr + row * stride_prior_mu + column, mask, 0.0).to(dtype)
+            m *= exp(-prior_log_sigma, dtype)
+            s -= prior_log_sigma
+        # Without numbers mu = log_sigma = 0 the term is exactly 0.
+        total += 0.5 * (m * m + (exp(2.0 * s, dtype) - 1.0 - 2.0 * s))
+    tl.store(kl_ptr + row, tl.sum(total, 1)[:, None], row < n_rows)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _diag_gaussian_kl_bwd_kernel(
+    d_mu_ptr, d_log_sigma_ptr, d_prior_mu_ptr, d_prior_log_sigma_ptr,
+    d_kl_ptr, mu_ptr, log_sigma_ptr, prior_mu_ptr, prior_log_sigma_ptr,
+    n_rows, D, stride_mu, stride_log_sigma, stride_prior_mu, stride_prior_log_sigma,
+    HAS_PRIOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, BLOCK_D columns.
+
+    d_mu = d_kl m / prior_sigma = -d_prior_mu,  d_log_sigma = d_kl (exp(2 s) - 1) = -d_prior_log_sigma - d_kl m^2,
+    with the forward kernel's s and m.
+    """
+    dtype: tl.constexpr = d_kl_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
+    column_blocks = tl.cdiv(D, BLOCK_D)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    mask = (row < n_rows) & (column < D)
+    d_kl = tl.load(d_kl_ptr + row, row < n_rows, 0.0)
+    m = tl.load(mu_ptr + row * stride_mu + column, mask, 0.0).to(dtype)
+    s = tl.load(log_sigma_ptr + row * stride_log_sigma + column, mask, 0.0).to(dtype)
+    at = row * D + column
+    if HAS_PRIOR:
+        prior_log_sigma = tl.load(prior_log_sigma_ptr + row * stride_prior_log_sigma + column, mask, 0.0).to(dtype)
+        inverse = exp(-prior_log_sigma, dtype)
+        m = (m - tl.load(prior_mu_ptr + row * stride_prior_mu + column, mask, 0.0).to(dtype)) * inverse
+        s -= prior_log_sigma
+        d_mu = d_kl * m * inverse
+        d_log_sigma = d_kl * (exp(2.0 * s, dtype) - 1.0)
+        tl.store(d_prior_mu_ptr + at, (-d_mu).to(out_dtype), mask)
+        tl.store(d_prior_log_sigma_ptr + at, (-d_log_sigma - d_kl * m * m).to(out_dtype), mask)
+    else:
+        d_mu = d_kl * m
+        d_log_sigma = d_kl * (exp(2.0 * s, dtype) - 1.0)
+    tl.store(d_mu_ptr + at, d_mu.to(out_dtype), mask)
+    tl.store(d_log_sigma_ptr + at, d_log_sigma.to(out_dtype), mask)
+
+
+def diag_gaussian_log_prob_fwd(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    samples, n, d = z.shape
+    log_q = mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
+    tile = row_tile(samples * n, d, vector_width(mu.dtype, d))
+    launch(
+        _diag_gaussian_log_prob_fwd_kernel, samples * ceil_div(n, tile.rows),
+        log_q, z, mu, log_sigma,
+        n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0),
+        BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return log_q
+
+
+def diag_gaussian_log_prob_bwd(
+    d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples, n, d = z.shape
+    d_z, d_mu, d_log_sigma = mu.new_empty((samples, n, d)), mu.new_empty((n, d)), mu.new_empty((n, d))
+    tile = sample_tile(samples, n, d, vector_width(mu.dtype, d))
+    launch(
+        _diag_gaussian_log_prob_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+        d_z, d_mu, d_log_sigma, d_log_q, z, mu, log_sigma,
+        n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0),
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_z, d_mu, d_log_sigma
+
+
+def _kl_fwd(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor | None, prior_log_sigma: Tensor | None) -> Tensor:
+    n, d = mu.shape
+    kl = mu.new_empty((n,), dtype=compute_dtype(mu.dtype))
+    tile = row_tile(n, d, vector_width(mu.dtype, d))
+    launch(
+        _diag_gaussian_kl_fwd_kernel, ceil_div(n, tile.rows),
+        kl, mu, log_sigma, prior_mu, prior_log_sigma, n, d, *_row_strides(mu, log_sigma, prior_mu, prior_log_sigma),
+        HAS_PRIOR=prior_mu is not None, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return kl
+
+
+def _kl_bwd(
+    d_kl: Tensor, mu: Tensor, log_sigma: Tensor, prior_mu: Tensor | None, prior_log_sigma: Tensor | None
+) -> tuple[Tensor, ...]:
+    n, d = mu.shape
+    has_prior = prior_mu is not None
+    gradients = [mu.new_empty((n, d)) for _ in range(4 if has_prior else 2)]
+    tile = row_tile(n, d, vector_width(mu.dtype, d))
+    launch(
+        _diag_gaussian_kl_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+        *gradients, *[None] * (4 - len(gradients)), d_kl, mu, log_sigma, prior_mu, prior_log_sigma,
+        n, d, *_row_strides(mu, log_sigma, prior_mu, prior_log_sigma),
+        HAS_PRIOR=has_prior, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return tuple(gradients)
+
+
+def _row_strides(*tensors: Tensor | None) -> list[int]:
+    return [0 if t is None else t.stride(0) for t in tensors]
+
+
+def diag_gaussian_kl_fwd(mu: Tensor, log_sigma: Tensor) -> Tensor:
+    return _kl_fwd(mu, log_sigma, None, None)
+
+
+def diag_gaussian_kl_bwd(d_kl: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, ...]:
+    return _kl_bwd(d_kl, mu, log_sigma, None, None)
+
+
+def diag_gaussian_kl_prior_fwd(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor) -> Tensor:
+    return _kl_fwd(mu, log_sigma, prior_mu, prior_log_sigma)
+
+
+def diag_gaussian_kl_prior_bwd(
+    d_kl: Tensor, mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients to mu, log_sigma, prior_mu and prior_log_sigma."""
+    return _kl_bwd(d_kl, mu, log_sigma, prior_mu, prior_log_sigma)
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, d in ((torch.float32, 512), (torch.bfloat16, 63), (torch.float64, 1)):
+        n, name = 4096, f"{str(dtype)[6:]}, D = {d}"
+        parameter, z = meta(n, d, dtype=dtype), meta(8, n, d, dtype=dtype)
+        d_log_q = meta(8, n, dtype=compute_dtype(dtype))
+        cases += [
+            AotCase(name, diag_gaussian_log_prob_fwd, (z, parameter, parameter)),
+            AotCase(name, diag_gaussian_log_prob_bwd, (d_log_q, z, parameter, parameter)),
+            AotCase(name, diag_gaussian_kl_fwd, (parameter, parameter)),
+            AotCase(name, diag_gaussian_kl_bwd, (d_log_q[0], parameter, parameter)),
+            AotCase(name + ", prior", diag_gaussian_kl_prior_fwd, (parameter,) * 4),
+            AotCase(name + ", prior", diag_gaussian_kl_prior_bwd, (d_log_q[0], *(parameter,) * 4)),
+        ]
+    return cases

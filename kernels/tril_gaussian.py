@@ -1,0 +1,219 @@
+"""Gaussian with a triangular scale: reparameterised sample with its log-density, and their gradient.
+
+z = mu + (diag(sigma) + T) eps with T strictly lower triangular: packed (N, D(D-1)/2), row after row, or dense
+(N, D, D). Columns are those of the quarter layout: l Q + c for the lanes l = 0..3 and c < Q.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import (
+    AotCase,
+    ceil_div,
+    compute_dtype,
+    launch,
+    meta,
+    meta_noise,
+    tril_strides,
+    tril_tile,
+)
+from ._philox import noise_quarters, noise_source
+from ._vecmath import HALF_LOG_2PI, exp
+
+
+@triton.jit
+def tril_row_offset(i, stride_i, DENSE: tl.constexpr):
+    """Where row i of a matrix starts, in elements from the matrix's own start."""
+    i = tl.cast(i, tl.int64)
+    if DENSE:
+        return i * stride_i
+    else:
+        return i * (i - 1) // 2
+
+
+# Unspecialised strides keep accesses to T one element wide. Wider ones would give each thread more columns, hence more
+# noise to draw per element of T.
+_GENERIC = ["n_rows", "row_offset", "D", "quarter", "stride_tril", "stride_tril_i"]
+
+
+@triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
+def _tril_gaussian_fwd_kernel(
+    z_ptr, log_q_ptr, mu_ptr, log_sigma_ptr, tril_ptr, noise_ptr,
+    n_rows, samples, row_offset, D, quarter, stride_mu, stride_log_sigma, stride_tril, stride_tril_i,
+    DENSE: tl.constexpr, GIVEN: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_I elements of z for BLOCK_N rows of one sample; the last of them log_q too.
+
+    z = mu + (diag(sigma) + T) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
+    The backward pass keeps log_sigma and the seed.
+    """
+    dtype: tl.constexpr = log_q_ptr.dtype.element_ty
+    blocks = tl.cdiv(D, BLOCK_I)
+    # Samples of the same rows run side by side and find T in the L2 cache; the longest rows of T start first.
+    sample = tl.program_id(0) % samples
+    block = blocks - 1 - (tl.program_id(0) // samples) % blocks
+    # Rows past the batch repeat its last one and store the same values in the same place: no masks to keep.
+    rows = (tl.program_id(0) // samples // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.minimum(rows, n_rows - 1)
+    end = tl.minimum((block + 1) * BLOCK_I, D)
+    is_last = end == D
+    # Tiles are (i, row, column): threads share out rows and columns, and each keeps all i to the noise it drew.
+    i, row = block * BLOCK_I + tl.arange(0, BLOCK_I)[:, None], rows[None, :]
+    log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + tl.minimum(i, D - 1))
+    sigma = exp(log_sigma.to(dtype), dtype)[:, :, None]
+    tril_row_ptr = (tril_ptr + row * stride_tril + tril_row_offset(i, stride_tril_i, DENSE))[:, :, None]
+    # Rows of T past the last end before their first column.
+    diagonal = tl.where(i < D, i, -1)[:, :, None]
+    source = noise_source(noise_ptr, GIVEN)
+    product = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
+    total = tl.zeros((BLOCK_N, BLOCK_Q), dtype)
+    row = rows[:, None]
+    for start in range(0, tl.minimum(quarter, end), BLOCK_Q):
+        column = start + tl.arange(0, BLOCK_Q)[None, :]
+        inside = column < quarter
+        eps = noise_quarters(source, sample, row, column, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
+        for lane in tl.static_range(4):
+            at = lane * quarter + column
+            exists = inside & (at < D)
+            e = tl.where(exists, eps[lane], 0.0)
+            total += 0.5 * e * e
+            total += tl.load(log_sigma_ptr + row * stride_log_sigma + at, exists & is_last, 0.0).to(dtype)
+            if lane * quarter + start < end:
+                # Columns of the next quarter must not count twice.
+                j = tl.where(column < quarter, at, D)[None, :, :]
+                weight = tl.load(tril_row_ptr + j, j < diagonal, 0.0).to(dtype)
+                product += tl.where(j == diagonal, sigma, weight) * e[None, :, :]
+    log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
+    z_row = tl.cast(sample, tl.int64) * n_rows + row
+    tl.store(log_q_ptr + z_row, log_q, is_last)
+    row = rows[None, :]
+    mu = tl.load(mu_ptr + row * stride_mu + i, i < D).to(dtype)
+    z_row = tl.cast(sample, tl.int64) * n_rows + row
+    tl.store(z_ptr + z_row * D + i, (mu + tl.sum(product, 2)).to(z_ptr.dtype.element_ty), i < D)
+
+
+@triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
+def _tril_gaussian_bwd_kernel(
+    d_mu_ptr, d_log_sigma_ptr, d_tril_ptr, d_z_ptr, d_log_q_ptr, log_sigma_ptr, noise_ptr,
+    n_rows, samples, row_offset, D, quarter, stride_log_sigma, stride_tril, stride_tril_i,
+    DENSE: tl.constexpr, GIVEN: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_I rows of d_T and as many elements of d_mu and d_log_sigma, for BLOCK_N rows, all samples.
+
+    d_mu = sum_k d_z,  d_log_sigma_i = sum_k (d_z_i sigma_i eps_i - d_log_q),  d_T_ij = sum_k d_z_i eps_j for j < i.
+    The order of summation is fixed: no atomics.
+    """
+    dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
+    blocks = tl.cdiv(D, BLOCK_I)
+    block = blocks - 1 - tl.program_id(0) % blocks
+    rows = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.minimum(rows, n_rows - 1)  # as in the forward pass
+    i, row = block * BLOCK_I + tl.arange(0, BLOCK_I)[:, None], rows[None, :]
+    d_tril_row_ptr = (d_tril_ptr + row * stride_tril + tril_row_offset(i, stride_tril_i, DENSE))[:, :, None]
+    diagonal = tl.where(i < D, i, -1)[:, :, None]
+    source = noise_source(noise_ptr, GIVEN)
+    on_diagonal = tl.zeros((BLOCK_I, BLOCK_N), dtype)
+    # A dense gradient is written above the diagonal too, with zeros.
+    end = quarter if DENSE else tl.minimum(quarter, (block + 1) * BLOCK_I)
+    for start in range(0, end, BLOCK_Q):
+        column = start + tl.arange(0, BLOCK_Q)[None, :]
+        inside = column < quarter
+        product0 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
+        product1 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
+        product2 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
+        product3 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
+        for sample in range(samples):
+            eps = noise_quarters(
+                source, sample, rows[:, None], column, row_offset, n_rows, D, quarter, inside, GIVEN, dtype
+            )
+            d_z_row = tl.cast(sample, tl.int64) * n_rows + row
+            d_z = tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)[:, :, None]
+            product0 += d_z * eps[0][None, :, :]
+            product1 += d_z * eps[1][None, :, :]
+            product2 += d_z * eps[2][None, :, :]
+            product3 += d_z * eps[3][None, :, :]
+        products = (product0, product1, product2, product3)
+        for lane in tl.static_range(4):
+            j = tl.where(column < quarter, lane * quarter + column, D)[None, :, :]
+            on_diagonal += tl.sum(tl.where(j == diagonal, products[lane], 0.0), 2)
+            if DENSE:
+                value = tl.where(j < diagonal, products[lane], 0.0)
+                tl.store(d_tril_row_ptr + j, value.to(out_dtype), (j < D) & (diagonal >= 0))
+            else:
+                tl.store(d_tril_row_ptr + j, products[lane].to(out_dtype), j < diagonal)
+    d_mu = tl.zeros((BLOCK_I, BLOCK_N), dtype)
+    d_log_q = tl.zeros((1, BLOCK_N), dtype)
+    for sample in range(samples):
+        d_z_row = tl.cast(sample, tl.int64) * n_rows + row
+        d_mu += tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)
+        d_log_q += tl.load(d_log_q_ptr + d_z_row)
+    sigma = exp(tl.load(log_sigma_ptr + row * stride_log_sigma + i, i < D, 0.0).to(dtype), dtype)
+    tl.store(d_mu_ptr + row * D + i, d_mu.to(out_dtype), i < D)
+    tl.store(d_log_sigma_ptr + row * D + i, (on_diagonal * sigma - d_log_q).to(out_dtype), i < D)
+
+
+def tril_gaussian_fwd(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    n, d = mu.shape
+    z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
+    dense = tril.ndim == 3
+    quarter = ceil_div(d, 4)
+    tile = tril_tile(n, d, quarter, 16)
+    launch(
+        _tril_gaussian_fwd_kernel, samples * ceil_div(n, tile.batch) * ceil_div(d, tile.rows),
+        z, log_q, mu, log_sigma, tril, noise,
+        n, samples, row_offset, d, quarter, mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
+        DENSE=dense, GIVEN=noise.ndim > 0,
+        BLOCK_I=tile.rows, BLOCK_N=tile.batch, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return z, log_q
+
+
+def tril_gaussian_bwd(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients to mu, log_sigma and tril, which is zero on and above the diagonal when `dense`."""
+    samples, n, d = d_z.shape
+    d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
+    d_tril = log_sigma.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
+    quarter = ceil_div(d, 4)
+    # Each thread holds its part of four tiles.
+    tile = tril_tile(n, d, quarter, 8 if log_sigma.dtype != torch.float64 else 4)
+    launch(
+        _tril_gaussian_bwd_kernel, ceil_div(n, tile.batch) * ceil_div(d, tile.rows),
+        d_mu, d_log_sigma, d_tril, d_z, d_log_q, log_sigma, noise,
+        n, samples, row_offset, d, quarter, log_sigma.stride(0), *tril_strides(d_tril),
+        DENSE=dense, GIVEN=noise.ndim > 0,
+        BLOCK_I=tile.rows, BLOCK_N=tile.batch, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_mu, d_log_sigma, d_tril
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, d, given, dense in (
+        (torch.float32, 512, False, False),
+        (torch.float32, 63, True, False),
+        (torch.float32, 8, False, False),
+        (torch.bfloat16, 512, False, True),
+        (torch.float16, 1, False, False),
+        (torch.float64, 64, True, True),
+    ):
+        n = 1024
+        name = f"{str(dtype)[6:]}, D = {d}, {'dense' if dense else 'packed'}, {'eps' if given else 'seed'}"
+        parameter, noise = meta(n, d, dtype=dtype), meta_noise(8, n, d, given=given)
+        tril = meta(n, d, d, dtype=dtype) if dense else meta(n, d * (d - 1) // 2, dtype=dtype)
+        upstream = meta(8, n, d, dtype=dtype), meta(8, n, dtype=compute_dtype(dtype))
+        cases += [
+            AotCase(name, tril_gaussian_fwd, (parameter, parameter, tril, noise, 1, 0)),
+            AotCase(name, tril_gaussian_bwd, (*upstream, parameter, noise, 0, dense)),
+        ]
+    return cases

@@ -1,0 +1,100 @@
+"""The demonstration on a few synthetic images, through the command line and from Python."""
+
+import json
+
+import pytest
+
+from fastvae.__main__ import main
+from fastvae.recipes import data
+from fastvae.recipes.config import DemoConfig, TrainConfig, VAEConfig
+from fastvae.recipes.demo import run_demo, step_times, table
+
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
+ARGUMENTS = "--epochs 2 --batch-size 60 --hidden 16 --latent 4 --samples 6 --images 50 --manifold-epochs 1"
+
+
+@pytest.fixture
+def kept(canonical):
+    data.save_npz(data.cache_folder() / "mnist.npz", canonical)
+
+
+def test_demo(kept, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(["demo", "--out", str(folder), "--accelerator", "cpu", *ARGUMENTS.split()]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["posteriors"]) == ["diagonal", "triangular"]
+    for row in results["posteriors"].values():
+        assert row["elbo"] < row["log_p"] < 0
+        assert (row["samples"], row["elbo_images"], row["log_p_images"]) == (6, 60, 50)
+        for name in ("images_per_second", "step_ms", "reference_step_ms"):
+            assert row[name] > 0
+        assert f"{row['elbo']:.2f}" in printed
+        assert f"{row['log_p']:.2f}" in printed
+        assert (folder / row["checkpoint"]).is_file()
+    assert results["config"]["training"]["epochs"] == 2
+    for name in ("samples", "reconstructions", "manifold", "learning_curves"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "K = 6, 50 images" in printed
+    assert str(folder) in printed
+
+
+def test_demo_checkpoint_evaluates_to_the_printed_figures(canonical, kept, tmp_path, capsys):
+    config = DemoConfig(
+        model=VAEConfig(latent_features=4, hidden_features=(16,)),
+        training=TrainConfig(epochs=1, batch_size=60),
+        manifold_epochs=1,
+        samples=6,
+        timed_steps=2,
+    )
+    results = run_demo(tmp_path / "out", config, mnist=canonical, accelerator="cpu", progress=False)
+    capsys.readouterr()
+    for name, row in results["posteriors"].items():
+        checkpoint, figures = tmp_path / "out" / row["checkpoint"], tmp_path / f"{name}.json"
+        arguments = ["--samples", "6", "--accelerator", "cpu", "--json", str(figures)]
+        assert main(["evaluate", str(checkpoint), *arguments]) == 0
+        found = json.loads(figures.read_text())
+        assert found == {key: row[key] for key in found}
+        assert f"{row['log_p']:.2f} nats (K = 6, 60 images" in capsys.readouterr().out
+
+
+def test_demo_can_be_repeated(canonical, tmp_path):
+    config = DemoConfig(
+        model=VAEConfig(latent_features=4, hidden_features=(16,)),
+        training=TrainConfig(epochs=1, batch_size=60),
+        manifold_epochs=1,
+        samples=2,
+        timed_steps=1,
+    )
+    first, second = (
+        run_demo(tmp_path / "out", config, mnist=canonical, accelerator="cpu", progress=False) for _ in "12"
+    )
+    for name in ("elbo", "log_p"):
+        assert first["posteriors"]["triangular"][name] == second["posteriors"]["triangular"][name]
+
+
+def test_step_times_of_both_implementations(tiny):
+    config = VAEConfig(latent_features=4, hidden_features=(16,))
+    times = step_times(config, TrainConfig(batch_size=60), tiny, steps=3, warmup=1)
+    assert times.keys() == {"fastvae", "reference"}
+    assert all(milliseconds > 0 for milliseconds in times.values())
+
+
+def test_table():
+    row = {
+        "elbo": -95.125,
+        "kl": 25.0,
+        "elbo_images": 10000,
+        "log_p": -91.0,
+        "log_p_images": 1000,
+        "samples": 128,
+        "images_per_second": 15000.4,
+        "step_ms": 4.0,
+        "reference_step_ms": 5.0,
+    }
+    lines = table({"diagonal": row, "triangular": row | {"elbo": -94.0}}).splitlines()
+    assert lines[0].split() == ["diagonal", "triangular"]
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split()[-2:] == ["-95.12", "-94.00"]
+    assert "K = 128, 1000 images" in lines[4]
+    assert lines[-1].split()[-1] == "1.25"

@@ -1,0 +1,83 @@
+"""The pictures: written, not blank, and every image in its place."""
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.config import POSTERIORS, VAEConfig
+from fastvae.recipes.pictures import (
+    draw_learning_curves,
+    draw_manifold,
+    draw_reconstructions,
+    draw_samples,
+    tile,
+)
+from fastvae.recipes.vae import VAE
+
+
+@pytest.fixture
+def models():
+    return {name: VAE(VAEConfig(name, 3, (16,))) for name in POSTERIORS}
+
+
+def assert_picture(path):
+    pixels = imread(path)[..., :3]
+    assert min(pixels.shape[:2]) > 200
+    assert (pixels[0] == 1).all()
+    ink = (pixels < 0.9).any(-1)
+    assert 0.01 < ink.mean() < 0.9
+
+
+def test_tile_puts_images_row_by_row():
+    images = torch.arange(6.0)[:, None].expand(6, 16)
+    picture = tile(images, 2, 3, gap=1)
+    assert picture.shape == (9, 14)
+    assert picture[::5, ::5].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (picture[4] == 0).all()
+    assert (picture[:4, 4] == 0).all()
+
+
+def test_tile_without_a_gap():
+    picture = tile(torch.arange(8.0).reshape(2, 4), 1, 2, gap=0)
+    assert picture.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def test_samples(models, tmp_path):
+    draw_samples(models, tmp_path / "samples.png")
+    assert_picture(tmp_path / "samples.png")
+
+
+def test_reconstructions(models, tiny, tmp_path):
+    draw_reconstructions(models, binarize_fixed(tiny.x_test)[:12], tmp_path / "reconstructions.png")
+    assert_picture(tmp_path / "reconstructions.png")
+
+
+def test_manifold(tmp_path, monkeypatch):
+    model, seen = VAE(VAEConfig(latent_features=2, hidden_features=(16,))), []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: seen.append(z) or decode(z))
+    draw_manifold(model, tmp_path / "manifold.png", size=5)
+    assert_picture(tmp_path / "manifold.png")
+    z = seen[0].reshape(5, 5, 2)
+    # z1 grows to the right and z2 upwards, both at the quantiles of the prior.
+    quantiles = torch.special.ndtr(z)
+    wanted = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    torch.testing.assert_close(quantiles[..., 0], wanted.expand(5, 5))
+    torch.testing.assert_close(quantiles[..., 1], wanted.flip(0)[:, None].expand(5, 5))
+
+
+def test_manifold_needs_a_plane(models, tmp_path):
+    with pytest.raises(ValueError, match="model must have 2 latent features, got 3"):
+        draw_manifold(models["diagonal"], tmp_path / "manifold.png")
+
+
+@pytest.mark.parametrize("epochs", [1, 12])
+def test_learning_curves(epochs, tmp_path):
+    history = {
+        "train_elbo": [(10 * epoch + 9, -152.0 + epoch) for epoch in range(epochs)],
+        "test_elbo": [(10 * epoch + 9, -150.0 + epoch) for epoch in range(epochs)],
+    }
+    path = tmp_path / "learning_curves.png"
+    draw_learning_curves({"diagonal": history, "triangular": history}, 10, path)
+    assert_picture(path)
