@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ def full_precision(device_type: str) -> AbstractContextManager[object]:
 
 
 def draw_eps(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(shape, dtype=compute_dtype(like.dtype), device=like.device, generator=generator)
+    options: Any = {"dtype": compute_dtype(like.dtype), "device": like.device}
+    # Dynamo traces symbolic sizes only through the overload that takes no generator at all.
+    return torch.randn(shape, **options) if generator is None else torch.randn(shape, generator=generator, **options)
 
 
 def standard_normal_log_prob(eps: Tensor) -> Tensor:
