@@ -1,13 +1,16 @@
 // The extension's face: addresses and sizes in, nothing out. Python's launchers have checked device, dtype, layout and
 // extent before a call comes here, and own all memory.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <new>
 #include <string>
 #include <vector>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 using namespace fastvae;
@@ -42,22 +45,20 @@ void typed(bool is_double, const Body& body) {
 }
 
 void diag_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
-                       Address noise, bool given, Address z, Address log_q, int64_t samples, int64_t rows,
+                       Address noise, bool given, Address z, Address log_q, Address kept, int64_t samples, int64_t rows,
                        int64_t columns, int64_t row_offset) {
   typed(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q),
+                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q), at<T>(kept),
                                         {samples, rows, columns});
   });
 }
 
-void diag_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log_sigma, int64_t log_sigma_stride,
-                       Address noise, bool given, Address d_mu, Address d_log_sigma, int64_t samples, int64_t rows,
-                       int64_t columns, int64_t row_offset) {
+void diag_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address kept, Address d_mu, Address d_log_sigma,
+                       int64_t samples, int64_t rows, int64_t columns) {
   typed(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), matrix<T>(log_sigma, log_sigma_stride),
-                                        noise_source<T>(noise, given, row_offset), at<T>(d_mu), at<T>(d_log_sigma),
-                                        {samples, rows, columns});
+    current().of<T>().diag_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), at<const T>(kept), at<T>(d_mu),
+                                        at<T>(d_log_sigma), {samples, rows, columns});
   });
 }
 
@@ -187,6 +188,16 @@ void tril_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_s
   });
 }
 
+// An uninitialised tensor in a block of its own.
+nb::ndarray<nb::pytorch, nb::c_contig> empty(bool is_double, const std::vector<size_t>& shape) {
+  size_t bytes = is_double ? sizeof(double) : sizeof(float);
+  for (const size_t size : shape) bytes *= size;
+  void* data = take_block(bytes);
+  if (!data) throw std::bad_alloc();
+  const nb::capsule owner(data, [](void* block) noexcept { give_back(block); });
+  return {data, shape.size(), shape.data(), owner, nullptr, is_double ? nb::dtype<double>() : nb::dtype<float>()};
+}
+
 std::vector<std::string> available_isas() {
   const Table* tables[4];
   const int count = available(tables, 4);
@@ -206,6 +217,8 @@ NB_MODULE(_C, m) {
   m.def("isa", [] { return std::string(current().isa); });
   m.def("available_isas", available_isas);
   m.def("set_isa", set_isa);
+  m.def("empty", empty);
+  m.def("release_blocks", release_blocks);
   m.def("diag_gaussian_fwd", diag_gaussian_fwd);
   m.def("diag_gaussian_bwd", diag_gaussian_bwd);
   m.def("diag_gaussian_log_prob_fwd", diag_gaussian_log_prob_fwd);

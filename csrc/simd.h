@@ -50,6 +50,29 @@ FASTVAE_INLINE typename Simd<T>::Vector load(const T* p) {
   return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
 }
 
+template <class T>
+FASTVAE_INLINE void store(T* p, typename Simd<T>::Vector v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+
+// A store past the caches, to an aligned address; fence_streams makes such stores visible to other threads.
+template <class T>
+FASTVAE_INLINE void stream(T* p, typename Simd<T>::Vector v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+
+FASTVAE_INLINE void fence_streams() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
+
 // The first count numbers at p and zeros; what stands behind them is not touched, be it NaN or no memory at all.
 FASTVAE_INLINE Simd<float>::Vector load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)
@@ -129,6 +152,25 @@ FASTVAE_INLINE T sum_terms(int64_t count, const Term& term) {
     if (i < length) total += load_first(terms + i, length - i);
   }
   return sum<T>(total);
+}
+
+// What a Gaussian's log-density takes away from its constant: sum of eps^2 / 2 + log_sigma.
+template <class T>
+FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  typename Simd<T>::Vector squares{}, logs{};
+  int64_t i = 0;
+  for (; i + width <= count; i += width) {
+    const auto e = load(eps + i);
+    squares += e * e;
+    logs += load(log_sigma + i);
+  }
+  if (i < count) {
+    const auto e = load_first(eps + i, count - i);
+    squares += e * e;
+    logs += load_first(log_sigma + i, count - i);
+  }
+  return sum<T>(T(0.5) * squares + logs);
 }
 
 }  // namespace

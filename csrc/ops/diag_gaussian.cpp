@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <memory>
 
-#include "../memory.h"
 #include "../parallel.h"
 #include "../philox.h"
+#include "../stream.h"
 
 namespace fastvae {
 namespace {
@@ -16,88 +16,84 @@ constexpr int64_t kWorkPerNormal = 12;
 
 // A row's samples are drawn next to each other, so that its parameters are read from memory once.
 template <class T>
-void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, Extent e) {
-  const double constant = -kHalfLog2Pi * static_cast<double>(e.columns);
-  expect_full_write(z, e.samples * e.rows * e.columns * static_cast<int64_t>(sizeof(T)));
-  parallel_ranges(e.rows * e.samples, e.columns * kWorkPerNormal, [&](int64_t begin, int64_t end) {
+void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e) {
+  const int64_t d = e.columns;
+  const double constant = -kHalfLog2Pi * static_cast<double>(d);
+  const bool streaming = streams<T>(e.samples * e.rows * d);
+  parallel_ranges(e.rows * e.samples, d * kWorkPerNormal, [&](int64_t begin, int64_t end) {
     NoiseRows<T> noise(source, e);
-    const std::unique_ptr<T[]> sigma(new T[e.columns]);
+    const std::unique_ptr<T[]> scratch(new T[3 * d]);
+    T *sigma = scratch.get(), *product = sigma + d, *point = product + d;
     int64_t scaled_row = -1;
     for (int64_t first = begin; first < end; first += noise.most()) {
       const int64_t last = std::min(end, first + noise.most());
       noise.draw(first, last - first);
       for (int64_t item = first; item < last; ++item) {
-        const int64_t n = item / e.samples, k = item % e.samples;
-        const T *eps = noise[item], *m = mu.row(n), *log_s = log_sigma.row(n), *s = sigma.get();
-        T* out = z + (k * e.rows + n) * e.columns;
+        const int64_t n = item / e.samples, at = item % e.samples * e.rows + n;
+        const T *eps = noise[item], *m = mu.row(n), *log_s = log_sigma.row(n);
+        T* out = streaming ? point : z + at * d;
+        T* spread = kept && !streaming ? kept + at * d : product;
         if (e.samples == 1) {
 #pragma omp simd
-          for (int64_t i = 0; i < e.columns; ++i) out[i] = m[i] + exp(log_s[i]) * eps[i];
+          for (int64_t i = 0; i < d; ++i) {
+            spread[i] = exp(log_s[i]) * eps[i];
+            out[i] = m[i] + spread[i];
+          }
         } else {
           if (n != scaled_row) {
 #pragma omp simd
-            for (int64_t i = 0; i < e.columns; ++i) sigma[i] = exp(log_s[i]);
+            for (int64_t i = 0; i < d; ++i) sigma[i] = exp(log_s[i]);
           }
           scaled_row = n;
 #pragma omp simd
-          for (int64_t i = 0; i < e.columns; ++i) out[i] = m[i] + s[i] * eps[i];
+          for (int64_t i = 0; i < d; ++i) {
+            spread[i] = sigma[i] * eps[i];
+            out[i] = m[i] + spread[i];
+          }
         }
-        const T total = sum_terms<T>(e.columns, [&](int64_t i) { return T(0.5) * eps[i] * eps[i] + log_s[i]; });
-        log_q[k * e.rows + n] = static_cast<T>(constant - total);
+        if (streaming) {
+          stream_row(z + at * d, out, d);
+          if (kept) stream_row(kept + at * d, spread, d);
+        }
+        log_q[at] = static_cast<T>(constant - energy(eps, log_s, d));
       }
     }
+    fence_streams();
   });
 }
 
 template <class T>
-void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> source, T* d_mu, T* d_log_sigma,
-         Extent e) {
-  const int64_t size = e.rows * e.columns;
-  expect_full_write(d_log_sigma, size * static_cast<int64_t>(sizeof(T)));
-  if (d_mu) expect_full_write(d_mu, size * static_cast<int64_t>(sizeof(T)));
-  if (e.samples == 0) {
-    std::fill_n(d_log_sigma, size, T(0));
-    if (d_mu) std::fill_n(d_mu, size, T(0));
-    return;
-  }
-  parallel_ranges(e.rows, e.columns * kWorkPerNormal * e.samples, [&](int64_t begin, int64_t end) {
-    NoiseRows<T> noise(source, e);
-    T d_density = 0;
-    for (int64_t first = begin * e.samples; first < end * e.samples; first += noise.most()) {
-      const int64_t last = std::min(end * e.samples, first + noise.most());
-      noise.draw(first, last - first);
-      for (int64_t item = first; item < last; ++item) {
-        const int64_t n = item / e.samples, k = item % e.samples;
-        const T *g = d_z + (k * e.rows + n) * e.columns, *eps = noise[item], *log_s = log_sigma.row(n);
-        T* to_scale = d_log_sigma + n * e.columns;
-        d_density = (k == 0 ? T(0) : d_density) + d_log_q[k * e.rows + n];
-        if (d_mu) {
-          T* to_mu = d_mu + n * e.columns;
-          if (k == 0) {
-            std::copy_n(g, e.columns, to_mu);
-          } else {
+void bwd(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma, Extent e) {
+  const int64_t d = e.columns;
+  const bool streaming = e.samples == 1 && streams<T>(e.rows * d);
+  parallel_ranges(e.rows, d * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> scratch(new T[streaming ? d : 1]);
+    for (int64_t n = begin; n < end; ++n) {
+      T* to_scale = streaming ? scratch.get() : d_log_sigma + n * d;
+      if (e.samples == 1) {
+        const T *g = d_z + n * d, *spread = kept + n * d, d_density = d_log_q[n];
 #pragma omp simd
-            for (int64_t i = 0; i < e.columns; ++i) to_mu[i] += g[i];
-          }
-        }
-        if (e.samples == 1) {
+        for (int64_t i = 0; i < d; ++i) to_scale[i] = g[i] * spread[i] - d_density;
+        if (streaming) stream_row(d_log_sigma + n * d, to_scale, d);
+        if (d_mu) std::copy_n(g, d, d_mu + n * d);
+        continue;
+      }
+      T d_density = 0;
+      for (int64_t k = 0; k < e.samples; ++k) d_density += d_log_q[k * e.rows + n];
 #pragma omp simd
-          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] = exp(log_s[i]) * (g[i] * eps[i]) - d_density;
-          continue;
-        }
-        if (k == 0) {
+      for (int64_t i = 0; i < d; ++i) to_scale[i] = -d_density;
+      T* to_mu = d_mu ? d_mu + n * d : nullptr;
+      if (to_mu) std::fill_n(to_mu, d, T(0));
+      for (int64_t k = 0; k < e.samples; ++k) {
+        const T *g = d_z + (k * e.rows + n) * d, *spread = kept + (k * e.rows + n) * d;
 #pragma omp simd
-          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] = g[i] * eps[i];
-        } else {
+        for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * spread[i];
+        if (!to_mu) continue;
 #pragma omp simd
-          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] += g[i] * eps[i];
-        }
-        if (k == e.samples - 1) {
-#pragma omp simd
-          for (int64_t i = 0; i < e.columns; ++i) to_scale[i] = exp(log_s[i]) * to_scale[i] - d_density;
-        }
+        for (int64_t i = 0; i < d; ++i) to_mu[i] += g[i];
       }
     }
+    fence_streams();
   });
 }
 

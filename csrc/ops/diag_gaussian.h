@@ -7,10 +7,10 @@ namespace fastvae {
 
 template <class T>
 struct DiagGaussian {
-  void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> noise, T* z, T* log_q, Extent extent);
+  // kept, (K, N, D) or null, takes sigma eps, from which bwd is far cheaper than from the noise drawn again.
+  void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> noise, T* z, T* log_q, T* kept, Extent extent);
   // d_mu may be null.
-  void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
-              Extent extent);
+  void (*bwd)(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma, Extent extent);
   void (*log_prob_fwd)(const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* log_q, Extent extent);
   void (*log_prob_bwd)(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* d_z, T* d_mu, T* d_log_sigma,
                        Extent extent);

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <memory>
 
-#include "../memory.h"
 #include "../parallel.h"
 #include "../philox.h"
+#include "../stream.h"
 
 namespace fastvae {
 namespace {
@@ -59,22 +59,16 @@ FASTVAE_INLINE void exp_row(const T* log_sigma, int64_t count, T* sigma) {
   for (int64_t i = 0; i < count; ++i) sigma[i] = exp(log_sigma[i]);
 }
 
-// What the density takes away from its constant.
+// Whether the rows of a dense gradient are written past the caches: all of it at once, in whole vectors.
 template <class T>
-FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
-  return sum_terms<T>(count, [&](int64_t i) { return T(0.5) * eps[i] * eps[i] + log_sigma[i]; });
-}
-
-template <class T>
-void expect_full_tril(Tril<T> tril, int64_t rows) {
-  expect_full_write(tril.data, rows * tril.stride * static_cast<int64_t>(sizeof(T)));
+bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
+  return tril.row_stride && streams<T>(rows * d * d) && is_whole_vectors(tril.data, d);
 }
 
 template <class T>
 void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, Extent e) {
   const int64_t d = e.columns, whole = d / 4 * 4;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
-  expect_full_write(z, e.samples * e.rows * d * static_cast<int64_t>(sizeof(T)));
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
     NoiseRows<T> noise(source, e);
     const std::unique_ptr<T[]> sigma(new T[d]);
@@ -115,15 +109,34 @@ void clear(Tril<T> tril, int64_t n, int64_t d) {
   }
 }
 
+// Row i of a dense gradient, g x below the diagonal and zeros from it on, written past the caches.
+template <class T>
+FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, int64_t i, int64_t d) {
+  using Vector = typename Simd<T>::Vector;
+  constexpr int64_t width = Simd<T>::kWidth;
+  int64_t j = 0;
+  for (; j + width <= i; j += width) stream(out + j, g * load(x + j));
+  if (j < d) {
+    // Zeros are selected, not multiplied: g may be infinite.
+    alignas(kVectorBytes) T edge[width] = {};
+    for (int64_t c = j; c < i; ++c) edge[c - j] = g * x[c];
+    stream(out + j, load(edge));
+    j += width;
+  }
+  for (; j < d; j += width) stream(out + j, Vector{});
+}
+
 // d_tril (+)= left right^T below the diagonal; the first sample writes, the others add.
 template <class T>
-void outer_product(Tril<T> d_tril, int64_t n, int64_t d, const T* left, const T* right, bool add) {
+void outer_product(Tril<T> d_tril, int64_t n, int64_t d, const T* left, const T* right, bool add, bool streaming) {
   for (int64_t i = 0; i < d; ++i) {
     T* out = d_tril.row(n, i);
     const T g = left[i];
     if (add) {
 #pragma omp simd
       for (int64_t j = 0; j < i; ++j) out[j] += g * right[j];
+    } else if (streaming) {
+      stream_tril_row(out, g, right, i, d);
     } else {
 #pragma omp simd
       for (int64_t j = 0; j < i; ++j) out[j] = g * right[j];
@@ -136,7 +149,7 @@ template <class T>
 void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> source, T* d_mu, T* d_log_sigma,
          Tril<T> d_tril, Extent e) {
   const int64_t d = e.columns;
-  expect_full_tril(d_tril, e.rows);
+  const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
   parallel_ranges(e.rows, d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1),
                   [&](int64_t begin, int64_t end) {
                     NoiseRows<T> noise(source, e);
@@ -156,7 +169,7 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> sou
                             to_mu[i] += g[i];
                             to_scale[i] += g[i] * x[i];
                           }
-                          outer_product(d_tril, n, d, g, x, k > 0);
+                          outer_product(d_tril, n, d, g, x, k > 0, streaming);
                         }
                       }
                       if (e.samples == 0) clear(d_tril, n, d);
@@ -164,6 +177,7 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> sou
 #pragma omp simd
                       for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
                     }
+                    fence_streams();
                   });
 }
 
@@ -223,7 +237,7 @@ template <class T>
 void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<const T> tril, T* d_z, T* d_mu,
                   T* d_log_sigma, Tril<T> d_tril, Extent e) {
   const int64_t d = e.columns;
-  expect_full_tril(d_tril, e.rows);
+  const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
   parallel_ranges(e.rows, d * (d + kWorkPerNormal) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> scratch(new T[2 * d]);
     T *sigma = scratch.get(), *w = sigma + d;
@@ -245,10 +259,11 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
           to_mu[i] += w[i];
           to_scale[i] += w[i] * y[i] * sigma[i] - g;
         }
-        outer_product(d_tril, n, d, w, y, k > 0);
+        outer_product(d_tril, n, d, w, y, k > 0, streaming);
       }
       if (e.samples == 0) clear(d_tril, n, d);
     }
+    fence_streams();
   });
 }
 
@@ -283,7 +298,7 @@ void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_
 template <class T>
 void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* d_mu, T* d_log_sigma,
             Tril<T> d_tril, int64_t rows, int64_t columns) {
-  expect_full_tril(d_tril, rows);
+  const bool streaming = streams_rows(d_tril, rows, columns);
   parallel_ranges(rows, columns * (columns / 2 + 8), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n), g = d_kl[n];
@@ -296,11 +311,16 @@ void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril
       for (int64_t i = 0; i < columns; ++i) {
         const T* row = tril.row(n, i);
         T* out = d_tril.row(n, i);
+        if (streaming) {
+          stream_tril_row(out, g, row, i, columns);
+          continue;
+        }
         clear_upper(d_tril, n, i, columns);
 #pragma omp simd
         for (int64_t j = 0; j < i; ++j) out[j] = g * row[j];
       }
     }
+    fence_streams();
   });
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,18 @@ def extension() -> Any:
     if backend._C is None:
         raise RuntimeError(f"impl='cpp' cannot run: {backend.why_not('cpp', 'cpu')}")
     return backend._C
+
+
+# Outputs from this size on live in blocks of the extension, which it keeps: the first touch of fresh pages would cost
+# more than the kernel that fills them.
+_BLOCK_BYTES = 1 << 20
+
+
+def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor of ``like``'s dtype for a C++ kernel to fill; ``like`` is float32 or float64."""
+    if math.prod(shape) * like.element_size() < _BLOCK_BYTES or torch.are_deterministic_algorithms_enabled():
+        return like.new_empty(shape)
+    return extension().empty(like.dtype == torch.float64, list(shape))
 
 
 class _FirstOrderOnly(torch.autograd.Function):

@@ -11,73 +11,77 @@ from torch import Tensor
 from .. import backend, rng
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import define, extension, needs_grad, once_differentiable
+from ._library import define, empty, extension, needs_grad, once_differentiable
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
+#
+# `kept` is what backward works from: sigma eps on a CPU, where drawing the noise again would cost more than reading it;
+# empty on a GPU, where it is the other way round.
 
 
 def _fwd_cpu(
-    mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
-) -> tuple[Tensor, Tensor]:
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
     if given:
         noise = _checks.cast(noise, x.dtype)
-    z, log_q = x.new_empty(shape), x.new_empty(shape[:-1])
+    z, log_q = empty(x, shape), x.new_empty(shape[:-1])
+    kept = empty(x, shape) if keep else x.new_empty(0)
     extension().diag_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
+        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
         _checks.samples_in(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return _checks.cast(z, mu.dtype), log_q
+    return _checks.cast(z, mu.dtype), log_q, kept
 
 
 def _fwd_stacked(
-    launcher: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
-) -> tuple[Tensor, Tensor]:
+    launcher: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     if noise.dim() > 0:
         noise = _checks.stack(noise, n, d)
     samples = _checks.samples_in(_checks.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, noise, samples, row_offset)
-    return z.view(shape), log_q.view(shape[:-1])
+    return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
 
 
 def _fwd_fake(
-    mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
-) -> tuple[Tensor, Tensor]:
-    return mu.new_empty(shape), mu.new_empty(shape[:-1], dtype=reference.compute_dtype(mu.dtype))
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_q = mu.new_empty(shape[:-1], dtype=reference.compute_dtype(mu.dtype))
+    return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
 
 
-def _backward_cpu(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, sum_samples: bool
-) -> tuple[Tensor | None, Tensor]:
+def _backward_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, kept: Tensor, d_mu: Tensor | None) -> Tensor:
     n, d = log_sigma.shape
-    g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
-    if given:
-        noise = _checks.cast(noise, g.dtype)
-    d_log_sigma = g.new_empty((n, d))
-    d_mu = g.new_empty((n, d)) if sum_samples else None
+    g = _checks.compute(d_z)
+    d_log_sigma = empty(g, (n, d))
     extension().diag_gaussian_bwd(
-        g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
-        noise.data_ptr(), given, 0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        _checks.samples_in(g.numel(), n, d), n, d, row_offset,
+        g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), kept.data_ptr(),
+        0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
+        _checks.samples_in(g.numel(), n, d), n, d,
     )  # fmt: skip
-    return None if d_mu is None else _checks.cast(d_mu, log_sigma.dtype), _checks.cast(d_log_sigma, log_sigma.dtype)
+    return _checks.cast(d_log_sigma, log_sigma.dtype)
 
 
-def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
-    return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=False)[1]
+def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Tensor, row_offset: int) -> Tensor:
+    return _backward_cpu(d_z, d_log_q, log_sigma, kept, None)
 
 
 def _bwd_samples_cpu(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
-) -> tuple[Any, Tensor]:
-    return _backward_cpu(d_z, d_log_q, log_sigma, noise, row_offset, sum_samples=True)
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Tensor, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    d_mu = empty(kept, log_sigma.shape)
+    d_log_sigma = _backward_cpu(d_z, d_log_q, log_sigma, kept, d_mu)
+    return _checks.cast(d_mu, log_sigma.dtype), d_log_sigma
 
 
-def _bwd_stacked(launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Any:
+def _bwd_stacked(
+    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Tensor, row_offset: int
+) -> Any:
     n, d = log_sigma.shape
     d_z = _checks.stack(d_z, n, d)
     if noise.dim() > 0:
@@ -85,31 +89,23 @@ def _bwd_stacked(launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor,
     return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset)
 
 
-def _bwd_fake(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
-    return log_sigma.new_empty(log_sigma.shape)
-
-
-def _bwd_samples_fake(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
-) -> tuple[Tensor, Tensor]:
-    return log_sigma.new_empty(log_sigma.shape), log_sigma.new_empty(log_sigma.shape)
-
-
 FWD = define(
-    "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset)"
-    " -> (Tensor z, Tensor log_q)",
+    "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset, bool keep)"
+    " -> (Tensor z, Tensor log_q, Tensor kept)",
     module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
 )  # fmt: skip
 # With one sample d_mu is d_z itself: no kernel writes it.
 BWD = define(
-    "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset)"
+    "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, Tensor kept, SymInt row_offset)"
     " -> Tensor d_log_sigma",
-    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_cpu, stacked=_bwd_stacked,
+    fake=lambda d_z, d_log_q, log_sigma, *_: log_sigma.new_empty(log_sigma.shape),
 )  # fmt: skip
 BWD_SAMPLES = define(
-    "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset)"
-    " -> (Tensor d_mu, Tensor d_log_sigma)",
-    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, stacked=_bwd_stacked,
+    "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, Tensor kept,"
+    " SymInt row_offset) -> (Tensor d_mu, Tensor d_log_sigma)",
+    module="diag_gaussian", cpu=_bwd_samples_cpu, stacked=_bwd_stacked,
+    fake=lambda d_z, d_log_q, log_sigma, *_: tuple(log_sigma.new_empty(log_sigma.shape) for _ in range(2)),
 )  # fmt: skip
 
 
@@ -124,24 +120,21 @@ class _DiagGaussianRsample(torch.autograd.Function):
         row_offset: int,
         impl: str,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(log_sigma, noise)
+        z, log_q, kept = FWD.on(impl, mu)(mu, log_sigma, noise, shape, row_offset, True)
+        ctx.save_for_backward(log_sigma, noise, kept)
         ctx.row_offset, ctx.impl = row_offset, impl
-        return FWD.on(impl, mu)(mu, log_sigma, noise, shape, row_offset)
+        return z, log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        log_sigma, noise = ctx.saved_tensors
-        d_mu = d_log_sigma = None
+        log_sigma, *noise = ctx.saved_tensors
+        d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
         if d_z.numel() == log_sigma.numel():
-            if ctx.needs_input_grad[0]:
-                d_mu = d_z.reshape(log_sigma.shape)
-            if ctx.needs_input_grad[1]:
-                bwd = BWD.on(ctx.impl, log_sigma)
-                d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
+            d_mu = d_z.view(log_sigma.shape)
+            d_log_sigma = BWD.on(ctx.impl, d_z)(d_z, d_log_q, log_sigma, *noise, ctx.row_offset)
         else:
-            bwd = BWD_SAMPLES.on(ctx.impl, log_sigma)
-            d_mu, d_log_sigma = bwd(d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, ctx.row_offset)
+            d_mu, d_log_sigma = BWD_SAMPLES.on(ctx.impl, d_z)(d_z, d_log_q, log_sigma, *noise, ctx.row_offset)
         return d_mu, d_log_sigma, None, None, None, None
 
 
@@ -183,9 +176,9 @@ def diag_gaussian_rsample(
 
     Note:
         The kernels' noise is a function of (seed, sample, row, column) only, in float32 whatever the inputs' dtype
-        (see :mod:`fastvae.rng`); the backward pass generates it again instead of storing it. The reference draws
-        with :func:`torch.randn`. Deterministic given the generator's state; differentiable once (the reference, any
-        number of times).
+        (see :mod:`fastvae.rng`). A GPU's backward pass draws it again instead of storing it; a CPU's reads
+        :math:`\sigma \epsilon`, which the forward pass keeps. The reference draws with :func:`torch.randn`.
+        Deterministic given the generator's state; differentiable once (the reference, any number of times).
 
     Reference:
         *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
@@ -211,4 +204,4 @@ def diag_gaussian_rsample(
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
         return _DiagGaussianRsample.apply(mu, log_sigma, noise, shape, row_offset, chosen)
-    return FWD.on(chosen, mu)(mu, log_sigma, noise, shape, row_offset)
+    return FWD.on(chosen, mu)(mu, log_sigma, noise, shape, row_offset, False)[:2]

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import define, extension, needs_grad, once_differentiable
+from ._library import define, empty, extension, needs_grad, once_differentiable
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -36,7 +36,7 @@ def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
 def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
-    d_z, d_mu, d_log_sigma = x.new_empty(z.shape), x.new_empty((n, d)), x.new_empty((n, d))
+    d_z, d_mu, d_log_sigma = empty(x, z.shape), empty(x, (n, d)), empty(x, (n, d))
     extension().diag_gaussian_log_prob_bwd(
         x.dtype == torch.float64, d_log_q.data_ptr(), points.data_ptr(), *_matrix(x), *_matrix(log_s),
         d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(),
@@ -66,7 +66,7 @@ def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor) -> Tensor:
 
 def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
     x, log_s = _checks.compute(mu), _checks.compute(log_sigma)
-    d_mu, d_log_sigma = x.new_empty(x.shape), x.new_empty(x.shape)
+    d_mu, d_log_sigma = empty(x, x.shape), empty(x, x.shape)
     extension().diag_gaussian_kl_bwd(
         x.dtype == torch.float64, d_kl.data_ptr(), *_matrix(x), *_matrix(log_s),
         d_mu.data_ptr(), d_log_sigma.data_ptr(), *mu.shape,
@@ -87,7 +87,7 @@ def _kl_prior_bwd_cpu(
     d_kl: Tensor, mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor
 ) -> tuple[Tensor, ...]:
     parameters = [_checks.compute(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
-    gradients = [p.new_empty(p.shape) for p in parameters]
+    gradients = [empty(p, p.shape) for p in parameters]
     extension().diag_gaussian_kl_prior_bwd(
         d_kl.dtype == torch.float64, d_kl.data_ptr(), *(word for p in parameters for word in _matrix(p)),
         *(g.data_ptr() for g in gradients), *mu.shape,

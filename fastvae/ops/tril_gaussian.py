@@ -12,7 +12,7 @@ from .. import backend, rng
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, extension, needs_grad, once_differentiable
+from ._library import define, empty, extension, needs_grad, once_differentiable
 
 
 def layout(tril: Tensor) -> tuple[int, int, int]:
@@ -20,8 +20,8 @@ def layout(tril: Tensor) -> tuple[int, int, int]:
     return tril.data_ptr(), tril.stride(0), tril.stride(1) if tril.dim() == 3 else 0
 
 
-def empty_tril(like: Tensor, n: int, d: int, dense: bool) -> Tensor:
-    return like.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
+def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
+    return (n, d, d) if dense else (n, d * (d - 1) // 2)
 
 
 def _fwd_cpu(
@@ -32,7 +32,7 @@ def _fwd_cpu(
     given = noise.dim() > 0
     if given:
         noise = _checks.cast(noise, x.dtype)
-    z, log_q = x.new_empty(shape), x.new_empty(shape[:-1])
+    z, log_q = empty(x, shape), x.new_empty(shape[:-1])
     extension().tril_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
@@ -71,7 +71,7 @@ def _bwd_cpu(
     g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
     if given:
         noise = _checks.cast(noise, g.dtype)
-    d_mu, d_log_sigma, d_tril = g.new_empty((n, d)), g.new_empty((n, d)), empty_tril(g, n, d, dense)
+    d_mu, d_log_sigma, d_tril = empty(g, (n, d)), empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         noise.data_ptr(), given, d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
@@ -95,7 +95,7 @@ def _bwd_fake(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    return log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d)), empty_tril(log_sigma, n, d, dense)
+    return log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d)), log_sigma.new_empty(tril_shape(n, d, dense))
 
 
 FWD = define(

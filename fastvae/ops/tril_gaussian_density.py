@@ -11,14 +11,14 @@ from .. import backend
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, extension, needs_grad, once_differentiable
-from .tril_gaussian import empty_tril, layout
+from ._library import define, empty, extension, needs_grad, once_differentiable
+from .tril_gaussian import layout, tril_shape
 
 
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     points, x, log_s, t = (_checks.compute(p) for p in (z, mu, log_sigma, tril))
-    log_q, eps = x.new_empty(z.shape[:-1]), x.new_empty(z.shape)
+    log_q, eps = x.new_empty(z.shape[:-1]), empty(x, z.shape)
     extension().tril_gaussian_log_prob_fwd(
         x.dtype == torch.float64, points.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         *layout(t), log_q.data_ptr(), eps.data_ptr(), _checks.samples_in(z.numel(), n, d), n, d,
@@ -31,8 +31,8 @@ def _log_prob_bwd_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
     log_s, t, dense = _checks.compute(log_sigma), _checks.compute(tril), tril.dim() == 3
-    d_z, d_mu, d_log_sigma = eps.new_empty(eps.shape), eps.new_empty((n, d)), eps.new_empty((n, d))
-    d_tril = empty_tril(eps, n, d, dense)
+    d_z, d_mu, d_log_sigma = empty(eps, eps.shape), empty(eps, (n, d)), empty(eps, (n, d))
+    d_tril = empty(eps, tril_shape(n, d, dense))
     extension().tril_gaussian_log_prob_bwd(
         eps.dtype == torch.float64, d_log_q.data_ptr(), eps.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
@@ -55,7 +55,7 @@ def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
 def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
-    d_mu, d_log_sigma, d_tril = x.new_empty((n, d)), x.new_empty((n, d)), empty_tril(x, n, d, tril.dim() == 3)
+    d_mu, d_log_sigma, d_tril = empty(x, (n, d)), empty(x, (n, d)), empty(x, tril_shape(n, d, tril.dim() == 3))
     extension().tril_gaussian_kl_bwd(
         x.dtype == torch.float64, d_kl.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         *layout(t), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), n, d,
@@ -194,7 +194,8 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
     r"""Kullback-Leibler divergence of a full-covariance Gaussian from :math:`N(0, I)`, in closed form.
 
     .. math::
-        \mathrm{KL} = \tfrac12 \sum_{j<i} T_{ij}^2 + \sum_i \left(\tfrac12 (\sigma_i^2 + \mu_i^2 - 1) - \log\sigma_i\right)
+        \mathrm{KL} = \tfrac12 \sum_{j<i} T_{ij}^2
+            + \sum_i \left(\tfrac12 (\sigma_i^2 + \mu_i^2 - 1) - \log\sigma_i\right)
 
     Args:
         mu: mean, shape ``(*, D)``.

@@ -31,6 +31,10 @@ class VAEConfig:
 
     Raises:
         ValueError: a value is none of those above, or a size is below 1.
+
+    Example:
+        >>> VAEConfig("triangular", latent_features=16).as_dict()["hidden_features"]
+        [400, 400]
     """
 
     posterior: str = "diagonal"

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -95,7 +96,10 @@ def load_mnist(*, progress: bool = True) -> Mnist:
         except (OSError, RecipeError, http.client.HTTPException) as error:
             failures.append(f"  {name}: {error}")
             continue
-        save_npz(cache / "mnist.npz", found)
+        try:
+            save_npz(cache / "mnist.npz", found)
+        except OSError as error:
+            warnings.warn(f"MNIST cannot be kept in {cache} for the next time: {error}", stacklevel=2)
         return found
     raise RecipeError(
         "MNIST was neither found nor fetched.\n"

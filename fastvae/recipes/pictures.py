@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .vae import VAE
 
 __all__ = ["draw_learning_curves", "draw_manifold", "draw_reconstructions", "draw_samples"]
 
-SIDE = 28
 COLORS = ("#1f6fb4", "#d1571b", "#3b8f4a", "#7a4fa3")
 
 
@@ -69,8 +69,15 @@ def draw_reconstructions(models: Mapping[str, VAE], x: Tensor, path: Path, *, se
 
 @torch.no_grad()
 def draw_manifold(model: VAE, path: Path, *, size: int = 20) -> None:
-    r"""Means of p(x | z) over the plane of a two-dimensional latent space, at the quantiles
-    :math:`z = \\Phi^{-1}((i + 1/2) / n)` of the prior.
+    r"""Means of p(x | z) over a latent plane.
+
+    .. math::
+        z = \Phi^{-1}\left(\frac{i + 1/2}{n}\right) \quad \text{on both axes}
+
+    Args:
+        model: a model with two latent dimensions.
+        path: the PNG file.
+        size: n, images along an axis.
 
     Raises:
         ValueError: the latent space of ``model`` has not two dimensions.
@@ -86,7 +93,7 @@ def draw_manifold(model: VAE, path: Path, *, size: int = 20) -> None:
     axes = figure.subplots()
     axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, 1, 0, 1), interpolation="nearest")
     ticks = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    labels = [f"{abs(z) and z:.2g}".replace("-", "\u2212") for z in torch.special.ndtri(ticks).tolist()]
+    labels = [f"{z:.2g}".replace("-", "\u2212") for z in torch.special.ndtri(ticks).tolist()]
     axes.set_xticks(ticks.tolist(), labels)
     axes.set_yticks(ticks.tolist(), labels)
     axes.set_xlabel("$z_1$")
@@ -118,6 +125,8 @@ def draw_learning_curves(
     low, high = min(shown), max(shown)
     axes.set_ylim(low - 0.03 * (high - low), high + 0.15 * (high - low) + 0.1)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("ELBO (nats)")
     axes.set_title("Binarised MNIST: evidence lower bound", fontsize=11)

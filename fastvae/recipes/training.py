@@ -284,7 +284,12 @@ def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[VAE, TrainC
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RecipeError(f"there is no checkpoint {path}") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        # torch's own message advises to load it unsafely.
+        raise RecipeError(
+            f"{path} cannot be read as a checkpoint: it is none, or holds more than tensors and plain data"
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
         raise RecipeError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
     try:
         plain = content["hyper_parameters"]

@@ -28,6 +28,15 @@ class VAE(nn.Module):
 
     Args:
         config: sizes, posterior and implementation.
+
+    Reference:
+        *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
+
+    Example:
+        >>> from fastvae.recipes.config import VAEConfig
+        >>> model = VAE(VAEConfig("triangular", latent_features=8, hidden_features=(32,)))
+        >>> model.bound(torch.rand(4, 784).round()).shape
+        torch.Size([4])
     """
 
     def __init__(self, config: VAEConfig) -> None:

@@ -72,10 +72,12 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   };
 
   const auto& diag = kernels.diag_gaussian;
-  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), e);
-  diag.bwd(in.z.get(), in.per_sample.get(), log_sigma, noise, a.get(), b.get(), e);
+  auto kept = r.array(k * n * d);
+  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), nullptr, e);
+  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), kept.get(), e);
+  diag.bwd(in.z.get(), in.per_sample.get(), kept.get(), a.get(), b.get(), e);
   keep(true, false);
-  if (k == 1) diag.bwd(in.z.get(), in.per_sample.get(), log_sigma, noise, nullptr, b.get(), e);
+  if (k == 1) diag.bwd(in.z.get(), in.per_sample.get(), kept.get(), nullptr, b.get(), e);
   diag.log_prob_fwd(in.z.get(), mu, log_sigma, density.get(), e);
   diag.log_prob_bwd(in.per_sample.get(), in.z.get(), mu, log_sigma, samples.get(), a.get(), b.get(), e);
   keep(true, false);

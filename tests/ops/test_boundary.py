@@ -29,9 +29,9 @@ def op_arguments() -> dict[str, tuple]:
     seed = torch.tensor(7, device=KERNEL)
     packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
     arguments = {
-        "diag_gaussian_fwd": (mu, log_sigma, seed, (k, n, d), 0),
-        "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, 0),
-        "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, 0),
+        "diag_gaussian_fwd": (mu, log_sigma, seed, (k, n, d), 0, True),
+        "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, z[0].clone(), 0),
+        "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, z.clone(), 0),
         "diag_gaussian_log_prob_fwd": (z, mu, log_sigma),
         "diag_gaussian_log_prob_bwd": (per_sample, z, mu, log_sigma),
         "diag_gaussian_kl_fwd": (mu, log_sigma),
@@ -142,7 +142,7 @@ def test_sizes_beyond_32_bits():
     """Shapes are inferred for 2^31 elements and more without allocating them."""
     with FakeTensorMode():
         mu = torch.empty(2**21, 1024, device=KERNEL)
-        z, log_q = OPS.diag_gaussian_fwd(mu, mu, torch.empty((), dtype=torch.int64), (2, 2**21, 1024), 0)
+        z, log_q = OPS.diag_gaussian_fwd(mu, mu, torch.empty((), dtype=torch.int64), (2, 2**21, 1024), 0, False)[:2]
         assert z.shape == (2, 2**21, 1024)
         assert log_q.shape == (2, 2**21)
     meta = torch.empty(2**21, 1024, device="meta")

@@ -213,6 +213,13 @@ def test_incomplete_idx_files_are_named(canonical, monkeypatch, tmp_path):
         data.load_mnist()
 
 
+def test_cache_that_cannot_be_written(canonical, hub, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    with pytest.warns(UserWarning, match="MNIST cannot be kept in"):
+        found = data.load_mnist(progress=False)
+    assert_same(found, canonical)
+
+
 def test_interrupted_save_leaves_nothing(canonical, monkeypatch, tmp_path):
     def savez(file, **arrays):
         file.write(b"half a file")

@@ -1,0 +1,94 @@
+"""Every kernel compiles for every target without a GPU, and the machine code is what it should be.
+
+Compilation needs Triton outside its interpreter, hence another process.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastvae.kernels import aot
+
+# Kernels whose accesses are wide for contiguous float32 rows of 512, by what a program writes: tiles, or one number a row.
+WRITE_TILES = {
+    "_diag_gaussian_fwd_kernel",
+    "_diag_gaussian_bwd_kernel",
+    "_diag_gaussian_bwd_samples_kernel",
+    "_diag_gaussian_log_prob_bwd_kernel",
+    "_diag_gaussian_kl_bwd_kernel",
+    "_tril_gaussian_kl_bwd_kernel",
+}
+REDUCE_ROWS = {"_diag_gaussian_log_prob_fwd_kernel", "_diag_gaussian_kl_fwd_kernel", "_tril_gaussian_kl_fwd_kernel"}
+
+
+def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "fastvae.kernels.aot", *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": interpret}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("aot") / "rows.json"
+    finished = run("--json", str(path))
+    assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
+    return finished.stdout, json.loads(path.read_text())
+
+
+def test_every_kernel_compiles_for_every_target(report):
+    _, rows = report
+    assert [row for row in rows if row["error"]] == []
+    compiled = {(row["kernel"], row["target"]) for row in rows}
+    modules = [importlib.import_module(f"fastvae.kernels.{stem}") for stem in aot.stems()]
+    kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    assert compiled == {(kernel, target) for kernel in kernels for target in aot.TARGETS}
+
+
+def test_no_local_memory(report):
+    _, rows = report
+    assert [row for row in rows if row["local"]] == []
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_wide_accesses(report, target):
+    _, rows = report
+    wide = [row for row in rows if row["target"] == target and row["case"].startswith("float32, D = 512")]
+    assert {row["kernel"] for row in wide} >= WRITE_TILES | REDUCE_ROWS
+    for row in wide:
+        if row["kernel"] in WRITE_TILES | REDUCE_ROWS:
+            assert row["loads_128"] > 0, row
+        if row["kernel"] in WRITE_TILES:
+            assert row["stores_128"] > 0, row
+
+
+def test_noise_needs_no_shared_memory(report):
+    """Drawn in the layout of the loads: see `in_layout_of`. The forward pass reduces, the backward pass does not."""
+    _, rows = report
+    (row,) = [
+        row
+        for row in rows
+        if (row["kernel"], row["case"], row["target"])
+        == ("_diag_gaussian_bwd_kernel", "float32, D = 512, seed", "sm_90")
+    ]
+    assert row["shared"] == 0
+
+
+def test_table_has_a_line_per_row(report):
+    table, rows = report
+    assert len(table.splitlines()) == 1 + len(rows)
+
+
+def test_failures_are_reported():
+    finished = run("--targets", "sm_1")
+    assert finished.returncode == 1
+    assert "compilations failed" in finished.stderr
+
+
+def test_interpreter_is_refused():
+    finished = run("--targets", "sm_90", interpret="1")
+    assert finished.returncode != 0
+    assert "TRITON_INTERPRET" in finished.stderr
