@@ -17,6 +17,9 @@ namespace {
 constexpr int64_t kBatch = 256;
 constexpr int64_t kBatchPadded = kBatch + kVectorBytes / 8;
 
+// Quarters of a row from this length on are written in place; shorter ones all together, then collected.
+constexpr int64_t kDirect = 64;
+
 struct PhiloxCounters {
   alignas(64) uint64_t column[kBatchPadded], row[kBatchPadded], sample[kBatchPadded];
 };
@@ -106,10 +109,12 @@ class NoiseRows {
  private:
   uint64_t row_of(int64_t item) const { return static_cast<uint64_t>(source_.row_offset + item / extent_.samples); }
 
-  void generate(int64_t count) {
-    philox(static_cast<uint64_t>(*source_.seed), counters_, count, words_);
-    box_muller(words_.x[0], words_.x[1], count, lanes_[0], lanes_[1]);
-    box_muller(words_.x[2], words_.x[3], count, lanes_[2], lanes_[3]);
+  void draw_words(int64_t count) { philox(static_cast<uint64_t>(*source_.seed), counters_, count, words_); }
+
+  // The normals of counters [from, from + count), lane l of them from lanes + l * stride on.
+  void draw_normals(int64_t from, int64_t count, T* lanes, int64_t stride) const {
+    box_muller(words_.x[0] + from, words_.x[1] + from, count, lanes, lanes + stride);
+    box_muller(words_.x[2] + from, words_.x[3] + from, count, lanes + 2 * stride, lanes + 3 * stride);
   }
 
   void draw_batch(int64_t item, int64_t count) {
@@ -119,7 +124,13 @@ class NoiseRows {
 #pragma omp simd
       for (int64_t c = 0; c < quarter_; ++c) rows[c] = row, samples[c] = sample;
     }
-    generate(count * quarter_);
+    draw_words(count * quarter_);
+    if (quarter_ >= kDirect && extent_.columns % 4 == 0) {
+      for (int64_t r = 0; r < count; ++r)
+        draw_normals(r * quarter_, quarter_, values_.get() + r * extent_.columns, quarter_);
+      return;
+    }
+    draw_normals(0, count * quarter_, lanes_[0], kBatchPadded);
     for (int64_t r = 0; r < count; ++r) collect(r * quarter_, quarter_, 0, values_.get() + r * extent_.columns);
   }
 
@@ -131,7 +142,8 @@ class NoiseRows {
       const int64_t count = std::min(kBatch, quarter_ - first);
 #pragma omp simd
       for (int64_t c = 0; c < count; ++c) counters_.column[c] = static_cast<uint64_t>(first + c);
-      generate(count);
+      draw_words(count);
+      draw_normals(0, count, lanes_[0], kBatchPadded);
       collect(0, count, first, values_.get());
     }
   }

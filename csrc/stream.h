@@ -11,26 +11,16 @@ namespace {
 // Arrays from this size on do not stay in the last-level cache until they are read again.
 constexpr int64_t kStreamBytes = 8 << 20;
 
+// Whether rows of d numbers from data on are written past the caches: all of it large, each row whole aligned vectors.
 template <class T>
-bool streams(int64_t count) {
-  return count * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+bool streams(const T* data, int64_t rows, int64_t d) {
+  return rows * d * static_cast<int64_t>(sizeof(T)) >= kStreamBytes && d % Simd<T>::kWidth == 0 &&
+         reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0;
 }
 
-// Whether a row that starts here and holds this many numbers can be written in whole aligned vectors.
 template <class T>
-FASTVAE_INLINE bool is_whole_vectors(const T* row, int64_t count) {
-  return reinterpret_cast<uintptr_t>(row) % kVectorBytes == 0 && count % Simd<T>::kWidth == 0;
-}
-
-// Copies past the caches where the layout allows.
-template <class T>
-FASTVAE_INLINE void stream_row(T* to, const T* from, int64_t count) {
-  if (is_whole_vectors(to, count)) {
-    for (int64_t i = 0; i < count; i += Simd<T>::kWidth) stream(to + i, load(from + i));
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
+FASTVAE_INLINE void stream_row(T* to, const T* from, int64_t d) {
+  for (int64_t i = 0; i < d; i += Simd<T>::kWidth) stream(to + i, load(from + i));
 }
 
 }  // namespace

@@ -225,10 +225,10 @@ def diag_gaussian_kl_prior_bwd(
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype, d in ((torch.float32, 512), (torch.bfloat16, 63), (torch.float64, 1)):
+    for dtype, d, samples in ((torch.float32, 512, 8), (torch.bfloat16, 63, 1), (torch.float64, 1, 8)):
         n, name = 4096, f"{str(dtype)[6:]}, D = {d}"
-        parameter, z = meta(n, d, dtype=dtype), meta(8, n, d, dtype=dtype)
-        d_log_q = meta(8, n, dtype=compute_dtype(dtype))
+        parameter, z = meta(n, d, dtype=dtype), meta(samples, n, d, dtype=dtype)
+        d_log_q = meta(samples, n, dtype=compute_dtype(dtype))
         cases += [
             AotCase(name, diag_gaussian_log_prob_fwd, (z, parameter, parameter)),
             AotCase(name, diag_gaussian_log_prob_bwd, (d_log_q, z, parameter, parameter)),

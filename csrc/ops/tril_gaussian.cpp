@@ -59,10 +59,10 @@ FASTVAE_INLINE void exp_row(const T* log_sigma, int64_t count, T* sigma) {
   for (int64_t i = 0; i < count; ++i) sigma[i] = exp(log_sigma[i]);
 }
 
-// Whether the rows of a dense gradient are written past the caches: all of it at once, in whole vectors.
+// Whether the rows of a dense gradient, diagonal and all, are written past the caches.
 template <class T>
 bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
-  return tril.row_stride && streams<T>(rows * d * d) && is_whole_vectors(tril.data, d);
+  return tril.row_stride && streams(tril.data, rows * d, d);
 }
 
 template <class T>

@@ -107,10 +107,8 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *d_outputs)
         with torch.no_grad():
             gradients = backward(ctx, *d_outputs)
-        present = [g for g in gradients if g is not None]
-        if not any(g.requires_grad for g in (*d_outputs, *ctx.saved_tensors)):
-            return gradients
-        guarded = iter(_FirstOrderOnly.apply(*(g.requires_grad_() for g in present)))
+        # Whoever builds a graph of gradients must not take them for constants.
+        guarded = iter(_FirstOrderOnly.apply(*(g.detach().requires_grad_() for g in gradients if g is not None)))
         return tuple(None if g is None else next(guarded) for g in gradients)
 
     return wrapped

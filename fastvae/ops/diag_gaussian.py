@@ -55,38 +55,45 @@ def _fwd_fake(
     return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
 
 
-def _backward_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, kept: Tensor, d_mu: Tensor | None) -> Tensor:
-    n, d = log_sigma.shape
-    g = _checks.compute(d_z)
+def _backward_cpu(d_z: Tensor, d_log_q: Tensor, kept: Tensor, n: int, d_mu: Tensor | None) -> Tensor:
+    g, d = _checks.compute(d_z), d_z.shape[-1]
     d_log_sigma = empty(g, (n, d))
     extension().diag_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), kept.data_ptr(),
         0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
         _checks.samples_in(g.numel(), n, d), n, d,
     )  # fmt: skip
-    return _checks.cast(d_log_sigma, log_sigma.dtype)
+    return _checks.cast(d_log_sigma, d_z.dtype)
 
 
-def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Tensor, row_offset: int) -> Tensor:
-    return _backward_cpu(d_z, d_log_q, log_sigma, kept, None)
+def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Tensor, n: int, row_offset: int) -> Tensor:
+    return _backward_cpu(d_z, d_log_q, kept, n, None)
 
 
 def _bwd_samples_cpu(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Tensor, row_offset: int
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Tensor, n: int, row_offset: int
 ) -> tuple[Tensor, Tensor]:
-    d_mu = empty(kept, log_sigma.shape)
-    d_log_sigma = _backward_cpu(d_z, d_log_q, log_sigma, kept, d_mu)
-    return _checks.cast(d_mu, log_sigma.dtype), d_log_sigma
+    d_mu = empty(kept, (n, d_z.shape[-1]))
+    d_log_sigma = _backward_cpu(d_z, d_log_q, kept, n, d_mu)
+    return _checks.cast(d_mu, d_z.dtype), d_log_sigma
 
 
 def _bwd_stacked(
-    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Tensor, row_offset: int
+    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Any, n: int, row_offset: int
 ) -> Any:
-    n, d = log_sigma.shape
+    d = d_z.shape[-1]
     d_z = _checks.stack(d_z, n, d)
     if noise.dim() > 0:
         noise = _checks.stack(noise, n, d)
     return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset)
+
+
+def _bwd_fake(d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Any, n: int, row_offset: int) -> Tensor:
+    return d_z.new_empty((n, d_z.shape[-1]))
+
+
+def _bwd_samples_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    return _bwd_fake(*args), _bwd_fake(*args)
 
 
 FWD = define(
@@ -94,48 +101,47 @@ FWD = define(
     " -> (Tensor z, Tensor log_q, Tensor kept)",
     module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
 )  # fmt: skip
-# With one sample d_mu is d_z itself: no kernel writes it.
 BWD = define(
-    "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, Tensor kept, SymInt row_offset)"
-    " -> Tensor d_log_sigma",
-    module="diag_gaussian", cpu=_bwd_cpu, stacked=_bwd_stacked,
-    fake=lambda d_z, d_log_q, log_sigma, *_: log_sigma.new_empty(log_sigma.shape),
+    "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
+    " SymInt row_offset) -> Tensor d_log_sigma",
+    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 BWD_SAMPLES = define(
-    "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, Tensor kept,"
+    "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> (Tensor d_mu, Tensor d_log_sigma)",
-    module="diag_gaussian", cpu=_bwd_samples_cpu, stacked=_bwd_stacked,
-    fake=lambda d_z, d_log_q, log_sigma, *_: tuple(log_sigma.new_empty(log_sigma.shape) for _ in range(2)),
+    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 
 
 class _DiagGaussianRsample(torch.autograd.Function):
+    # Every argument and every saved tensor costs a microsecond of autograd's: few of each.
     @staticmethod
     def forward(
-        ctx: Any,
-        mu: Tensor,
-        log_sigma: Tensor,
-        noise: Tensor,
-        shape: tuple[int, ...],
-        row_offset: int,
-        impl: str,
+        ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, call: tuple[tuple[int, ...], int, str]
     ) -> tuple[Tensor, Tensor]:
+        shape, row_offset, impl = call
         z, log_q, kept = FWD.on(impl, mu)(mu, log_sigma, noise, shape, row_offset, True)
-        ctx.save_for_backward(log_sigma, noise, kept)
-        ctx.row_offset, ctx.impl = row_offset, impl
+        if impl == "cpp":
+            ctx.save_for_backward(kept)
+        else:
+            ctx.save_for_backward(log_sigma, noise)
+        ctx.n, ctx.call = mu.shape[0], call
         return z, log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        log_sigma, *noise = ctx.saved_tensors
+        n, (_, row_offset, impl) = ctx.n, ctx.call
+        saved = (None, None, *ctx.saved_tensors) if impl == "cpp" else (*ctx.saved_tensors, None)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
-        if d_z.numel() == log_sigma.numel():
-            d_mu = d_z.view(log_sigma.shape)
-            d_log_sigma = BWD.on(ctx.impl, d_z)(d_z, d_log_q, log_sigma, *noise, ctx.row_offset)
+        d = d_z.shape[-1]
+        if d_z.numel() == n * d:
+            # With one sample d_mu is d_z itself: no kernel writes it.
+            d_mu = d_z if d_z.dim() == 2 else d_z.view(n, d)
+            d_log_sigma = BWD.on(impl, d_z)(d_z, d_log_q, *saved, n, row_offset)
         else:
-            d_mu, d_log_sigma = BWD_SAMPLES.on(ctx.impl, d_z)(d_z, d_log_q, log_sigma, *noise, ctx.row_offset)
-        return d_mu, d_log_sigma, None, None, None, None
+            d_mu, d_log_sigma = BWD_SAMPLES.on(impl, d_z)(d_z, d_log_q, *saved, n, row_offset)
+        return d_mu, d_log_sigma, None, None
 
 
 def diag_gaussian_rsample(
@@ -203,5 +209,5 @@ def diag_gaussian_rsample(
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
-        return _DiagGaussianRsample.apply(mu, log_sigma, noise, shape, row_offset, chosen)
+        return _DiagGaussianRsample.apply(mu, log_sigma, noise, (shape, row_offset, chosen))
     return FWD.on(chosen, mu)(mu, log_sigma, noise, shape, row_offset, False)[:2]

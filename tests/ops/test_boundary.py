@@ -30,8 +30,8 @@ def op_arguments() -> dict[str, tuple]:
     packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
     arguments = {
         "diag_gaussian_fwd": (mu, log_sigma, seed, (k, n, d), 0, True),
-        "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, z[0].clone(), 0),
-        "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, z.clone(), 0),
+        "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, z[0].clone(), n, 0),
+        "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, z.clone(), n, 0),
         "diag_gaussian_log_prob_fwd": (z, mu, log_sigma),
         "diag_gaussian_log_prob_bwd": (per_sample, z, mu, log_sigma),
         "diag_gaussian_kl_fwd": (mu, log_sigma),
@@ -103,6 +103,11 @@ def test_second_derivative_names_the_way_out(stem, entry, dense):
     gradients = torch.autograd.grad(loss, made.inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="impl='reference'"):
         gradients[0].square().sum().backward()
+    # Also where the upstream gradient is a constant.
+    loss = sum(o.sum() for o in made.outputs(KERNEL_IMPL))
+    gradients = torch.autograd.grad(loss, made.inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        gradients[-1].nan_to_num().sum().backward()
     loss = sum(o.square().sum() for o in made.outputs("reference"))
     (gradient, *_) = torch.autograd.grad(loss, made.inputs, create_graph=True)
     gradient.nan_to_num().square().sum().backward()
