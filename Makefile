@@ -11,6 +11,8 @@ SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -n
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
 
+# Two workers share the cores: threads that wait must not spin on them.
+test: export GOMP_SPINCOUNT ?= 1000
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist worksteal
 
@@ -43,7 +45,8 @@ wheel: $(VENV)/installed
 	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
 
 bench: $(VENV)/installed
-	$(RUN) -m bench --op diag_gaussian,tril_gaussian
+	$(RUN) -m bench --device cpu --op diag_gaussian,tril_gaussian,training_step --entry rsample,step \
+		--json bench/results/cpu/rows.jsonl --report bench/results/cpu
 
 # On a machine with a GPU whose Python already has torch and the build tools; takes no network.
 gpu-check:

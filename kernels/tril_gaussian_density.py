@@ -26,10 +26,20 @@ _GENERIC = ["n_rows", "D", "stride_tril", "stride_tril_i"]
 
 
 @triton.jit
-def _tril_row(tril_ptr, i, j, D, stride_i, exists, DENSE: tl.constexpr):
+def _tril_row(tril_ptr, i, j, D, stride_i, DENSE: tl.constexpr):
     """Row i of T at the columns j: 0 from the diagonal on, and everywhere if there is no row i."""
-    inside = exists & (j < i) & (i < D)
-    return tl.load(tril_ptr + tril_row_offset(i, stride_i, DENSE) + j, inside, 0.0)
+    return tl.load(tril_ptr + tril_row_offset(i, stride_i, DENSE) + j, (j < i) & (i < D), 0.0)
+
+
+@triton.jit
+def _points(n_rows, samples, BLOCK_R: tl.constexpr):
+    """(row, sample) of a program's points; samples of the same row are neighbours and share its T in the cache.
+
+    Points past the last repeat it and store the same values in the same place: no masks to keep in registers.
+    """
+    point = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    row = tl.minimum(point // samples, n_rows - 1)
+    return row, tl.minimum(point - row * samples, samples - 1)
 
 
 @triton.jit
@@ -58,12 +68,9 @@ def _tril_gaussian_log_prob_fwd_kernel(
     The backward pass keeps eps.
     """
     dtype: tl.constexpr = log_q_ptr.dtype.element_ty
-    # Samples of the same row are neighbours and share its T in the cache.
-    point = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    row, sample = point // samples, point % samples
-    exists = row < n_rows
+    row, sample = _points(n_rows, samples, BLOCK_R)
     j = tl.arange(0, BLOCK_D)[None, :]
-    mask = exists & (j < D)
+    mask = j < D
     tril_ptr += row * stride_tril
     z = tl.load(z_ptr + sample * stride_zk + row * stride_zn + j, mask, 0.0).to(dtype)
     difference = z - tl.load(mu_ptr + row * stride_mu + j, mask, 0.0).to(dtype)
@@ -71,15 +78,15 @@ def _tril_gaussian_log_prob_fwd_kernel(
     inverse = exp(-log_sigma, dtype)
     eps = tl.zeros((BLOCK_R, BLOCK_D), dtype)
     # Four rows are on their way from memory while four are worked on.
-    row0 = _tril_row(tril_ptr, 0, j, D, stride_tril_i, exists, DENSE)
-    row1 = _tril_row(tril_ptr, 1, j, D, stride_tril_i, exists, DENSE)
-    row2 = _tril_row(tril_ptr, 2, j, D, stride_tril_i, exists, DENSE)
-    row3 = _tril_row(tril_ptr, 3, j, D, stride_tril_i, exists, DENSE)
+    row0 = _tril_row(tril_ptr, 0, j, D, stride_tril_i, DENSE)
+    row1 = _tril_row(tril_ptr, 1, j, D, stride_tril_i, DENSE)
+    row2 = _tril_row(tril_ptr, 2, j, D, stride_tril_i, DENSE)
+    row3 = _tril_row(tril_ptr, 3, j, D, stride_tril_i, DENSE)
     for i in range(0, D, 4):
-        next0 = _tril_row(tril_ptr, i + 4, j, D, stride_tril_i, exists, DENSE)
-        next1 = _tril_row(tril_ptr, i + 5, j, D, stride_tril_i, exists, DENSE)
-        next2 = _tril_row(tril_ptr, i + 6, j, D, stride_tril_i, exists, DENSE)
-        next3 = _tril_row(tril_ptr, i + 7, j, D, stride_tril_i, exists, DENSE)
+        next0 = _tril_row(tril_ptr, i + 4, j, D, stride_tril_i, DENSE)
+        next1 = _tril_row(tril_ptr, i + 5, j, D, stride_tril_i, DENSE)
+        next2 = _tril_row(tril_ptr, i + 6, j, D, stride_tril_i, DENSE)
+        next3 = _tril_row(tril_ptr, i + 7, j, D, stride_tril_i, DENSE)
         eps = _substitute(eps, row0, i, j, difference, inverse)
         eps = _substitute(eps, row1, i + 1, j, difference, inverse)
         eps = _substitute(eps, row2, i + 2, j, difference, inverse)
@@ -87,7 +94,7 @@ def _tril_gaussian_log_prob_fwd_kernel(
         row0, row1, row2, row3 = next0, next1, next2, next3
     log_q = -tl.sum(0.5 * eps * eps + log_sigma, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
     tl.store(eps_ptr + (sample * n_rows + row) * D + j, eps, mask)
-    tl.store(log_q_ptr + sample * n_rows + row, log_q, exists)
+    tl.store(log_q_ptr + sample * n_rows + row, log_q)
 
 
 @triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
@@ -102,32 +109,30 @@ def _tril_gaussian_log_prob_bwd_kernel(
     The gradients to the parameters are those of the sample, with `weighted` in place of d_z.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
-    point = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    row, sample = point // samples, point % samples
-    exists = row < n_rows
+    row, sample = _points(n_rows, samples, BLOCK_R)
     j = tl.arange(0, BLOCK_D)[None, :]
-    mask = exists & (j < D)
+    mask = j < D
     tril_ptr += row * stride_tril
     at = (sample * n_rows + row) * D + j
     residual = tl.load(eps_ptr + at, mask, 0.0)
     log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + j, mask, 0.0).to(dtype)
     inverse = exp(-log_sigma, dtype)
-    row0 = _tril_row(tril_ptr, D - 1, j, D, stride_tril_i, exists, DENSE)
-    row1 = _tril_row(tril_ptr, D - 2, j, D, stride_tril_i, exists, DENSE)
-    row2 = _tril_row(tril_ptr, D - 3, j, D, stride_tril_i, exists, DENSE)
-    row3 = _tril_row(tril_ptr, D - 4, j, D, stride_tril_i, exists, DENSE)
+    row0 = _tril_row(tril_ptr, D - 1, j, D, stride_tril_i, DENSE)
+    row1 = _tril_row(tril_ptr, D - 2, j, D, stride_tril_i, DENSE)
+    row2 = _tril_row(tril_ptr, D - 3, j, D, stride_tril_i, DENSE)
+    row3 = _tril_row(tril_ptr, D - 4, j, D, stride_tril_i, DENSE)
     for done in range(0, D, 4):
         i = D - 1 - done
-        next0 = _tril_row(tril_ptr, i - 4, j, D, stride_tril_i, exists, DENSE)
-        next1 = _tril_row(tril_ptr, i - 5, j, D, stride_tril_i, exists, DENSE)
-        next2 = _tril_row(tril_ptr, i - 6, j, D, stride_tril_i, exists, DENSE)
-        next3 = _tril_row(tril_ptr, i - 7, j, D, stride_tril_i, exists, DENSE)
+        next0 = _tril_row(tril_ptr, i - 4, j, D, stride_tril_i, DENSE)
+        next1 = _tril_row(tril_ptr, i - 5, j, D, stride_tril_i, DENSE)
+        next2 = _tril_row(tril_ptr, i - 6, j, D, stride_tril_i, DENSE)
+        next3 = _tril_row(tril_ptr, i - 7, j, D, stride_tril_i, DENSE)
         residual = _eliminate(residual, row0, i, j, inverse)
         residual = _eliminate(residual, row1, i - 1, j, inverse)
         residual = _eliminate(residual, row2, i - 2, j, inverse)
         residual = _eliminate(residual, row3, i - 3, j, inverse)
         row0, row1, row2, row3 = next0, next1, next2, next3
-    weighted = tl.load(d_log_q_ptr + sample * n_rows + row, exists, 0.0) * residual * inverse
+    weighted = tl.load(d_log_q_ptr + sample * n_rows + row) * residual * inverse
     tl.store(weighted_ptr + at, weighted, mask)
     tl.store(d_z_ptr + at, (-weighted).to(d_z_ptr.dtype.element_ty), mask)
 

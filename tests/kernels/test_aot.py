@@ -13,16 +13,20 @@ import pytest
 
 from fastvae.kernels import aot
 
-# Kernels whose accesses are wide for contiguous float32 rows of 512, by what a program writes: tiles, or one number a row.
-WRITE_TILES = {
+# What is 128 bits wide for contiguous float32 rows of 512: loads and stores; loads alone where sums are stored.
+TILES = {
     "_diag_gaussian_fwd_kernel",
     "_diag_gaussian_bwd_kernel",
-    "_diag_gaussian_bwd_samples_kernel",
     "_diag_gaussian_log_prob_bwd_kernel",
     "_diag_gaussian_kl_bwd_kernel",
     "_tril_gaussian_kl_bwd_kernel",
 }
-REDUCE_ROWS = {"_diag_gaussian_log_prob_fwd_kernel", "_diag_gaussian_kl_fwd_kernel", "_tril_gaussian_kl_fwd_kernel"}
+SUMS = {
+    "_diag_gaussian_bwd_samples_kernel",
+    "_diag_gaussian_log_prob_fwd_kernel",
+    "_diag_gaussian_kl_fwd_kernel",
+    "_tril_gaussian_kl_fwd_kernel",
+}
 
 
 def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
@@ -56,13 +60,11 @@ def test_no_local_memory(report):
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_wide_accesses(report, target):
     _, rows = report
-    wide = [row for row in rows if row["target"] == target and row["case"].startswith("float32, D = 512")]
-    assert {row["kernel"] for row in wide} >= WRITE_TILES | REDUCE_ROWS
-    for row in wide:
-        if row["kernel"] in WRITE_TILES | REDUCE_ROWS:
-            assert row["loads_128"] > 0, row
-        if row["kernel"] in WRITE_TILES:
-            assert row["stores_128"] > 0, row
+    aligned = [row for row in rows if row["target"] == target and row["case"].startswith("float32, D = 512")]
+    assert {row["kernel"] for row in aligned} >= TILES | SUMS
+    narrow = [row for row in aligned if row["kernel"] in TILES | SUMS and not row["loads_128"]]
+    narrow += [row for row in aligned if row["kernel"] in TILES and not row["stores_128"]]
+    assert narrow == []
 
 
 def test_noise_needs_no_shared_memory(report):
@@ -83,7 +85,7 @@ def test_table_has_a_line_per_row(report):
 
 
 def test_failures_are_reported():
-    finished = run("--targets", "sm_1")
+    finished = run("--targets", "sm_35")  # LLVM knows it, ptxas no longer
     assert finished.returncode == 1
     assert "compilations failed" in finished.stderr
 
