@@ -10,18 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
-    AotCase,
-    ceil_div,
-    compute_dtype,
-    launch,
-    meta,
-    meta_noise,
-    quarter_layout,
-    row_tile,
-    sample_tile,
-)
+from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
 from ._philox import in_layout_of, noise_quarters, noise_source
+from ._tiles import ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -29,9 +20,10 @@ from ._vecmath import HALF_LOG_2PI, exp
 def _diag_gaussian_fwd_kernel(
     z_ptr, log_q_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
     n_rows, samples, row_offset, D, vectors, stride_mu, stride_log_sigma,
-    GIVEN: tl.constexpr, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+    GIVEN: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_N rows of one sample, all columns.
+    """One program owns BLOCK_K samples of BLOCK_N rows, all columns.
 
     z = mu + exp(log_sigma) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
     The backward pass keeps log_sigma and the seed.
@@ -40,20 +32,23 @@ def _diag_gaussian_fwd_kernel(
     out_dtype: tl.constexpr = z_ptr.dtype.element_ty
     quarter = vectors * VECTOR  # the factor tells the compiler that each quarter is aligned
     # Samples of the same rows run side by side and find mu and log_sigma in the L2 cache.
-    sample = tl.program_id(0) % samples
-    row = (tl.program_id(0) // samples).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    sample_blocks = tl.cdiv(samples, BLOCK_K)
+    sample, row = tile_points(tl.program_id(0) % sample_blocks, tl.program_id(0) // sample_blocks, BLOCK_K, BLOCK_N)
+    sample, row = sample[:, None], row[:, None]
+    exists = (row < n_rows) & (sample < samples)
+    point = sample.to(tl.int64) * n_rows + row
     mu_ptr += row * stride_mu
     log_sigma_ptr += row * stride_log_sigma
-    z_ptr += (sample.to(tl.int64) * n_rows + row) * D
+    z_ptr += point * D
     source = noise_source(noise_ptr, GIVEN)
-    total = tl.zeros((BLOCK_N, BLOCK_Q), dtype)
+    total = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
     for start in range(0, quarter, BLOCK_Q):
         column = start + tl.arange(0, BLOCK_Q)[None, :]
-        inside = (row < n_rows) & (column < quarter)
+        inside = exists & (column < quarter)
         first = tl.load(log_sigma_ptr + column, inside, 0.0)
         counter = column if GIVEN else in_layout_of(column, first)
         eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
-        squares = tl.zeros((BLOCK_N, BLOCK_Q), dtype)
+        squares = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
         for lane in tl.static_range(4):
             at = lane * quarter + column
             # Where quarters are aligned all four are full.
@@ -66,7 +61,7 @@ def _diag_gaussian_fwd_kernel(
             total += log_sigma
         total += tl.where(inside, 0.5 * squares, 0.0)
     log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
-    tl.store(log_q_ptr + sample.to(tl.int64) * n_rows + row, log_q, row < n_rows)
+    tl.store(log_q_ptr + point, log_q, exists)
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"])
@@ -78,7 +73,7 @@ def _diag_gaussian_bwd_kernel(
     """One program owns BLOCK_N rows of the only sample, BLOCK_Q columns of every quarter.
 
     d_log_sigma = d_z sigma eps - d_log_q.
-    eps is drawn again from the seed: reading it back would cost more than the arithmetic.
+    eps is drawn again from the seed, or given again.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
     out_dtype: tl.constexpr = d_log_sigma_ptr.dtype.element_ty
@@ -161,12 +156,13 @@ def diag_gaussian_fwd(
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
     quarter, vector = quarter_layout(mu.dtype, d)
-    tile = row_tile(samples * n, quarter, vector)
+    tile = point_tile(samples, n, quarter, vector)
     launch(
-        _diag_gaussian_fwd_kernel, samples * ceil_div(n, tile.rows),
+        _diag_gaussian_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
         z, log_q, mu, log_sigma, noise,
         n, samples, row_offset, d, quarter // vector, mu.stride(0), log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, VECTOR=vector, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+        GIVEN=noise.ndim > 0, VECTOR=vector,
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return z, log_q
 
@@ -193,7 +189,7 @@ def diag_gaussian_bwd_samples(
     samples, n, d = d_z.shape
     d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
     quarter, vector = quarter_layout(log_sigma.dtype, d)
-    tile = sample_tile(samples, n, quarter, vector)
+    tile = sum_tile(samples, n, quarter, vector)
     launch(
         _diag_gaussian_bwd_samples_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
         d_mu, d_log_sigma, d_z, d_log_q, log_sigma, noise,

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, ceil_div, compute_dtype, launch, meta, row_tile, sample_tile, vector_width
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._tiles import ceil_div, point_tile, row_tile, sum_tile, tile_points, vector_width
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -15,29 +16,31 @@ from ._vecmath import HALF_LOG_2PI, exp
 def _diag_gaussian_log_prob_fwd_kernel(
     log_q_ptr, z_ptr, mu_ptr, log_sigma_ptr,
     n_rows, samples, D, stride_zk, stride_zn, stride_mu, stride_log_sigma,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_N rows of one sample, all columns.
+    """One program owns BLOCK_K samples of BLOCK_N rows, all columns.
 
     log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2),  eps = (z - mu) / sigma.
     The backward pass keeps the inputs.
     """
     dtype: tl.constexpr = log_q_ptr.dtype.element_ty
-    sample = (tl.program_id(0) % samples).to(tl.int64)
-    row = (tl.program_id(0) // samples).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    sample_blocks = tl.cdiv(samples, BLOCK_K)
+    sample, row = tile_points(tl.program_id(0) % sample_blocks, tl.program_id(0) // sample_blocks, BLOCK_K, BLOCK_N)
+    sample, row = sample.to(tl.int64)[:, None], row[:, None]
+    exists = (row < n_rows) & (sample < samples)
     z_ptr += sample * stride_zk + row * stride_zn
     mu_ptr += row * stride_mu
     log_sigma_ptr += row * stride_log_sigma
-    total = tl.zeros((BLOCK_N, BLOCK_D), dtype)
+    total = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_D), dtype)
     for start in range(0, D, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)[None, :]
-        mask = (row < n_rows) & (column < D)
+        mask = exists & (column < D)
         log_sigma = tl.load(log_sigma_ptr + column, mask, 0.0).to(dtype)
         difference = tl.load(z_ptr + column, mask, 0.0).to(dtype) - tl.load(mu_ptr + column, mask, 0.0).to(dtype)
         eps = difference * exp(-log_sigma, dtype)
         total += 0.5 * eps * eps + log_sigma
     log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
-    tl.store(log_q_ptr + sample * n_rows + row, log_q, row < n_rows)
+    tl.store(log_q_ptr + sample * n_rows + row, log_q, exists)
 
 
 @triton.jit(do_not_specialize=["n_rows"], do_not_specialize_on_alignment=["samples"])
@@ -147,12 +150,12 @@ def _diag_gaussian_kl_bwd_kernel(
 def diag_gaussian_log_prob_fwd(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     samples, n, d = z.shape
     log_q = mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
-    tile = row_tile(samples * n, d, vector_width(mu.dtype, d))
+    tile = point_tile(samples, n, d, vector_width(mu.dtype, d))
     launch(
-        _diag_gaussian_log_prob_fwd_kernel, samples * ceil_div(n, tile.rows),
+        _diag_gaussian_log_prob_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
         log_q, z, mu, log_sigma,
         n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0),
-        BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return log_q
 
@@ -162,7 +165,7 @@ def diag_gaussian_log_prob_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples, n, d = z.shape
     d_z, d_mu, d_log_sigma = mu.new_empty((samples, n, d)), mu.new_empty((n, d)), mu.new_empty((n, d))
-    tile = sample_tile(samples, n, d, vector_width(mu.dtype, d))
+    tile = sum_tile(samples, n, d, vector_width(mu.dtype, d))
     launch(
         _diag_gaussian_log_prob_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
         d_z, d_mu, d_log_sigma, d_log_q, z, mu, log_sigma,

@@ -11,17 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
-    AotCase,
-    ceil_div,
-    compute_dtype,
-    launch,
-    meta,
-    meta_noise,
-    tril_strides,
-    tril_tile,
-)
+from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
 from ._philox import noise_quarters, noise_source
+from ._tiles import ceil_div, tile_points, tril_strides, tril_tile
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -45,24 +37,26 @@ def _tril_gaussian_fwd_kernel(
     z_ptr, log_q_ptr, mu_ptr, log_sigma_ptr, tril_ptr, noise_ptr,
     n_rows, samples, row_offset, D, quarter, stride_mu, stride_log_sigma, stride_tril, stride_tril_i,
     DENSE: tl.constexpr, GIVEN: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_I elements of z for BLOCK_N rows of one sample; the last of them log_q too.
+    """One program owns BLOCK_I elements of z for BLOCK_K samples of BLOCK_N rows; the last of them log_q too.
 
     z = mu + (diag(sigma) + T) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
     The backward pass keeps log_sigma and the seed.
     """
     dtype: tl.constexpr = log_q_ptr.dtype.element_ty
     blocks = tl.cdiv(D, BLOCK_I)
+    sample_blocks = tl.cdiv(samples, BLOCK_K)
     # Samples of the same rows run side by side and find T in the L2 cache; the longest rows of T start first.
-    sample = tl.program_id(0) % samples
-    block = blocks - 1 - (tl.program_id(0) // samples) % blocks
-    # Rows past the batch repeat its last one and store the same values in the same place: no masks to keep.
-    rows = (tl.program_id(0) // samples // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = tl.minimum(rows, n_rows - 1)
+    task = tl.program_id(0) // sample_blocks
+    block = blocks - 1 - task % blocks
+    samples_of, rows = tile_points(tl.program_id(0) % sample_blocks, task // blocks, BLOCK_K, BLOCK_N)
+    # Points past the last repeat it and store the same values in the same place: no masks to keep in registers.
+    samples_of, rows = tl.minimum(samples_of, samples - 1), tl.minimum(rows, n_rows - 1)
+    points = samples_of.to(tl.int64) * n_rows + rows
     end = tl.minimum((block + 1) * BLOCK_I, D)
     is_last = end == D
-    # Tiles are (i, row, column): threads share out rows and columns, and each keeps all i to the noise it drew.
+    # Tiles are (i, point, column): threads share out points and columns, and each keeps all i to the noise it drew.
     i, row = block * BLOCK_I + tl.arange(0, BLOCK_I)[:, None], rows[None, :]
     log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + tl.minimum(i, D - 1))
     sigma = exp(log_sigma.to(dtype), dtype)[:, :, None]
@@ -70,9 +64,9 @@ def _tril_gaussian_fwd_kernel(
     # Rows of T past the last end before their first column.
     diagonal = tl.where(i < D, i, -1)[:, :, None]
     source = noise_source(noise_ptr, GIVEN)
-    product = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
-    total = tl.zeros((BLOCK_N, BLOCK_Q), dtype)
-    row = rows[:, None]
+    product = tl.zeros((BLOCK_I, BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
+    total = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
+    sample, row = samples_of[:, None], rows[:, None]
     for start in range(0, tl.minimum(quarter, end), BLOCK_Q):
         column = start + tl.arange(0, BLOCK_Q)[None, :]
         inside = column < quarter
@@ -89,12 +83,9 @@ def _tril_gaussian_fwd_kernel(
                 weight = tl.load(tril_row_ptr + j, j < diagonal, 0.0).to(dtype)
                 product += tl.where(j == diagonal, sigma, weight) * e[None, :, :]
     log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
-    z_row = tl.cast(sample, tl.int64) * n_rows + row
-    tl.store(log_q_ptr + z_row, log_q, is_last)
-    row = rows[None, :]
-    mu = tl.load(mu_ptr + row * stride_mu + i, i < D).to(dtype)
-    z_row = tl.cast(sample, tl.int64) * n_rows + row
-    tl.store(z_ptr + z_row * D + i, (mu + tl.sum(product, 2)).to(z_ptr.dtype.element_ty), i < D)
+    tl.store(log_q_ptr + points[:, None], log_q, is_last)
+    mu = tl.load(mu_ptr + rows[None, :] * stride_mu + i, i < D).to(dtype)
+    tl.store(z_ptr + points[None, :] * D + i, (mu + tl.sum(product, 2)).to(z_ptr.dtype.element_ty), i < D)
 
 
 @triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
@@ -114,7 +105,7 @@ def _tril_gaussian_bwd_kernel(
     blocks = tl.cdiv(D, BLOCK_I)
     block = blocks - 1 - tl.program_id(0) % blocks
     rows = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = tl.minimum(rows, n_rows - 1)  # as in the forward pass
+    rows = tl.minimum(rows, n_rows - 1)  # see the forward pass
     i, row = block * BLOCK_I + tl.arange(0, BLOCK_I)[:, None], rows[None, :]
     d_tril_row_ptr = (d_tril_ptr + row * stride_tril + tril_row_offset(i, stride_tril_i, DENSE))[:, :, None]
     diagonal = tl.where(i < D, i, -1)[:, :, None]
@@ -165,14 +156,14 @@ def tril_gaussian_fwd(
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
     dense = tril.ndim == 3
-    quarter = ceil_div(d, 4)
-    tile = tril_tile(n, d, quarter, 16)
+    tile = tril_tile(samples, n, d, height=16)
     launch(
-        _tril_gaussian_fwd_kernel, samples * ceil_div(n, tile.batch) * ceil_div(d, tile.rows),
+        _tril_gaussian_fwd_kernel,
+        ceil_div(samples, tile.samples) * ceil_div(n, tile.rows) * ceil_div(d, tile.i),
         z, log_q, mu, log_sigma, tril, noise,
-        n, samples, row_offset, d, quarter, mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
+        n, samples, row_offset, d, ceil_div(d, 4), mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
         DENSE=dense, GIVEN=noise.ndim > 0,
-        BLOCK_I=tile.rows, BLOCK_N=tile.batch, BLOCK_Q=tile.columns, num_warps=tile.warps,
+        BLOCK_I=tile.i, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return z, log_q
 
@@ -184,15 +175,14 @@ def tril_gaussian_bwd(
     samples, n, d = d_z.shape
     d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
     d_tril = log_sigma.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
-    quarter = ceil_div(d, 4)
     # Each thread holds its part of four tiles.
-    tile = tril_tile(n, d, quarter, 8 if log_sigma.dtype != torch.float64 else 4)
+    tile = tril_tile(1, n, d, height=4 if log_sigma.dtype == torch.float64 else 8)
     launch(
-        _tril_gaussian_bwd_kernel, ceil_div(n, tile.batch) * ceil_div(d, tile.rows),
+        _tril_gaussian_bwd_kernel, ceil_div(n, tile.samples * tile.rows) * ceil_div(d, tile.i),
         d_mu, d_log_sigma, d_tril, d_z, d_log_q, log_sigma, noise,
-        n, samples, row_offset, d, quarter, log_sigma.stride(0), *tril_strides(d_tril),
+        n, samples, row_offset, d, ceil_div(d, 4), log_sigma.stride(0), *tril_strides(d_tril),
         DENSE=dense, GIVEN=noise.ndim > 0,
-        BLOCK_I=tile.rows, BLOCK_N=tile.batch, BLOCK_Q=tile.columns, num_warps=tile.warps,
+        BLOCK_I=tile.i, BLOCK_N=tile.samples * tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_mu, d_log_sigma, d_tril
 

@@ -7,18 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
-    AotCase,
-    RowTile,
-    ceil_div,
-    compute_dtype,
-    launch,
-    meta,
-    row_tile,
-    solve_tile,
-    tril_strides,
-    vector_width,
-)
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._tiles import RowTile, ceil_div, row_tile, solve_tile, tile_points, tril_strides, vector_width
 from ._vecmath import HALF_LOG_2PI, exp
 from .tril_gaussian import tril_gaussian_bwd, tril_row_offset
 
@@ -32,14 +22,14 @@ def _tril_row(tril_ptr, i, j, D, stride_i, DENSE: tl.constexpr):
 
 
 @triton.jit
-def _points(n_rows, samples, BLOCK_R: tl.constexpr):
-    """(row, sample) of a program's points; samples of the same row are neighbours and share its T in the cache.
+def _points(n_rows, samples, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(sample, row) of a program's points; samples of the same row are neighbours and share its T in the cache.
 
     Points past the last repeat it and store the same values in the same place: no masks to keep in registers.
     """
-    point = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    row = tl.minimum(point // samples, n_rows - 1)
-    return row, tl.minimum(point - row * samples, samples - 1)
+    sample_blocks = tl.cdiv(samples, BLOCK_K)
+    sample, row = tile_points(tl.program_id(0) % sample_blocks, tl.program_id(0) // sample_blocks, BLOCK_K, BLOCK_N)
+    return tl.minimum(sample, samples - 1).to(tl.int64)[:, None], tl.minimum(row, n_rows - 1)[:, None]
 
 
 @triton.jit
@@ -60,15 +50,15 @@ def _eliminate(residual, row, i, j, inverse):
 def _tril_gaussian_log_prob_fwd_kernel(
     log_q_ptr, eps_ptr, z_ptr, mu_ptr, log_sigma_ptr, tril_ptr,
     n_rows, samples, D, stride_zk, stride_zn, stride_mu, stride_log_sigma, stride_tril, stride_tril_i,
-    DENSE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    DENSE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_R points and solves (diag(sigma) + T) eps = z - mu for each, row by row.
+    """One program owns BLOCK_K samples of BLOCK_N rows and solves (diag(sigma) + T) eps = z - mu, row by row.
 
     log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
     The backward pass keeps eps.
     """
     dtype: tl.constexpr = log_q_ptr.dtype.element_ty
-    row, sample = _points(n_rows, samples, BLOCK_R)
+    sample, row = _points(n_rows, samples, BLOCK_K, BLOCK_N)
     j = tl.arange(0, BLOCK_D)[None, :]
     mask = j < D
     tril_ptr += row * stride_tril
@@ -76,7 +66,7 @@ def _tril_gaussian_log_prob_fwd_kernel(
     difference = z - tl.load(mu_ptr + row * stride_mu + j, mask, 0.0).to(dtype)
     log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + j, mask, 0.0).to(dtype)
     inverse = exp(-log_sigma, dtype)
-    eps = tl.zeros((BLOCK_R, BLOCK_D), dtype)
+    eps = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_D), dtype)
     # Four rows are on their way from memory while four are worked on.
     row0 = _tril_row(tril_ptr, 0, j, D, stride_tril_i, DENSE)
     row1 = _tril_row(tril_ptr, 1, j, D, stride_tril_i, DENSE)
@@ -101,15 +91,15 @@ def _tril_gaussian_log_prob_fwd_kernel(
 def _tril_gaussian_log_prob_bwd_kernel(
     d_z_ptr, weighted_ptr, d_log_q_ptr, eps_ptr, log_sigma_ptr, tril_ptr,
     n_rows, samples, D, stride_log_sigma, stride_tril, stride_tril_i,
-    DENSE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    DENSE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_R points and solves (diag(sigma) + T)^T w = eps for each, from the last row up.
+    """One program owns BLOCK_K samples of BLOCK_N rows and solves (diag(sigma) + T)^T w = eps, from the last row up.
 
     weighted = d_log_q w = -d_z.
     The gradients to the parameters are those of the sample, with `weighted` in place of d_z.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
-    row, sample = _points(n_rows, samples, BLOCK_R)
+    sample, row = _points(n_rows, samples, BLOCK_K, BLOCK_N)
     j = tl.arange(0, BLOCK_D)[None, :]
     mask = j < D
     tril_ptr += row * stride_tril
@@ -209,12 +199,12 @@ def tril_gaussian_log_prob_fwd(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: T
     samples, n, d = z.shape
     dtype = compute_dtype(mu.dtype)
     log_q, eps = mu.new_empty((samples, n), dtype=dtype), mu.new_empty((samples, n, d), dtype=dtype)
-    tile = solve_tile(d)
+    tile = solve_tile(samples, n, d)
     launch(
-        _tril_gaussian_log_prob_fwd_kernel, ceil_div(samples * n, tile.rows),
+        _tril_gaussian_log_prob_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
         log_q, eps, z, mu, log_sigma, tril,
         n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
-        DENSE=tril.ndim == 3, BLOCK_R=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        DENSE=tril.ndim == 3, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return log_q, eps
 
@@ -225,12 +215,12 @@ def tril_gaussian_log_prob_bwd(
     """The gradients to z, mu, log_sigma and tril."""
     samples, n, d = eps.shape
     d_z, weighted = log_sigma.new_empty((samples, n, d)), torch.empty_like(eps)
-    tile = solve_tile(d)
+    tile = solve_tile(samples, n, d)
     launch(
-        _tril_gaussian_log_prob_bwd_kernel, ceil_div(samples * n, tile.rows),
+        _tril_gaussian_log_prob_bwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
         d_z, weighted, d_log_q, eps, log_sigma, tril,
         n, samples, d, log_sigma.stride(0), *tril_strides(tril),
-        DENSE=tril.ndim == 3, BLOCK_R=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        DENSE=tril.ndim == 3, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_z, *tril_gaussian_bwd(weighted, d_log_q, log_sigma, eps, 0, tril.ndim == 3)
 

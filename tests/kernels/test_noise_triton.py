@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from fastvae.kernels import diag_gaussian
-from fastvae.kernels._launch import RowTile
 from fastvae.kernels._philox import philox
+from fastvae.kernels._tiles import SampleTile
 from fastvae.reference.philox import normal
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,10 +73,12 @@ def test_negative_seed():
 
 
 @pytest.mark.parametrize("columns", [3, 64, 65])
-@pytest.mark.parametrize("tile", [RowTile(1, 4, 1), RowTile(2, 8, 1), RowTile(8, 16, 2), RowTile(1, 256, 4)])
+@pytest.mark.parametrize(
+    "tile", [SampleTile(1, 1, 4, 1), SampleTile(2, 2, 8, 1), SampleTile(4, 8, 16, 2), SampleTile(1, 1, 256, 4)]
+)
 def test_tiles_do_not_matter(monkeypatch, columns, tile):
     expected = draw(11, 2, 5, columns)
-    monkeypatch.setattr(diag_gaussian, "row_tile", lambda *_: tile)
+    monkeypatch.setattr(diag_gaussian, "point_tile", lambda *_: tile)
     assert torch.equal(draw(11, 2, 5, columns), expected)
 
 
