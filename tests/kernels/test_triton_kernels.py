@@ -23,9 +23,9 @@ CASES = [
     (2, 130, "contiguous"),
 ]
 cases = pytest.mark.parametrize(("n", "d", "layout"), CASES)
-samples_of = pytest.mark.parametrize("samples", [1, 3])
+samples_of = pytest.mark.parametrize("samples", [1, 4])
 noises = pytest.mark.parametrize("given", [False, True], ids=["seed", "eps"])
-draws = pytest.mark.parametrize(("samples", "given"), [(1, False), (3, False), (3, True)])
+draws = pytest.mark.parametrize(("samples", "given"), [(1, False), (3, False), (4, True)])
 triangles = pytest.mark.parametrize("dense", [False, True], ids=["packed", "dense"])
 
 
