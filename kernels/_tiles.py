@@ -65,7 +65,7 @@ class SampleTile(NamedTuple):
 
 def split_points(points: int, samples: int, rows: int) -> tuple[int, int]:
     """(samples, rows) of a tile of `points`, a power of two: samples of a row come together where none is wasted."""
-    together = max(min(points, samples & -samples), points // next_power_of_2(rows))
+    together = max(min(points, samples & -samples), points // next_power_of_2(rows), 1)
     return together, points // together
 
 

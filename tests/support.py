@@ -59,8 +59,8 @@ def gaussian_inputs(batch: tuple[int, ...], features: int) -> list[Tensor]:
 def tril_input(batch: tuple[int, ...], features: int, dense: bool) -> Tensor:
     """Small enough that solves stay well conditioned; NaN where nothing may be read."""
     if not dense:
-        return torch.randn(*batch, packed_size(features)) / math.sqrt(features)
-    tril = torch.randn(*batch, features, features) / math.sqrt(features)
+        return 0.5 * torch.randn(*batch, packed_size(features)) / math.sqrt(features)
+    tril = 0.5 * torch.randn(*batch, features, features) / math.sqrt(features)
     upper = torch.ones(features, features, dtype=torch.bool).triu()
     return tril.masked_fill(upper, float("nan"))
 
