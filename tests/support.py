@@ -116,6 +116,8 @@ def assert_as_close_as_eager(actual: Tensor, eager: Tensor, oracle: Tensor, name
     actual64, eager64, oracle = actual.double().cpu(), eager.double().cpu(), oracle.double().cpu()
     rounding = torch.finfo(actual.dtype).eps * oracle.abs().max()
     allowed = 2.0 * ((eager64 - oracle).abs().max() + rounding)
+    if actual.dtype == torch.float64:
+        allowed *= 2.0  # the oracle, of the same precision, errs as much
     error = (actual64 - oracle).abs().max()
     assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"  # NaN fails
 
