@@ -125,22 +125,21 @@ void diag_gaussian_kl_prior_bwd(bool is_double, Address d_kl, Address mu, int64_
 
 void tril_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
                        Address tril, int64_t tril_stride, int64_t tril_row_stride, Address noise, bool given, Address z,
-                       Address log_q, int64_t samples, int64_t rows, int64_t columns, int64_t row_offset) {
+                       Address log_q, Address eps, int64_t samples, int64_t rows, int64_t columns, int64_t row_offset) {
   typed(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
                                         {at<const T>(tril), tril_stride, tril_row_stride},
-                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q),
+                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q), at<T>(eps),
                                         {samples, rows, columns});
   });
 }
 
 void tril_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log_sigma, int64_t log_sigma_stride,
-                       Address noise, bool given, Address d_mu, Address d_log_sigma, Address d_tril,
-                       int64_t d_tril_stride, int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns,
-                       int64_t row_offset) {
+                       Address eps, Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
+                       int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns) {
   typed(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), matrix<T>(log_sigma, log_sigma_stride),
-                                        noise_source<T>(noise, given, row_offset), at<T>(d_mu), at<T>(d_log_sigma),
+                                        at<const T>(eps), at<T>(d_mu), at<T>(d_log_sigma),
                                         {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, {samples, rows, columns});
   });
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <memory>
 
@@ -13,93 +12,137 @@
 namespace fastvae {
 namespace {
 
-// Counters per batch: their words and normals stay in the first-level cache.
+using Floats = Simd<float>::Vector;
+
+// Counters of one step, which makes four vectors of normals of them.
+constexpr int64_t kStep = Simd<float>::kWidth;
+// Counters per batch, a multiple of kStep: their words and normals stay in the first-level cache.
 constexpr int64_t kBatch = 256;
-constexpr int64_t kBatchPadded = kBatch + kVectorBytes / 8;
 
-// Quarters of a row from this length on are written in place; shorter ones all together, then collected.
-constexpr int64_t kDirect = 64;
+constexpr int kRounds = 10;
 
-struct PhiloxCounters {
-  alignas(64) uint64_t column[kBatchPadded], row[kBatchPadded], sample[kBatchPadded];
+// A number for each counter of a step, in 64-bit lanes.
+struct PerCounter {
+  U64 low, high;
 };
 
-struct PhiloxWords {
-  alignas(64) uint32_t x[4][kBatchPadded];
-};
+FASTVAE_INLINE PerCounter all(int64_t value) {
+  const U64 v = U64{} + static_cast<uint64_t>(value);
+  return {v, v};
+}
+
+FASTVAE_INLINE PerCounter load_counters(const uint64_t* p) { return {load(p), load(p + kStep / 2)}; }
 
 // Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, 2011). Each 32-bit word stays in the low half of a 64-bit lane: a
 // product's low half is then already in place, and its garbage above is ignored by the next multiplication.
-inline void philox(uint64_t seed, const PhiloxCounters& counters, int64_t count, PhiloxWords& out) {
-  constexpr int64_t lanes = kVectorBytes / 8;
-  for (int64_t start = 0; start < count; start += lanes) {
-    const U64 row = *reinterpret_cast<const U64*>(counters.row + start);
-    U64 c0 = *reinterpret_cast<const U64*>(counters.column + start), c1 = row, c2 = row >> 32;
-    U64 c3 = *reinterpret_cast<const U64*>(counters.sample + start);
+class Philox {
+ public:
+  explicit Philox(uint64_t seed) {
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-      const U64 p0 = multiply_low_halves(c0, U64{} + 0xD2511F53u);
-      const U64 p1 = multiply_low_halves(c2, U64{} + 0xCD9E8D57u);
-      c0 = (p1 >> 32) ^ c1 ^ (U64{} + k0);
-      c2 = (p0 >> 32) ^ c3 ^ (U64{} + k1);
-      c1 = p1;
-      c3 = p0;
+    for (int round = 0; round < kRounds; ++round) {
+      keys_[round][0] = k0, keys_[round][1] = k1;
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    const U64 words[4] = {c0, c1, c2, c3};
-    for (int w = 0; w < 4; ++w) {
-      const U32 low = __builtin_convertvector(words[w], U32);
-      __builtin_memcpy(&out.x[w][start], &low, sizeof(low));
-    }
   }
-}
+
+  // The four words of kStep counters: word w at out + w * kBatch.
+  FASTVAE_INLINE void words(PerCounter column, PerCounter row, PerCounter sample, uint32_t* out) const {
+    U64 a[4] = {column.low, row.low, row.low >> 32, sample.low};
+    U64 b[4] = {column.high, row.high, row.high >> 32, sample.high};
+#pragma GCC unroll 10
+    for (int round = 0; round < kRounds; ++round) {
+      turn(a, round);
+      turn(b, round);
+    }
+    for (int w = 0; w < 4; ++w) store(out + w * kBatch, low_halves(a[w], b[w]));
+  }
+
+ private:
+  FASTVAE_INLINE void turn(U64* c, int round) const {
+    const U64 p0 = multiply_low_halves(c[0], U64{} + 0xD2511F53u), p1 = multiply_low_halves(c[2], U64{} + 0xCD9E8D57u);
+    c[0] = (p1 >> 32) ^ c[1] ^ (U64{} + keys_[round][0]);
+    c[2] = (p0 >> 32) ^ c[3] ^ (U64{} + keys_[round][1]);
+    c[1] = p1;
+    c[3] = p0;
+  }
+
+  uint64_t keys_[kRounds][2];
+};
 
 // Two normals from two words (Box, Muller, 1958); the two high bits of b turn the angle of its low thirty by quarters.
+FASTVAE_INLINE void box_muller(U32 a, U32 b, Floats& even, Floats& odd) {
+  const Floats u = to_floats((I32)(a >> 1)) * 0x1p-31f + 0x1p-32f;
+  const Floats r = square_root(-2.0f * log_unit(u));
+  const Floats angle = to_floats((I32)(b << 2)) * (0.785398163f * 0x1p-31f);
+  const Floats c = cos_quarter(angle), s = sin_quarter(angle);
+  const I32 swap = (I32)b < 0;
+  const Floats signed_r = (Floats)((U32)r ^ (b << 1 & 0x80000000u));
+  even = signed_r * (swap ? s : c);
+  odd = signed_r * (swap ? c : s);
+}
+
+// The normals of kStep counters from their words, lane l of them at out + l * pitch.
 template <class T>
-inline void box_muller(const uint32_t* a, const uint32_t* b, int64_t count, T* even, T* odd) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const float u = static_cast<float>(static_cast<int32_t>(a[i] >> 1)) * 0x1p-31f + 0x1p-32f;
-    const float r = std::sqrt(-2.0f * log_unit(u));
-    const float angle = static_cast<float>(static_cast<int32_t>(b[i] << 2)) * (0.785398163f * 0x1p-31f);
-    const float c = cos_quarter(angle), s = sin_quarter(angle);
-    const uint32_t sign = (b[i] << 1) & 0x80000000u;
-    const bool swap = static_cast<int32_t>(b[i]) < 0;
-    const float signed_r = bit_cast<float>(bit_cast<uint32_t>(r) ^ sign);
-    even[i] = static_cast<T>(signed_r * (swap ? s : c));
-    odd[i] = static_cast<T>(signed_r * (swap ? c : s));
+FASTVAE_INLINE void store_normals(const uint32_t* words, T* out, int64_t pitch) {
+  Floats even, odd;
+  for (int l = 0; l < 4; l += 2) {
+    box_muller(load(words + l * kBatch), load(words + (l + 1) * kBatch), even, odd);
+    store_as(out + l * pitch, even);
+    store_as(out + (l + 1) * pitch, odd);
   }
 }
 
 // The noise of consecutive (row, sample) items, samples innermost, each item's D normals contiguous.
+//
+// Vectors are stored whole, so that some reach past a lane's end or a row's: items go forward, and what is written too
+// far is overwritten by what belongs there.
 template <class T>
 class NoiseRows {
  public:
   NoiseRows(NoiseSource<T> source, Extent extent)
-      : source_(source), extent_(extent), quarter_((extent.columns + 3) / 4) {
-    if (source_.eps) return;
-    values_.reset(new T[most() * extent_.columns]);
-    for (int64_t r = 0, t = 0; t < std::min(kBatch, most() * quarter_); ++r)
-      for (int64_t c = 0; c < quarter_ && t < kBatch; ++c) counters_.column[t++] = static_cast<uint64_t>(c);
+      : source_(source),
+        extent_(extent),
+        quarter_((extent.columns + 3) / 4),
+        padded_((quarter_ + kStep - 1) / kStep * kStep),
+        philox_(source.seed ? static_cast<uint64_t>(*source.seed) : 0) {
+    // Rows on their own, unless a quarter of the normals drawn for them would not be used.
+    packed_ = padded_ * 4 > quarter_ * 5;
+    most_ = std::max<int64_t>(1, kBatch / (packed_ ? quarter_ : padded_));
+    if (!source_.seed) return;
+    values_.reset(new T[(most_ - 1) * extent_.columns + 3 * quarter_ + padded_]);
+    words_.reset(new uint32_t[4 * kBatch]);
+    if (!packed_) return;
+    lanes_.reset(new T[4 * kBatch + kStep]);
+    counters_.reset(new uint64_t[3 * kBatch]());
+    for (int64_t r = 0, t = 0; r < most_; ++r)
+      for (int64_t c = 0; c < quarter_; ++c, ++t)
+        counters_[t] = static_cast<uint64_t>(c), counters_[kBatch + t] = static_cast<uint64_t>(r);
   }
 
   // Items that one call of draw takes at most.
-  int64_t most() const { return std::max<int64_t>(1, kBatch / quarter_); }
+  int64_t most() const { return most_; }
+
+  // Draws the normals of count items. Rows drawn on their own call meanwhile(item, i) for every 4 kStep columns i:
+  // what the caller fetches there arrives while the arithmetic goes on.
+  template <class Meanwhile>
+  void draw(int64_t item, int64_t count, const Meanwhile& meanwhile) {
+    first_ = item;
+    if (!source_.seed) return;
+    if (packed_)
+      draw_packed(item, count);
+    else
+      for (int64_t first = (quarter_ - 1) / kBatch * kBatch; first >= 0; first -= kBatch)
+        draw_rows(item, count, first, std::min(kBatch, padded_ - first), meanwhile);
+  }
 
   void draw(int64_t item, int64_t count) {
-    first_ = item;
-    if (source_.eps) return;
-    if (quarter_ > kBatch)
-      draw_long_row(item);
-    else
-      draw_batch(item, count);
+    draw(item, count, [](int64_t, int64_t) {});
   }
 
   // The normals of an item of the last draw.
   const T* operator[](int64_t item) const {
-    if (source_.eps) {
+    if (!source_.seed) {
       const int64_t n = item / extent_.samples, k = item % extent_.samples;
       return source_.eps + (k * extent_.rows + n) * extent_.columns;
     }
@@ -107,64 +150,62 @@ class NoiseRows {
   }
 
  private:
-  uint64_t row_of(int64_t item) const { return static_cast<uint64_t>(source_.row_offset + item / extent_.samples); }
+  int64_t row_of(int64_t item) const { return source_.row_offset + item / extent_.samples; }
+  int64_t sample_of(int64_t item) const { return item % extent_.samples; }
 
-  void draw_words(int64_t count) { philox(static_cast<uint64_t>(*source_.seed), counters_, count, words_); }
-
-  // The normals of counters [from, from + count), lane l of them from lanes + l * stride on.
-  void draw_normals(int64_t from, int64_t count, T* lanes, int64_t stride) const {
-    box_muller(words_.x[0] + from, words_.x[1] + from, count, lanes, lanes + stride);
-    box_muller(words_.x[2] + from, words_.x[3] + from, count, lanes + 2 * stride, lanes + 3 * stride);
-  }
-
-  void draw_batch(int64_t item, int64_t count) {
+  // Counters [first, first + length) of each row; lane l of counter c is column l * quarter + c. What a step wrote too
+  // far is overwritten by the step before it, hence backwards.
+  template <class Meanwhile>
+  void draw_rows(int64_t item, int64_t count, int64_t first, int64_t length, const Meanwhile& meanwhile) {
+    PerCounter start = all(first);
+    for (int i = 0; i < kStep / 2; ++i) start.low[i] += static_cast<uint64_t>(i);
+    start.high = start.low + static_cast<uint64_t>(kStep / 2);
+    uint32_t* const words = words_.get();
     for (int64_t r = 0; r < count; ++r) {
-      const uint64_t row = row_of(item + r), sample = static_cast<uint64_t>((item + r) % extent_.samples);
-      uint64_t *rows = counters_.row + r * quarter_, *samples = counters_.sample + r * quarter_;
-#pragma omp simd
-      for (int64_t c = 0; c < quarter_; ++c) rows[c] = row, samples[c] = sample;
+      const PerCounter row = all(row_of(item + r)), sample = all(sample_of(item + r));
+      for (int64_t c = 0; c < length; c += kStep) {
+        meanwhile(item + r, 4 * (first + c));
+        philox_.words({start.low + static_cast<uint64_t>(c), start.high + static_cast<uint64_t>(c)}, row, sample,
+                      words + r * length + c);
+      }
     }
-    draw_words(count * quarter_);
-    if (quarter_ >= kDirect && extent_.columns % 4 == 0) {
-      for (int64_t r = 0; r < count; ++r)
-        draw_normals(r * quarter_, quarter_, values_.get() + r * extent_.columns, quarter_);
-      return;
-    }
-    draw_normals(0, count * quarter_, lanes_[0], kBatchPadded);
-    for (int64_t r = 0; r < count; ++r) collect(r * quarter_, quarter_, 0, values_.get() + r * extent_.columns);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = length - kStep; c >= 0; c -= kStep)
+        store_normals(words + r * length + c, values_.get() + r * extent_.columns + first + c, quarter_);
   }
 
-  void draw_long_row(int64_t item) {
-    const uint64_t row = row_of(item), sample = static_cast<uint64_t>(item % extent_.samples);
-    std::fill_n(counters_.row, kBatch, row);
-    std::fill_n(counters_.sample, kBatch, sample);
-    for (int64_t first = 0; first < quarter_; first += kBatch) {
-      const int64_t count = std::min(kBatch, quarter_ - first);
-#pragma omp simd
-      for (int64_t c = 0; c < count; ++c) counters_.column[c] = static_cast<uint64_t>(first + c);
-      draw_words(count);
-      draw_normals(0, count, lanes_[0], kBatchPadded);
-      collect(0, count, first, values_.get());
+  void draw_packed(int64_t item, int64_t count) {
+    const int64_t counters = count * quarter_;
+    uint64_t *columns = counters_.get(), *rows = columns + kBatch, *samples = rows + kBatch;
+    // With one sample the rows of a batch follow each other: those of the first, 0, 1, ..., are moved along.
+    const uint64_t moved = extent_.samples == 1 ? static_cast<uint64_t>(row_of(item)) : 0;
+    if (extent_.samples > 1)
+      for (int64_t r = 0; r < count; ++r) {
+        std::fill_n(rows + r * quarter_, quarter_, static_cast<uint64_t>(row_of(item + r)));
+        std::fill_n(samples + r * quarter_, quarter_, static_cast<uint64_t>(sample_of(item + r)));
+      }
+    for (int64_t t = 0; t < counters; t += kStep) {
+      const PerCounter row = load_counters(rows + t);
+      philox_.words(load_counters(columns + t), {row.low + moved, row.high + moved}, load_counters(samples + t),
+                    words_.get() + t);
     }
-  }
-
-  // Lane l of counter first + c is column l * quarter + first + c.
-  void collect(int64_t from, int64_t count, int64_t first, T* row) const {
-    for (int64_t l = 0; l < 4; ++l) {
-      const int64_t offset = l * quarter_ + first, length = std::min(count, extent_.columns - offset);
-      const T* source = lanes_[l] + from;
-#pragma omp simd
-      for (int64_t c = 0; c < length; ++c) row[offset + c] = source[c];
-    }
+    for (int64_t t = 0; t < counters; t += kStep) store_normals(words_.get() + t, lanes_.get() + t, kBatch);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t l = 0; l < 4; ++l) {
+        const T* from = lanes_.get() + l * kBatch + r * quarter_;
+        T* to = values_.get() + r * extent_.columns + l * quarter_;
+        for (int64_t c = 0; c < quarter_; c += Simd<T>::kWidth) store(to + c, load(from + c));
+      }
   }
 
   NoiseSource<T> source_;
   Extent extent_;
-  int64_t quarter_, first_ = 0;
-  std::unique_ptr<T[]> values_;
-  PhiloxCounters counters_{};
-  PhiloxWords words_;
-  alignas(64) T lanes_[4][kBatchPadded];
+  int64_t quarter_, padded_, most_ = 1, first_ = 0;
+  bool packed_ = false;
+  Philox philox_;
+  std::unique_ptr<T[]> values_, lanes_;
+  std::unique_ptr<uint32_t[]> words_;
+  std::unique_ptr<uint64_t[]> counters_;
 };
 
 }  // namespace

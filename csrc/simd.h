@@ -24,7 +24,9 @@ constexpr int kVectorBytes = 32;  // two registers without AVX
 #endif
 
 using U64 = uint64_t __attribute__((vector_size(kVectorBytes)));
-using U32 = uint32_t __attribute__((vector_size(kVectorBytes / 2)));
+using I64 = int64_t __attribute__((vector_size(kVectorBytes)));
+using U32 = uint32_t __attribute__((vector_size(kVectorBytes)));
+using I32 = int32_t __attribute__((vector_size(kVectorBytes)));
 
 // 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
 FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
@@ -37,6 +39,16 @@ FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
 #endif
 }
 
+// The low halves of the lanes of a, then of b.
+FASTVAE_INLINE U32 low_halves(U64 a, U64 b) {
+#ifdef __AVX512F__
+  return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#else
+  return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6, 8, 10, 12, 14);
+#endif
+}
+
+// Vectors of T, a number or a word.
 template <class T>
 struct Simd {
   static constexpr int64_t kWidth = kVectorBytes / sizeof(T);
@@ -97,6 +109,48 @@ FASTVAE_INLINE Simd<double>::Vector load_first(const double* p, int64_t count) {
 #else
   Simd<double>::Vector v{};
   for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+// Writes the first count lanes at p and nothing behind them.
+FASTVAE_INLINE void store_first(float* p, Simd<float>::Vector v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), (__m512)v);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes), (__m256)v);
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+FASTVAE_INLINE void store_first(double* p, Simd<double>::Vector v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1u), (__m512d)v);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+  _mm256_maskstore_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes), (__m256d)v);
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+// Numbers drawn in single precision, stored as the kernel's.
+FASTVAE_INLINE void store_as(float* p, Simd<float>::Vector v) { store(p, v); }
+FASTVAE_INLINE void store_as(double* p, Simd<float>::Vector v) {
+  using Doubles = double __attribute__((vector_size(2 * kVectorBytes)));
+  const Doubles wide = __builtin_convertvector(v, Doubles);
+  __builtin_memcpy(p, &wide, sizeof(wide));
+}
+
+FASTVAE_INLINE Simd<float>::Vector square_root(Simd<float>::Vector v) {
+#if defined(__AVX512F__)
+  return (Simd<float>::Vector)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (Simd<float>::Vector)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < Simd<float>::kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
 #endif
 }

@@ -18,10 +18,5 @@ bool streams(const T* data, int64_t rows, int64_t d) {
          reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0;
 }
 
-template <class T>
-FASTVAE_INLINE void stream_row(T* to, const T* from, int64_t d) {
-  for (int64_t i = 0; i < d; i += Simd<T>::kWidth) stream(to + i, load(from + i));
-}
-
 }  // namespace
 }  // namespace fastvae

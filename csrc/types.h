@@ -28,7 +28,7 @@ struct Extent {
   int64_t samples, rows, columns;
 };
 
-// The normals themselves, or the seed they are drawn from when eps is null.
+// The seed that normals are drawn from or, where it is null, the normals themselves.
 template <class T>
 struct NoiseSource {
   const int64_t* seed;

@@ -61,10 +61,11 @@ def resolve(impl: str, like: Tensor, eps: Tensor | None = None) -> str:
         RuntimeError: the implementation asked for cannot run; the message says why.
     """
     if impl == "auto":
-        chosen = {"cpu": "cpp", "cuda": "triton"}.get(like.device.type, "reference")
-        if chosen == "reference" or _unruled(eps) or why_not(chosen, like.device.type):
-            return "reference"
-        return chosen
+        if like.is_cpu:
+            return "reference" if _cpp_missing or _unruled(eps) else "cpp"
+        if like.is_cuda:
+            return "reference" if _triton_missing or _unruled(eps) else "triton"
+        return "reference"
     if impl == "reference":
         return impl
     if impl not in IMPLEMENTATIONS:

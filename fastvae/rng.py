@@ -50,6 +50,6 @@ def draw_seed(device: torch.device | str, generator: torch.Generator | None = No
         torch.int64
     """
     if generator is None:
-        return torch.randint(_SEED_END, (), dtype=torch.int64, device=device)
+        return torch.randint(_SEED_END, (), device=device)
     check_generator(generator, device)
-    return torch.randint(_SEED_END, (), dtype=torch.int64, device=device, generator=generator)
+    return torch.randint(_SEED_END, (), device=device, generator=generator)

@@ -14,86 +14,121 @@ constexpr double kHalfLog2Pi = 0.91893853320467274178;
 // Scalar operations of one normal and its use: what parallel_ranges weighs.
 constexpr int64_t kWorkPerNormal = 12;
 
-// Brings rows nearer while their noise is drawn: arithmetic and memory would otherwise take turns.
-template <class T>
-FASTVAE_INLINE void prefetch_rows(Matrix<T> matrix, int64_t first, int64_t last, int64_t d) {
-  for (int64_t n = first; n < last; ++n)
-    for (int64_t i = 0; i < d; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(matrix.row(n) + i, 0, 2);
+// One sample of a row, z = mu + sigma eps, and sigma eps where kept is not null; returns, in parts still to be summed,
+// what its log-density takes away from the constant. sigma is null for a row's only sample: e^log_sigma is then taken
+// on the way.
+template <bool streaming, class T>
+FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sigma, const T* sigma, const T* eps, T* z,
+                                                   T* kept, int64_t d) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  typename Simd<T>::Vector squares{}, logs{};
+  int64_t i = 0;
+  for (; i + width <= d; i += width) {
+    const auto e = load(eps + i), log_s = load(log_sigma + i);
+    const auto spread = (sigma ? load(sigma + i) : exp(log_s)) * e, point = load(mu + i) + spread;
+    if (streaming)
+      stream(z + i, point);
+    else
+      store(z + i, point);
+    if (kept && streaming)
+      stream(kept + i, spread);
+    else if (kept)
+      store(kept + i, spread);
+    squares += e * e;
+    logs += log_s;
+  }
+  if (const int64_t rest = d - i; rest > 0) {
+    const auto e = load_first(eps + i, rest), log_s = load_first(log_sigma + i, rest);
+    const auto spread = (sigma ? load_first(sigma + i, rest) : exp(log_s)) * e;
+    store_first(z + i, load_first(mu + i, rest) + spread, rest);
+    if (kept) store_first(kept + i, spread, rest);
+    squares += e * e;
+    logs += log_s;
+  }
+  return T(0.5) * squares + logs;
 }
 
 // A row's samples are drawn next to each other, so that its parameters are read from memory once.
-template <class T>
-void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e) {
+template <bool streaming, class T>
+void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e,
+                  int64_t begin, int64_t end) {
   const int64_t d = e.columns;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
-  const bool streaming = streams(z, e.samples * e.rows, d) && (!kept || streams(kept, e.samples * e.rows, d));
-  parallel_ranges(e.rows * e.samples, d * kWorkPerNormal, [&](int64_t begin, int64_t end) {
-    NoiseRows<T> noise(source, e);
-    const std::unique_ptr<T[]> scratch(new T[3 * d]);
-    T *sigma = scratch.get(), *product = sigma + d, *point = product + d;
-    int64_t scaled_row = -1;
-    for (int64_t first = begin; first < end; first += noise.most()) {
-      const int64_t last = std::min(end, first + noise.most());
-      if (streaming && e.samples == 1) {
-        prefetch_rows(mu, first, last, d);
-        prefetch_rows(log_sigma, first, last, d);
-      }
+  NoiseRows<T> noise(source, e);
+  const std::unique_ptr<T[]> shared(e.samples > 1 ? new T[d] : nullptr);
+  T* const sigma = shared.get();
+  int64_t scaled_row = -1;
+  for (int64_t first = begin; first < end; first += noise.most()) {
+    const int64_t last = std::min(end, first + noise.most());
+    if (streaming && !sigma)
+      noise.draw(first, last - first, [&](int64_t n, int64_t i) {
+        for (int64_t end_i = std::min(d, i + 4 * kStep); i < end_i; i += 64 / static_cast<int64_t>(sizeof(T))) {
+          __builtin_prefetch(mu.row(n) + i, 0, 2);
+          __builtin_prefetch(log_sigma.row(n) + i, 0, 2);
+        }
+      });
+    else
       noise.draw(first, last - first);
-      for (int64_t item = first; item < last; ++item) {
-        const int64_t n = item / e.samples, at = item % e.samples * e.rows + n;
-        const T *eps = noise[item], *m = mu.row(n), *log_s = log_sigma.row(n);
-        T* out = streaming ? point : z + at * d;
-        T* spread = kept && !streaming ? kept + at * d : product;
-        if (e.samples == 1) {
-#pragma omp simd
-          for (int64_t i = 0; i < d; ++i) {
-            spread[i] = exp(log_s[i]) * eps[i];
-            out[i] = m[i] + spread[i];
-          }
-        } else {
-          if (n != scaled_row) {
-#pragma omp simd
-            for (int64_t i = 0; i < d; ++i) sigma[i] = exp(log_s[i]);
-          }
-          scaled_row = n;
-#pragma omp simd
-          for (int64_t i = 0; i < d; ++i) {
-            spread[i] = sigma[i] * eps[i];
-            out[i] = m[i] + spread[i];
-          }
-        }
-        if (streaming) {
-          stream_row(z + at * d, out, d);
-          if (kept) stream_row(kept + at * d, spread, d);
-        }
-        log_q[at] = static_cast<T>(constant - energy(eps, log_s, d));
+    for (int64_t item = first; item < last; item += 4) {
+      typename Simd<T>::Vector taken[4] = {};
+      int64_t at[4];
+      const int64_t count = std::min<int64_t>(4, last - item);
+      for (int64_t h = 0; h < count; ++h) {
+        const int64_t n = sigma ? (item + h) / e.samples : item + h;
+        at[h] = sigma ? (item + h) % e.samples * e.rows + n : n;
+        const T* log_s = log_sigma.row(n);
+        if (sigma && n != scaled_row) exp_row(log_s, d, sigma);
+        scaled_row = n;
+        taken[h] = sample_row<streaming>(mu.row(n), log_s, sigma, noise[item + h], z + at[h] * d,
+                                         kept ? kept + at[h] * d : nullptr, d);
       }
+      // Four horizontal sums at once: alone they would cost as much as a short row.
+      const auto sums = sum_each<T>(taken[0], taken[1], taken[2], taken[3]);
+      for (int64_t h = 0; h < count; ++h) log_q[at[h]] = static_cast<T>(constant - sums[h]);
     }
-    fence_streams();
+  }
+  if (streaming) fence_streams();
+}
+
+template <class T>
+void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e) {
+  const int64_t items = e.samples * e.rows;
+  const bool streaming = streams(z, items, e.columns) && (!kept || streams(kept, items, e.columns));
+  parallel_ranges(items, e.columns * kWorkPerNormal, [&](int64_t begin, int64_t end) {
+    (streaming ? sample_items<true, T> : sample_items<false, T>)(mu, log_sigma, source, z, log_q, kept, e, begin, end);
   });
+}
+
+// A row's only sample: d_log_sigma = d_z kept - d_log_q, rows of whole vectors written past the caches.
+template <class T>
+FASTVAE_INLINE void stream_scale_gradient(const T* d_z, const T* kept, T d_density, T* d_log_sigma, int64_t d) {
+  for (int64_t i = 0; i < d; i += Simd<T>::kWidth) stream(d_log_sigma + i, load(d_z + i) * load(kept + i) - d_density);
 }
 
 template <class T>
 void bwd(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma, Extent e) {
   const int64_t d = e.columns;
   const bool streaming = e.samples == 1 && streams(d_log_sigma, e.rows, d);
-  parallel_ranges(e.rows, d * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> scratch(new T[streaming ? d : 1]);
+  // Shared out as in fwd: what a core wrote there is read here by the same core, out of its own cache.
+  parallel_ranges(e.rows, d * kWorkPerNormal * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      T* to_scale = streaming ? scratch.get() : d_log_sigma + n * d;
+      T* to_scale = d_log_sigma + n * d;
+      T* to_mu = d_mu ? d_mu + n * d : nullptr;
       if (e.samples == 1) {
         const T *g = d_z + n * d, *spread = kept + n * d, d_density = d_log_q[n];
+        if (to_mu) std::copy_n(g, d, to_mu);
+        if (streaming) {
+          stream_scale_gradient(g, spread, d_density, to_scale, d);
+          continue;
+        }
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_scale[i] = g[i] * spread[i] - d_density;
-        if (streaming) stream_row(d_log_sigma + n * d, to_scale, d);
-        if (d_mu) std::copy_n(g, d, d_mu + n * d);
         continue;
       }
       T d_density = 0;
       for (int64_t k = 0; k < e.samples; ++k) d_density += d_log_q[k * e.rows + n];
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) to_scale[i] = -d_density;
-      T* to_mu = d_mu ? d_mu + n * d : nullptr;
       if (to_mu) std::fill_n(to_mu, d, T(0));
       for (int64_t k = 0; k < e.samples; ++k) {
         const T *g = d_z + (k * e.rows + n) * d, *spread = kept + (k * e.rows + n) * d;

@@ -53,12 +53,6 @@ FASTVAE_INLINE void four_rows(Tril<T> tril, int64_t n, int64_t i, T** rows) {
   for (int h = 0; h < 4; ++h) rows[h] = tril.row(n, i + h);
 }
 
-template <class T>
-FASTVAE_INLINE void exp_row(const T* log_sigma, int64_t count, T* sigma) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) sigma[i] = exp(log_sigma[i]);
-}
-
 // Whether the rows of a dense gradient, diagonal and all, are written past the caches.
 template <class T>
 bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
@@ -66,7 +60,8 @@ bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
 }
 
 template <class T>
-void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, Extent e) {
+void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, T* eps,
+         Extent e) {
   const int64_t d = e.columns, whole = d / 4 * 4;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
@@ -80,6 +75,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
         const int64_t n = item / e.samples, k = item % e.samples;
         const T *x = noise[item], *m = mu.row(n), *s = sigma.get();
         T* out = z + (k * e.rows + n) * d;
+        if (eps) std::copy_n(x, d, eps + (k * e.rows + n) * d);
         if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
         scaled_row = n;
         for (int64_t i = 0; i < whole; i += 4) {
@@ -126,59 +122,78 @@ FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, int64_t i, int64_t 
   for (; j < d; j += width) stream(out + j, Vector{});
 }
 
-// d_tril (+)= left right^T below the diagonal; the first sample writes, the others add.
-template <class T>
-void outer_product(Tril<T> d_tril, int64_t n, int64_t d, const T* left, const T* right, bool add, bool streaming) {
+// d_tril (+)= sign sum over h of left[h] right[h]^T below the diagonal, for a few samples at once: each number of
+// d_tril is loaded and stored once for all of them.
+template <int count, class T>
+FASTVAE_INLINE void outer_products(Tril<T> d_tril, int64_t n, int64_t d, T sign, const T* const* left,
+                                   const T* const* right, bool add) {
   for (int64_t i = 0; i < d; ++i) {
     T* out = d_tril.row(n, i);
-    const T g = left[i];
-    if (add) {
+    T g[count];
+    for (int h = 0; h < count; ++h) g[h] = sign * left[h][i];
 #pragma omp simd
-      for (int64_t j = 0; j < i; ++j) out[j] += g * right[j];
-    } else if (streaming) {
-      stream_tril_row(out, g, right, i, d);
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < i; ++j) out[j] = g * right[j];
-      clear_upper(d_tril, n, i, d);
+    for (int64_t j = 0; j < i; ++j) {
+      T total = g[0] * right[0][j];
+      for (int h = 1; h < count; ++h) total += g[h] * right[h][j];
+      out[j] = add ? out[j] + total : total;
     }
+    if (!add) clear_upper(d_tril, n, i, d);
   }
 }
 
+// The gradient of Gaussian n's factor: sign times the sum over its samples of the outer products of rows of left and
+// right, each (K, N, D).
 template <class T>
-void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> source, T* d_mu, T* d_log_sigma,
-         Tril<T> d_tril, Extent e) {
+void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const T* right, Extent e, bool streaming) {
+  constexpr int together = 4;
+  const int64_t d = e.columns;
+  const T *lefts[together], *rights[together];
+  for (int64_t k = 0; k < e.samples;) {
+    const int64_t count = e.samples - k < together ? 1 : together;
+    for (int h = 0; h < count; ++h) {
+      lefts[h] = left + ((k + h) * e.rows + n) * d;
+      rights[h] = right + ((k + h) * e.rows + n) * d;
+    }
+    if (streaming)
+      for (int64_t i = 0; i < d; ++i) stream_tril_row(d_tril.row(n, i), sign * lefts[0][i], rights[0], i, d);
+    else if (count == 1)
+      outer_products<1>(d_tril, n, d, sign, lefts, rights, k > 0);
+    else
+      outer_products<together>(d_tril, n, d, sign, lefts, rights, k > 0);
+    k += count;
+  }
+  if (e.samples == 0) clear(d_tril, n, d);
+}
+
+template <class T>
+void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d_mu, T* d_log_sigma, Tril<T> d_tril,
+         Extent e) {
   const int64_t d = e.columns;
   const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
-  parallel_ranges(e.rows, d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1),
-                  [&](int64_t begin, int64_t end) {
-                    NoiseRows<T> noise(source, e);
-                    for (int64_t n = begin; n < end; ++n) {
-                      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
-                      std::fill(to_mu, to_mu + d, T(0));
-                      std::fill(to_scale, to_scale + d, T(0));
-                      T d_density = 0;
-                      for (int64_t first = 0; first < e.samples; first += noise.most()) {
-                        const int64_t count = std::min(noise.most(), e.samples - first);
-                        noise.draw(n * e.samples + first, count);
-                        for (int64_t k = first; k < first + count; ++k) {
-                          const T *g = d_z + (k * e.rows + n) * d, *x = noise[n * e.samples + k];
-                          d_density += d_log_q[k * e.rows + n];
+  const int64_t work = d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1);
+  parallel_ranges(e.rows, work, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
+      std::fill(to_mu, to_mu + d, T(0));
+      std::fill(to_scale, to_scale + d, T(0));
+      T d_density = 0;
+      for (int64_t k = 0; k < e.samples; ++k) {
+        const int64_t at = k * e.rows + n;
+        const T *g = d_z + at * d, *x = eps + at * d;
+        d_density += d_log_q[at];
 #pragma omp simd
-                          for (int64_t i = 0; i < d; ++i) {
-                            to_mu[i] += g[i];
-                            to_scale[i] += g[i] * x[i];
-                          }
-                          outer_product(d_tril, n, d, g, x, k > 0, streaming);
-                        }
-                      }
-                      if (e.samples == 0) clear(d_tril, n, d);
-                      const T* log_s = log_sigma.row(n);
+        for (int64_t i = 0; i < d; ++i) {
+          to_mu[i] += g[i];
+          to_scale[i] += g[i] * x[i];
+        }
+      }
+      const T* log_s = log_sigma.row(n);
 #pragma omp simd
-                      for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
-                    }
-                    fence_streams();
-                  });
+      for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
+      sum_outer_products(d_tril, n, T(1), d_z, eps, e, streaming);
+    }
+    fence_streams();
+  });
 }
 
 template <class T>
@@ -259,9 +274,8 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
           to_mu[i] += w[i];
           to_scale[i] += w[i] * y[i] * sigma[i] - g;
         }
-        outer_product(d_tril, n, d, w, y, k > 0, streaming);
       }
-      if (e.samples == 0) clear(d_tril, n, d);
+      sum_outer_products(d_tril, n, T(-1), d_z, eps, e, streaming);
     }
     fence_streams();
   });

@@ -7,11 +7,11 @@ namespace fastvae {
 
 template <class T>
 struct TrilGaussian {
-  void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> noise, T* z, T* log_q,
+  // eps, (K, N, D), is what the backward pass takes: the noise drawn (not kept where null), or the whitened points.
+  void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> noise, T* z, T* log_q, T* eps,
               Extent extent);
-  void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, NoiseSource<T> noise, T* d_mu, T* d_log_sigma,
+  void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d_mu, T* d_log_sigma,
               Tril<T> d_tril, Extent extent);
-  // eps, (K, N, D), are the whitened points, which the backward pass takes.
   void (*log_prob_fwd)(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* log_q, T* eps,
                        Extent extent);
   void (*log_prob_bwd)(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<const T> tril, T* d_z, T* d_mu,

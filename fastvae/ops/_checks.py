@@ -71,12 +71,12 @@ def gaussian(mu: Tensor, log_sigma: Tensor) -> list[Tensor]:
     if (
         isinstance(mu, Tensor)
         and isinstance(log_sigma, Tensor)
-        and mu.dtype is log_sigma.dtype
-        and mu.dtype in DTYPES
-        and mu.shape == log_sigma.shape
+        and (dtype := mu.dtype) is log_sigma.dtype
+        and dtype in DTYPES
+        and (shape := mu.shape) == log_sigma.shape
         and mu.device == log_sigma.device
-        and mu.dim() > 0
-        and mu.shape[-1] > 0
+        and shape
+        and shape[-1] > 0
     ):
         return [mu, log_sigma]
     mu, log_sigma = same_kind(mu=mu, log_sigma=log_sigma)
@@ -113,6 +113,8 @@ def triangular(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Ten
 
 
 def sample_shape_of(sample_shape: Sequence[int]) -> tuple[int, ...]:
+    if sample_shape == ():
+        return ()
     if isinstance(sample_shape, int):
         raise TypeError(f"sample_shape must be a sequence of sizes such as ({sample_shape},), got an int")
     shape = tuple(sample_shape)

@@ -14,6 +14,9 @@ from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._library import define, empty, extension, needs_grad, once_differentiable
 
+# `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
+# rather than draw them again.
+
 
 def layout(tril: Tensor) -> tuple[int, int, int]:
     """What the extension takes for ``tril``: its address, the stride of a Gaussian, and of a row (0: packed)."""
@@ -25,20 +28,21 @@ def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
 
 
 def _fwd_cpu(
-    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
-) -> tuple[Tensor, Tensor]:
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
+    x, log_s, t = _checks.compute(mu), _checks.compute(log_sigma), _checks.compute(tril)
     given = noise.dim() > 0
     if given:
         noise = _checks.cast(noise, x.dtype)
     z, log_q = empty(x, shape), x.new_empty(shape[:-1])
+    kept = empty(x, shape) if keep else x.new_empty(0)
     extension().tril_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
-        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(),
+        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
         _checks.samples_in(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return _checks.cast(z, mu.dtype), log_q
+    return _checks.cast(z, mu.dtype), log_q, kept
 
 
 def _fwd_stacked(
@@ -49,40 +53,47 @@ def _fwd_stacked(
     noise: Tensor,
     shape: Sequence[int],
     row_offset: int,
-) -> tuple[Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     if noise.dim() > 0:
         noise = _checks.stack(noise, n, d)
     samples = _checks.samples_in(_checks.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, tril, noise, samples, row_offset)
-    return z.view(shape), log_q.view(shape[:-1])
+    return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
 
 
 def _fwd_fake(
-    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int
-) -> tuple[Tensor, Tensor]:
-    return mu.new_empty(shape), mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_q = mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
+    return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
 
 
 def _bwd_cpu(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Any, kept: Tensor, row_offset: int, dense: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    g, log_s, given = _checks.compute(d_z), _checks.compute(log_sigma), noise.dim() > 0
-    if given:
-        noise = _checks.cast(noise, g.dtype)
+    g, log_s = _checks.compute(d_z), _checks.compute(log_sigma)
     d_mu, d_log_sigma, d_tril = empty(g, (n, d)), empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
-        noise.data_ptr(), given, d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
-        _checks.samples_in(g.numel(), n, d), n, d, row_offset,
+        kept.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
+        _checks.samples_in(g.numel(), n, d), n, d,
     )  # fmt: skip
     dtype = log_sigma.dtype
     return _checks.cast(d_mu, dtype), _checks.cast(d_log_sigma, dtype), _checks.cast(d_tril, dtype)
 
 
 def _bwd_stacked(
-    launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+    launcher: Any,
+    d_z: Tensor,
+    d_log_q: Tensor,
+    log_sigma: Tensor,
+    noise: Tensor,
+    kept: Any,
+    row_offset: int,
+    dense: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
     d_z = _checks.stack(d_z, n, d)
@@ -92,21 +103,21 @@ def _bwd_stacked(
 
 
 def _bwd_fake(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Any, kept: Any, row_offset: int, dense: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
     return log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d)), log_sigma.new_empty(tril_shape(n, d, dense))
 
 
 FWD = define(
-    "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset)"
-    " -> (Tensor z, Tensor log_q)",
+    "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset,"
+    " bool keep) -> (Tensor z, Tensor log_q, Tensor kept)",
     module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
 )  # fmt: skip
 # The gradient of the factor is an outer product: its values are not read again, only its layout is kept.
 BWD = define(
-    "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor noise, SymInt row_offset, bool dense)"
-    " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
+    " bool dense) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
     module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 
@@ -119,20 +130,25 @@ class _TrilGaussianRsample(torch.autograd.Function):
         log_sigma: Tensor,
         tril: Tensor,
         noise: Tensor,
-        shape: tuple[int, ...],
-        row_offset: int,
-        impl: str,
+        call: tuple[tuple[int, ...], int, str],
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(log_sigma, noise)
-        ctx.row_offset, ctx.dense, ctx.impl = row_offset, tril.dim() == 3, impl
-        return FWD.on(impl, mu)(mu, log_sigma, tril, noise, shape, row_offset)
+        shape, row_offset, impl = call
+        z, log_q, kept = FWD.on(impl, mu)(mu, log_sigma, tril, noise, shape, row_offset, True)
+        ctx.save_for_backward(log_sigma, kept if impl == "cpp" else noise)
+        ctx.dense, ctx.call = tril.dim() == 3, call
+        return z, log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        bwd = BWD.on(ctx.impl, d_z)
-        gradients = bwd(d_z.contiguous(), d_log_q.contiguous(), *ctx.saved_tensors, ctx.row_offset, ctx.dense)
-        return *gradients, None, None, None, None
+        _, row_offset, impl = ctx.call
+        log_sigma, noise = ctx.saved_tensors
+        noise, kept = (None, noise) if impl == "cpp" else (noise, None)
+        bwd = BWD.on(impl, d_z)
+        d_mu, d_log_sigma, d_tril = bwd(
+            d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, kept, row_offset, ctx.dense
+        )
+        return d_mu, d_log_sigma, d_tril, None, None
 
 
 def tril_gaussian_rsample(
@@ -177,9 +193,10 @@ def tril_gaussian_rsample(
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Half-precision inputs accumulate in float32. The noise is that of :func:`diag_gaussian_rsample`, drawn again in
-        the backward pass; the gradient of a dense ``tril`` is zero on and above the diagonal. Deterministic given
-        the generator's state; differentiable once (the reference, any number of times).
+        Half-precision inputs accumulate in float32. The noise is that of :func:`diag_gaussian_rsample`: a GPU's
+        backward pass draws it again, a CPU's reads what the forward pass kept. The gradient of a dense ``tril`` is zero
+        on and above the diagonal. Deterministic given the generator's state; differentiable once (the reference, any
+        number of times).
 
     Reference:
         *An Introduction to Variational Autoencoders* (Kingma, Welling, 2019), full-covariance Gaussian posteriors.
@@ -205,5 +222,5 @@ def tril_gaussian_rsample(
     tril = _checks.matrices(tril, d, packed)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma, tril):
-        return _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, shape, row_offset, chosen)
-    return FWD.on(chosen, mu)(mu, log_sigma, tril, noise, shape, row_offset)
+        return _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, (shape, row_offset, chosen))
+    return FWD.on(chosen, mu)(mu, log_sigma, tril, noise, shape, row_offset, False)[:2]

@@ -90,10 +90,11 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   r.keep(rows, n), r.keep(c, n * d), r.keep(f, n * d), keep(false, false);
 
   const auto& full = kernels.tril_gaussian;
-  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), e);
-  full.bwd(in.z.get(), in.per_sample.get(), log_sigma, noise, a.get(), b.get(), d_tril, e);
-  keep(true, true);
   auto eps = r.array(k * n * d);
+  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), nullptr, e);
+  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), eps.get(), e);
+  full.bwd(in.z.get(), in.per_sample.get(), log_sigma, eps.get(), a.get(), b.get(), d_tril, e);
+  keep(true, true);
   full.log_prob_fwd(in.z.get(), mu, log_sigma, tril, density.get(), eps.get(), e);
   full.log_prob_bwd(in.per_sample.get(), eps.get(), log_sigma, tril, samples.get(), a.get(), b.get(), d_tril, e);
   keep(true, true);
