@@ -1,14 +1,18 @@
 """Every public function: ``import fastvae.functional as F``."""
 
+from .ops.affine_flow import affine_flow
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
+from .ops.masked_linear import masked_linear
 from .ops.tril_gaussian import tril_gaussian_rsample
 from .ops.tril_gaussian_density import tril_gaussian_kl, tril_gaussian_log_prob
 
 __all__ = [
+    "affine_flow",
     "diag_gaussian_kl",
     "diag_gaussian_log_prob",
     "diag_gaussian_rsample",
+    "masked_linear",
     "tril_gaussian_kl",
     "tril_gaussian_log_prob",
     "tril_gaussian_rsample",

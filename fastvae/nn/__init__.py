@@ -1,5 +1,15 @@
 """Layers."""
 
+from .flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
+from .made import MADE
+from .masked import MaskedLinear
 
-__all__ = ["DiagonalGaussianHead", "TriangularGaussianHead"]
+__all__ = [
+    "MADE",
+    "DiagonalGaussianHead",
+    "InverseAutoregressiveFlow",
+    "MaskedAutoregressiveFlow",
+    "MaskedLinear",
+    "TriangularGaussianHead",
+]

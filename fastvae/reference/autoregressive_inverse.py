@@ -1,0 +1,97 @@
+r"""Inverse of an autoregressive affine flow in one sweep, in plain PyTorch.
+
+With feature i known, exactly the hidden units of degree i become known; every weight is used once. The usual inverse
+runs the whole network once for each of D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..structure import MadeStructure
+from .affine_flow import affine_flow
+from .made import MadeParameters
+from .masked_linear import ACTIVATIONS
+
+
+class _Growing:
+    """The units known so far, by ascending degree: slices of one buffer or, for autograd, a list."""
+
+    def __init__(self, like: Tensor, width: int, differentiable: bool) -> None:
+        self._parts = [like.new_empty(*like.shape[:-1], 0)]
+        self._buffer = None if differentiable else like.new_empty(*like.shape[:-1], width)
+        self._count = 0
+
+    def append(self, part: Tensor) -> None:
+        if self._buffer is None:
+            self._parts.append(part)
+        else:
+            self._buffer[..., self._count : self._count + part.shape[-1]] = part
+        self._count += part.shape[-1]
+
+    def known(self) -> Tensor:
+        return torch.cat(self._parts, -1) if self._buffer is None else self._buffer[..., : self._count]
+
+
+def autoregressive_inverse(
+    z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
+) -> tuple[Tensor, Tensor]:
+    """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
+    degrees = structure.degree_tensors(z.device)
+    # Units by ascending degree, so that those known are always the first ones.
+    orders = [d.argsort(stable=True) for d in degrees]
+    sorted_degrees = [d[order] for d, order in zip(degrees, orders, strict=True)]
+    weights = [
+        (weight if scale is None else weight * scale.unsqueeze(-1))[orders[i + 1]][:, orders[i]]
+        for i, (weight, scale) in enumerate(zip(parameters.weights, parameters.weight_scales, strict=True))
+    ]
+    biases = [None if b is None else b[orders[i + 1]] for i, b in enumerate(parameters.biases)]
+    if context_term is not None:
+        context_term = context_term[..., orders[1]]
+    # How many units of each layer have a degree of at most 0, 1, ..., D.
+    counts = [
+        torch.searchsorted(d, torch.arange(structure.features + 1, device=z.device), right=True).tolist()
+        for d in sorted_degrees
+    ]
+    act = ACTIVATIONS[structure.activation]
+    last = len(structure.hidden_degrees)
+    differentiable = torch.is_grad_enabled()
+    growing = [_Growing(z, len(d), differentiable) for d in degrees[:-1]]  # of each layer's inputs
+    streams = [_Growing(z, len(d), differentiable) for d in degrees[:-1]]  # before the activation, with residual only
+
+    def rows(layer: int, begin: int, end: int) -> Tensor:
+        inputs = growing[layer].known()
+        bias = biases[layer]
+        return functional.linear(
+            inputs, weights[layer][begin:end, : inputs.shape[-1]], None if bias is None else bias[begin:end]
+        )
+
+    def advance(degree: int) -> None:
+        for layer in range(last):
+            begin = counts[layer + 1][degree - 1] if degree else 0
+            end = counts[layer + 1][degree]
+            h = rows(layer, begin, end)
+            if layer == 0 and context_term is not None:
+                h = h + context_term[..., begin:end]
+            if structure.residual and layer % 2 == 0:
+                if layer:
+                    h = h + streams[layer - 1].known()[..., begin:end]
+                streams[layer + 1].append(h)
+            growing[layer + 1].append(h if structure.residual and layer == last - 1 else act(h))
+
+    values = {}
+    log_det = z.new_zeros(z.shape[:-1])
+    advance(0)
+    for place, feature in enumerate(orders[0].tolist()):
+        begin = counts[-1][place - 1] if place else 0
+        params = rows(last, begin, counts[-1][place])
+        scale_logit = params[..., 1:2] if kind != "location_only" else None
+        value, term = affine_flow(z[..., feature : feature + 1], params[..., :1], scale_logit, kind, inverse=True)
+        values[feature] = value
+        log_det = log_det + term
+        if place + 1 < structure.features:
+            growing[0].append(value)
+            advance(place + 1)
+    return torch.cat([values[feature] for feature in range(structure.features)], -1), log_det

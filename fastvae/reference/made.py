@@ -1,0 +1,56 @@
+"""Masked autoregressive network, and the affine flow step on top of it, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..structure import MadeStructure
+from .affine_flow import affine_flow
+from .masked_linear import ACTIVATIONS, masked_linear
+
+
+class MadeParameters(NamedTuple):
+    """Of each layer, the last one included: weights ``(out, in)``, biases ``(out,)``, and, with weight normalisation,
+    the factors ``(out,)`` of its rows."""
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor | None]
+    weight_scales: Sequence[Tensor | None]
+
+
+def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure) -> Tensor:
+    """Parameters ``(*, P * D)`` of the features ``x`` ``(*, D)``.
+
+    ``context_term`` ``(*, hidden width)`` is added to the first layer before its activation.
+    """
+    degrees = structure.degree_tensors(x.device)
+    act = ACTIVATIONS[structure.activation]
+
+    def layer(index: int, h: Tensor) -> Tensor:
+        weight, bias, scale = parameters.weights[index], parameters.biases[index], parameters.weight_scales[index]
+        return masked_linear(h, weight, bias, degrees[index], degrees[index + 1], weight_scale=scale)
+
+    h = layer(0, x)
+    if context_term is not None:
+        h = h + context_term
+    last = len(structure.hidden_degrees)
+    if structure.residual:
+        for index in range(1, last, 2):
+            h = h + layer(index + 1, act(layer(index, act(h))))
+        return layer(last, h)
+    h = act(h)
+    for index in range(1, last):
+        h = act(layer(index, h))
+    return layer(last, h)
+
+
+def autoregressive_flow(
+    z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
+) -> tuple[Tensor, Tensor]:
+    """``z'`` and ``log_det`` of one affine step whose shift and scale logit come from a network of z."""
+    params = structure.split(made(z, context_term, parameters, structure))
+    scale_logit = params[..., 1, :] if kind != "location_only" else None
+    return affine_flow(z, params[..., 0, :], scale_logit, kind)

@@ -1,0 +1,48 @@
+r"""Masked linear layer in plain PyTorch.
+
+.. math::
+    y = \operatorname{act}\left(s \odot (W \circ M)\, x + b\right), \qquad M_{oi} = [\,d^{in}_i \le d^{out}_o\,]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "relu": functional.relu,
+    "elu": functional.elu,
+    "tanh": torch.tanh,
+    "softplus": functional.softplus,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+def mask_of(in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """The mask ``(out, in)``, bool: which weights count."""
+    return in_degrees <= out_degrees.unsqueeze(-1)
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    activation: str = "identity",
+    weight_scale: Tensor | None = None,
+) -> Tensor:
+    weight = weight * mask_of(in_degrees, out_degrees)
+    if weight_scale is not None:
+        weight = weight * weight_scale.unsqueeze(-1)
+    return ACTIVATIONS[activation](functional.linear(x, weight, bias))
+
+
+def masked_norm(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """Euclidean norm of every row of ``weight`` ``(out, in)`` over the weights that count, ``(out,)``."""
+    return (weight * mask_of(in_degrees, out_degrees)).norm(dim=-1)

@@ -1,0 +1,113 @@
+"""What a masked autoregressive network is made of, as plain data: sizes, degrees, activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .reference.masked_linear import ACTIVATIONS
+
+__all__ = ["LAYOUTS", "MadeStructure", "spread_degrees"]
+
+LAYOUTS = ("blocked", "interleaved")
+
+
+def spread_degrees(width: int, features: int, with_context: bool) -> tuple[int, ...]:
+    """Degrees of ``width`` hidden units in groups of equal size, in ascending order.
+
+    They run from 1 to D - 1. With a context, units of degree 0, which see nothing but the context, carry it to the
+    output of the first feature.
+
+    Example:
+        >>> spread_degrees(6, 4, False), spread_degrees(4, 4, True)
+        ((1, 1, 2, 2, 3, 3), (0, 1, 2, 3))
+    """
+    first = 0 if with_context or features == 1 else 1
+    count = max(features - first, 1)
+    return tuple(first + unit * count // width for unit in range(width))
+
+
+@dataclass(frozen=True)
+class MadeStructure:
+    r"""The shape of a masked autoregressive network (MADE).
+
+    Feature i stands at place ``order[i]`` (0 is first); its input has degree ``order[i] + 1``, its outputs
+    ``order[i]``. A weight counts where the degree of its input is at most that of its output, so that the parameters
+    of a feature depend on the features before it only.
+
+    Without ``residual``: :math:`h_1 = a(W_1 x + b_1 + c)`, :math:`h_l = a(W_l h_{l-1} + b_l)`, parameters
+    :math:`W_{L+1} h_L + b_{L+1}`, with c the context's term. With it: :math:`h = W_1 x + b_1 + c`, then for each
+    pair of hidden layers :math:`h \leftarrow h + W_b\, a(W_a\, a(h) + b_a) + b_b`, parameters
+    :math:`W_{L+1} h + b_{L+1}`.
+
+    Args:
+        features: number D of features.
+        hidden_degrees: degrees of the units of each hidden layer; with ``residual`` layer 1 and then two layers for
+            each block, all alike.
+        order: place of each feature.
+        params_per_feature: parameters P of each feature.
+        activation: name of a.
+        residual: whether hidden layers form residual blocks.
+        layout: ``"blocked"``: output ``p * D + i`` is parameter p of feature i; ``"interleaved"``: ``i * P + p``.
+    """
+
+    features: int
+    hidden_degrees: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    params_per_feature: int = 2
+    activation: str = "elu"
+    residual: bool = False
+    layout: str = "blocked"
+
+    def __post_init__(self) -> None:
+        if self.features < 1:
+            raise ValueError(f"features must be >= 1, got {self.features}")
+        if not self.hidden_degrees or not all(self.hidden_degrees):
+            raise ValueError("hidden_features must name one or more layers of one or more units")
+        if sorted(self.order) != list(range(self.features)):
+            raise ValueError(f"order must be a permutation of 0, ..., {self.features - 1}, got {tuple(self.order)}")
+        if self.params_per_feature < 1:
+            raise ValueError(f"params_per_feature must be >= 1, got {self.params_per_feature}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if self.residual:
+            if len(self.hidden_degrees) % 2 == 0:
+                raise ValueError(
+                    "with residual, hidden_features must be a first layer and two layers for each block, an odd number "
+                    f"of layers, got {len(self.hidden_degrees)}"
+                )
+            if any(degrees != self.hidden_degrees[0] for degrees in self.hidden_degrees):
+                raise ValueError("with residual, all hidden layers must have the same width and degrees")
+
+    @property
+    def output_features(self) -> int:
+        return self.features * self.params_per_feature
+
+    @cached_property
+    def degrees(self) -> tuple[tuple[int, ...], ...]:
+        """Degrees of the inputs, of each hidden layer, of the outputs."""
+        inputs = tuple(place + 1 for place in self.order)
+        if self.layout == "blocked":
+            outputs = tuple(self.order) * self.params_per_feature
+        else:
+            outputs = tuple(place for place in self.order for _ in range(self.params_per_feature))
+        return inputs, *self.hidden_degrees, outputs
+
+    def degree_tensors(self, device: torch.device | str | None = None) -> list[Tensor]:
+        return [torch.tensor(degrees, device=device) for degrees in self.degrees]
+
+    def split(self, params: Tensor) -> Tensor:
+        """``(*, P * D)``, the network's output, as ``(*, P, D)``."""
+        if self.layout == "blocked":
+            return params.unflatten(-1, (self.params_per_feature, self.features))
+        return params.unflatten(-1, (self.features, self.params_per_feature)).transpose(-1, -2)
+
+
+def hidden_degrees_of(hidden_features: Sequence[int], features: int, with_context: bool) -> tuple[tuple[int, ...], ...]:
+    return tuple(spread_degrees(width, features, with_context) for width in hidden_features)
