@@ -4,14 +4,22 @@
 
 namespace fastvae {
 
-#define FASTVAE_DECLARE(isa)                                                                         \
-  namespace isa {                                                                                    \
-  DiagGaussian<float> diag_gaussian_f32();                                                           \
-  DiagGaussian<double> diag_gaussian_f64();                                                          \
-  TrilGaussian<float> tril_gaussian_f32();                                                           \
-  TrilGaussian<double> tril_gaussian_f64();                                                          \
-  static const Table table = {                                                                       \
-      #isa, {diag_gaussian_f32(), tril_gaussian_f32()}, {diag_gaussian_f64(), tril_gaussian_f64()}}; \
+#define FASTVAE_DECLARE_TYPE(type, suffix)                                                                        \
+  DiagGaussian<type> diag_gaussian_##suffix();                                                                    \
+  TrilGaussian<type> tril_gaussian_##suffix();                                                                    \
+  MaskedLinear<type> masked_linear_##suffix();                                                                    \
+  AffineFlow<type> affine_flow_##suffix();                                                                        \
+  AutoregressiveFlow<type> autoregressive_flow_##suffix();                                                        \
+  static Kernels<type> kernels_##suffix() {                                                                       \
+    return {diag_gaussian_##suffix(), tril_gaussian_##suffix(), masked_linear_##suffix(), affine_flow_##suffix(), \
+            autoregressive_flow_##suffix()};                                                                      \
+  }
+
+#define FASTVAE_DECLARE(isa)                                       \
+  namespace isa {                                                  \
+  FASTVAE_DECLARE_TYPE(float, f32)                                 \
+  FASTVAE_DECLARE_TYPE(double, f64)                                \
+  static const Table table = {#isa, kernels_f32(), kernels_f64()}; \
   }
 
 FASTVAE_DECLARE(baseline)

@@ -1,7 +1,10 @@
 // The table of kernels: one copy for each instruction set, the best that the processor has chosen at load.
 #pragma once
 
+#include "ops/affine_flow.h"
+#include "ops/autoregressive_flow.h"
 #include "ops/diag_gaussian.h"
+#include "ops/masked_linear.h"
 #include "ops/tril_gaussian.h"
 
 namespace fastvae {
@@ -10,6 +13,9 @@ template <class T>
 struct Kernels {
   DiagGaussian<T> diag_gaussian;
   TrilGaussian<T> tril_gaussian;
+  MaskedLinear<T> masked_linear;
+  AffineFlow<T> affine_flow;
+  AutoregressiveFlow<T> autoregressive_flow;
 };
 
 struct Table {

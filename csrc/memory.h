@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <new>
 
 namespace fastvae {
 
@@ -12,4 +14,26 @@ void give_back(void* block);
 // Returns every block that nobody holds to the system, and how many bytes that was.
 size_t release_blocks();
 
+// Memory for a call, whole vectors of it, out of the pool.
+namespace {
+
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<T*>(count ? take_block(static_cast<size_t>(count) * sizeof(T)) : nullptr)) {
+    if (count && !data_) throw std::bad_alloc();
+  }
+  ~Scratch() {
+    if (data_) give_back(data_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace
 }  // namespace fastvae

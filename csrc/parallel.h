@@ -28,5 +28,19 @@ inline void parallel_ranges(int64_t items, int64_t work_per_item, const Body& bo
   }
 }
 
+// Calls body(task) for every task in [0, tasks), each thread taking the next when it is done with one.
+template <class Body>
+inline void parallel_tasks(int64_t tasks, int64_t work_per_task, const Body& body) {
+  const int64_t most = tasks * work_per_task / kParallelWork;
+  const int64_t limit = most < tasks ? most : tasks;
+  const int threads = omp_get_max_threads() < limit ? omp_get_max_threads() : static_cast<int>(limit);
+  if (threads <= 1 || omp_in_parallel()) {
+    for (int64_t task = 0; task < tasks; ++task) body(task);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t task = 0; task < tasks; ++task) body(task);
+}
+
 }  // namespace
 }  // namespace fastvae

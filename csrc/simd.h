@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #define FASTVAE_INLINE inline __attribute__((always_inline))
+#define FASTVAE_INLINE_LAMBDA __attribute__((always_inline))
 
 #ifdef __AVX2__
 #include <immintrin.h>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace fastvae {
 
@@ -34,6 +35,28 @@ struct NoiseSource {
   const int64_t* seed;
   const T* eps;
   int64_t row_offset;
+};
+
+// A masked linear layer as Python passes it: weight (out, in), kept where in_degrees[i] <= out_degrees[o].
+template <class T>
+struct MaskedLayer {
+  const T *weight, *bias, *scale;  // bias and scale, a factor for each output, may be null
+  const int64_t *in_degrees, *out_degrees;
+  int64_t in, out, stride;
+};
+
+// A network as Python passes it; the last layer makes params_per_feature parameters of each feature.
+template <class T>
+struct NetworkSpec {
+  std::vector<MaskedLayer<T>> layers;
+  int64_t features, params_per_feature, activation, kind;
+  bool residual, interleaved;
+};
+
+// Where gradients of layers go; those of absent biases and factors are null.
+template <class T>
+struct LayerGradients {
+  T *d_weight, *d_bias, *d_scale;
 };
 
 }  // namespace fastvae

@@ -125,6 +125,7 @@ class MADE(nn.Module):
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             [layer.weight_scale() for layer in layers],
+            [layers[0].in_degrees, *(layer.out_degrees for layer in layers)],
         )
 
     def context_term(self, x: Tensor, context: Tensor | None) -> Tensor | None:

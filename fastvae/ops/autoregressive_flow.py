@@ -1,12 +1,224 @@
-"""A whole masked network, alone or with the affine step it parametrises, in one call."""
+"""A whole masked network, alone or with the affine step it parametrises, in one call of the extension.
+
+On a GPU the network is a chain of :func:`fastvae.functional.masked_linear`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from .. import backend
 from ..reference import made as reference
 from ..reference.made import MadeParameters
+from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure
+from . import _checks
+from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
+from .affine_flow import affine_flow
+from .masked_linear import masked_linear
+
+Tensors = Sequence[Tensor]
+Optional = Sequence[Tensor | None]
+
+
+def computed(tensors: Optional) -> list[Tensor | None]:
+    return [None if t is None else _checks.compute(t) for t in tensors]
+
+
+def all_layer_fields(weights: Optional, biases: Optional, scales: Optional, degrees: Tensors) -> list[int]:
+    fields: list[int] = []
+    for i, (w, b, s) in enumerate(zip(weights, biases, scales, strict=True)):
+        assert w is not None
+        fields += layer_fields(w, b, s, degrees[i], degrees[i + 1])
+    return fields
+
+
+def saved_shape(n: int, degrees: Tensors, structure: Sequence[int]) -> tuple[int, int, int]:
+    widths = [d.shape[0] for d in degrees]
+    return (n + LANES - 1) // LANES, saved_rows(widths, structure[2], bool(structure[4])), LANES
+
+
+def fwd_cpu(
+    entry: str,
+    x: Tensor,
+    context_term: Tensor | None,
+    weights: Tensors,
+    biases: Optional,
+    scales: Optional,
+    degrees: Tensors,
+    structure: Sequence[int],
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs ``entry``, the step or its inverse, which take the same arguments."""
+    n, dtype, alone = x.shape[0], x.dtype, structure[3] == 0
+    (point, context), layers = computed((x, context_term)), [computed(t) for t in (weights, biases, scales)]
+    assert point is not None
+    out = empty(point, (n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
+    log_det = point.new_empty(0 if alone else n)
+    saved = empty(point, saved_shape(n, degrees, structure) if keep else (0,))
+    getattr(extension(), entry)(
+        point.dtype == torch.float64, all_layer_fields(*layers, degrees), list(structure),
+        point.data_ptr(), point.stride(0), 0 if context is None else context.data_ptr(), out.data_ptr(),
+        log_det.data_ptr(), saved.data_ptr() if keep else 0, n,
+    )  # fmt: skip
+    return _checks.cast(out, dtype), log_det, saved
+
+
+def fwd_fake(
+    x: Tensor,
+    context_term: Any,
+    weights: Any,
+    biases: Any,
+    scales: Any,
+    degrees: Tensors,
+    structure: Sequence[int],
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, alone = x.shape[0], structure[3] == 0
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    out = x.new_empty((n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
+    saved = saved_shape(n, degrees, structure) if keep else (0,)
+    return out, x.new_empty(0 if alone else n, dtype=wide), x.new_empty(saved, dtype=wide)
+
+
+def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fwd_cpu("autoregressive_flow_fwd", *args)
+
+
+Gradients = tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]
+
+
+def _bwd_cpu(
+    d_out: Tensor,
+    d_log_det: Tensor,
+    saved: Tensor,
+    weights: Tensors,
+    biases: Optional,
+    scales: Optional,
+    degrees: Tensors,
+    structure: Sequence[int],
+    with_context: bool,
+    of_layers: bool,
+) -> Gradients:
+    n, dtype = d_out.shape[0], weights[0].dtype
+    g, (w, s) = _checks.compute(d_out), (computed(weights), computed(scales))
+    d_x = empty(g, (n, degrees[0].shape[0]))
+    d_context = empty(g, (n, degrees[1].shape[0])) if with_context else g.new_empty(0)
+    d_w, d_b, d_s = _empty_gradients(g, weights, biases, scales, of_layers)
+    targets = [
+        address
+        for weight, bias, scale in zip(d_w, d_b, d_s, strict=True)
+        for address in (weight.data_ptr(), bias.data_ptr(), scale.data_ptr())
+    ]
+    extension().autoregressive_flow_bwd(
+        g.dtype == torch.float64, all_layer_fields(w, [None] * len(w), s, degrees), list(structure), g.data_ptr(),
+        d_log_det.data_ptr(), saved.data_ptr(), d_x.data_ptr(), d_context.data_ptr(), targets, n,
+    )  # fmt: skip
+    d_w, d_b, d_s = ([_checks.cast(t, dtype) for t in tensors] for tensors in (d_w, d_b, d_s))
+    return _checks.cast(d_x, dtype), _checks.cast(d_context, dtype), d_w, d_b, d_s
+
+
+def _empty_gradients(
+    like: Tensor, weights: Tensors, biases: Optional, scales: Optional, of_layers: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    none = like.new_empty(0)
+    d_w = [empty(like, w.shape) if of_layers else none for w in weights]
+    d_b, d_s = (
+        [
+            like.new_empty(w.shape[0]) if of_layers and t is not None else none
+            for w, t in zip(weights, part, strict=True)
+        ]
+        for part in (biases, scales)
+    )
+    return d_w, d_b, d_s
+
+
+def _bwd_fake(
+    d_out: Tensor,
+    d_log_det: Any,
+    saved: Tensor,
+    weights: Tensors,
+    biases: Optional,
+    scales: Optional,
+    degrees: Tensors,
+    structure: Any,
+    with_context: bool,
+    of_layers: bool,
+) -> Gradients:
+    n, like = d_out.shape[0], weights[0]
+
+    def there(*shape: Any) -> Tensor:
+        return like.new_empty(shape)
+
+    d_w = [there(*w.shape) if of_layers else there(0) for w in weights]
+    d_b, d_s = (
+        [there(w.shape[0] if of_layers and t is not None else 0) for w, t in zip(weights, part, strict=True)]
+        for part in (biases, scales)
+    )
+    return there(n, degrees[0].shape[0]), there(n, degrees[1].shape[0]) if with_context else there(0), d_w, d_b, d_s
+
+
+NETWORK = (
+    "Tensor? context_term, Tensor[] weights, Tensor?[] biases, Tensor?[] weight_scales, Tensor[] degrees,"
+    " SymInt[] structure"
+)
+FWD = define(
+    f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
+    module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake,
+)  # fmt: skip
+BWD = define(
+    "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] weights, Tensor?[] biases,"
+    " Tensor?[] weight_scales, Tensor[] degrees, SymInt[] structure, bool with_context, bool of_layers)"
+    " -> (Tensor d_z, Tensor d_context_term, Tensor[] d_weights, Tensor[] d_biases, Tensor[] d_weight_scales)",
+    module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
+)  # fmt: skip
+
+
+def flat(context_term: Tensor | None, p: MadeParameters) -> tuple[Any, ...]:
+    """A network's tensors as arguments of an autograd function; ``unflat`` undoes it."""
+    return (context_term, *p.weights, *p.biases, *p.weight_scales, *(p.degrees or ()))
+
+
+def unflat(tensors: Sequence[Any], layers: int) -> tuple[Any, ...]:
+    context_term, *rest = tensors
+    return context_term, rest[:layers], rest[layers : 2 * layers], rest[2 * layers : 3 * layers], rest[3 * layers :]
+
+
+def layer_gradients(
+    needs: Sequence[bool], layers: int, d_context: Tensor, gradients: tuple[list[Tensor], list[Tensor], list[Tensor]]
+) -> tuple[Any, ...]:
+    """Gradients in the order of ``flat``; None where none is needed."""
+    d_w, d_b, d_s = gradients
+    ordered = (d_context, *d_w, *d_b, *d_s, *(None,) * (layers + 1))
+    return tuple(g if need else None for g, need in zip(ordered, needs, strict=True))
+
+
+class _AutoregressiveFlow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: tuple[int, list[int]], x: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
+        layers, structure = call
+        context_term, w, b, s, degrees = unflat(tensors, layers)
+        out, log_det, saved = FWD.on("cpp", x)(x, context_term, w, b, s, degrees, structure, True)
+        ctx.save_for_backward(saved, *w, *b, *s, *degrees)
+        ctx.call = call
+        return out, log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
+        layers, structure = ctx.call
+        saved, *rest = ctx.saved_tensors
+        _, w, b, s, degrees = unflat((None, *rest), layers)
+        needs = ctx.needs_input_grad[2:]
+        d_x, d_context, *gradients = BWD.on("cpp", d_out)(
+            d_out.contiguous(), d_log_det.contiguous(), saved, w, b, s, degrees, structure, needs[0], any(needs[1:])
+        )
+        return None, d_x, *layer_gradients(needs, layers, d_context, tuple(gradients))
 
 
 def made(
@@ -17,7 +229,24 @@ def made(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    return reference.made(x, context_term, parameters, structure)
+    """Parameters of the features ``x`` out of a masked network, see :class:`fastvae.structure.MadeStructure`.
+
+    Args:
+        x: features, ``(*, D)``.
+        context_term: what is added to the first layer before its activation, ``(*, hidden width)``, or None.
+        parameters: weights, biases and row factors of the layers.
+        structure: sizes and degrees.
+        impl: see :mod:`fastvae.backend`; with Triton each layer is a kernel of its own.
+
+    Returns:
+        ``(*, P * D)``, dtype of ``x``.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit, or devices differ.
+        RuntimeError: ``impl`` cannot run here.
+    """
+    return _run(x, context_term, parameters, structure, None, impl)[0]
 
 
 def autoregressive_flow(
@@ -29,4 +258,98 @@ def autoregressive_flow(
     kind: str = "gated",
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    return reference.autoregressive_flow(z, context_term, parameters, structure, kind)
+    """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`, whose shift and scale
+    logit a masked network makes of z.
+
+    Arguments and errors are those of :func:`made`, with ``kind`` of the affine map.
+
+    Returns:
+        The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
+    """
+    check_kind(kind)
+    return _run(z, context_term, parameters, structure, kind, impl)
+
+
+def _run(
+    x: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    kind: str | None,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    x, context_term, parameters = check_network("x" if kind is None else "z", x, context_term, parameters, structure)
+    chosen = backend.resolve(impl, x)
+    if chosen == "reference":
+        if kind is None:
+            return reference.made(x, context_term, parameters, structure), x
+        return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
+    if chosen == "triton":
+        return _layer_by_layer(x, context_term, parameters, structure, kind)
+    batch, d = x.shape[:-1], x.shape[-1]
+    x, tensors = prepared(x, context_term, parameters)
+    layers, fields = len(parameters.weights), structure_fields(structure, kind)
+    if needs_grad(x, *(t for t in tensors if t is not None)):
+        out, log_det = _AutoregressiveFlow.apply((layers, fields), x, *tensors)
+    else:
+        out, log_det, _ = FWD.on("cpp", x)(x, *unflat(tensors, layers), fields, False)
+    width = structure.output_features if kind is None else d
+    return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
+
+
+def prepared(x: Tensor, context_term: Tensor | None, parameters: MadeParameters) -> tuple[Tensor, tuple[Any, ...]]:
+    """Rows of samples, and the network's tensors laid out for the extension."""
+    if context_term is not None:
+        context_term = context_term.reshape(-1, context_term.shape[-1]).contiguous()
+    parameters = MadeParameters(
+        [_checks.rows(w, w.shape[1]) for w in parameters.weights],
+        [None if b is None else b.contiguous() for b in parameters.biases],
+        [None if s is None else s.contiguous() for s in parameters.weight_scales],
+        parameters.degrees,
+    )
+    return _checks.rows(x, x.shape[-1]), flat(context_term, parameters)
+
+
+def _layer_by_layer(
+    x: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    kind: str | None,
+    impl: str = "triton",
+) -> tuple[Tensor, Tensor]:
+    degrees = parameters.degrees
+    assert degrees is not None
+    act = ACTIVATIONS[structure.activation]
+
+    def layer(index: int, h: Tensor, activation: str | None = None) -> Tensor:
+        return masked_linear(
+            h,
+            parameters.weights[index],
+            parameters.biases[index],
+            in_degrees=degrees[index],
+            out_degrees=degrees[index + 1],
+            activation=activation,
+            weight_scale=parameters.weight_scales[index],
+            impl=impl,
+        )
+
+    last = len(structure.hidden_degrees)
+    fused = None if structure.residual or context_term is not None else structure.activation
+    h = layer(0, x, fused)
+    if context_term is not None:
+        h = h + context_term
+    if structure.residual:
+        for index in range(1, last, 2):
+            h = h + layer(index + 1, layer(index, act(h), structure.activation))
+    else:
+        if fused is None:
+            h = act(h)
+        for index in range(1, last):
+            h = layer(index, h, structure.activation)
+    params = layer(last, h)
+    if kind is None:
+        return params, x
+    split = structure.split(params)
+    scale_logit = None if kind == "location_only" else split[..., 1, :]
+    return affine_flow(x, split[..., 0, :], scale_logit, kind=kind, impl=impl)

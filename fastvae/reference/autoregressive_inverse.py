@@ -39,7 +39,7 @@ def autoregressive_inverse(
     z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
 ) -> tuple[Tensor, Tensor]:
     """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
-    degrees = structure.degree_tensors(z.device)
+    degrees = parameters.degrees or structure.degree_tensors(z.device)
     # Units by ascending degree, so that those known are always the first ones.
     orders = [d.argsort(stable=True) for d in degrees]
     sorted_degrees = [d[order] for d, order in zip(degrees, orders, strict=True)]

@@ -14,11 +14,12 @@ from .masked_linear import ACTIVATIONS, masked_linear
 
 class MadeParameters(NamedTuple):
     """Of each layer, the last one included: weights ``(out, in)``, biases ``(out,)``, and, with weight normalisation,
-    the factors ``(out,)`` of its rows."""
+    the factors ``(out,)`` of its rows. ``degrees``, where at hand, are the structure's, as tensors on the device."""
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor | None]
     weight_scales: Sequence[Tensor | None]
+    degrees: Sequence[Tensor] | None = None
 
 
 def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure) -> Tensor:
@@ -26,7 +27,7 @@ def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, str
 
     ``context_term`` ``(*, hidden width)`` is added to the first layer before its activation.
     """
-    degrees = structure.degree_tensors(x.device)
+    degrees = parameters.degrees or structure.degree_tensors(x.device)
     act = ACTIVATIONS[structure.activation]
 
     def layer(index: int, h: Tensor) -> Tensor:

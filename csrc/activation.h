@@ -1,0 +1,146 @@
+// Activations and their derivatives, on vectors.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "simd.h"
+#include "vecmath.h"
+
+namespace fastvae {
+namespace {
+
+// As numbered by fastvae/ops/_network.py.
+enum class Activation : int64_t { kIdentity, kRelu, kElu, kTanh, kSoftplus, kGelu, kSilu };
+
+using FloatVector = Simd<float>::Vector;
+using DoubleVector = Simd<double>::Vector;
+
+// libm, lane by lane: for float64, whose users check gradients, and for what is rare.
+template <class V, class Function>
+FASTVAE_INLINE V each_lane(V x, const Function& function) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = function(x[i]);
+  return x;
+}
+
+FASTVAE_INLINE FloatVector expm1(FloatVector x) {
+  FloatVector p = x * (1.0f / 5040) + 1.0f / 720;
+  p = p * x + 1.0f / 120;
+  p = p * x + 1.0f / 24;
+  p = p * x + 1.0f / 6;
+  p = p * x + 0.5f;
+  p = p * x * x + x;
+  const I32 small = (x > -0.3f) & (x < 0.3f);
+  return small ? p : exp(x) - 1.0f;
+}
+
+FASTVAE_INLINE DoubleVector expm1(DoubleVector x) {
+  return each_lane(x, [](double v) { return std::expm1(v); });
+}
+
+FASTVAE_INLINE FloatVector tanh(FloatVector x) {
+  const FloatVector square = x * x;
+  FloatVector p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const I32 small = (x > -0.625f) & (x < 0.625f);
+  return small ? p * square * x + x : 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
+}
+
+FASTVAE_INLINE DoubleVector tanh(DoubleVector x) {
+  return each_lane(x, [](double v) { return std::tanh(v); });
+}
+
+// ln(1 + t) for t in [0, 1].
+FASTVAE_INLINE FloatVector log1p_unit(FloatVector t) {
+  const FloatVector u = 1.0f + t;
+  // The quotient gives back what rounding took from u (Kahan).
+  return u == 1.0f ? t : log_unit(u) * (t / (u - 1.0f));
+}
+
+FASTVAE_INLINE DoubleVector log1p_unit(DoubleVector t) {
+  return each_lane(t, [](double v) { return std::log1p(v); });
+}
+
+template <class V>
+FASTVAE_INLINE V zero_like(V) {
+  return V{};
+}
+
+template <class V>
+FASTVAE_INLINE V positive_part(V x) {
+  return x < 0 ? V{} : x;  // written so that NaN passes
+}
+
+template <class V>
+FASTVAE_INLINE V sigmoid(V x) {
+  return 1 / (1 + exp(-x));
+}
+
+template <class V>
+FASTVAE_INLINE V softplus(V x) {
+  return positive_part(x) + log1p_unit(exp(x < 0 ? x : -x));
+}
+
+// Phi, the distribution function of N(0, 1).
+template <class V>
+FASTVAE_INLINE V normal_cdf(V x) {
+  return each_lane(x, [](auto v) {
+    return static_cast<decltype(v)>(0.5) * std::erfc(v * static_cast<decltype(v)>(-0.70710678118654752440));
+  });
+}
+
+// Whether the derivative is computed from the pre-activation; from the activation itself otherwise.
+constexpr bool needs_pre(Activation a) { return a == Activation::kGelu || a == Activation::kSilu; }
+
+template <Activation a, class V>
+FASTVAE_INLINE V activate(V x) {
+  if constexpr (a == Activation::kRelu) return positive_part(x);
+  if constexpr (a == Activation::kElu) return x > 0 ? x : expm1(x);
+  if constexpr (a == Activation::kTanh) return tanh(x);
+  if constexpr (a == Activation::kSoftplus) return softplus(x);
+  if constexpr (a == Activation::kGelu) return x * normal_cdf(x);
+  if constexpr (a == Activation::kSilu) return x * sigmoid(x);
+  return x;
+}
+
+// The derivative at `at`, the pre-activation if needs_pre, else the activation.
+template <Activation a, class V>
+FASTVAE_INLINE V derivative(V at) {
+  const V one = V{} + 1;
+  if constexpr (a == Activation::kRelu) return at > 0 ? one : V{};
+  if constexpr (a == Activation::kElu) return at > 0 ? one : at + 1;
+  if constexpr (a == Activation::kTanh) return 1 - at * at;
+  if constexpr (a == Activation::kSoftplus) return -expm1(-at);
+  if constexpr (a == Activation::kGelu) return normal_cdf(at) + at * (exp(at * at * -0.5f) * 0.39894228040143267794f);
+  if constexpr (a == Activation::kSilu) {
+    const V s = sigmoid(at);
+    return s + at * s * (1 - s);
+  }
+  return one;
+}
+
+// Calls body with the activation as a compile-time constant.
+template <class Body>
+FASTVAE_INLINE void with_activation(Activation a, const Body& body) {
+  switch (a) {
+    case Activation::kRelu:
+      return body(std::integral_constant<Activation, Activation::kRelu>{});
+    case Activation::kElu:
+      return body(std::integral_constant<Activation, Activation::kElu>{});
+    case Activation::kTanh:
+      return body(std::integral_constant<Activation, Activation::kTanh>{});
+    case Activation::kSoftplus:
+      return body(std::integral_constant<Activation, Activation::kSoftplus>{});
+    case Activation::kGelu:
+      return body(std::integral_constant<Activation, Activation::kGelu>{});
+    case Activation::kSilu:
+      return body(std::integral_constant<Activation, Activation::kSilu>{});
+    default:
+      return body(std::integral_constant<Activation, Activation::kIdentity>{});
+  }
+}
+
+}  // namespace
+}  // namespace fastvae

@@ -1,0 +1,102 @@
+// The affine flow step z' = a(s) z + c(s) m, kind by kind; see fastvae/reference/affine_flow.py.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "activation.h"
+
+namespace fastvae {
+namespace {
+
+// As numbered by fastvae/ops/_network.py; kNone stands for a network without a flow step.
+enum class Kind : int64_t { kNone, kGated, kExp, kClampedExp, kSoftplus, kSigmoid, kLocationOnly, kIafRelease };
+
+template <class V>
+FASTVAE_INLINE V clamped(V x, double low, double high) {
+  x = x < low ? V{} + low : x;  // written so that NaN passes
+  return x > high ? V{} + high : x;
+}
+
+FASTVAE_INLINE FloatVector log_of(FloatVector x) { return log_unit(x); }
+FASTVAE_INLINE DoubleVector log_of(DoubleVector x) {
+  return each_lane(x, [](double v) { return std::log(v); });
+}
+
+FASTVAE_INLINE FloatVector clamped(FloatVector x, float low, float high) {
+  x = x < low ? FloatVector{} + low : x;
+  return x > high ? FloatVector{} + high : x;
+}
+
+// Of one scale logit: log a, a, d log a / ds, and c with which the shift is multiplied.
+template <class V>
+struct Scale {
+  V log_a, a, slope, c;
+};
+
+constexpr double kGateBound = 30, kExpBound = 6.907755278982137, kLeastScale = 1e-3, kRelease = 0.1,
+                 kReleaseBound = 300;
+
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Vector inside(typename Simd<T>::Vector x, T low, T high) {
+  using V = typename Simd<T>::Vector;
+  return (x >= low) & (x <= high) ? V{} + 1 : V{};
+}
+
+template <Kind kind, class T, class V = typename Simd<T>::Vector>
+FASTVAE_INLINE Scale<V> scale_of(V s) {
+  const V one = V{} + 1;
+  if constexpr (kind == Kind::kGated) {
+    const V x = clamped(s, T(-kGateBound), T(kGateBound));
+    const V rest = sigmoid(-x), log_a = -softplus(-x);
+    return {log_a, sigmoid(x), rest * inside<T>(s, T(-kGateBound), T(kGateBound)), rest};
+  } else if constexpr (kind == Kind::kExp) {
+    const V size = s < 0 ? -s : s, shrunk = 1 + size * T(1 / kExpBound), log_a = s / shrunk;
+    return {log_a, exp(log_a), 1 / (shrunk * shrunk), one};
+  } else if constexpr (kind == Kind::kClampedExp) {
+    const V log_a = clamped(s, T(-5), T(3));
+    return {log_a, exp(log_a), inside<T>(s, T(-5), T(3)), one};
+  } else if constexpr (kind == Kind::kSoftplus) {
+    const V a = softplus(s) + T(kLeastScale);
+    return {log_of(a), a, sigmoid(s) / a, one};
+  } else if constexpr (kind == Kind::kSigmoid) {
+    const V gate = sigmoid(s), a = gate + T(kLeastScale);
+    return {log_of(a), a, gate * sigmoid(-s) / a, one};
+  } else if constexpr (kind == Kind::kIafRelease) {
+    const V log_a = clamped(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a = exp(log_a);
+    return {log_a, a, inside<T>(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a * T(-kRelease)};
+  } else {
+    return {V{}, one, V{}, one};
+  }
+}
+
+// What z turns about: d z' / ds = (d log a / ds) a (z - pivot).
+template <Kind kind, class T, class V = typename Simd<T>::Vector>
+FASTVAE_INLINE V pivot(V m) {
+  if constexpr (kind == Kind::kGated) return m;
+  if constexpr (kind == Kind::kIafRelease) return m * T(kRelease);
+  return V{};
+}
+
+template <class Body>
+FASTVAE_INLINE void with_kind(Kind kind, const Body& body) {
+  switch (kind) {
+    case Kind::kGated:
+      return body(std::integral_constant<Kind, Kind::kGated>{});
+    case Kind::kExp:
+      return body(std::integral_constant<Kind, Kind::kExp>{});
+    case Kind::kClampedExp:
+      return body(std::integral_constant<Kind, Kind::kClampedExp>{});
+    case Kind::kSoftplus:
+      return body(std::integral_constant<Kind, Kind::kSoftplus>{});
+    case Kind::kSigmoid:
+      return body(std::integral_constant<Kind, Kind::kSigmoid>{});
+    case Kind::kIafRelease:
+      return body(std::integral_constant<Kind, Kind::kIafRelease>{});
+    default:
+      return body(std::integral_constant<Kind, Kind::kLocationOnly>{});
+  }
+}
+
+}  // namespace
+}  // namespace fastvae

@@ -1,0 +1,180 @@
+// A masked network on blocks of lanes: its layers one range of units at a time, so that the parallel pass (all units of
+// a layer) and the sweeps (units of one degree) share them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "activation.h"
+#include "affine.h"
+#include "parallel.h"
+#include "staircase.h"
+
+namespace fastvae {
+namespace {
+
+// body(offset) for the vectors of rows [begin, end).
+template <class T, class Body>
+FASTVAE_INLINE void each_vector(int64_t begin, int64_t end, LaneRange lanes, const Body& body) {
+  for (int64_t r = begin; r < end; ++r)
+    for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) body(r * kLanes + lane);
+}
+
+// Where a block keeps what: rows of kLanes numbers. -1: not kept.
+struct HiddenRows {
+  int64_t pre, post;
+};
+
+template <class T>
+class Network {
+ public:
+  using Vector = typename Simd<T>::Vector;
+
+  explicit Network(const NetworkSpec<T>& spec)
+      : features(spec.features),
+        activation(static_cast<Activation>(spec.activation)),
+        kind(static_cast<Kind>(spec.kind)),
+        residual(spec.residual),
+        interleaved_(spec.interleaved),
+        params_per_feature_(spec.params_per_feature) {
+    layers.reserve(spec.layers.size());
+    for (const auto& layer : spec.layers) layers.emplace_back(layer);
+    hidden_layers = static_cast<int64_t>(layers.size()) - 1;
+    rows = features;
+    for (int64_t l = 0; l < hidden_layers; ++l) {
+      const int64_t width = layers[l].layer.out;
+      const bool stream = residual && l % 2 == 0;
+      HiddenRows at{-1, -1};
+      if (stream || needs_pre(activation)) at.pre = rows, rows += width;
+      if (!(residual && l == hidden_layers - 1)) at.post = rows, rows += width;
+      hidden.push_back(at);
+    }
+    params = rows;
+    rows += layers.back().layer.out;
+  }
+
+  // What a layer multiplies.
+  int64_t input_rows(int64_t l) const {
+    if (l == 0) return 0;
+    const HiddenRows& at = hidden[l - 1];
+    return at.post < 0 ? at.pre : at.post;
+  }
+
+  // The row of parameter p of a feature.
+  int64_t param_row(int64_t p, int64_t feature) const {
+    const int64_t output = interleaved_ ? feature * params_per_feature_ + p : p * features + feature;
+    return params + layers.back().outputs.place_of(output);
+  }
+
+  // Units [begin, end) of hidden layer l out of the block's earlier rows; context_term, (H, kLanes), may be null.
+  void hidden_forward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* context_term, T* block) const {
+    const Staircase<T>& s = layers[l];
+    const T* carried = residual && l % 2 == 0 && l > 0 ? block + hidden[l - 2].pre * kLanes : nullptr;
+    T* pre = hidden[l].pre < 0 ? nullptr : block + hidden[l].pre * kLanes;
+    T* post = hidden[l].post < 0 ? nullptr : block + hidden[l].post * kLanes;
+    T* sums = pre ? pre : post;
+    multiply_rows(s, block + input_rows(l) * kLanes, begin, end, lanes,
+                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+                    Vector h = sum * s.scale(r) + s.bias(r);
+                    if (l == 0 && context_term) h += load(context_term + r * kLanes + lane);
+                    if (carried) h += load(carried + r * kLanes + lane);
+                    store(sums + r * kLanes + lane, h);
+                  });
+    if (!post) return;
+    with_activation(activation, [&](auto a) {
+      each_vector<T>(begin, end, lanes, [&](int64_t at) FASTVAE_INLINE_LAMBDA {
+        store(post + at, activate<decltype(a)::value>(load(sums + at)));
+      });
+    });
+  }
+
+  // Outputs [begin, end) of the last layer, by degree.
+  void params_forward(int64_t begin, int64_t end, LaneRange lanes, T* block) const {
+    const Staircase<T>& s = layers.back();
+    multiply_rows(s, block + input_rows(hidden_layers) * kLanes, begin, end, lanes,
+                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+                    store(block + (params + r) * kLanes + lane, sum * s.scale(r) + s.bias(r));
+                  });
+  }
+
+  // A layer's outputs' adjoints times its rows' factors, for units [begin, end): what the product with W^T takes.
+  void scale_adjoints(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* adjoint, T* scaled) const {
+    if (!layers[l].layer.scale) return;
+    each_vector<T>(begin, end, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
+      store(scaled + i, load(adjoint + i) * layers[l].scale(i / kLanes));
+    });
+  }
+
+  int64_t adjoint_rows(int64_t l) const { return l == hidden_layers ? params : hidden_adjoint_rows(l); }
+
+  // Rows of hidden layer l's adjoint, that of its pre-activation, in a block of adjoints laid out as the activations.
+  int64_t hidden_adjoint_rows(int64_t l) const { return hidden[l].pre < 0 ? hidden[l].post : hidden[l].pre; }
+
+  // Adjoints of units [begin, end) of hidden layer l out of those of the layers behind it. `scaled` stands in for the
+  // adjoints of layers whose rows have factors.
+  void hidden_backward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* block, T* adjoints,
+                       T* scaled) const {
+    const Staircase<T>& next = layers[l + 1];
+    const int64_t from = adjoint_rows(l + 1), own = hidden_adjoint_rows(l);
+    const T* d_next = (next.layer.scale ? scaled : adjoints) + from * kLanes;
+    const bool stream = residual && l % 2 == 0, last_stream = stream && l == hidden_layers - 1;
+    const T* carried = stream && !last_stream ? adjoints + hidden_adjoint_rows(l + 2) * kLanes : nullptr;
+    const T* at = block + (needs_pre(activation) ? hidden[l].pre : hidden[l].post) * kLanes;
+    T* out = adjoints + own * kLanes;
+    multiply_columns(next, d_next, begin, end, lanes, [&](int64_t u, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+      store(out + u * kLanes + lane, sum);
+    });
+    if (!last_stream)
+      with_activation(activation, [&](auto a) {
+        each_vector<T>(begin, end, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
+          store(out + i, load(out + i) * derivative<decltype(a)::value>(load(at + i)));
+        });
+      });
+    if (carried)
+      each_vector<T>(begin, end, lanes,
+                     [&](int64_t i) FASTVAE_INLINE_LAMBDA { store(out + i, load(out + i) + load(carried + i)); });
+    scale_adjoints(l, begin, end, lanes, out, scaled + own * kLanes);
+  }
+
+  LocalVector<Staircase<T>> layers;
+  LocalVector<HiddenRows> hidden;
+  int64_t features, hidden_layers = 0, params = 0, rows = 0;
+  Activation activation;
+  Kind kind;
+  bool residual;
+
+ private:
+  bool interleaved_;
+  int64_t params_per_feature_;
+};
+
+// The lanes of one task: enough tasks for all threads, as wide as that allows.
+template <class T>
+int64_t lanes_per_task(int64_t samples) {
+  int64_t lanes = kLanes;
+  while (lanes > Simd<T>::kWidth && (samples + lanes - 1) / lanes < omp_get_max_threads()) lanes /= 2;
+  return lanes;
+}
+
+// Calls body(block, lanes) for all samples.
+template <class T, class Body>
+void parallel_lanes(int64_t samples, int64_t work_per_sample, const Body& body) {
+  const int64_t step = lanes_per_task<T>(samples), width = Simd<T>::kWidth;
+  parallel_tasks((samples + step - 1) / step, step * work_per_sample, [&](int64_t task) {
+    const int64_t block = task * step / kLanes, begin = task * step % kLanes;
+    const int64_t count = std::min(kLanes, samples - block * kLanes);
+    const int64_t end = std::min(begin + step, (count + width - 1) / width * width);
+    if (begin < end) body(block, LaneRange{begin, end, count});
+  });
+}
+
+// Multiplications of a sample, which parallel_tasks weighs; vectors do several at once.
+template <class T>
+int64_t work_of(const Network<T>& network) {
+  int64_t work = 0;
+  for (const auto& s : network.layers) work += s.layer.in * s.layer.out / 2;
+  return work / 4;
+}
+
+}  // namespace
+}  // namespace fastvae

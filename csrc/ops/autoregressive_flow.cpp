@@ -1,0 +1,264 @@
+#include "autoregressive_flow.h"
+
+#include "../network.h"
+#include "../weight_gradient.h"
+
+namespace fastvae {
+namespace {
+
+template <class T>
+int64_t blocks_of(int64_t samples) {
+  return (samples + kLanes - 1) / kLanes;
+}
+
+// The context's term of a task's lanes, units in sorted order.
+template <class T>
+const T* context_lanes(const Network<T>& network, const T* context_term, int64_t block, LaneRange lanes, T* to) {
+  if (!context_term) return nullptr;
+  const int64_t width = network.layers[0].layer.out;
+  samples_to_lanes(context_term + block * kLanes * width, width, width, network.layers[0].outputs.places(), lanes, to);
+  return to;
+}
+
+// log |det| of each sample, and z' in place of z (or z in place of z'), of one feature.
+template <Kind kind, bool inverse, class T>
+FASTVAE_INLINE void step_feature(const Network<T>& network, int64_t feature, LaneRange lanes, const T* block,
+                                 const T* from, T* to, T* log_det) {
+  const T* m = block + network.param_row(0, feature) * kLanes;
+  const T* s = kind == Kind::kLocationOnly ? m : block + network.param_row(1, feature) * kLanes;
+  for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
+    const auto at = scale_of<kind, T>(load(s + lane));
+    const auto moved = at.c * load(m + lane), value = load(from + lane);
+    if (inverse) {
+      store(to + lane, kind == Kind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a));
+      store(log_det + lane, load(log_det + lane) - at.log_a);
+    } else {
+      store(to + lane, at.a * value + moved);
+      store(log_det + lane, load(log_det + lane) + at.log_a);
+    }
+  }
+}
+
+template <class T>
+void store_lanes(const T* from, int64_t block, LaneRange lanes, T* to) {
+  for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
+    to[block * kLanes + lane] = from[lane];
+}
+
+template <class T>
+void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out, T* log_det, T* saved,
+         int64_t samples) {
+  const Network<T> network(spec);
+  const int64_t d = network.features, width = network.layers[0].layer.out, outputs = network.layers.back().layer.out;
+  parallel_lanes<T>(samples, work_of(network), [&](int64_t index, LaneRange lanes) {
+    const Scratch<T> scratch((d + width + 1) * kLanes + (saved ? 0 : network.rows * kLanes));
+    T *moved = scratch.get(), *term = moved + d * kLanes, *total = term + width * kLanes;
+    T* block = saved ? saved + index * network.rows * kLanes : total + kLanes;
+    samples_to_lanes(x.row(index * kLanes), x.stride, d, network.layers[0].inputs.places(), lanes, block);
+    const T* context = context_lanes(network, context_term, index, lanes, term);
+    for (int64_t l = 0; l < network.hidden_layers; ++l)
+      network.hidden_forward(l, 0, network.layers[l].layer.out, lanes, context, block);
+    network.params_forward(0, outputs, lanes, block);
+    if (network.kind == Kind::kNone) {
+      lanes_to_samples(block + network.params * kLanes, outputs, network.layers.back().outputs.places(), lanes,
+                       out + index * kLanes * outputs, outputs);
+      return;
+    }
+    std::fill(total + lanes.begin, total + lanes.end, T(0));
+    with_kind(network.kind, [&](auto kind) {
+      for (int64_t i = 0; i < d; ++i)
+        step_feature<decltype(kind)::value, false>(
+            network, i, lanes, block, block + network.layers[0].inputs.place_of(i) * kLanes, moved + i * kLanes, total);
+    });
+    lanes_to_samples(moved, d, nullptr, lanes, out + index * kLanes * d, d);
+    store_lanes(total, index, lanes, log_det);
+  });
+}
+
+// Of one feature: parameters' adjoints for upstream g, which a g replaces.
+template <Kind kind, class T>
+FASTVAE_INLINE void feature_backward(const Network<T>& network, int64_t feature, LaneRange lanes, const T* block,
+                                     const T* d_log, T* adjoints, T* g) {
+  const int64_t shift = network.param_row(0, feature) * kLanes;
+  const int64_t logit = kind == Kind::kLocationOnly ? shift : network.param_row(1, feature) * kLanes;
+  const T* z = block + network.layers[0].inputs.place_of(feature) * kLanes;
+  for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
+    const auto at = scale_of<kind, T>(load(block + logit + lane));
+    const auto upstream = load(g + lane), direct = upstream * at.a;
+    const auto arm = load(z + lane) - pivot<kind, T>(load(block + shift + lane));
+    store(adjoints + shift + lane, upstream * at.c);
+    if (kind != Kind::kLocationOnly) store(adjoints + logit + lane, at.slope * (direct * arm + load(d_log + lane)));
+    store(g + lane, direct);
+  }
+}
+
+// Adjoints of all parameters of a block, and in d_x, (D, kLanes) in the order of features, the direct part a g.
+template <class T>
+void params_backward(const Network<T>& network, const T* d_out, const T* d_log_det, int64_t index, LaneRange lanes,
+                     const T* block, T* adjoints, T* d_x) {
+  const int64_t d = network.features, outputs = network.layers.back().layer.out;
+  T* d_params = adjoints + network.params * kLanes;
+  if (network.kind == Kind::kNone) {
+    samples_to_lanes(d_out + index * kLanes * outputs, outputs, outputs, network.layers.back().outputs.places(), lanes,
+                     d_params);
+    std::fill_n(d_x, d * kLanes, T(0));
+    return;
+  }
+  samples_to_lanes(d_out + index * kLanes * d, d, d, nullptr, lanes, d_x);
+  alignas(kVectorBytes) T d_log[kLanes] = {};
+  for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
+    d_log[lane] = d_log_det[index * kLanes + lane];
+  with_kind(network.kind, [&](auto kind) {
+    for (int64_t i = 0; i < d; ++i)
+      feature_backward<decltype(kind)::value>(network, i, lanes, block, d_log, adjoints, d_x + i * kLanes);
+  });
+}
+
+template <class T>
+void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T* saved, T* d_x, T* d_context_term,
+         const std::vector<LayerGradients<T>>& layers, int64_t samples) {
+  const Network<T> network(spec);
+  const int64_t d = network.features, block_size = network.rows * kLanes;
+  const int64_t width = network.layers[0].layer.out;
+  const Scratch<T> kept(blocks_of<T>(samples) * block_size);
+  parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
+    const Scratch<T> scratch(block_size + d * kLanes);
+    T *scaled = scratch.get(), *direct = scaled + block_size, *adjoints = kept.get() + index * block_size;
+    const T* block = saved + index * block_size;
+    const int64_t last = network.hidden_layers;
+    params_backward(network, d_out, d_log_det, index, lanes, block, adjoints, direct);
+    network.scale_adjoints(last, 0, network.layers[last].layer.out, lanes, adjoints + network.params * kLanes,
+                           scaled + network.params * kLanes);
+    for (int64_t l = last - 1; l >= 0; --l)
+      network.hidden_backward(l, 0, network.layers[l].layer.out, lanes, block, adjoints, scaled);
+    const Staircase<T>& first = network.layers[0];
+    const int64_t own = network.hidden_adjoint_rows(0) * kLanes;
+    multiply_columns(first, (first.layer.scale ? scaled : adjoints) + own, 0, d, lanes,
+                     [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum) FASTVAE_INLINE_LAMBDA {
+                       T* to = direct + first.inputs.at(k) * kLanes + lane;
+                       store(to, load(to) + sum);
+                     });
+    lanes_to_samples(direct, d, nullptr, lanes, d_x + index * kLanes * d, d);
+    if (d_context_term)
+      lanes_to_samples(adjoints + own, width, first.outputs.places(), lanes, d_context_term + index * kLanes * width,
+                       width);
+  });
+  if (!layers[0].d_weight) return;
+  for (int64_t l = 0; l <= network.hidden_layers; ++l)
+    layer_gradients(network.layers[l], Blocks<T>{saved + network.input_rows(l) * kLanes, block_size, samples},
+                    Blocks<T>{kept.get() + network.adjoint_rows(l) * kLanes, block_size, samples}, layers[l]);
+}
+
+// Units of each layer by degree: those of degree p are [at(l, p - 1), at(l, p)).
+template <class T>
+class DegreeCounts {
+ public:
+  DegreeCounts(const Network<T>& network) : stride_(network.features + 1) {
+    for (const auto& s : network.layers) {
+      int64_t unit = 0;
+      for (int64_t degree = 0; degree < stride_; ++degree) {
+        while (unit < s.layer.out && s.layer.out_degrees[s.outputs.at(unit)] <= degree) ++unit;
+        ends_.push_back(unit);
+      }
+    }
+  }
+  int64_t begin(int64_t l, int64_t degree) const { return degree > 0 ? end(l, degree - 1) : 0; }
+  int64_t end(int64_t l, int64_t degree) const { return ends_[l * stride_ + degree]; }
+
+ private:
+  int64_t stride_;
+  LocalVector<int64_t> ends_;
+};
+
+template <class T>
+void inverse(const NetworkSpec<T>& spec, Matrix<T> z, const T* context_term, T* x, T* log_det, T* saved,
+             int64_t samples) {
+  const Network<T> network(spec);
+  const DegreeCounts<T> counts(network);
+  const Staircase<T>& first = network.layers[0];
+  const int64_t d = network.features, width = first.layer.out, last = network.hidden_layers;
+  parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
+    const Scratch<T> scratch((d + width + 1) * kLanes + (saved ? 0 : network.rows * kLanes));
+    T *given = scratch.get(), *term = given + d * kLanes, *total = term + width * kLanes;
+    T* block = saved ? saved + index * network.rows * kLanes : total + kLanes;
+    samples_to_lanes(z.row(index * kLanes), z.stride, d, first.inputs.places(), lanes, given);
+    const T* context = context_lanes(network, context_term, index, lanes, term);
+    std::fill(total + lanes.begin, total + lanes.end, T(0));
+    with_kind(network.kind, [&](auto kind) {
+      for (int64_t place = 0; place < d; ++place) {
+        for (int64_t l = 0; l < last; ++l)
+          network.hidden_forward(l, counts.begin(l, place), counts.end(l, place), lanes, context, block);
+        network.params_forward(counts.begin(last, place), counts.end(last, place), lanes, block);
+        step_feature<decltype(kind)::value, true>(network, first.inputs.at(place), lanes, block, given + place * kLanes,
+                                                  block + place * kLanes, total);
+      }
+      // What no feature needs is kept for the backward pass.
+      if (saved)
+        for (int64_t l = 0; l < last; ++l)
+          network.hidden_forward(l, counts.end(l, d - 1), network.layers[l].layer.out, lanes, context, block);
+    });
+    lanes_to_samples(block, d, first.inputs.places(), lanes, x + index * kLanes * d, d);
+    store_lanes(total, index, lanes, log_det);
+  });
+}
+
+template <class T>
+void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, const T* saved, T* d_z,
+                 int64_t samples) {
+  const Network<T> network(spec);
+  const DegreeCounts<T> counts(network);
+  const Staircase<T>& first = network.layers[0];
+  const int64_t d = network.features, block_size = network.rows * kLanes, last = network.hidden_layers;
+  parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
+    const Scratch<T> scratch(2 * block_size + (2 * d + 1) * kLanes);
+    T *adjoints = scratch.get(), *scaled = adjoints + block_size, *solved = scaled + block_size;
+    T *upstream = solved + d * kLanes, *d_log = upstream + d * kLanes;
+    const T* block = saved + index * block_size;
+    const T* d_first = (first.layer.scale ? scaled : adjoints) + network.hidden_adjoint_rows(0) * kLanes;
+    samples_to_lanes(d_x + index * kLanes * d, d, d, first.inputs.places(), lanes, upstream);
+    // Outputs whose adjoints are not known yet count as 0.
+    std::fill_n(adjoints, 2 * block_size, T(0));
+    std::fill_n(d_log, kLanes, T(0));
+    for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
+      d_log[lane] = -d_log_det[index * kLanes + lane];
+    with_kind(network.kind, [&](auto kind) {
+      for (int64_t place = d - 1; place >= 0; --place) {
+        const int64_t feature = first.inputs.at(place), degree = place + 1;
+        for (int64_t l = last - 1; l >= 0; --l)
+          network.hidden_backward(l, counts.begin(l, degree), counts.end(l, degree), lanes, block, adjoints, scaled);
+        // Upstream of the forward step: minus what is solved for; its direct part is a times that.
+        T* minus = solved + feature * kLanes;
+        multiply_columns(first, d_first, place, place + 1, lanes,
+                         [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum) FASTVAE_INLINE_LAMBDA {
+                           store(minus + lane, -(load(upstream + k * kLanes + lane) + sum));
+                         });
+        const int64_t logit = network.param_row(decltype(kind)::value == Kind::kLocationOnly ? 0 : 1, feature);
+        for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
+          const auto at = scale_of<decltype(kind)::value, T>(load(block + logit * kLanes + lane));
+          store(minus + lane, load(minus + lane) * exp(-at.log_a));
+        }
+        alignas(kVectorBytes) T g[kLanes];
+        std::copy_n(minus, kLanes, g);
+        feature_backward<decltype(kind)::value>(network, feature, lanes, block, d_log, adjoints, g);
+        network.scale_adjoints(last, counts.begin(last, place), counts.end(last, place), lanes,
+                               adjoints + network.params * kLanes, scaled + network.params * kLanes);
+      }
+    });
+    for (int64_t i = 0; i < d * kLanes; ++i) solved[i] = -solved[i];
+    lanes_to_samples(solved, d, nullptr, lanes, d_z + index * kLanes * d, d);
+  });
+}
+
+template <class T>
+AutoregressiveFlow<T> kernels() {
+  return {fwd<T>, bwd<T>, inverse<T>, inverse_bwd<T>};
+}
+
+}  // namespace
+
+namespace FASTVAE_ISA {
+AutoregressiveFlow<float> autoregressive_flow_f32() { return kernels<float>(); }
+AutoregressiveFlow<double> autoregressive_flow_f64() { return kernels<double>(); }
+}  // namespace FASTVAE_ISA
+
+}  // namespace fastvae

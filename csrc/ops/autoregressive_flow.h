@@ -1,0 +1,25 @@
+// A masked network on samples (N, D), alone or with the affine flow step that it parametrises, and its inverse.
+#pragma once
+
+#include "../types.h"
+
+namespace fastvae {
+
+template <class T>
+struct AutoregressiveFlow {
+  // `saved` is (ceil(N / kLanes), rows, kLanes), rows as csrc/network.h lays them out, or null.
+  // out is (N, D) with log_det (N), or (N, P D) for a network alone; context_term, (N, H), may be null.
+  void (*fwd)(const NetworkSpec<T>& network, Matrix<T> x, const T* context_term, T* out, T* log_det, T* saved,
+              int64_t samples);
+  // d_context_term may be null, and so may the gradients of all layers, and d_log_det for a network alone.
+  void (*bwd)(const NetworkSpec<T>& network, const T* d_out, const T* d_log_det, const T* saved, T* d_x,
+              T* d_context_term, const std::vector<LayerGradients<T>>& layers, int64_t samples);
+  // x whose flow step is z, and log |det| of that map.
+  void (*inverse)(const NetworkSpec<T>& network, Matrix<T> z, const T* context_term, T* x, T* log_det, T* saved,
+                  int64_t samples);
+  // The gradient d_z of the inverse; those of the parameters are bwd's for the upstream (-d_z, -d_log_det).
+  void (*inverse_bwd)(const NetworkSpec<T>& network, const T* d_x, const T* d_log_det, const T* saved, T* d_z,
+                      int64_t samples);
+};
+
+}  // namespace fastvae

@@ -1,0 +1,195 @@
+// Products with a masked weight matrix: with units sorted by degree the mask is a staircase, and what it cuts off is
+// neither loaded nor multiplied. Activations are blocks of lanes (lanes.h), one row for each unit in sorted order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "lanes.h"
+#include "simd.h"
+#include "types.h"
+
+namespace fastvae {
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kTileVectors = 4;  // with 6 rows 24 accumulators of 32 registers
+#else
+constexpr int kTileVectors = 2;  // 12 of 16
+#endif
+constexpr int kTileRows = 6;
+// How many rows ahead the backward product fetches, whose weights lie a row's stride apart.
+constexpr int64_t kAhead = 8;
+
+// A vector whose members are compiled anew in every source: those of a std::vector the linker could take from the copy
+// for another instruction set.
+template <class X>
+struct LocalAllocator : std::allocator<X> {
+  template <class Y>
+  struct rebind {
+    using other = LocalAllocator<Y>;
+  };
+};
+template <class X>
+using LocalVector = std::vector<X, LocalAllocator<X>>;
+
+// Units by ascending degree: order[k] is the k-th, place[u] where u stands; both empty when sorted as they are.
+struct Order {
+  LocalVector<int32_t> order, place;
+
+  Order(const int64_t* degrees, int64_t count) {
+    bool ascending = true;
+    for (int64_t u = 1; u < count; ++u) ascending &= degrees[u - 1] <= degrees[u];
+    if (ascending) return;
+    order.resize(count), place.resize(count);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return degrees[a] < degrees[b]; });
+    for (int64_t k = 0; k < count; ++k) place[order[k]] = static_cast<int32_t>(k);
+  }
+
+  bool sorted() const { return order.empty(); }
+  int64_t at(int64_t k) const { return order.empty() ? k : order[k]; }
+  int64_t place_of(int64_t unit) const { return place.empty() ? unit : place[unit]; }
+  const int32_t* places() const { return place.empty() ? nullptr : place.data(); }
+};
+
+template <class T>
+class Staircase {
+ public:
+  explicit Staircase(const MaskedLayer<T>& layer)
+      : layer(layer),
+        inputs(layer.in_degrees, layer.in),
+        outputs(layer.out_degrees, layer.out),
+        prefix(layer.out),
+        first_output(layer.in + 1),
+        rows(layer.out + kAhead) {
+    int64_t seen = 0, unit = 0;
+    for (int64_t r = 0; r < layer.out; ++r) {
+      const int64_t output = outputs.at(r), degree = layer.out_degrees[output];
+      while (seen < layer.in && layer.in_degrees[inputs.at(seen)] <= degree) ++seen;
+      prefix[r] = static_cast<int32_t>(seen);
+      for (; unit < seen; ++unit) first_output[unit] = static_cast<int32_t>(r);
+      rows[r] = layer.weight + output * layer.stride;
+    }
+    for (; unit <= layer.in; ++unit) first_output[unit] = static_cast<int32_t>(layer.out);
+    std::fill(rows.begin() + layer.out, rows.end(), layer.weight);
+  }
+
+  T bias(int64_t r) const { return layer.bias ? layer.bias[outputs.at(r)] : T(0); }
+  T scale(int64_t r) const { return layer.scale ? layer.scale[outputs.at(r)] : T(1); }
+
+  MaskedLayer<T> layer;
+  Order inputs, outputs;
+  LocalVector<int32_t> prefix;        // inputs that each output sees, both in sorted order
+  LocalVector<int32_t> first_output;  // the first output that sees each input
+  LocalVector<const T*> rows;         // of the weight, by sorted output
+};
+
+template <int count, int vectors, class T>
+FASTVAE_INLINE void multiply_add(const T* a, const T* in, typename Simd<T>::Vector (&acc)[count][vectors]) {
+  typename Simd<T>::Vector b[vectors];
+  for (int v = 0; v < vectors; ++v) b[v] = load(in + v * Simd<T>::kWidth);
+  for (int h = 0; h < count; ++h)
+    for (int v = 0; v < vectors; ++v) acc[h][v] += a[h] * b[v];
+}
+
+// Sums over inputs of `count` outputs from r on; finish(row, offset of lanes, sum) takes each vector.
+template <int count, int vectors, bool sorted, class T, class Finish>
+FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, const Finish& finish) {
+  typename Simd<T>::Vector acc[count][vectors] = {};
+  const T* w[count];
+  for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
+  const int32_t* order = s.inputs.order.data();
+  const int64_t whole = s.prefix[r], end = s.prefix[r + count - 1];
+  for (int64_t k = 0; k < whole; ++k) {
+    const int64_t i = sorted ? k : order[k];
+    T a[count];
+    for (int h = 0; h < count; ++h) a[h] = w[h][i];
+    multiply_add<count, vectors>(a, in + k * kLanes, acc);
+  }
+  for (int64_t k = whole; k < end; ++k) {
+    const int64_t i = sorted ? k : order[k];
+    T a[count];
+    for (int h = 0; h < count; ++h) a[h] = k < s.prefix[r + h] ? w[h][i] : T(0);
+    multiply_add<count, vectors>(a, in + k * kLanes, acc);
+  }
+  for (int h = 0; h < count; ++h)
+    for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, acc[h][v]);
+}
+
+// Sums over outputs of `count` inputs from k on.
+template <int count, int vectors, bool sorted, class T, class Finish>
+FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t k, const Finish& finish) {
+  typename Simd<T>::Vector acc[count][vectors] = {};
+  int64_t column[count];
+  for (int h = 0; h < count; ++h) column[h] = s.inputs.at(k + h);
+  const int64_t whole = s.first_output[k + count - 1];
+  for (int64_t r = s.first_output[k]; r < whole; ++r) {
+    T a[count];
+    for (int h = 0; h < count; ++h) a[h] = k + h < s.prefix[r] ? s.rows[r][column[h]] : T(0);
+    multiply_add<count, vectors>(a, d_out + r * kLanes, acc);
+  }
+  for (int64_t r = whole; r < s.layer.out; ++r) {
+    const T* row = s.rows[r];
+    __builtin_prefetch(s.rows[r + kAhead] + (sorted ? k : column[0]));
+    T a[count];
+    for (int h = 0; h < count; ++h) a[h] = row[sorted ? k + h : column[h]];
+    multiply_add<count, vectors>(a, d_out + r * kLanes, acc);
+  }
+  for (int h = 0; h < count; ++h)
+    for (int v = 0; v < vectors; ++v) finish(k + h, v * Simd<T>::kWidth, acc[h][v]);
+}
+
+// Calls tile<count, vectors>(first row, first lane) until rows [begin, end) and the lanes are covered.
+template <int count, class T, class Tile>
+FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  int64_t lane = lanes.begin;
+  for (; lane + kTileVectors * width <= lanes.end; lane += kTileVectors * width)
+    tile.template operator()<count, kTileVectors>(row, lane);
+  if constexpr (kTileVectors > 2)
+    for (; lane + 2 * width <= lanes.end; lane += 2 * width) tile.template operator()<count, 2>(row, lane);
+  for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
+}
+
+template <class T, class Tile>
+FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile) {
+  int64_t row = begin;
+  for (; row + kTileRows <= end; row += kTileRows) tile_lanes<kTileRows, T>(row, lanes, tile);
+  for (; row + 2 <= end; row += 2) tile_lanes<2, T>(row, lanes, tile);
+  if (row < end) tile_lanes<1, T>(row, lanes, tile);
+}
+
+// (W o M) in, for outputs [begin, end): finish(output, lane, sum).
+template <class T, class Finish>
+void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
+                   const Finish& finish) {
+  tile_rows<T>(begin, end, lanes, [&]<int count, int vectors>(int64_t r, int64_t lane) {
+    const auto at_lane = [&](int64_t row, int64_t offset, typename Simd<T>::Vector sum)
+                             FASTVAE_INLINE_LAMBDA { finish(row, lane + offset, sum); };
+    if (s.inputs.sorted())
+      forward_tile<count, vectors, true>(s, in + lane, r, at_lane);
+    else
+      forward_tile<count, vectors, false>(s, in + lane, r, at_lane);
+  });
+}
+
+// (W o M)^T d_out, for inputs [begin, end): finish(input, lane, sum).
+template <class T, class Finish>
+void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int64_t end, LaneRange lanes,
+                      const Finish& finish) {
+  tile_rows<T>(begin, end, lanes, [&]<int count, int vectors>(int64_t k, int64_t lane) {
+    const auto at_lane = [&](int64_t unit, int64_t offset, typename Simd<T>::Vector sum)
+                             FASTVAE_INLINE_LAMBDA { finish(unit, lane + offset, sum); };
+    if (s.inputs.sorted())
+      backward_tile<count, vectors, true>(s, d_out + lane, k, at_lane);
+    else
+      backward_tile<count, vectors, false>(s, d_out + lane, k, at_lane);
+  });
+}
+
+}  // namespace
+}  // namespace fastvae

@@ -1,0 +1,146 @@
+// Gradients of a masked layer's weight, bias and factors: sums over all samples, one writer for each number.
+#pragma once
+
+#include "memory.h"
+#include "parallel.h"
+#include "staircase.h"
+
+namespace fastvae {
+namespace {
+
+// Blocks of kLanes samples, `stride` numbers apart.
+template <class T>
+struct Blocks {
+  const T* data;
+  int64_t stride, samples;
+
+  int64_t count() const { return (samples + kLanes - 1) / kLanes; }
+  int64_t lanes_of(int64_t block) const { return std::min(kLanes, samples - block * kLanes); }
+};
+
+// Inputs of a panel of the weight's gradient.
+template <class T>
+constexpr int64_t kPanel = kTileVectors * Simd<T>::kWidth;
+
+// Inputs [first, first + kPanel) of all samples, one row for each sample.
+template <class T>
+void pack_panel(Blocks<T> in, int64_t first, int64_t inputs, T* panel) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  for (int64_t block = 0; block < in.count(); ++block) {
+    const int64_t lanes = in.lanes_of(block);
+    for (int64_t lane = 0; lane < lanes; lane += width)
+      for (int64_t c = 0; c < kPanel<T>; c += width) {
+        typename Simd<T>::Vector square[width];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < width; ++i) {
+          square[i] = typename Simd<T>::Vector{};
+          if (first + c + i < inputs) square[i] = load(in.data + block * in.stride + (first + c + i) * kLanes + lane);
+        }
+        transpose_square<T>(square);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < width; ++i)
+          if (lane + i < lanes) store(panel + (block * kLanes + lane + i) * kPanel<T> + c, square[i]);
+      }
+  }
+}
+
+// Rows r, ... of the gradient's panel out of the sums: zero where the mask is.
+template <int count, class T>
+FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t first,
+                                   const typename Simd<T>::Vector (&acc)[count][kTileVectors], T* d_weight) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  const int64_t columns = std::min(kPanel<T>, s.layer.in - first);
+  for (int h = 0; h < count; ++h) {
+    T* row = d_weight + s.outputs.at(r + h) * s.layer.in;
+    const int64_t kept = s.prefix[r + h] - first;
+    for (int v = 0; v < kTileVectors; ++v) {
+      const int64_t c = v * width;
+      if (c >= columns) break;
+      const auto sums = kept >= c + width ? acc[h][v] : first_lanes<T>(acc[h][v], kept - c);
+      if (!s.inputs.sorted()) {
+        for (int64_t i = c; i < std::min(columns, c + width); ++i) row[s.inputs.at(first + i)] = sums[i - c];
+      } else if (c + width <= columns) {
+        store(row + first + c, sums);
+      } else {
+        store_first(row + first + c, sums, columns - c);
+      }
+    }
+  }
+}
+
+template <int count, class T>
+FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
+                                  T* d_weight) {
+  typename Simd<T>::Vector acc[count][kTileVectors] = {};
+  if (s.prefix[r + count - 1] > first)
+    for (int64_t block = 0; block < d_out.count(); ++block) {
+      const T* g = d_out.data + block * d_out.stride + r * kLanes;
+      const T* x = panel + block * kLanes * kPanel<T>;
+      const int64_t lanes = d_out.lanes_of(block);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        T a[count];
+        for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
+        multiply_add<count, kTileVectors>(a, x + lane * kPanel<T>, acc);
+      }
+    }
+  store_gradient<count>(s, r, first, acc, d_weight);
+}
+
+// Outputs [begin, end) and inputs [first, first + kPanel) of d_weight, (out, in): sums over samples of d_out in^T, zero
+// where masked.
+template <class T>
+void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t begin, int64_t end, int64_t first,
+                     T* d_weight) {
+  int64_t r = begin;
+  for (; r + kTileRows <= end; r += kTileRows) gradient_tile<kTileRows>(s, d_out, panel, r, first, d_weight);
+  for (; r < end; ++r) gradient_tile<1>(s, d_out, panel, r, first, d_weight);
+}
+
+// The sum over samples of row r.
+template <class T>
+T sum_samples(Blocks<T> blocks, int64_t r) {
+  typename Simd<T>::Vector total{};
+  for (int64_t block = 0; block < blocks.count(); ++block) {
+    const T* row = blocks.data + block * blocks.stride + r * kLanes;
+    const int64_t lanes = blocks.lanes_of(block);
+    for (int64_t lane = 0; lane < lanes; lane += Simd<T>::kWidth) total += load_up_to(row + lane, lanes - lane);
+  }
+  return sum<T>(total);
+}
+
+// d_weight came without the factors of its rows: their gradient, and then the factors.
+template <class T>
+void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) {
+  const int64_t output = s.outputs.at(r);
+  const T *w = s.rows[r], factor = s.layer.scale[output];
+  T* g = d_weight + output * s.layer.in;
+  // A masked weight may be NaN: it is selected away, not multiplied by zero.
+  d_scale[output] = sum_terms<T>(s.prefix[r], [&](int64_t k) { return w[s.inputs.at(k)] * g[s.inputs.at(k)]; });
+  for (int64_t i = 0; i < s.layer.in; ++i) g[i] *= factor;
+}
+
+// Outputs of a task of the weights' gradients: enough of them that packing a panel does not count.
+constexpr int64_t kOutputsPerTask = 192;
+
+template <class T>
+void layer_gradients(const Staircase<T>& s, Blocks<T> in, Blocks<T> d_out, LayerGradients<T> to) {
+  const int64_t samples = in.samples, panels = (s.layer.in + kPanel<T> - 1) / kPanel<T>;
+  const int64_t groups = (s.layer.out + kOutputsPerTask - 1) / kOutputsPerTask;
+  const int64_t work = std::min(kOutputsPerTask, s.layer.out) * samples * kPanel<T> / 4;
+  parallel_tasks(panels * groups, work, [&](int64_t task) {
+    const int64_t first = task / groups * kPanel<T>, begin = task % groups * kOutputsPerTask;
+    const int64_t end = std::min(begin + kOutputsPerTask, s.layer.out);
+    const Scratch<T> panel(in.count() * kLanes * kPanel<T>);
+    if (s.prefix[end - 1] > first) pack_panel(in, first, s.layer.in, panel.get());
+    weight_gradient(s, d_out, panel.get(), begin, end, first, to.d_weight);
+  });
+  parallel_ranges(s.layer.out, samples + (to.d_scale ? 2 * s.layer.in : 0), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (to.d_bias) to.d_bias[s.outputs.at(r)] = sum_samples(d_out, r);
+      if (to.d_scale) scale_gradients(s, r, to.d_weight, to.d_scale);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fastvae
