@@ -48,7 +48,7 @@ def load() -> float | None:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "numpy", "fastvae-kernels"):
+    for package in ("triton", "numpy", "fastvae-kernels", "zuko", "nflows", "pyro-ppl"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -12,7 +12,7 @@ from .registry import Case, Inputs, Shape
 
 CPU_SHAPES = (Shape(128, 32), Shape(1024, 64), Shape(4096, 1024), Shape(100, 50, samples=50))
 
-_CHECKED_ROWS = 32
+CHECKED_ROWS = 32
 # Relative, by bytes of an element: far above rounding at these sizes, far below what a wrong formula leaves.
 _TOLERANCE = {2: 5e-2, 4: 1e-3, 8: 1e-3}
 
@@ -39,13 +39,13 @@ def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
     """That log q of the first rows is ``log_prob`` of their sample, in float64."""
 
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-        z, log_q = (outputs[0][..., :_CHECKED_ROWS, :], outputs[1][..., :_CHECKED_ROWS])
+        z, log_q = (outputs[0][..., :CHECKED_ROWS, :], outputs[1][..., :CHECKED_ROWS])
         if not (torch.isfinite(z).all() and torch.isfinite(log_q).all()):
             return "the sample or its log-density is not finite"
         if case.itemsize < 4:
             # The density belongs to the sample as it was before rounding to a half type.
             return None
-        return _differing(case, "log_q", log_q, log_prob(z.double(), *_first_rows(inputs)))
+        return differing(case, "log_q", log_q, log_prob(z.double(), *_first_rows(inputs)))
 
     return check
 
@@ -53,24 +53,24 @@ def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
 def check_log_prob(log_prob: Callable[..., Tensor]) -> Check:
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
         z, *parameters = inputs
-        expected = log_prob(z[..., :_CHECKED_ROWS, :].double(), *_first_rows(parameters))
-        return _differing(case, "log_q", outputs[..., :_CHECKED_ROWS], expected)
+        expected = log_prob(z[..., :CHECKED_ROWS, :].double(), *_first_rows(parameters))
+        return differing(case, "log_q", outputs[..., :CHECKED_ROWS], expected)
 
     return check
 
 
 def check_kl(kl: Callable[..., Tensor]) -> Check:
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-        return _differing(case, "kl", outputs[:_CHECKED_ROWS], kl(*_first_rows(inputs)))
+        return differing(case, "kl", outputs[:CHECKED_ROWS], kl(*_first_rows(inputs)))
 
     return check
 
 
 def _first_rows(parameters: Any) -> list[Tensor]:
-    return [t[:_CHECKED_ROWS].detach().double() for t in parameters]
+    return [t[:CHECKED_ROWS].detach().double() for t in parameters]
 
 
-def _differing(case: Case, name: str, got: Tensor, expected: Tensor) -> str | None:
+def differing(case: Case, name: str, got: Tensor, expected: Tensor) -> str | None:
     error = (got.detach().double() - expected).abs().max().item()
     scale = expected.abs().max().item()
     # Written so that a NaN fails.

@@ -27,6 +27,10 @@ _STYLES = {
     "triton": ("#56B4E9", "v", "fastvae, Triton"),
     "compile": ("#E69F00", "s", "torch.compile(reference)"),
     "distributions": ("#CC79A7", "^", "torch.distributions"),
+    "zuko": ("#D55E00", "<", "zuko"),
+    "nflows": ("#F0E442", ">", "nflows"),
+    "pyro": ("#8C6D31", "P", "Pyro"),
+    "forward": ("#000000", "*", "own forward"),
     "reference": ("#555555", "x", "eager reference"),
 }
 _BAR = 0.17  # inches

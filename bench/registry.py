@@ -27,7 +27,7 @@ DTYPES = {
 }
 DTYPE_ALIASES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
 MODES = ("fwd", "fwdbwd", "step")
-PROVIDERS = ("fastvae", "reference", "compile", "distributions")
+PROVIDERS = ("fastvae", "reference", "compile", "distributions", "zuko", "nflows", "pyro", "forward")
 # The library under an explicit implementation, for comparing kernels with each other.
 EXPLICIT = ("cpp", "triton")
 
@@ -110,10 +110,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody else's way to the same result, on inputs of its own making."""
+    """Another way to the same result, on inputs of its own making.
+
+    Without ``comparable`` its result is of another network of the same size, or of another direction: the task's check
+    does not apply.
+    """
 
     function: Callable[[Case], Function]
     adapt: Callable[[Case, Inputs], Inputs] = field(default=lambda case, inputs: inputs)
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,13 +141,20 @@ class Task:
     compiled: Callable[[Case], Function] | None = None
     check: Callable[[Case, Inputs, Any], str | None] | None = None
     sampled: bool = True
+    compiles: bool = True
 
     @property
     def name(self) -> str:
         return ".".join(part for part in (self.op, self.entry, self.variant) if part)
 
     def offers(self, provider: str) -> bool:
-        return provider in ("fastvae", "reference", "compile", *EXPLICIT, *self.peers)
+        if provider == "compile":
+            return self.compiles
+        return provider in ("fastvae", "reference", *EXPLICIT, *self.peers)
+
+    def checks(self, provider: str) -> bool:
+        """Whether results of ``provider`` can be held against the reference."""
+        return self.check is not None and (provider not in self.peers or self.peers[provider].comparable)
 
     def function(self, case: Case, provider: str) -> Function:
         """What ``provider`` runs for ``case``, a function of the task's inputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Prepared:
 
     calls: list[Callable[[], Any]]
     given: list[Tensor]
+    first_s: float
 
 
 def input_sets(task: Task, case: Case) -> list[Inputs]:
@@ -57,15 +59,17 @@ def prepare(task: Task, case: Case, provider: str, sets: Sequence[Inputs]) -> Pr
     with torch.no_grad():
         own = [task.adapt(case, provider, inputs) for inputs in sets]
     own = [tuple(t.detach().requires_grad_(differentiated) for t in inputs) for inputs in own]
+    start = time.perf_counter()
     with torch.set_grad_enabled(case.mode != "fwd"):
         outputs = function(*own[0])
-    wrong = task.check(case, sets[0], outputs) if task.check else None
+    first_s = time.perf_counter() - start
+    wrong = task.check(case, sets[0], outputs) if task.check and task.checks(provider) else None
     if wrong:
         raise RuntimeError(f"wrong result: {wrong}")
     if not differentiated:
-        return Prepared([_forward(function, inputs) for inputs in own], list(own[0]))
+        return Prepared([_forward(function, inputs) for inputs in own], list(own[0]), first_s)
     upstream = [torch.randn_like(t) for t in _as_tuple(outputs)]
-    return Prepared([_both(function, inputs, upstream) for inputs in own], [*own[0], *upstream])
+    return Prepared([_both(function, inputs, upstream) for inputs in own], [*own[0], *upstream], first_s)
 
 
 def _forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
@@ -101,7 +105,7 @@ def measure(case: Case, providers: Sequence[str], limits: roofline.Limits, setti
                 prepared = prepare(task, case, provider, sets)
                 facts[provider] = {
                     "impl": _implementation(provider, sets[0]),
-                    **_memory(prepared, case.device),
+                    **({} if _slow(prepared, settings.plan) else _memory(prepared, case.device)),
                 }
                 ready[provider] = prepared
             except Exception as error:
@@ -110,6 +114,15 @@ def measure(case: Case, providers: Sequence[str], limits: roofline.Limits, setti
         for timer, sampler in _timers(case.device, settings).items():
             rows += _timed(case, task, timer, sampler, ready, facts, limits, settings, len(sets))
     return rows
+
+
+def _slow(prepared: Prepared, plan: timing.Plan) -> bool:
+    """Whether calls are too long to repeat them for their memory; the first one may have been long to compile."""
+    if prepared.first_s <= plan.slow_s:
+        return False
+    start = time.perf_counter()
+    prepared.calls[0]()
+    return time.perf_counter() - start > plan.slow_s
 
 
 def _timed(
@@ -127,6 +140,8 @@ def _timed(
     for provider, prepared in ready.items():
         try:
             samplers[provider] = sampler(prepared.calls)
+            if "peak_bytes" not in facts[provider]:
+                continue  # a slow call, which has run
             samplers[provider].sample(1)
         except Exception as error:
             samplers.pop(provider, None)

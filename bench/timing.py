@@ -21,7 +21,8 @@ Call = Callable[[], object]
 class Plan:
     """How long to measure: rounds of one sample per provider, samples of many calls.
 
-    Rounds end when there are ``rounds`` of them, or when ``budget_s`` is spent and there are ``min_rounds``.
+    Rounds end when there are ``rounds`` of them, or when ``budget_s`` is spent and there are ``min_rounds``. Calls that
+    take longer than ``slow_s`` are sampled ``slow_rounds`` times, calibration included, and do not count against it.
     """
 
     rounds: int = 40
@@ -29,9 +30,11 @@ class Plan:
     min_sample_s: float = 2e-3
     warmup_s: float = 0.1
     budget_s: float = 8.0
+    slow_s: float = 2.0
+    slow_rounds: int = 2
 
 
-QUICK = Plan(rounds=3, min_rounds=3, min_sample_s=2e-4, warmup_s=0.0, budget_s=0.5)
+QUICK = Plan(rounds=3, min_rounds=3, min_sample_s=2e-4, warmup_s=0.0, budget_s=0.5, slow_rounds=1)
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,25 @@ class GraphSampler:
 def measure(samplers: Mapping[str, Sampler], plan: Plan) -> dict[str, Timing]:
     """Timings of all samplers from interleaved rounds; each round starts with another of them."""
     with _collector_paused():
-        repetitions = {name: _calibrate(sampler, plan) for name, sampler in samplers.items()}
+        first = {name: sampler.sample(1) for name, sampler in samplers.items()}
+        slow = [name for name, taken in first.items() if taken > plan.slow_s]
+        repetitions = {name: 1 if name in slow else _calibrate(sampler, plan) for name, sampler in samplers.items()}
         seconds: dict[str, list[float]] = {name: [] for name in samplers}
-        deadline = time.perf_counter() + plan.budget_s
-        for names in itertools.islice(_rotations(list(samplers)), plan.rounds):
-            if time.perf_counter() > deadline and len(seconds[names[0]]) >= plan.min_rounds:
+        for name in slow:
+            seconds[name].append(first[name] / samplers[name].calls_per_repetition)
+        spent = 0.0
+        for done, names in enumerate(itertools.islice(_rotations(list(samplers)), plan.rounds)):
+            if spent > plan.budget_s and done >= plan.min_rounds:
                 break
             for name in names:
+                if name in slow and len(seconds[name]) >= plan.slow_rounds:
+                    continue
                 calls = repetitions[name] * samplers[name].calls_per_repetition
-                seconds[name].append(samplers[name].sample(repetitions[name]) / calls)
+                taken = samplers[name].sample(repetitions[name])
+                seconds[name].append(taken / calls)
+                spent += 0.0 if name in slow else taken
+            if len(slow) == len(samplers) and done + 1 >= plan.slow_rounds:
+                break
     return {
         name: _timing(taken, repetitions[name] * samplers[name].calls_per_repetition) for name, taken in seconds.items()
     }
@@ -134,7 +147,6 @@ def _timing(seconds: list[float], calls: int) -> Timing:
 def _calibrate(sampler: Sampler, plan: Plan) -> int:
     """Warms up, and finds how many repetitions make a sample as long as the plan asks."""
     warm = time.perf_counter() + plan.warmup_s
-    sampler.sample(1)
     while time.perf_counter() < warm:
         sampler.sample(1)
     repetitions = 1

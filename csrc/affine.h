@@ -18,7 +18,7 @@ FASTVAE_INLINE V clamped(V x, double low, double high) {
   return x > high ? V{} + high : x;
 }
 
-FASTVAE_INLINE FloatVector log_of(FloatVector x) { return log_unit(x); }
+FASTVAE_INLINE FloatVector log_of(FloatVector x) { return x < __builtin_inff() ? log_unit(x) : x; }  // NaN passes
 FASTVAE_INLINE DoubleVector log_of(DoubleVector x) {
   return each_lane(x, [](double v) { return std::log(v); });
 }

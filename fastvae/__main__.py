@@ -1,22 +1,30 @@
-"""The command line: ``fastvae report | train vae | evaluate | demo``, also as ``python -m fastvae``."""
+"""The command line: ``fastvae report | train RECIPE | evaluate | demo``, also as ``python -m fastvae``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from . import backend
 from ._version import __version__
-from .recipes import RecipeError
+from .recipes import RecipeError, iaf_command, posterior2d_command
 from .recipes.config import KL_KINDS, POSTERIORS, PRECISIONS, DemoConfig, TrainConfig, VAEConfig
+from .recipes.options import (
+    add_accelerator,
+    add_folder,
+    build,
+    given,
+    natural,
+    option_adder,
+    positive,
+    quieten,
+)
 
 __all__ = ["main"]
 
@@ -53,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="which implementation runs on which device, and why")
     command.set_defaults(command=report)
 
-    train = commands.add_parser("train", help="train a model")
-    command = train.add_subparsers(required=True, metavar="RECIPE").add_parser(
+    recipes = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="RECIPE")
+    command = recipes.add_parser(
         "vae",
         help="a VAE with a Gaussian posterior on dynamically binarised MNIST",
         description="Train a VAE on dynamically binarised MNIST. On N processes: torchrun --nproc-per-node N "
@@ -70,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--posterior", "posterior", "covariance of q(z | x): diagonal or full", choices=POSTERIORS)
     add_model(command)
     add_training(command)
+    iaf_command.add_to(recipes)
+    posterior2d_command.add_to(recipes)
 
     command = commands.add_parser(
         "evaluate",
@@ -134,71 +144,10 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--precision", "precision", "Lightning's name of it", choices=PRECISIONS)
 
 
-def option_adder(parser: argparse.ArgumentParser, title: str, config: type) -> Callable[..., None]:
-    """Adds options of a configuration; one that is not given stays absent, the default being its own."""
-    group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
-    defaults = {field.name: field.default for field in fields(config)}
-
-    def add(option: str, name: str, text: str, **kwargs: Any) -> None:
-        default = defaults[name]
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        group.add_argument(option, dest=name, help=f"{text} (default: {shown})", **kwargs)
-
-    return add
-
-
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = option_adder(parser, "evaluation", DemoConfig)
     add("--samples", "samples", "importance samples K for log p(x)", type=positive, metavar="K")
     add("--images", "log_p_images", "test images for log p(x)", type=positive, metavar="N")
-
-
-def add_accelerator(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="device (default: %(default)s)"
-    )
-
-
-def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help="where everything is written (default: %(default)s)",
-    )
-
-
-def positive(text: str) -> int:
-    return at_least(text, 1)
-
-
-def natural(text: str) -> int:
-    return at_least(text, 0)
-
-
-def at_least(text: str, least: int) -> int:
-    value = int(text) if text.isdecimal() else -1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
-    return value
-
-
-def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
-    """The options that were given and are fields of ``config``."""
-    return {field.name: getattr(options, field.name) for field in fields(config) if hasattr(options, field.name)}
-
-
-def build(options: argparse.Namespace, config: type) -> Any:
-    try:
-        return config(**given(options, config))
-    except ValueError as error:
-        options.parser.error(str(error))
-
-
-def quieten() -> None:
-    """Lightning announces every trainer's hardware and its maker's other products at level INFO."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -227,11 +176,12 @@ def train_vae(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from .recipes.batches import binarize_fixed
     from .recipes.data import load_mnist
-    from .recipes.training import device_of, load_checkpoint
+    from .recipes.iaf_training import load_model
+    from .recipes.trainer import device_of
     from .recipes.vae import evaluate as evaluate_model
 
     device = device_of(options.accelerator)
-    model, _ = load_checkpoint(options.checkpoint, impl=options.impl)
+    model = load_model(options.checkpoint, impl=options.impl)
     x = binarize_fixed(load_mnist().x_test, options.seed)
     wanted = given(options, DemoConfig)
     figures = evaluate_model(model.to(device), x, **wanted, seed=options.seed, progress=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
 from .made import MADE
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["InverseAutoregressiveFlow", "MaskedAutoregressiveFlow"]
 
@@ -65,6 +68,34 @@ class _AutoregressiveSteps(nn.Module):
         )
         for network in self.steps():
             self._start_near_identity(network)
+
+    @classmethod
+    def from_networks(cls, networks: Sequence[MADE], *, kind: str = "gated", impl: str = "auto") -> Self:
+        """A flow whose steps use ready networks, one for each step, as they are.
+
+        Args:
+            networks: networks of the same features and context width, ``layout="blocked"``.
+            kind: the affine step.
+            impl: implementation, see :mod:`fastvae.backend`.
+
+        Raises:
+            ValueError: there is no network, they differ in features or context, or they do not suit ``kind``.
+        """
+        if not networks:
+            raise ValueError("networks must hold one network or more")
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        sizes = {(network.features, network.context_features) for network in networks}
+        if len(sizes) > 1:
+            raise ValueError(f"networks must agree in (features, context_features), got {sorted(sizes)}")
+        params = 1 if kind == "location_only" else 2
+        if any(network.structure.params_per_feature != params for network in networks):
+            raise ValueError(f"networks must have params_per_feature={params} for kind={kind!r}")
+        flow = cls.__new__(cls)
+        nn.Module.__init__(flow)
+        ((flow.features, flow.context_features),) = sizes
+        flow.kind, flow.impl, flow.networks = kind, impl, nn.ModuleList(networks)
+        return flow
 
     def steps(self) -> list[MADE]:
         return list(self.networks)  # type: ignore[arg-type]

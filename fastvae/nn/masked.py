@@ -22,7 +22,7 @@ class MaskedLinear(nn.Linear):
         y = \operatorname{act}\left(g \odot \frac{(W \circ M)\, x}{\lVert W \circ M \rVert} + b\right)
 
     The mask is neither stored nor multiplied into a copy of the weight; gradients of masked weights are zero.
-    A checkpoint that carries a ``mask`` of the same connections loads.
+    A checkpoint that carries a ``mask`` of the same connections, and maybe ``degrees``, loads.
 
     Args:
         in_features: number of inputs.
@@ -128,6 +128,7 @@ class MaskedLinear(nn.Linear):
             self.bias.sub_(mean).mul_(factor)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "degrees", None)
         mask = state_dict.pop(prefix + "mask", None)
         if mask is not None and not torch.equal(
             mask.to(self.weight.device) != 0, mask_of(self.in_degrees, self.out_degrees)

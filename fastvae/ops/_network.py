@@ -29,9 +29,12 @@ def activation_of(activation: str | None) -> str:
     return activation
 
 
-def check_kind(kind: str) -> None:
+def check_kind(kind: str, structure: MadeStructure | None = None) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    needed = 1 if kind == "location_only" else 2
+    if structure is not None and structure.params_per_feature != needed:
+        raise ValueError(f"kind={kind!r} takes params_per_feature={needed}, got {structure.params_per_feature}")
 
 
 def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tensor:
@@ -93,7 +96,8 @@ def check_network(
     """The arguments of a network's op once they fit each other, of one dtype; context broadcast to the batch of x."""
     sizes = [len(degrees) for degrees in structure.degrees]
     count = len(sizes) - 1
-    for part, tensors in (("weights", parameters.weights), ("biases", parameters.biases)):
+    weights, biases, scales, _ = parameters
+    for part, tensors in (("weights", weights), ("biases", biases), ("weight_scales", scales)):
         if len(tensors) != count:
             raise ValueError(f"{part} must be {count} tensors, one for each layer, got {len(tensors)}")
     named: dict[str, Tensor] = {name: x}

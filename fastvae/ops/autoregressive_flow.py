@@ -56,13 +56,14 @@ def fwd_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs ``entry``, the step or its inverse, which take the same arguments."""
     n, dtype, alone = x.shape[0], x.dtype, structure[3] == 0
-    (point, context), layers = computed((x, context_term)), [computed(t) for t in (weights, biases, scales)]
+    point, context = computed((x, context_term))
+    w, b, s = computed(weights), computed(biases), computed(scales)  # alive until the kernel has run
     assert point is not None
     out = empty(point, (n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
     log_det = point.new_empty(0 if alone else n)
     saved = empty(point, saved_shape(n, degrees, structure) if keep else (0,))
     getattr(extension(), entry)(
-        point.dtype == torch.float64, all_layer_fields(*layers, degrees), list(structure),
+        point.dtype == torch.float64, all_layer_fields(w, b, s, degrees), list(structure),
         point.data_ptr(), point.stride(0), 0 if context is None else context.data_ptr(), out.data_ptr(),
         log_det.data_ptr(), saved.data_ptr() if keep else 0, n,
     )  # fmt: skip
@@ -126,14 +127,9 @@ def _bwd_cpu(
 def _empty_gradients(
     like: Tensor, weights: Tensors, biases: Optional, scales: Optional, of_layers: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    none = like.new_empty(0)
-    d_w = [empty(like, w.shape) if of_layers else none for w in weights]
+    d_w = [empty(like, w.shape if of_layers else (0,)) for w in weights]
     d_b, d_s = (
-        [
-            like.new_empty(w.shape[0]) if of_layers and t is not None else none
-            for w, t in zip(weights, part, strict=True)
-        ]
-        for part in (biases, scales)
+        [like.new_empty(0 if t is None or not of_layers else t.shape) for t in part] for part in (biases, scales)
     )
     return d_w, d_b, d_s
 
@@ -266,7 +262,7 @@ def autoregressive_flow(
     Returns:
         The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
     """
-    check_kind(kind)
+    check_kind(kind, structure)
     return _run(z, context_term, parameters, structure, kind, impl)
 
 

@@ -154,7 +154,7 @@ def autoregressive_inverse(
         Exact up to rounding, which each feature passes on to the later ones. Where 1 / a(s) meets large points the
         result overflows to inf, as the reference's does. Differentiable once (the reference, any number of times).
     """
-    check_kind(kind)
+    check_kind(kind, structure)
     z, context_term, parameters = check_network("z", z, context_term, parameters, structure)
     chosen = backend.resolve(impl, z)
     if chosen == "reference":

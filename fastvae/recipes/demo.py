@@ -19,7 +19,8 @@ from .batches import BinarizedImages, JointBatches, binarize_fixed
 from .config import POSTERIORS, DemoConfig, TrainConfig, VAEConfig
 from .data import Mnist, load_mnist
 from .pictures import draw_learning_curves, draw_manifold, draw_reconstructions, draw_samples
-from .training import device_of, load_checkpoint, read_history, train
+from .trainer import device_of
+from .training import load_checkpoint, read_history, train
 from .vae import VAE, evaluate
 
 __all__ = ["run_demo", "step_times"]

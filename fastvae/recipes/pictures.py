@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .vae import VAE
+from .vae import LatentVariableModel
 
 __all__ = ["draw_learning_curves", "draw_manifold", "draw_reconstructions", "draw_samples"]
 
@@ -40,7 +41,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_samples(models: Mapping[str, VAE], path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0) -> None:
+def draw_samples(
+    models: Mapping[str, LatentVariableModel], path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0
+) -> None:
     """Means of p(x | z) for z drawn from the prior, the same z for each model."""
     figure = Figure(figsize=(3.6 * len(models), 3.9), layout="constrained")
     for axes, (name, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
@@ -53,7 +56,7 @@ def draw_samples(models: Mapping[str, VAE], path: Path, *, rows: int = 8, column
 
 
 @torch.no_grad()
-def draw_reconstructions(models: Mapping[str, VAE], x: Tensor, path: Path, *, seed: int = 0) -> None:
+def draw_reconstructions(models: Mapping[str, LatentVariableModel], x: Tensor, path: Path, *, seed: int = 0) -> None:
     """Binary images ``(N, pixels)`` above what each model decodes from one sample of their posterior."""
     lines = {"test image": x}
     for name, model in models.items():
@@ -68,7 +71,7 @@ def draw_reconstructions(models: Mapping[str, VAE], x: Tensor, path: Path, *, se
 
 
 @torch.no_grad()
-def draw_manifold(model: VAE, path: Path, *, size: int = 20) -> None:
+def draw_manifold(model: LatentVariableModel, path: Path, *, size: int = 20) -> None:
     r"""Means of p(x | z) over a latent plane.
 
     .. math::
@@ -119,11 +122,15 @@ def draw_learning_curves(
         # The training ELBO is the mean over an epoch: its middle is where it belongs.
         train = [((step + 1) / steps_per_epoch - 0.5, value) for step, value in history["train_elbo"]]
         test = [((step + 1) / steps_per_epoch, value) for step, value in history["test_elbo"]]
-        axes.plot(*zip(*train, strict=True), color=color, linewidth=1, linestyle=":", label=f"{name}, training")
-        axes.plot(*zip(*test, strict=True), color=color, linewidth=1.8, label=f"{name}, test")
-        shown += [value for epoch, value in test if epoch > 0.1 * len(test)]
+        # A line through one point cannot be seen.
+        marker = "o" if len(test) == 1 else None
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4}
+        axes.plot(*zip(*train, strict=True), **style, linewidth=1, linestyle=":", label=f"{name}, training")
+        axes.plot(*zip(*test, strict=True), **style, linewidth=1.8, label=f"{name}, test")
+        shown += [value for epoch, value in test if epoch > 0.1 * test[-1][0]]
     low, high = min(shown), max(shown)
-    axes.set_ylim(low - 0.03 * (high - low), high + 0.15 * (high - low) + 0.1)
+    span = max(high - low, 1.0)
+    axes.set_ylim(low - 0.03 * span, high + 0.15 * span)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

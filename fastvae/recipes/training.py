@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import pickle
-import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,31 +11,17 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from .. import backend
 from ..objectives import LinearSchedule
 from . import RecipeError
-from .batches import (
-    EVALUATION,
-    NOISE,
-    BinarizedImages,
-    FixedChunks,
-    JointBatches,
-    binarize_fixed,
-    stream_seed,
-)
 from .config import TrainConfig, VAEConfig
-from .data import Mnist, load_mnist
+from .data import Mnist
+from .trainer import CHECKPOINT, ImageTask, MnistBatches, fit, read_checkpoint
 from .vae import VAE
 
-__all__ = ["TrainResult", "device_of", "load_checkpoint", "read_history", "train"]
-
-CHECKPOINT = "last.ckpt"
-LOG_EVERY = 10
+__all__ = ["TrainResult", "load_checkpoint", "read_history", "train"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +34,15 @@ class TrainResult:
     log_folder: Path
 
 
-class VAETask(L.LightningModule):
-    """Negative ELBO, optimiser and schedule; noise is a function of (seed, step, row of the joint batch)."""
+class VAETask(ImageTask):
+    """Negative ELBO, optimiser and schedule."""
+
+    config: TrainConfig
 
     def __init__(self, model: VAE, config: TrainConfig) -> None:
-        super().__init__()
+        super().__init__(config, model.config.latent_features, model.config.impl)
         self.save_hyperparameters({"model": model.config.as_dict(), "training": asdict(config)})
         self.model = model
-        self.config = config
 
     def setup(self, stage: str) -> None:
         # A checkpoint is restored later, so that a resumed run keeps its own.
@@ -79,103 +62,15 @@ class VAETask(L.LightningModule):
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         ramp = self.config.kl_warmup * self.trainer.num_training_batches
         beta = LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0
-        seed, rows = stream_seed(self.config.seed, NOISE, self.global_step), len(x) * self.trainer.world_size
-        noise = self.joint_noise(x, seed, self.global_rank * len(x), rows)
-        loss = -self.model.bound(x, beta=beta, **noise).mean()
-        self.epoch_loss += loss.detach()
-        # Lightning's log takes long beside a step of so small a model.
-        if (self.global_step + 1) % LOG_EVERY == 0:
-            self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
-        return loss
+        return self.logged(-self.model.bound(x, beta=beta, **self.step_noise(x)).mean(), x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch
-        noise = self.joint_noise(x, stream_seed(self.config.seed, EVALUATION, 0), first, rows)
-        bound = self.model.bound(x, **noise).mean()
+        bound = self.model.bound(x, **self.test_noise(x, first, rows)).mean()
         self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))
 
-    def joint_noise(self, x: Tensor, seed: int, first: int, rows: int) -> dict[str, Any]:
-        """The noise of ``x``, which begins at row ``first`` of a joint batch of ``rows`` rows."""
-        generator = torch.Generator(x.device).manual_seed(seed)
-        if backend.resolve(self.model.config.impl, x) != "reference":
-            return {"generator": generator, "row_offset": first}
-        shape = (rows, self.model.config.latent_features)
-        joint = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
-        return {"eps": joint[first : first + len(x)]}
-
-    def on_train_epoch_start(self) -> None:
-        self.epoch_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-
     def on_train_epoch_end(self) -> None:
-        mean = self.epoch_loss / self.trainer.num_training_batches
-        mean = cast(Tensor, self.trainer.strategy.reduce(mean, reduce_op="mean"))
-        self.log("train_elbo", -mean.float())
-        if not torch.isfinite(mean):
-            raise RecipeError(
-                f"the loss became {mean.item()} in epoch {self.current_epoch + 1}: try a lower learning rate "
-                f"than {self.config.learning_rate}"
-            )
-
-
-class MnistBatches(L.LightningDataModule):
-    """Dynamically binarised training images, and the test images under one fixed binarisation."""
-
-    mnist: Mnist
-
-    def __init__(self, config: TrainConfig, mnist: Mnist | None = None) -> None:
-        super().__init__()
-        self.config = config
-        if mnist is not None:
-            self.mnist = mnist
-
-    def prepare_data(self) -> None:
-        if not hasattr(self, "mnist"):
-            load_mnist()
-
-    def setup(self, stage: str) -> None:
-        if not hasattr(self, "mnist"):
-            self.mnist = load_mnist(progress=False)
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        images = self.mnist.x_train
-        if self.config.batch_size > len(images):
-            raise RecipeError(f"a batch of {self.config.batch_size} is more than the {len(images)} images")
-        batches = JointBatches(len(images), self.config.batch_size, self.config.seed)
-        return DataLoader(BinarizedImages(images, **self.share()), batch_size=None, sampler=batches)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
-        chunks = FixedChunks(binarize_fixed(self.mnist.x_test), 500, **self.share())
-        return DataLoader(chunks, batch_size=None)
-
-    def share(self) -> dict[str, int]:
-        assert self.trainer is not None
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-
-
-class ProgressBar(TQDMProgressBar):
-    """One line for the running epoch, without the version number of the log folder."""
-
-    def get_metrics(self, trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, task).items() if name != "v_num"}
-
-
-class Speed(L.Callback):
-    """Training images per second, without validation and checkpoints."""
-
-    def __init__(self) -> None:
-        self.images, self.seconds, self._start = 0, 0.0, 0.0
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
-    ) -> None:
-        self.images += len(batch) * trainer.world_size
-        if trainer.is_last_batch:
-            if batch.is_cuda:
-                torch.cuda.synchronize(batch.device)
-            self.seconds += time.perf_counter() - self._start
+        self.log("train_elbo", -self.mean_loss().float())
 
 
 def train(
@@ -210,59 +105,26 @@ def train(
     Raises:
         RecipeError: MNIST cannot be had, the batch cannot be shared out evenly, or the loss is not finite.
     """
-    world_size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if config.batch_size % world_size:
-        raise RecipeError(f"a batch of {config.batch_size} cannot be shared out evenly by {world_size} processes")
-    device = device_of(accelerator)
-    batches = MnistBatches(config, mnist)
-    # After the loss was found finite.
-    checkpoints = ModelCheckpoint(
-        str(folder), Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    speed, logger = Speed(), CSVLogger(str(folder), name="logs")
-    bar = [ProgressBar(refresh_rate=20)] if progress else []
-    trainer = L.Trainer(
-        accelerator=device.type,
-        devices=local,
-        num_nodes=world_size // local,
-        strategy="ddp" if world_size > 1 else "auto",
-        precision=cast(Any, config.precision),
-        max_epochs=config.epochs,
-        logger=logger,
-        callbacks=[checkpoints, speed, *bar, *callbacks],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        log_every_n_steps=LOG_EVERY,
-    )
+    logger = CSVLogger(str(folder), name="logs")
     L.seed_everything(config.seed, verbose=False)
     task = VAETask(VAE(model_config), config)
-    with warnings.catch_warnings():
-        # The batches are made faster than a worker process could hand them over.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        # A second run into a folder replaces its checkpoint, as documented.
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-        # Lightning's own use of torch.
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
-        trainer.fit(task, batches, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    speed = fit(
+        task,
+        MnistBatches(config, mnist),
+        config,
+        folder,
+        loggers=[logger],
+        resume=resume,
+        accelerator=accelerator,
+        progress=progress,
+        callbacks=callbacks,
+    )
     return TrainResult(
         model=task.model.cpu(),
         checkpoint=folder / CHECKPOINT,
-        images_per_second=speed.images / speed.seconds if speed.seconds else math.nan,
+        images_per_second=speed.images_per_second,
         log_folder=Path(logger.log_dir),
     )
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` stands for on this machine.
-
-    Raises:
-        RecipeError: it is ``"gpu"`` and there is none.
-    """
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise RecipeError("the accelerator must be cpu here: no CUDA device is visible")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[VAE, TrainConfig]:
@@ -280,17 +142,7 @@ def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[VAE, TrainC
     Raises:
         RecipeError: the file cannot be read or is no such checkpoint.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RecipeError(f"there is no checkpoint {path}") from None
-    except pickle.UnpicklingError:
-        # torch's own message advises to load it unsafely.
-        raise RecipeError(
-            f"{path} cannot be read as a checkpoint: it is none, or holds more than tensors and plain data"
-        ) from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise RecipeError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    content = read_checkpoint(path)
     try:
         plain = content["hyper_parameters"]
         chosen = {} if impl is None else {"impl": impl}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,20 @@ from ..objectives import LogMeanExp, elbo, importance_log_prob, monte_carlo_elbo
 from .batches import EVALUATION, stream_seed
 from .config import VAEConfig
 
-__all__ = ["VAE", "Evaluation", "evaluate"]
+__all__ = ["VAE", "Evaluation", "LatentVariableModel", "evaluate"]
 
 HEADS = {"diagonal": DiagonalGaussianHead, "triangular": TriangularGaussianHead}
+
+
+class LatentVariableModel(Protocol):
+    """What evaluation and pictures ask of a model; ``encode`` returns what has ``rsample_with_log_prob``."""
+
+    @property
+    def config(self) -> Any: ...
+    def encode(self, x: Tensor) -> Any: ...
+    def decode(self, z: Tensor) -> Tensor: ...
+    def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class VAE(nn.Module):
@@ -66,7 +77,8 @@ class VAE(nn.Module):
         """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""
         self.to_logits.bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
 
-    def kl(self, q: DiagonalGaussian | TriangularGaussian) -> Tensor:
+    def kl(self, q: DiagonalGaussian | TriangularGaussian, z: Tensor, log_q: Tensor) -> Tensor:
+        """The KL divergence of q from the prior, ``(N,)``: in closed form, whatever the sample."""
         return kl_divergence(q, self.prior)
 
     def bound(self, x: Tensor, *, beta: float = 1.0, **noise: Any) -> Tensor:
@@ -81,7 +93,7 @@ class VAE(nn.Module):
         z, log_q = q.rsample_with_log_prob(**noise)
         log_p_x = bernoulli_log_prob(x, self.decode(z))
         if self.config.kl == "analytic":
-            return elbo(log_p_x, self.kl(q), beta=beta)
+            return elbo(log_p_x, self.kl(q, z, log_q), beta=beta)
         return monte_carlo_elbo(log_p_x, standard_normal_log_prob(z), log_q, beta=beta)
 
 
@@ -106,7 +118,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: VAE,
+    model: LatentVariableModel,
     x: Tensor,
     *,
     samples: int = 128,
@@ -129,7 +141,7 @@ def evaluate(
         progress: whether to show a progress bar.
 
     Returns:
-        The means. The ELBO takes the analytic KL and one sample for each image.
+        The means. The ELBO takes one sample for each image, and the analytic KL where there is one.
     """
     from tqdm import tqdm
 
@@ -141,8 +153,8 @@ def evaluate(
     for start in starts:
         rows = x[start : start + image_chunk].to(parameter)
         q = model.encode(rows)
-        z, _ = q.rsample_with_log_prob(generator=generator)
-        kl = model.kl(q)
+        z, log_q = q.rsample_with_log_prob(generator=generator)
+        kl = model.kl(q, z, log_q)
         bounds.append(elbo(bernoulli_log_prob(rows, model.decode(z)), kl).sum())
         divergences.append(kl.sum())
         if start >= count:

@@ -45,4 +45,4 @@ def masked_linear(
 
 def masked_norm(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """Euclidean norm of every row of ``weight`` ``(out, in)`` over the weights that count, ``(out,)``."""
-    return (weight * mask_of(in_degrees, out_degrees)).norm(dim=-1)
+    return weight.masked_fill(~mask_of(in_degrees, out_degrees), 0.0).norm(dim=-1)

@@ -8,11 +8,19 @@ import torch
 
 from bench import __main__ as command
 from bench import registry, runner
-from bench.registry import Case, Shape
+from bench.registry import Case, Shape, Work
 
 TINY = Shape(5, 6)
 TASKS = [task for stem in registry.stems() for task in registry.tasks(stem)]
 FUNCTIONS = [task for task in TASKS if "fwd" in task.modes]
+# Every provider that needs no compiler and no package beyond torch.
+OFFERED = [
+    pytest.param(task, provider, samples, id=f"{task.name}-{provider}-{samples or 1}")
+    for task in FUNCTIONS
+    for provider in ("fastvae", "reference", "distributions", "cpp", "forward")
+    for samples in ((None, 3) if task.sampled else (None,))
+    if task.offers(provider)
+]
 NAMES = [task.name for task in TASKS]
 
 
@@ -21,7 +29,15 @@ def case_of(task, mode, shape=TINY, dtype="float32"):
 
 
 def test_stems_of_the_library_are_registered():
-    assert {"diag_gaussian", "tril_gaussian", "training_step"} <= set(registry.stems())
+    assert {
+        "affine_flow",
+        "autoregressive_flow",
+        "autoregressive_inverse",
+        "diag_gaussian",
+        "masked_linear",
+        "training_step",
+        "tril_gaussian",
+    } <= set(registry.stems())
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
@@ -30,14 +46,10 @@ def test_every_task_can_be_found_by_its_cases(task):
     assert any(registry.task_of(case).name == task.name for case in found)
 
 
-@pytest.mark.parametrize("provider", ["fastvae", "reference", "distributions", "cpp"])
-@pytest.mark.parametrize("samples", [None, 3])
 @pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
-@pytest.mark.parametrize("task", FUNCTIONS, ids=[task.name for task in FUNCTIONS])
-def test_providers_agree(task, mode, samples, provider):
+@pytest.mark.parametrize(("task", "provider", "samples"), OFFERED)
+def test_providers_agree(task, provider, mode, samples):
     """Each provider runs, agrees with the float64 reference, and its calls return outputs and gradients."""
-    if samples and not task.sampled:
-        samples = None
     case = case_of(task, mode, Shape(5, 6, samples))
     prepared = runner.prepare(task, case, provider, runner.input_sets(task, case))
     with torch.set_grad_enabled(mode == "fwdbwd"):
@@ -50,7 +62,8 @@ def test_providers_agree(task, mode, samples, provider):
         assert all(g.abs().sum() > 0 for g in gradients)
     else:
         outputs = results if isinstance(results, tuple) else (results,)
-    assert outputs[-1].shape == (*case.shape.sample_shape, 5)
+    widths = (case.shape.columns,) if task.op == "masked_linear" else ()
+    assert outputs[-1].shape == (*case.shape.sample_shape, 5, *widths)
 
 
 @pytest.mark.parametrize("task", FUNCTIONS, ids=[task.name for task in FUNCTIONS])
@@ -86,6 +99,43 @@ def test_least_bytes(entry, variant, mode, expected):
     op = "tril_gaussian" if variant else "diag_gaussian"
     case = Case(op, entry, variant, mode, Shape(10, 8), "float32", "cpu")
     assert registry.task_of(case).work(case).bytes == expected
+
+
+def connections(ins, outs):
+    return sum(i <= o for i, o in itertools.product(ins, outs))
+
+
+@pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
+def test_least_work_of_a_masked_layer_counts_what_the_mask_keeps(mode):
+    case = Case("masked_linear", "linear", "", mode, Shape(10, 8), "float32", "cpu")
+    degrees = [1 + unit * 31 // 8 for unit in range(8)]
+    kept = connections(degrees, degrees)
+    work = registry.task_of(case).work(case)
+    if mode == "fwd":
+        assert work == Work(4 * (2 * 80 + kept + 8), 10 * (2 * kept + 8))
+    else:
+        assert work == Work(4 * (5 * 80 + 2 * kept + 64 + 2 * 8), 10 * (6 * kept + 2 * 8))
+
+
+@pytest.mark.parametrize("op", ["autoregressive_flow", "autoregressive_inverse"])
+def test_least_work_of_a_step_counts_what_the_masks_keep(op):
+    variant = {"autoregressive_flow": "320-320", "autoregressive_inverse": "512-512"}[op]
+    entry = op.removeprefix("autoregressive_")
+    width = int(variant.partition("-")[0])
+    case = Case(op, entry, variant, "fwd", Shape(10, 8), "float32", "cpu")
+    hidden = [1 + unit * 7 // width for unit in range(width)]
+    outputs = [*range(8), *range(8)]
+    kept = connections(range(1, 9), hidden) + connections(hidden, hidden) + connections(hidden, outputs)
+    units = 2 * width + 16
+    work = registry.task_of(case).work(case)
+    assert work.flops == 10 * (2 * kept + 2 * units + 6 * 8)
+    assert work.bytes == 4 * (2 * 80 + kept + units + 10)
+
+
+def test_the_inverse_is_not_compiled():
+    """A loop over features unrolls into a graph that takes longer to compile than all else takes to measure."""
+    assert not any(task.offers("compile") for task in registry.tasks("autoregressive_inverse"))
+    assert all(task.offers("compile") for task in registry.tasks("autoregressive_flow"))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)

@@ -65,6 +65,23 @@ def test_budget_ends_rounds_but_not_before_the_least_number():
     assert timing.measure({"a": Scripted("a", log, 1e-3)}, plan)["a"].samples == 5
 
 
+def test_slow_calls_are_sampled_twice_and_spare_the_budget_of_the_others():
+    log = []
+    plan = Plan(rounds=6, min_rounds=2, min_sample_s=1e-3, warmup_s=0, budget_s=1.0, slow_s=2.0, slow_rounds=2)
+    taken = timing.measure({"slow": Scripted("slow", log, 15.0), "fast": Scripted("fast", log, 1e-3)}, plan)
+    assert [repetitions for name, repetitions in log if name == "slow"] == [1, 1]
+    assert (taken["slow"].p50, taken["slow"].samples) == (15.0, 2)
+    assert taken["fast"].samples == 6
+
+
+def test_slow_calls_alone_end_after_their_rounds():
+    log = []
+    plan = Plan(rounds=40, min_rounds=9, slow_rounds=3)
+    taken = timing.measure({name: Scripted(name, log, 15.0) for name in "ab"}, plan)
+    assert {t.samples for t in taken.values()} == {3}
+    assert len(log) == 6
+
+
 def test_calls_of_a_graph_count_one_by_one():
     log = []
     plan = Plan(rounds=3, min_rounds=3, min_sample_s=1e-3, warmup_s=0, budget_s=60)

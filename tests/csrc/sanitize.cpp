@@ -104,10 +104,156 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   return r.values;
 }
 
+// A random masked network: arrays of exactly their size, weights NaN where the mask is.
 template <class T>
-int check(const char* type, double tolerance) {
+struct NetworkInputs {
+  std::vector<std::unique_ptr<T[]>> arrays;
+  std::vector<std::unique_ptr<int64_t[]>> degrees;
+  std::vector<int64_t> sizes;
+  NetworkSpec<T> spec;
+
+  std::unique_ptr<int64_t[]> random_degrees(int64_t count, int64_t most, bool sorted) {
+    std::unique_ptr<int64_t[]> d(new int64_t[count]);
+    for (int64_t i = 0; i < count; ++i) d[i] = static_cast<int64_t>(engine() % static_cast<uint64_t>(most + 1));
+    if (sorted) std::sort(d.get(), d.get() + count);
+    return d;
+  }
+
+  const T* keep(std::unique_ptr<T[]> array) {
+    arrays.push_back(std::move(array));
+    return arrays.back().get();
+  }
+
+  NetworkInputs(int64_t features, int64_t width, int64_t hidden, bool residual, bool sorted, int64_t kind,
+                int64_t activation, bool scaled)
+      : spec{{}, features, kind == 6 ? 1 : 2, activation, kind, residual, !sorted} {
+    const int64_t params = spec.params_per_feature;
+    sizes.push_back(features);
+    degrees.emplace_back(new int64_t[features]);
+    for (int64_t i = 0; i < features; ++i) degrees[0][i] = sorted ? i + 1 : features - i;
+    for (int64_t l = 0; l < hidden; ++l) {
+      sizes.push_back(width);
+      if (residual && l > 0) {
+        degrees.emplace_back(new int64_t[width]);
+        std::copy_n(degrees[1].get(), width, degrees.back().get());
+      } else {
+        degrees.push_back(random_degrees(width, features, sorted));
+      }
+    }
+    sizes.push_back(features * params);
+    degrees.emplace_back(new int64_t[features * params]);
+    for (int64_t i = 0; i < features; ++i)
+      for (int64_t q = 0; q < params; ++q)
+        degrees.back()[spec.interleaved ? i * params + q : q * features + i] = degrees[0][i] - 1;
+    for (size_t l = 0; l + 1 < sizes.size(); ++l) {
+      const int64_t in = sizes[l], out = sizes[l + 1];
+      auto weight = random_array<T>(in * out, 0.5 / std::sqrt(static_cast<double>(in)));
+      for (int64_t o = 0; o < out; ++o)
+        for (int64_t i = 0; i < in; ++i)
+          if (degrees[l][i] > degrees[l + 1][o]) weight[o * in + i] = std::nan("");
+      const T *w = keep(std::move(weight)), *bias = keep(random_array<T>(out));
+      const T* scale = scaled ? keep(random_array<T>(out, 1.0)) : nullptr;
+      spec.layers.push_back({w, bias, scale, degrees[l].get(), degrees[l + 1].get(), in, out, in});
+    }
+  }
+};
+
+// As csrc/network.h lays them out.
+template <class T>
+int64_t saved_rows(const NetworkInputs<T>& in) {
+  int64_t rows = in.sizes.front() + in.sizes.back();
+  const int64_t hidden = static_cast<int64_t>(in.sizes.size()) - 2;
+  for (int64_t l = 0; l < hidden; ++l) {
+    if (in.spec.activation >= 5 || (in.spec.residual && l % 2 == 0)) rows += in.sizes[l + 1];
+    if (!in.spec.residual || l < hidden - 1) rows += in.sizes[l + 1];
+  }
+  return rows;
+}
+
+template <class T>
+std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in, const T* points, const T* context,
+                           const T* upstream, int64_t n) {
+  const auto& spec = in.spec;
+  const int64_t d = spec.features, outputs = in.sizes.back(), width = in.sizes[1];
+  const bool alone = spec.kind == 0;
+  Results<T> r;
+  const int64_t out_size = n * (alone ? outputs : d), saved_size = (n + 63) / 64 * saved_rows(in) * 64;
+  auto out = r.array(out_size), log_det = r.array(n), d_x = r.array(n * d), d_context = r.array(n * width);
+  auto saved = r.array(saved_size);
+  std::vector<std::unique_ptr<T[]>> gradients;
+  std::vector<LayerGradients<T>> to;
+  for (size_t l = 0; l + 1 < in.sizes.size(); ++l) {
+    const int64_t out_l = in.sizes[l + 1];
+    for (int64_t size : {in.sizes[l] * out_l, out_l, out_l}) gradients.push_back(r.array(size));
+    const size_t at = gradients.size();
+    to.push_back(
+        {gradients[at - 3].get(), gradients[at - 2].get(), spec.layers[l].scale ? gradients[at - 1].get() : nullptr});
+  }
+  const auto keep_gradients = [&] {
+    r.keep(d_x, n * d), r.keep(d_context, n * width);
+    for (size_t l = 0; l + 1 < in.sizes.size(); ++l) {
+      r.keep(gradients[3 * l], in.sizes[l] * in.sizes[l + 1]), r.keep(gradients[3 * l + 1], in.sizes[l + 1]);
+      if (spec.layers[l].scale) r.keep(gradients[3 * l + 2], in.sizes[l + 1]);
+    }
+  };
+  const auto& flow = kernels.autoregressive_flow;
+  const Matrix<T> x{points, d};
+  flow.fwd(spec, x, context, out.get(), log_det.get(), nullptr, n);
+  flow.fwd(spec, x, context, out.get(), log_det.get(), saved.get(), n);
+  r.keep(out, out_size);
+  flow.bwd(spec, upstream, upstream, saved.get(), d_x.get(), d_context.get(), to, n);
+  keep_gradients();
+  if (!alone) {
+    r.keep(log_det, n);
+    flow.inverse(spec, x, context, out.get(), log_det.get(), saved.get(), n);
+    r.keep(out, out_size), r.keep(log_det, n);
+    flow.inverse_bwd(spec, upstream, upstream, saved.get(), d_x.get(), n);
+    r.keep(d_x, n * d);
+  }
+  const auto& linear = kernels.masked_linear;
+  const auto& layer = spec.layers.front();
+  auto y = r.array(n * width), pre = r.array(n * width), norm = r.array(width);
+  linear.fwd(layer, spec.activation, x, y.get(), pre.get(), n);
+  r.keep(y, n * width);
+  linear.bwd(layer, spec.activation, context, spec.activation >= 5 ? pre.get() : y.get(), x, d_x.get(), to[0], n);
+  r.keep(d_x, n * d), r.keep(gradients[0], d * width);
+  linear.norm_fwd(layer, norm.get());
+  linear.norm_bwd(layer, context, norm.get(), gradients[0].get());
+  r.keep(norm, width), r.keep(gradients[0], d * width);
+  if (alone) return r.values;
+  auto d_shift = r.array(n * d), d_logit = r.array(n * d);
+  for (bool inverse : {false, true}) {
+    const auto& affine = kernels.affine_flow;
+    affine.fwd(spec.kind, inverse, x, x, x, out.get(), log_det.get(), n, d);
+    affine.bwd(spec.kind, inverse, upstream, upstream, x, x, x, d_x.get(), d_shift.get(), d_logit.get(), n, d);
+    r.keep(out, n * d), r.keep(log_det, n), r.keep(d_x, n * d), r.keep(d_shift, n * d);
+    if (spec.kind != 6) r.keep(d_logit, n * d);
+  }
+  return r.values;
+}
+
+// How many results of an instruction set differ from the baseline's.
+template <class T, class Run>
+int compare(const char* name, double tolerance, const Run& run) {
   const Table* tables[4];
   const int count = available(tables, 4);
+  const std::vector<T> expected = run(tables[0]->of<T>());
+  int failures = 0;
+  for (int i = 1; i < count; ++i) {
+    const std::vector<T> got = run(tables[i]->of<T>());
+    for (size_t j = 0; j < expected.size(); ++j) {
+      const double error = std::abs(static_cast<double>(got[j]) - expected[j]);
+      if (error <= tolerance * (1 + std::abs(static_cast<double>(expected[j])))) continue;
+      std::printf("%s %s result %zu: %g, baseline %g\n", name, tables[i]->isa, j, double(got[j]), double(expected[j]));
+      ++failures;
+      break;
+    }
+  }
+  return failures;
+}
+
+template <class T>
+int check_gaussians(const char* type, double tolerance) {
   int failures = 0;
   for (int64_t d : {1, 2, 3, 5, 8, 15, 16, 17, 31, 64, 65, 260, 1030})
     for (int64_t n : {0, 1, 3})
@@ -116,27 +262,40 @@ int check(const char* type, double tolerance) {
           for (bool given : {false, true}) {
             if (d > 100 && (k != 1 || n > 1)) continue;
             const Inputs<T> in(k, n, d, dense);
-            const std::vector<T> expected = run(tables[0]->of<T>(), in, given);
-            for (int i = 1; i < count; ++i) {
-              const std::vector<T> got = run(tables[i]->of<T>(), in, given);
-              for (size_t j = 0; j < expected.size(); ++j) {
-                const double error = std::abs(static_cast<double>(got[j]) - expected[j]);
-                if (!(error <= tolerance * (1 + std::abs(static_cast<double>(expected[j]))))) {
-                  std::printf("%s %s k=%ld n=%ld d=%ld dense=%d given=%d result %zu: %g, baseline %g\n", type,
-                              tables[i]->isa, k, n, d, dense, given, j, double(got[j]), double(expected[j]));
-                  ++failures;
-                  break;
-                }
-              }
-            }
+            char name[96];
+            std::snprintf(name, sizeof(name), "%s k=%ld n=%ld d=%ld dense=%d given=%d", type, k, n, d, dense, given);
+            failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) { return run(kernels, in, given); });
           }
+  return failures;
+}
+
+template <class T>
+int check_networks(const char* type, double tolerance) {
+  int failures = 0;
+  for (int64_t kind = 0; kind <= 7; ++kind)
+    for (int64_t activation = 0; activation <= 6; ++activation)
+      for (bool residual : {false, true})
+        for (bool plain : {false, true}) {
+          const int64_t d = plain ? 5 : 19, width = plain ? 7 : 37, hidden = residual ? 3 : 2;
+          const NetworkInputs<T> in(d, width, hidden, residual, plain, kind, activation, !plain);
+          const int64_t n = plain ? 3 : 67;
+          const auto points = random_array<T>(n * d), context = random_array<T>(n * width);
+          const auto upstream = random_array<T>(n * std::max(in.sizes.back(), d));
+          char name[96];
+          std::snprintf(name, sizeof(name), "%s network kind=%ld activation=%ld residual=%d plain=%d", type, kind,
+                        activation, residual, plain);
+          failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) {
+            return run_network(kernels, in, points.get(), context.get(), upstream.get(), n);
+          });
+        }
   return failures;
 }
 
 }  // namespace
 
 int main() {
-  const int failures = check<float>("float", 2e-3) + check<double>("double", 1e-5);
+  const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
+                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

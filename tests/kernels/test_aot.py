@@ -20,12 +20,19 @@ TILES = {
     "_diag_gaussian_log_prob_bwd_kernel",
     "_diag_gaussian_kl_bwd_kernel",
     "_tril_gaussian_kl_bwd_kernel",
+    "_affine_flow_fwd_kernel",
+    "_affine_flow_bwd_kernel",
 }
 SUMS = {
     "_diag_gaussian_bwd_samples_kernel",
     "_diag_gaussian_log_prob_fwd_kernel",
     "_diag_gaussian_kl_fwd_kernel",
     "_tril_gaussian_kl_fwd_kernel",
+}
+MATRIX = {
+    "_masked_linear_fwd_kernel",
+    "_masked_linear_bwd_x_kernel",
+    "_masked_linear_bwd_weight_kernel",
 }
 
 
@@ -65,6 +72,18 @@ def test_wide_accesses(report, target):
     narrow = [row for row in aligned if row["kernel"] in TILES | SUMS and not row["loads_128"]]
     narrow += [row for row in aligned if row["kernel"] in TILES and not row["stores_128"]]
     assert narrow == []
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_matrix_instructions(report, target):
+    _, rows = report
+    half = [
+        row
+        for row in rows
+        if row["target"] == target and row["kernel"] in MATRIX and row["case"].startswith(("bfloat16", "float16"))
+    ]
+    assert {row["kernel"] for row in half} == MATRIX
+    assert [row for row in half if not row["matrix"]] == []
 
 
 def test_noise_needs_no_shared_memory(report):

@@ -48,7 +48,34 @@ def op_arguments() -> dict[str, tuple]:
             f"tril_gaussian_kl_fwd {name}": (mu, log_sigma, tril),
             f"tril_gaussian_kl_bwd {name}": (per_row, mu, log_sigma, tril),
         }
-    return arguments
+    return arguments | network_arguments()
+
+
+def network_arguments() -> dict[str, tuple]:
+    """Of the masked layers; the fused network runs in the extension only."""
+    n, d, width = 64, 3, 8  # a whole block: in `saved`, lanes without a sample are undefined
+    degrees = [torch.tensor(v) for v in ([1, 2, 3], [0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2, 0, 1, 2])]
+    x, context, y = torch.randn(n, d), torch.randn(n, width), torch.randn(n, width)
+    weights = [torch.randn(width, d), torch.randn(2 * d, width)]
+    biases, scales = [torch.randn(width), None], [None, torch.rand(2 * d)]
+    structure = [d, 2, 6, 1, 0, 0]  # two parameters of each feature, silu, gated
+    network = (context, weights, biases, scales, degrees, structure)
+    saved, log_det = torch.rand(1, d + 2 * width + 2 * d, 64), torch.randn(n)
+    on_device = [t.to(KERNEL) for t in (x, weights[0], biases[0], *degrees[:2], y)]
+    x_there, weight, bias, in_degrees, out_degrees, d_y = on_device
+    layer = (weight, bias, None, in_degrees, out_degrees, "silu")
+    return {
+        "masked_linear_fwd": (x_there, *layer, True),
+        "masked_linear_bwd": (d_y, d_y.clone(), x_there, weight, None, in_degrees, out_degrees, "silu", True),
+        "masked_norm_fwd": (weights[0], *degrees[:2]),
+        "masked_norm_bwd": (torch.rand(width), torch.rand(width), weights[0], *degrees[:2]),
+        "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False),
+        "affine_flow_bwd": (x_there, x_there[:, 0].clone(), *(x_there.clone() for _ in range(3)), "gated", True),
+        "autoregressive_flow_fwd": (x, *network, True),
+        "autoregressive_flow_bwd": (x, log_det, saved, *network[1:], True, True),
+        "autoregressive_inverse_fwd": (x, *network, True),
+        "autoregressive_inverse_bwd": (x, log_det, saved, weights, scales, degrees, structure),
+    }
 
 
 @pytest.mark.parametrize("name", list(op_arguments()))

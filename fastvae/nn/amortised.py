@@ -1,0 +1,81 @@
+"""What small flows share: parameters that are learned, or a linear map of a context."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..reference.diag_gaussian import compute_dtype
+
+__all__ = ["AmortisedFlow"]
+
+
+class AmortisedFlow(nn.Module):
+    r"""A flow with parameters :math:`\theta`: learned, or :math:`\theta = W c + \theta_0` of a context c.
+
+    Args:
+        features: number D of features.
+        context_features: width of the context, 0 for none.
+        start: :math:`\theta_0`, what the parameters, ``(size,)``, start from.
+        context_scale: W starts uniform on ± ``context_scale`` / sqrt(``context_features``).
+    """
+
+    def __init__(self, features: int, context_features: int, start: Tensor, context_scale: float = 0.1) -> None:
+        super().__init__()
+        self.features, self.context_features = features, context_features
+        self.bias = nn.Parameter(start)
+        if context_features:
+            bound = context_scale / math.sqrt(context_features)
+            self.weight = nn.Parameter(start.new_empty(len(start), context_features).uniform_(-bound, bound))
+
+    def _parameters_of(self, context: Tensor | None) -> Tensor:
+        if not self.context_features:
+            return self.bias
+        assert context is not None
+        return functional.linear(context, self.weight, self.bias)
+
+    def _prepare(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``z`` ``(*, D)``, expanded to the joint batch, and the parameters, in the dtype to compute in."""
+        if z.dim() == 0 or z.shape[-1] != self.features:
+            raise ValueError(f"z must have shape (*, {self.features}), got {tuple(z.shape)}")
+        if not self.context_features:
+            if context is not None:
+                raise ValueError("context must be None: the flow was made with context_features=0")
+        else:
+            if context is None:
+                raise ValueError(f"context must be given, shape (*, {self.context_features})")
+            if context.dim() == 0 or context.shape[-1] != self.context_features:
+                raise ValueError(f"context must have shape (*, {self.context_features}), got {tuple(context.shape)}")
+            try:
+                batch = torch.broadcast_shapes(z.shape[:-1], context.shape[:-1])
+            except RuntimeError:
+                raise ValueError(
+                    f"the batch shapes of z and context must broadcast, got z {tuple(z.shape)} and "
+                    f"context {tuple(context.shape)}"
+                ) from None
+            z = z.expand(*batch, self.features)
+        dtype = compute_dtype(z.dtype)
+        return z.to(dtype), self._parameters_of(context).to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, context_features={self.context_features}"
+
+
+def check_sizes(features: int, context_features: int) -> None:
+    if features < 1:
+        raise ValueError(f"features must be >= 1, got {features}")
+    if context_features < 0:
+        raise ValueError(f"context_features must be >= 0, got {context_features}")
+
+
+def log_of_positive(value: Tensor) -> Tensor:
+    """log of a number that is positive but for rounding."""
+    return value.clamp(min=torch.finfo(value.dtype).tiny).log()
+
+
+def options(device: Any, dtype: Any) -> dict[str, Any]:
+    return {"device": device, "dtype": dtype}

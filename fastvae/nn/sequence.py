@@ -1,0 +1,86 @@
+"""Chains of flows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..reference.diag_gaussian import compute_dtype
+
+__all__ = ["FlowSequence"]
+
+
+class FlowSequence(nn.Sequential):
+    r"""A chain of flows: ``forward`` maps base noise to sample through all of them, first to last.
+
+    Which direction is fast depends on the flows: ``forward`` and ``inverse`` are as fast as theirs. Indexing, slicing,
+    iteration, ``append`` and ``len`` are those of :class:`torch.nn.Sequential`.
+
+    Args:
+        flows: modules with ``forward(z, context=None) -> (z, log_det)`` and, for ``inverse``, the same under that name.
+            The context goes to those whose ``context_features`` is not 0.
+
+    Shape:
+        ``z`` ``(*, D)`` and ``context`` to ``(*, D)`` and ``log_det`` ``(*)``, the sum of all.
+
+    Raises:
+        ValueError: a context that no flow takes.
+        NotImplementedError: ``inverse`` of a chain with a flow that has none; it is named.
+
+    Example:
+        >>> from fastvae.nn import HouseholderFlow, InverseAutoregressiveFlow
+        >>> chain = FlowSequence(InverseAutoregressiveFlow(4, (32,)), HouseholderFlow(4, 2))
+        >>> z, log_det = chain(torch.randn(6, 4))
+        >>> z.shape, log_det.shape, type(chain[1]).__name__
+        (torch.Size([6, 4]), torch.Size([6]), 'HouseholderFlow')
+    """
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Base noise to sample: the sample and log |det| of the map."""
+        self._check_context(context)
+        log_det = _no_log_det(z)
+        for flow in self:
+            z, term = flow(z, context if takes_context(flow) else None)
+            log_det = log_det + term
+        return z, log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sample to base noise: the noise and log |det| of the inverse map."""
+        self._check_context(context)
+        missing = without_inverse(self)
+        if missing is not None:
+            raise NotImplementedError(f"the sequence has no inverse: {missing} has none")
+        log_det = _no_log_det(z)
+        flows: list[Any] = list(self)
+        for flow in reversed(flows):
+            z, term = flow.inverse(z, context if takes_context(flow) else None)
+            log_det = log_det + term
+        return z, log_det
+
+    def _check_context(self, context: Tensor | None) -> None:
+        if context is not None and not takes_context(self):
+            raise ValueError("context must be None: none of the flows takes one")
+
+
+def takes_context(flow: Any) -> bool:
+    """Whether a context is for ``flow``: unless it says otherwise, it is."""
+    if isinstance(flow, FlowSequence):
+        return any(takes_context(part) for part in flow)
+    return getattr(flow, "context_features", None) != 0
+
+
+def without_inverse(flow: Any) -> str | None:
+    """What in ``flow`` has no inverse, if anything, such as ``"flow 1 (PlanarFlow)"``."""
+    if not isinstance(flow, FlowSequence):
+        return None if hasattr(flow, "inverse") else type(flow).__name__
+    for index, part in enumerate(flow):
+        missing = without_inverse(part)
+        if missing is not None:
+            return f"flow {index} ({missing})"
+    return None
+
+
+def _no_log_det(z: Tensor) -> Tensor:
+    return torch.zeros(z.shape[:-1], dtype=compute_dtype(z.dtype), device=z.device)

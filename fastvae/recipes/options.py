@@ -1,0 +1,92 @@
+"""Pieces of the command line that its recipes share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "add_accelerator",
+    "add_folder",
+    "build",
+    "built",
+    "given",
+    "natural",
+    "option_adder",
+    "positive",
+    "quieten",
+]
+
+
+def option_adder(parser: argparse.ArgumentParser, title: str, config: type) -> Callable[..., None]:
+    """Adds options of a configuration; one that is not given stays absent, the default being its own."""
+    group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+    defaults = {field.name: field.default for field in fields(config)}
+
+    def add(option: str, name: str, text: str, **kwargs: Any) -> None:
+        default = defaults[name]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(option, dest=name, help=f"{text} (default: {shown})", **kwargs)
+
+    return add
+
+
+def add_accelerator(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accelerator",
+        "--device",
+        choices=("auto", "cpu", "gpu", "cuda"),
+        default="auto",
+        help="device (default: %(default)s)",
+    )
+
+
+def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help="where everything is written (default: %(default)s)",
+    )
+
+
+def positive(text: str) -> int:
+    return at_least(text, 1)
+
+
+def natural(text: str) -> int:
+    return at_least(text, 0)
+
+
+def at_least(text: str, least: int) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+    return value
+
+
+def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The options that were given and are fields of ``config``."""
+    return {field.name: getattr(options, field.name) for field in fields(config) if hasattr(options, field.name)}
+
+
+def build(options: argparse.Namespace, config: type) -> Any:
+    return built(options, config, given(options, config))
+
+
+def built(options: argparse.Namespace, config: type, chosen: dict[str, Any]) -> Any:
+    """A configuration of what was chosen for it; what does not fit is an error of the command line."""
+    try:
+        return config(**{field.name: chosen[field.name] for field in fields(config) if field.name in chosen})
+    except ValueError as error:
+        options.parser.error(str(error))
+
+
+def quieten() -> None:
+    """Lightning announces every trainer's hardware and its maker's other products at level INFO."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

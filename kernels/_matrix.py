@@ -1,0 +1,105 @@
+"""What the matrix kernels of masked layers share: tile sizes, and which tiles of a staircase are not empty."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ._launch import warp_size
+from ._tiles import ceil_div, next_power_of_2
+
+# Row blocks that programs which run together share.
+GROUP = 64
+# A wave of programs on a large device.
+_WAVE = 132
+# Rows, columns, inner size, warps, stages; from the largest, whose operands are read least often, to the smallest.
+_HALF_TILES = ((128, 64, 64, 8, 3), (64, 64, 64, 4, 3), (32, 64, 64, 4, 3), (16, 32, 64, 2, 3))
+# Without matrix instructions products are slow enough for two stages to hide the loads, which saves registers.
+_FLOAT_TILES = ((64, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
+_DOUBLE_TILES = ((32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
+
+_FAR = tl.constexpr(1 << 62)
+
+
+class MatrixTile(NamedTuple):
+    """Rows and columns of one program's tile, the inner size of one product, warps, and stages of its pipeline."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+    def programs(self, rows: int, columns: int) -> int:
+        return ceil_div(rows, self.rows) * ceil_div(columns, self.columns)
+
+
+def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
+    """The largest tile of which there are enough to keep a device busy, or the smallest."""
+    shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
+    # On AMD a warp has twice the threads, and more than four warps would leave each of them too few registers.
+    tiles = [MatrixTile(*shape[:3], min(shape[3], 256 // warp_size()), shape[4]) for shape in shapes]
+    return next((tile for tile in tiles if tile.programs(rows, columns) >= _WAVE), tiles[-1])
+
+
+def tiles_at_once(size: int, block: int) -> int:
+    """How many tiles `staircase` looks at together: all of them if they are few."""
+    return min(next_power_of_2(ceil_div(size, block)), 16)
+
+
+def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
+    """Warps and stages, and for NVIDIA all registers there are.
+
+    Left to itself the assembler spills a few to make room for one more program.
+    """
+    options = {"num_warps": warps, "num_stages": stages}
+    return options if warp_size() == 64 else options | {"maxnreg": 255}
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How `tl.dot` multiplies float32; other types know one way only."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@triton.jit
+def grouped(program, row_blocks, column_blocks, GROUP: tl.constexpr):
+    """(row block, column block) of a program, the last columns first: with ascending degrees they are the longest.
+
+    Programs that run together share GROUP row blocks, which stay in the L2 cache.
+    """
+    group = program // (GROUP * column_blocks)
+    height = tl.minimum(row_blocks - group * GROUP, GROUP)
+    rest = program - group * GROUP * column_blocks
+    return group * GROUP + rest % height, column_blocks - 1 - rest // height
+
+
+@triton.jit
+def bounds(degree, inside):
+    """The least and the largest of the degrees that are inside."""
+    return tl.min(tl.where(inside, degree, _FAR), 0), tl.max(tl.where(inside, degree, -_FAR), 0)
+
+
+@triton.jit
+def staircase(degrees_ptr, first, size, least, most, SIGN: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """(bits, count) of the tiles from `first` on that are cut by the staircase, then of those wholly below it.
+
+    An element counts where SIGN * degree is at most that of its partner, of which `least` and `most` are known. Tiles
+    that are in neither set are empty.
+    """
+    at = first + tl.arange(0, TILES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    degree = SIGN * tl.load(degrees_ptr + at, at < size, 0)
+    lowest = tl.min(tl.where(at < size, degree, _FAR), 1)
+    highest = tl.max(tl.where(at < size, degree, -_FAR), 1)
+    bit = 1 << tl.arange(0, TILES)
+    below = ((lowest <= most) & (highest <= least)).to(tl.int32)
+    cut = ((lowest <= most) & (highest > least)).to(tl.int32)
+    return tl.sum(cut * bit, 0), tl.sum(cut, 0), tl.sum(below * bit, 0), tl.sum(below, 0)
+
+
+@triton.jit
+def lowest_bit(bits):
+    """The place of the lowest bit set, from the exponent of its float."""
+    return ((bits & -bits).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127

@@ -1,0 +1,146 @@
+"""Affine flow step with its log-determinant, forward and inverse, and the gradients."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._affine import scale_of, slopes_of
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._tiles import ceil_div, row_tile, vector_width
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _affine_flow_fwd_kernel(
+    out_ptr, log_det_ptr, z_ptr, shift_ptr, scale_logit_ptr,
+    n_rows, D, stride_z, stride_shift, stride_scale_logit,
+    KIND: tl.constexpr, INVERSE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, all columns.
+
+    out = a(s) z + c(s) m,  log_det = sum(log a(s));  inverse: out = (z - c(s) m) / a(s), log_det = -sum(log a(s)).
+    The backward pass keeps the inputs.
+    """
+    dtype: tl.constexpr = log_det_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = out_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = row < n_rows
+    at_row = row[:, None]
+    total = tl.zeros((BLOCK_N, BLOCK_D), dtype)
+    for start in range(0, D, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)[None, :]
+        mask = exists[:, None] & (column < D)
+        z = tl.load(z_ptr + at_row * stride_z + column, mask, 0.0).to(dtype)
+        m = tl.load(shift_ptr + at_row * stride_shift + column, mask, 0.0).to(dtype)
+        if KIND == "location_only":
+            out = z - m if INVERSE else z + m
+        else:
+            s = tl.load(scale_logit_ptr + at_row * stride_scale_logit + column, mask, 0.0).to(dtype)
+            log_a, a, c = scale_of(s, KIND)
+            out = (z - c * m) / a if INVERSE else a * z + c * m
+            total += tl.where(mask, log_a, 0.0)
+        tl.store(out_ptr + at_row * D + column, out.to(out_dtype), mask)
+    log_det = tl.sum(total, 1)
+    tl.store(log_det_ptr + row, -log_det if INVERSE else log_det, exists)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _affine_flow_bwd_kernel(
+    d_z_ptr, d_shift_ptr, d_scale_logit_ptr, d_out_ptr, d_log_det_ptr, z_ptr, shift_ptr, scale_logit_ptr,
+    n_rows, D, stride_d_out, stride_z, stride_shift, stride_scale_logit,
+    KIND: tl.constexpr, INVERSE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, BLOCK_D columns.
+
+    d_z = a d_out,  d_m = c d_out,  d_s = (a z d_out + d_log_det) (log a)' + m d_out c'.
+    inverse: d_z = d_out / a,  d_m = -c d_z,  d_s = -(out d_out + d_log_det) (log a)' - m d_z c'.
+    """
+    dtype: tl.constexpr = d_log_det_ptr.dtype.element_ty
+    out_dtype: tl.constexpr = d_z_ptr.dtype.element_ty
+    column_blocks = tl.cdiv(D, BLOCK_D)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    mask = (row < n_rows) & (column < D)
+    at = row * D + column
+    d_out = tl.load(d_out_ptr + row * stride_d_out + column, mask, 0.0).to(dtype)
+    if KIND == "location_only":
+        d_z = d_out
+        d_m = -d_out if INVERSE else d_out
+    else:
+        d_log_det = tl.load(d_log_det_ptr + row, row < n_rows, 0.0)
+        z = tl.load(z_ptr + row * stride_z + column, mask, 0.0).to(dtype)
+        m = tl.load(shift_ptr + row * stride_shift + column, mask, 0.0).to(dtype)
+        s = tl.load(scale_logit_ptr + row * stride_scale_logit + column, mask, 0.0).to(dtype)
+        _, a, c = scale_of(s, KIND)
+        d_log_a, d_c = slopes_of(s, a, c, KIND)
+        if INVERSE:
+            d_z = d_out / a
+            d_m = -c * d_z
+            d_s = -((z - c * m) * d_z + d_log_det) * d_log_a - m * d_z * d_c
+        else:
+            d_z = d_out * a
+            d_m = d_out * c
+            d_s = (d_z * z + d_log_det) * d_log_a + m * d_out * d_c
+        tl.store(d_scale_logit_ptr + at, d_s.to(out_dtype), mask)
+    tl.store(d_z_ptr + at, d_z.to(out_dtype), mask)
+    tl.store(d_shift_ptr + at, d_m.to(out_dtype), mask)
+
+
+def _stride(t: Tensor | None) -> int:
+    return 0 if t is None else t.stride(0)
+
+
+def affine_flow_fwd(
+    z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """z, shift, scale_logit (N, D) with contiguous columns to out (N, D) and log_det (N,), float32 or float64."""
+    n, d = z.shape
+    out, log_det = z.new_empty((n, d)), z.new_empty(n, dtype=compute_dtype(z.dtype))
+    tile = row_tile(n, d, vector_width(z.dtype, d))
+    launch(
+        _affine_flow_fwd_kernel, ceil_div(n, tile.rows),
+        out, log_det, z, shift, scale_logit,
+        n, d, z.stride(0), shift.stride(0), _stride(scale_logit),
+        KIND=kind, INVERSE=inverse, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return out, log_det
+
+
+def affine_flow_bwd(
+    d_out: Tensor, d_log_det: Tensor, z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients to z, shift and scale_logit; d_out has contiguous columns, d_log_det is contiguous."""
+    n, d = z.shape
+    d_z, d_shift = z.new_empty((n, d)), z.new_empty((n, d))
+    d_scale_logit = None if scale_logit is None else z.new_empty((n, d))
+    tile = row_tile(n, d, vector_width(z.dtype, d))
+    launch(
+        _affine_flow_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+        d_z, d_shift, d_scale_logit, d_out, d_log_det, z, shift, scale_logit,
+        n, d, d_out.stride(0), z.stride(0), shift.stride(0), _stride(scale_logit),
+        KIND=kind, INVERSE=inverse, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_z, d_shift, d_scale_logit
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, d, kind, inverse in (
+        (torch.float32, 512, "gated", False),
+        (torch.float32, 63, "exp", True),
+        (torch.bfloat16, 512, "gated", True),
+        (torch.bfloat16, 64, "exp", False),
+        (torch.float64, 64, "softplus", False),
+    ):
+        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {kind}{', inverse' if inverse else ''}"
+        # Shift and scale logit are halves of a network's output.
+        z, params = meta(n, d, dtype=dtype), meta(n, 2 * d, dtype=dtype)
+        inputs = (z, params[:, :d], params[:, d:])
+        d_log_det = meta(n, dtype=compute_dtype(dtype))
+        cases += [
+            AotCase(name, affine_flow_fwd, (*inputs, kind, inverse)),
+            AotCase(name, affine_flow_bwd, (z, d_log_det, *inputs, kind, inverse)),
+        ]
+    return cases

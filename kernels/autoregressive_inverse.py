@@ -1,0 +1,311 @@
+"""Inverse of an autoregressive affine flow in one sweep over the features, and the transposed sweep for its gradient.
+
+Units stand in ascending order of degree, so that those known are the first ones (or, transposed, the last ones), and
+every weight is used once. Programs own rows; what they know of them lies in a buffer that starts as zeros, in which
+they read whole blocks: units that are not known yet, and weights that do not count, are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._activations import OF_PRE_ACTIVATION, activate, slope
+from ._affine import scale_of, slopes_of
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._matrix import launch_options
+from ._tiles import ceil_div, next_power_of_2
+from .masked_linear import masked_layer
+from .sorted_units import WIDTH_STEP, SortedStructure, sorted_structure, sorted_units
+
+if TYPE_CHECKING:
+    from ..structure import MadeStructure
+
+# Two programs for each multiprocessor of a large device.
+_BUSY = 264
+# Products that a program makes at once: 32 for each of its threads.
+_PRODUCTS, _WARPS = 4096, 4
+
+
+@triton.jit
+def _weighted_sum(
+    known_ptrs, exists, weight_ptrs, wanted, begin, end,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_N, BLOCK_U) sums of weight times known unit over the blocks that hold units begin, ..., end - 1."""
+    total = tl.zeros((BLOCK_N, BLOCK_U, BLOCK_K), known_ptrs.dtype.element_ty)
+    for block in range(begin // BLOCK_K, tl.cdiv(end, BLOCK_K)):
+        k = block * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+        known = tl.load(known_ptrs[:, None] + k, exists[:, None], 0.0)
+        weight = tl.load(weight_ptrs[:, None] + k, wanted[:, None], 0.0).to(known.dtype)
+        total += known[:, None, :] * weight[None, :, :]
+    return tl.sum(total, 2)
+
+
+@triton.jit
+def _column(t, index: tl.constexpr, BLOCK: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] == index, t, 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _autoregressive_inverse_fwd_kernel(
+    x_ptr, log_det_ptr, known_ptr, z_ptr, context_ptr, weights_ptr, biases_ptr, scales_ptr, counts_ptr,
+    features_ptr, first_units_ptr, n_rows, D, K, stride_z, stride_context,
+    KIND: tl.constexpr, ACTIVATION: tl.constexpr, LAYERS: tl.constexpr, RESIDUAL: tl.constexpr,
+    HAS_CONTEXT: tl.constexpr, PARAMS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows and walks the features in order.
+
+    x_i = (z_i - c(s_i) m_i) / a(s_i),  log_det = -sum(log a(s_i)); then the units of degree i become known.
+    Of a row, K numbers each: features, units of each hidden layer, and the residual stream if there is one.
+    """
+    dtype: tl.constexpr = log_det_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = row < n_rows
+    known_ptrs = known_ptr + row * ((LAYERS + 2 if RESIDUAL else LAYERS + 1) * K)
+    log_det = tl.zeros((BLOCK_N,), dtype)
+    for place in range(0, D):
+        known = place
+        for layer in tl.static_range(LAYERS):
+            begin = tl.load(counts_ptr + layer * (D + 1) + place)
+            end = tl.load(counts_ptr + layer * (D + 1) + place + 1)
+            for first in range(begin, end, BLOCK_U):
+                unit = first + tl.arange(0, BLOCK_U)
+                wanted = unit < end
+                weight_ptrs = weights_ptr + (layer * K + unit).to(tl.int64) * K
+                h = _weighted_sum(
+                    known_ptrs + layer * K, exists, weight_ptrs, wanted, 0, known, BLOCK_N, BLOCK_U, BLOCK_K
+                )
+                scale = tl.load(scales_ptr + layer * K + unit, wanted, 0.0)
+                h = h * scale[None, :] + tl.load(biases_ptr + layer * K + unit, wanted, 0.0)[None, :]
+                owned = exists[:, None] & wanted[None, :]
+                if layer == 0 and HAS_CONTEXT:
+                    column = tl.load(first_units_ptr + unit, wanted, 0)
+                    at = row[:, None] * stride_context + column[None, :]
+                    h += tl.load(context_ptr + at, owned, 0.0).to(dtype)
+                if RESIDUAL and layer % 2 == 0:
+                    stream_ptrs = known_ptrs[:, None] + ((LAYERS + 1) * K + unit)[None, :]
+                    if layer > 0:
+                        h += tl.load(stream_ptrs, owned, 0.0)
+                    tl.store(stream_ptrs, h, owned)
+                if not RESIDUAL or layer < LAYERS - 1:
+                    h = activate(h, ACTIVATION)
+                tl.store(known_ptrs[:, None] + ((layer + 1) * K + unit)[None, :], h, owned)
+            known = end
+            tl.debug_barrier()  # other threads of this program read next what these have written
+        param = place * PARAMS + tl.arange(0, PARAMS)
+        weight_ptrs = weights_ptr + (LAYERS * K + param).to(tl.int64) * K
+        params = _weighted_sum(
+            known_ptrs + LAYERS * K, exists, weight_ptrs, param >= 0, 0, known, BLOCK_N, PARAMS, BLOCK_K
+        )
+        params *= tl.load(scales_ptr + LAYERS * K + param)[None, :]
+        params += tl.load(biases_ptr + LAYERS * K + param)[None, :]
+        feature = tl.load(features_ptr + place)
+        value = tl.load(z_ptr + row * stride_z + feature, exists, 0.0).to(dtype)
+        m = _column(params, 0, PARAMS)
+        if KIND == "location_only":
+            value -= m
+        else:
+            log_a, a, c = scale_of(_column(params, 1, PARAMS), KIND)
+            value = (value - c * m) / a
+            log_det -= log_a
+        tl.store(x_ptr + row * D + feature, value.to(x_ptr.dtype.element_ty), exists)
+        tl.store(known_ptrs + place, value, exists)
+        tl.debug_barrier()
+    tl.store(log_det_ptr + row, log_det, exists)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _autoregressive_inverse_solve_kernel(
+    lam_ptr, adjoint_ptr, d_x_ptr, d_log_det_ptr, x_ptr, params_ptr, kept_ptr, weights_ptr, counts_ptr, features_ptr,
+    n_rows, D, K, stride_d_x, stride_x, stride_params, param_stride, feature_stride,
+    KIND: tl.constexpr, ACTIVATION: tl.constexpr, LAYERS: tl.constexpr, RESIDUAL: tl.constexpr, PARAMS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows and walks the features from the last to the first.
+
+    lam_i = (d_x_i - what later features send back to i) / a(s_i); then the adjoints of m_i and s_i become known.
+    Of a row, K adjoints each: units of each hidden layer, before their activation, and outputs.
+    """
+    dtype: tl.constexpr = d_log_det_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = row < n_rows
+    adjoint_ptrs = adjoint_ptr + row * ((LAYERS + 1) * K)
+    kept_ptrs = kept_ptr + row * (LAYERS * K)
+    one = tl.arange(0, 1)
+    d_log_det = tl.load(d_log_det_ptr + row, exists, 0.0)
+    for step in range(0, D):
+        place = D - 1 - step
+        # Units of degree place + 1 feed the features that are done, and those only.
+        known, known_end = (place + 1) * PARAMS, D * PARAMS
+        for layer in tl.static_range(LAYERS - 1, -1, -1):
+            begin = tl.load(counts_ptr + layer * (D + 1) + place + 1)
+            end = tl.load(counts_ptr + layer * (D + 1) + tl.minimum(place + 2, D))
+            for first in range(begin, end, BLOCK_U):
+                unit = first + tl.arange(0, BLOCK_U)
+                wanted = unit < end
+                weight_ptrs = weights_ptr + ((layer + 1) * K + unit).to(tl.int64) * K
+                d_h = _weighted_sum(
+                    adjoint_ptrs + (layer + 1) * K, exists, weight_ptrs, wanted, known, known_end,
+                    BLOCK_N, BLOCK_U, BLOCK_K,
+                )  # fmt: skip
+                owned = exists[:, None] & wanted[None, :]
+                if not RESIDUAL or layer < LAYERS - 1:
+                    at = (layer * K + unit)[None, :]
+                    d_h *= slope(tl.load(kept_ptrs[:, None] + at, owned, 0.0).to(dtype), ACTIVATION)
+                    if RESIDUAL and layer % 2 == 0:
+                        d_h += tl.load(adjoint_ptrs[:, None] + at + 2 * K, owned, 0.0)
+                tl.store(adjoint_ptrs[:, None] + (layer * K + unit)[None, :], d_h, owned)
+            known, known_end = begin, tl.load(counts_ptr + layer * (D + 1) + D)
+            tl.debug_barrier()  # other threads of this program read next what these have written
+        weight_ptrs = weights_ptr + (place + one).to(tl.int64) * K
+        back = _weighted_sum(adjoint_ptrs, exists, weight_ptrs, one == 0, known, known_end, BLOCK_N, 1, BLOCK_K)
+        feature = tl.load(features_ptr + place)
+        lam = tl.load(d_x_ptr + row * stride_d_x + feature, exists, 0.0).to(dtype) - tl.sum(back, 1)
+        adjoints = adjoint_ptrs + LAYERS * K + place * PARAMS
+        if KIND == "location_only":
+            tl.store(adjoints, lam, exists)
+        else:
+            at = row * stride_params + feature * feature_stride
+            m = tl.load(params_ptr + at, exists, 0.0).to(dtype)
+            s = tl.load(params_ptr + at + param_stride, exists, 0.0).to(dtype)
+            x = tl.load(x_ptr + row * stride_x + feature, exists, 0.0).to(dtype)
+            _, a, c = scale_of(s, KIND)
+            d_log_a, d_c = slopes_of(s, a, c, KIND)
+            lam = lam / a
+            tl.store(adjoints, c * lam, exists)
+            tl.store(adjoints + 1, (a * x * lam + d_log_det) * d_log_a + d_c * m * lam, exists)
+        tl.store(lam_ptr + row * D + feature, lam.to(lam_ptr.dtype.element_ty), exists)
+        tl.debug_barrier()
+
+
+def _sizes(rows: int, units: SortedStructure) -> dict[str, int]:
+    """Rows of a program, units and inputs that it takes at once; few rows where there are few, so that all run."""
+    block_n = min(max(next_power_of_2(rows // _BUSY + 1) // 2, 1), 16)
+    block_u = min(next_power_of_2(units.most), 8)
+    block_k = min(_PRODUCTS // (block_n * block_u), units.width, WIDTH_STEP)
+    return {"BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_K": block_k} | launch_options(_WARPS)
+
+
+def _params(kind: str) -> int:
+    return 1 if kind == "location_only" else 2
+
+
+def autoregressive_inverse_fwd(
+    z: Tensor,
+    context_term: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    weight_scales: Sequence[Tensor | None],
+    structure: MadeStructure,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    """x (N, D) whose flow step is z, and the log-determinant (N,) of the inverse, float32 or float64."""
+    (n, d), layers, dtype = z.shape, len(structure.hidden_degrees), compute_dtype(z.dtype)
+    x, log_det = z.new_empty((n, d)), z.new_empty(n, dtype=dtype)
+    units = sorted_structure(structure, _params(kind), z.device)
+    matrices, vectors, scales = sorted_units(weights, biases, weight_scales, units, False)
+    known = z.new_zeros((n, layers + 1 + structure.residual, units.width), dtype=dtype)
+    sizes = _sizes(n, units)
+    launch(
+        _autoregressive_inverse_fwd_kernel, ceil_div(n, sizes["BLOCK_N"]),
+        x, log_det, known, z, context_term, matrices, vectors, scales, units.counts, units.orders[0], units.orders[1],
+        n, d, units.width, z.stride(0), 0 if context_term is None else context_term.stride(0),
+        KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual,
+        HAS_CONTEXT=context_term is not None, PARAMS=_params(kind), **sizes,
+    )  # fmt: skip
+    return x, log_det
+
+
+def _activations(
+    x: Tensor,
+    context_term: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    weight_scales: Sequence[Tensor | None],
+    structure: MadeStructure,
+    degrees: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """The network's output for x, and of each hidden layer what the slope of its activation is a function of."""
+    last, act = len(structure.hidden_degrees), structure.activation
+    h, stream, kept = x, context_term, []
+    for layer in range(last + 1):
+        joins = structure.residual and layer % 2 == 0 and layer < last
+        name = "identity" if layer == last or (joins and layer == last - 1) else act
+        addend = stream if layer == 0 or joins else None
+        keep = joins or name in OF_PRE_ACTIVATION
+        arguments = (weights[layer], biases[layer], weight_scales[layer], addend, degrees[layer], degrees[layer + 1])
+        h, pre = masked_layer(h, *arguments, name, keep)
+        if joins:
+            stream = pre
+        kept.append(pre if name in OF_PRE_ACTIVATION else h)
+    return h, kept[:last]
+
+
+def autoregressive_inverse_solve(
+    d_x: Tensor,
+    d_log_det: Tensor,
+    x: Tensor,
+    context_term: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    weight_scales: Sequence[Tensor | None],
+    structure: MadeStructure,
+    kind: str,
+) -> Tensor:
+    """The gradient (N, D) to z of the inverse that returned x; F is the forward step, whose gradients are the rest.
+
+    It is lam of d_x = J^T lam + d_log_det grad(log_det F), J the Jacobian of F at x: the gradients to everything else
+    are those of F for the upstream gradients -lam and -d_log_det.
+    """
+    (n, d), layers, dtype = x.shape, len(structure.hidden_degrees), compute_dtype(x.dtype)
+    lam = x.new_empty((n, d))
+    units = sorted_structure(structure, _params(kind), x.device)
+    params, kept = _activations(x, context_term, weights, biases, weight_scales, structure, units.degrees)
+    sorted_kept = x.new_empty((n, layers, units.width))
+    for layer, values in enumerate(kept):
+        sorted_kept[:, layer, : values.shape[1]] = values[:, units.orders[layer + 1]]
+    matrices, _, _ = sorted_units(weights, biases, weight_scales, units, True)
+    adjoint = x.new_zeros((n, layers + 1, units.width), dtype=dtype)
+    param_stride, feature_stride = (d, 1) if structure.layout == "blocked" else (1, structure.params_per_feature)
+    sizes = _sizes(n, units)
+    launch(
+        _autoregressive_inverse_solve_kernel, ceil_div(n, sizes["BLOCK_N"]),
+        lam, adjoint, d_x, d_log_det, x, params, sorted_kept, matrices, units.counts, units.orders[0],
+        n, d, units.width, d_x.stride(0), x.stride(0), params.stride(0), param_stride, feature_stride,
+        KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual, PARAMS=_params(kind),
+        **sizes,
+    )  # fmt: skip
+    return lam
+
+
+def aot_cases() -> list[AotCase]:
+    from ..structure import MadeStructure, spread_degrees
+
+    cases = []
+    for dtype, d, hidden, residual, kind, activation in (
+        (torch.float32, 64, (512, 512), False, "gated", "elu"),
+        (torch.bfloat16, 64, (512, 512), False, "exp", "gelu"),
+        (torch.float32, 63, (128, 128, 128), True, "softplus", "relu"),
+        (torch.bfloat16, 64, (256, 256, 256), True, "gated", "elu"),
+    ):
+        degrees = tuple(spread_degrees(width, d, True) for width in hidden)
+        structure = MadeStructure(d, degrees, tuple(range(d)), activation=activation, residual=residual)
+        widths = [len(layer) for layer in structure.degrees]
+        weights = [meta(widths[i + 1], widths[i], dtype=dtype) for i in range(len(widths) - 1)]
+        vectors = [meta(width, dtype=dtype) for width in widths[1:]]
+        n, name = 4096, f"{str(dtype)[6:]}, {d}, {kind}{', residual' if residual else ''}"
+        z, context = meta(n, d, dtype=dtype), meta(n, widths[1], dtype=dtype)
+        network = (context, weights, vectors, [None] * len(weights), structure, kind)
+        d_log_det = meta(n, dtype=compute_dtype(dtype))
+        cases += [
+            AotCase(name, autoregressive_inverse_fwd, (z, *network)),
+            AotCase(name, autoregressive_inverse_solve, (z, d_log_det, z, *network)),
+        ]
+    return cases

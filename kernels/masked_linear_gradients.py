@@ -1,0 +1,290 @@
+"""The gradients of a masked linear layer: to x and to the weight by matrix products, to bias and scale by sums.
+
+Sums over rows are split among programs, whose parts are added up in a fixed order: no atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._activations import slope
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._matrix import (
+    GROUP,
+    bounds,
+    grouped,
+    launch_options,
+    lowest_bit,
+    matrix_tile,
+    precision,
+    staircase,
+    tiles_at_once,
+)
+from ._tiles import ceil_div, next_power_of_2, row_tile, vector_width
+
+# Programs that sums over rows are split into, if there are rows enough for as many: two for each multiprocessor.
+_SPLIT_PROGRAMS = 264
+
+
+@triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
+def _masked_linear_bwd_pre_kernel(
+    d_pre_ptr, d_bias_ptr, d_y_ptr, kept_ptr, n_rows, rows_per_split, n_out, stride_d_y, stride_kept,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """One program owns one split of the rows, BLOCK_O outputs.
+
+    d_pre = d_y act'(pre), not written for the identity;  d_bias = sum of d_pre over the split.
+    The splits are added by `_masked_linear_bwd_sum_kernel`.
+    """
+    dtype: tl.constexpr = d_bias_ptr.dtype.element_ty
+    out_blocks = tl.cdiv(n_out, BLOCK_O)
+    split = (tl.program_id(0) // out_blocks).to(tl.int64)
+    o = (tl.program_id(0) % out_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)[None, :]
+    begin = split * rows_per_split
+    end = tl.minimum(begin + rows_per_split, n_rows)
+    total = tl.zeros((BLOCK_N, BLOCK_O), dtype)
+    for start in range(begin, end, BLOCK_N):
+        row = start + tl.arange(0, BLOCK_N)[:, None]
+        mask = (row < end) & (o < n_out)
+        d_pre = tl.load(d_y_ptr + row * stride_d_y + o, mask, 0.0).to(dtype)
+        if ACTIVATION != "identity":
+            kept = tl.load(kept_ptr + row * stride_kept + o, mask, 0.0).to(dtype)
+            d_pre *= slope(kept, ACTIVATION)
+            tl.store(d_pre_ptr + row * n_out + o, d_pre.to(d_pre_ptr.dtype.element_ty), mask)
+        total += tl.where(mask, d_pre, 0.0)
+    if HAS_BIAS:
+        tl.store(d_bias_ptr + split * n_out + o, tl.sum(total, 0)[None, :], o < n_out)
+
+
+@triton.jit
+def _backward_tiles(
+    acc, bits, count, first, d_pre_ptrs, exists, weight_ptrs, inside, stride_weight, scale_ptr, out_degrees_ptr,
+    in_degree, n_out,
+    MASKED: tl.constexpr, HAS_SCALE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    for _ in range(count):
+        o = first + lowest_bit(bits) * BLOCK_O + tl.arange(0, BLOCK_O)
+        bits = bits & (bits - 1)
+        d_pre = tl.load(d_pre_ptrs + o[None, :], exists[:, None] & (o[None, :] < n_out), 0.0)
+        w = tl.load(weight_ptrs + o[:, None].to(tl.int64) * stride_weight, (o[:, None] < n_out) & inside[None, :], 0.0)
+        if HAS_SCALE:
+            scale = tl.load(scale_ptr + o, o < n_out, 0.0).to(acc.dtype)
+            w = (w.to(acc.dtype) * scale[:, None]).to(w.dtype)
+        if MASKED:
+            out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)
+            w = tl.where(in_degree[None, :] <= out_degree[:, None], w, 0.0)
+        acc = tl.dot(d_pre, w, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _masked_linear_bwd_x_kernel(
+    d_x_ptr, d_pre_ptr, weight_ptr, scale_ptr, in_degrees_ptr, out_degrees_ptr,
+    n_rows, n_in, n_out, stride_d_pre, stride_weight,
+    HAS_SCALE: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows of BLOCK_I inputs.
+
+    d_x = (d_pre scale) (W o M).
+    Columns come in the order of the inputs, whose first ones have the most outputs.
+    """
+    dtype: tl.constexpr = tl.float64 if d_x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    in_blocks = tl.cdiv(n_in, BLOCK_I)
+    row_block, in_block = grouped(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), in_blocks, GROUP)
+    row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i = (in_blocks - 1 - in_block) * BLOCK_I + tl.arange(0, BLOCK_I)
+    exists, inside = row < n_rows, i < n_in
+    in_degree = tl.load(in_degrees_ptr + i, inside, 0)
+    least, most = bounds(-in_degree, inside)
+    d_pre_ptrs = d_pre_ptr + row[:, None] * stride_d_pre
+    weight_ptrs = weight_ptr + i[None, :]
+    acc = tl.zeros((BLOCK_N, BLOCK_I), dtype)
+    for first in range(0, n_out, TILES * BLOCK_O):
+        cut, n_cut, below, n_below = staircase(out_degrees_ptr, first, n_out, least, most, -1, BLOCK_O, TILES)
+        acc = _backward_tiles(
+            acc, below, n_below, first, d_pre_ptrs, exists, weight_ptrs, inside, stride_weight, scale_ptr,
+            out_degrees_ptr, in_degree, n_out, False, HAS_SCALE, PRECISION, BLOCK_O,
+        )  # fmt: skip
+        acc = _backward_tiles(
+            acc, cut, n_cut, first, d_pre_ptrs, exists, weight_ptrs, inside, stride_weight, scale_ptr,
+            out_degrees_ptr, in_degree, n_out, True, HAS_SCALE, PRECISION, BLOCK_O,
+        )  # fmt: skip
+    owned = exists[:, None] & inside[None, :]
+    tl.store(d_x_ptr + row[:, None] * n_in + i[None, :], acc.to(d_x_ptr.dtype.element_ty), owned)
+
+
+@triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
+def _masked_linear_bwd_weight_kernel(
+    d_weight_ptr, d_pre_ptr, x_ptr, in_degrees_ptr, out_degrees_ptr,
+    n_rows, rows_per_split, n_in, n_out, stride_d_pre, stride_x,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_O x BLOCK_I weights, one split of the rows.
+
+    d_weight = sum_n d_pre x where the weight counts, and 0 elsewhere.
+    Programs whose weights are all masked only write zeros.
+    """
+    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    out_blocks, in_blocks = tl.cdiv(n_out, BLOCK_O), tl.cdiv(n_in, BLOCK_I)
+    block = tl.program_id(0) % (out_blocks * in_blocks)
+    split = (tl.program_id(0) // (out_blocks * in_blocks)).to(tl.int64)
+    o = (block // in_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = (block % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)
+    in_degree, out_degree = tl.load(in_degrees_ptr + i, i < n_in, 0), tl.load(out_degrees_ptr + o, o < n_out, 0)
+    lowest, _ = bounds(in_degree, i < n_in)
+    _, most = bounds(out_degree, o < n_out)
+    begin = split * rows_per_split
+    rows = tl.where(lowest <= most, tl.minimum(n_rows - begin, rows_per_split).to(tl.int32), 0)
+    row = tl.arange(0, BLOCK_N)
+    d_pre_ptrs = d_pre_ptr + o[:, None] + (begin + row[None, :]) * stride_d_pre
+    x_ptrs = x_ptr + i[None, :] + (begin + row[:, None]) * stride_x
+    acc = tl.zeros((BLOCK_O, BLOCK_I), dtype)
+    for start in range(0, rows, BLOCK_N):
+        d_pre = tl.load(d_pre_ptrs, (o < n_out)[:, None] & (row[None, :] < rows - start), 0.0)
+        x = tl.load(x_ptrs, (row[:, None] < rows - start) & (i < n_in)[None, :], 0.0)
+        acc = tl.dot(d_pre, x, acc, input_precision=PRECISION, out_dtype=dtype)
+        d_pre_ptrs += BLOCK_N * stride_d_pre
+        x_ptrs += BLOCK_N * stride_x
+    acc = tl.where(in_degree[None, :] <= out_degree[:, None], acc, 0.0)
+    at = (split * n_out + o[:, None]) * n_in + i[None, :]
+    owned = (o < n_out)[:, None] & (i < n_in)[None, :]
+    tl.store(d_weight_ptr + at, acc.to(d_weight_ptr.dtype.element_ty), owned)
+
+
+@triton.jit(do_not_specialize=["weight_splits", "bias_splits"])
+def _masked_linear_bwd_sum_kernel(
+    d_weight_ptr, d_bias_ptr, d_scale_ptr, weight_parts_ptr, bias_parts_ptr, weight_ptr, scale_ptr,
+    in_degrees_ptr, out_degrees_ptr, weight_splits, bias_splits, n_in, n_out, stride_weight,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_O outputs and adds up, in order, what the splits of the rows have left.
+
+    d_weight = scale G with G = sum of the parts,  d_scale = sum_i W G over the weights that count,  d_bias.
+    """
+    dtype: tl.constexpr = bias_parts_ptr.dtype.element_ty
+    out = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
+    exists = out < n_out
+    if HAS_BIAS:
+        d_bias = tl.zeros((BLOCK_O,), dtype)
+        for split in range(0, bias_splits):
+            d_bias += tl.load(bias_parts_ptr + split * n_out + out, exists, 0.0)
+        tl.store(d_bias_ptr + out, d_bias.to(d_bias_ptr.dtype.element_ty), exists)
+    if HAS_WEIGHT:
+        o = out[:, None]
+        scale = tl.full((BLOCK_O, 1), 1.0, dtype)
+        if HAS_SCALE:
+            scale = tl.load(scale_ptr + o, o < n_out, 0.0).to(dtype)
+        out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)
+        total = tl.zeros((BLOCK_O, BLOCK_I), dtype)
+        for start in range(0, n_in, BLOCK_I):
+            i = start + tl.arange(0, BLOCK_I)[None, :]
+            owned = (o < n_out) & (i < n_in)
+            counts = owned & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
+            g = tl.zeros((BLOCK_O, BLOCK_I), dtype)
+            for split in range(0, weight_splits):
+                g += tl.load(weight_parts_ptr + (split * n_out + o) * n_in + i, counts, 0.0)
+            tl.store(
+                d_weight_ptr + o * n_in + i, tl.where(counts, g * scale, 0.0).to(d_weight_ptr.dtype.element_ty), owned
+            )
+            if HAS_SCALE:
+                total += g * tl.load(weight_ptr + o * stride_weight + i, counts, 0.0).to(dtype)
+        if HAS_SCALE:
+            tl.store(d_scale_ptr + out, tl.sum(total, 1).to(d_scale_ptr.dtype.element_ty), exists)
+
+
+def _splits(rows: int, programs: int, least: int) -> tuple[int, int]:
+    """(splits, rows of each) such that all programs together keep a device busy; a split has `least` rows or more."""
+    splits = max(min(ceil_div(_SPLIT_PROGRAMS, max(programs, 1)), rows // least), 1)
+    per_split = ceil_div(ceil_div(rows, splits), least) * least
+    return max(ceil_div(rows, max(per_split, 1)), 1), per_split
+
+
+def masked_linear_bwd(
+    d_y: Tensor,
+    saved_or_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    activation: str,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The gradients to x, weight, bias and weight_scale; `saved_or_y` is the pre-activation (gelu, silu) or y."""
+    (n, inputs), outputs = x.shape, weight.shape[0]
+    dtype, has_scale = compute_dtype(x.dtype), weight_scale is not None
+    d_bias = weight.new_empty(outputs) if has_bias else None
+    d_scale = weight.new_empty(outputs) if has_scale else None
+
+    d_pre, bias_splits, bias_parts = d_y, 0, x.new_empty(0, dtype=dtype)
+    if activation != "identity" or has_bias:
+        row = row_tile(n, outputs, vector_width(x.dtype, outputs))
+        out_blocks = ceil_div(outputs, row.columns)
+        bias_splits, rows_per_split = _splits(n, out_blocks, row.rows)
+        bias_parts = x.new_empty((bias_splits, outputs) if has_bias else 0, dtype=dtype)
+        if activation != "identity":
+            d_pre = x.new_empty((n, outputs))
+        launch(
+            _masked_linear_bwd_pre_kernel, bias_splits * out_blocks,
+            d_pre, bias_parts, d_y, saved_or_y, n, rows_per_split, outputs, d_y.stride(0),
+            0 if activation == "identity" else saved_or_y.stride(0),
+            ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_N=row.rows, BLOCK_O=row.columns, num_warps=row.warps,
+        )  # fmt: skip
+
+    d_x = x.new_empty((n, inputs))
+    tile = matrix_tile(n, inputs, x.dtype)
+    launch(
+        _masked_linear_bwd_x_kernel, tile.programs(n, inputs),
+        d_x, d_pre, weight, weight_scale, in_degrees, out_degrees,
+        n, inputs, outputs, d_pre.stride(0), weight.stride(0),
+        HAS_SCALE=has_scale, PRECISION=precision(x.dtype), GROUP=GROUP, TILES=tiles_at_once(outputs, tile.inner),
+        BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner, **launch_options(tile.warps, tile.stages),
+    )  # fmt: skip
+
+    d_weight = weight.new_empty((outputs, inputs))
+    # Splits of the rows make programs, too.
+    tile = matrix_tile(outputs * max(n // 512, 1), inputs, x.dtype)
+    blocks = tile.programs(outputs, inputs)
+    splits, rows_per_split = _splits(n, blocks, 4 * tile.inner)
+    parted = has_scale or splits > 1
+    weight_parts = x.new_empty((splits, outputs, inputs), dtype=dtype) if parted else d_weight
+    launch(
+        _masked_linear_bwd_weight_kernel, splits * blocks,
+        weight_parts, d_pre, x, in_degrees, out_degrees,
+        n, rows_per_split, inputs, outputs, d_pre.stride(0), x.stride(0),
+        PRECISION=precision(x.dtype),
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner, **launch_options(tile.warps, tile.stages),
+    )  # fmt: skip
+    if parted or has_bias:
+        # Few outputs for each program, so that there are many programs: each walks all inputs.
+        block = min(next_power_of_2(inputs), 512)
+        launch(
+            _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2),
+            d_weight, d_bias, d_scale, weight_parts, bias_parts, weight, weight_scale, in_degrees, out_degrees,
+            splits, bias_splits, inputs, outputs, weight.stride(0),
+            HAS_WEIGHT=parted, HAS_BIAS=has_bias, HAS_SCALE=has_scale, BLOCK_O=2, BLOCK_I=block, num_warps=4,
+        )  # fmt: skip
+    return d_x, d_weight, d_bias, d_scale
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, inputs, outputs, activation, scaled in (
+        (torch.float32, 512, 512, "elu", True),
+        (torch.float32, 63, 65, "tanh", False),
+        (torch.bfloat16, 512, 1024, "identity", False),
+        (torch.bfloat16, 512, 512, "gelu", True),
+        (torch.float64, 64, 64, "softplus", False),
+    ):
+        n, name = 4096, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
+        x, weight, scale = (meta(*shape, dtype=dtype) for shape in ((n, inputs), (outputs, inputs), (outputs,)))
+        degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64))
+        d_y = meta(n, outputs, dtype=dtype)
+        arguments = (d_y, d_y, x, weight, scale if scaled else None, *degrees, activation, True)
+        cases.append(AotCase(name, masked_linear_bwd, arguments))
+    return cases

@@ -1,0 +1,98 @@
+"""Norms of the rows of a masked weight, for weight normalisation, and their gradient."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._tiles import ceil_div, row_tile, vector_width
+
+
+@triton.jit(do_not_specialize=["n_out"])
+def _masked_norm_fwd_kernel(
+    norm_ptr, weight_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
+    DTYPE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_O rows.
+
+    norm = sqrt(sum of w^2 over the weights that count).
+    The backward pass keeps the norm.
+    """
+    o = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
+    out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)[:, None]
+    total = tl.zeros((BLOCK_O, BLOCK_I), DTYPE)
+    for start in range(0, n_in, BLOCK_I):
+        i = start + tl.arange(0, BLOCK_I)[None, :]
+        mask = (o < n_out)[:, None] & (i < n_in)
+        w = tl.load(weight_ptr + o[:, None] * stride_weight + i, mask, 0.0).to(DTYPE)
+        counts = mask & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
+        total += tl.where(counts, w * w, 0.0)
+    tl.store(norm_ptr + o, tl.sqrt(tl.sum(total, 1)).to(norm_ptr.dtype.element_ty), o < n_out)
+
+
+@triton.jit(do_not_specialize=["n_out"])
+def _masked_norm_bwd_kernel(
+    d_weight_ptr, d_norm_ptr, norm_ptr, weight_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
+    DTYPE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_O rows, BLOCK_I columns.
+
+    d_weight = d_norm w / norm where the weight counts, and 0 elsewhere.
+    Rows of norm 0 have no gradient.
+    """
+    in_blocks = tl.cdiv(n_in, BLOCK_I)
+    o = (tl.program_id(0) // in_blocks).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)[:, None]
+    i = (tl.program_id(0) % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
+    mask = (o < n_out) & (i < n_in)
+    norm = tl.load(norm_ptr + o, o < n_out, 0.0).to(DTYPE)
+    d_norm = tl.load(d_norm_ptr + o, o < n_out, 0.0).to(DTYPE)
+    factor = tl.where(norm == 0.0, 0.0, d_norm / tl.where(norm == 0.0, 1.0, norm))
+    w = tl.load(weight_ptr + o * stride_weight + i, mask, 0.0).to(DTYPE)
+    counts = tl.load(in_degrees_ptr + i, i < n_in, 0) <= tl.load(out_degrees_ptr + o, o < n_out, 0)
+    tl.store(d_weight_ptr + o * n_in + i, tl.where(counts, factor * w, 0.0).to(d_weight_ptr.dtype.element_ty), mask)
+
+
+def _dtype(weight: Tensor) -> tl.dtype:
+    return tl.float64 if compute_dtype(weight.dtype) == torch.float64 else tl.float32
+
+
+def masked_norm_fwd(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """Norms (O,) of the rows of weight (O, I), in its dtype."""
+    n_out, n_in = weight.shape
+    norm = weight.new_empty(n_out)
+    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
+    launch(
+        _masked_norm_fwd_kernel, ceil_div(n_out, tile.rows),
+        norm, weight, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
+        DTYPE=_dtype(weight), BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return norm
+
+
+def masked_norm_bwd(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """The gradient (O, I) to the weight."""
+    n_out, n_in = weight.shape
+    d_weight = weight.new_empty((n_out, n_in))
+    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
+    launch(
+        _masked_norm_bwd_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
+        d_weight, d_norm, norm, weight, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
+        DTYPE=_dtype(weight), BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_weight
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, n_in in ((torch.float32, 512), (torch.bfloat16, 63)):
+        weight, norm = meta(512, n_in, dtype=dtype), meta(512, dtype=dtype)
+        degrees = (meta(n_in, dtype=torch.int64), meta(512, dtype=torch.int64))
+        name = f"{str(dtype)[6:]}, {n_in} -> 512"
+        cases += [
+            AotCase(name, masked_norm_fwd, (weight, *degrees)),
+            AotCase(name, masked_norm_bwd, (norm, norm, weight, *degrees)),
+        ]
+    return cases

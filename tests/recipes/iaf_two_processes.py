@@ -1,0 +1,35 @@
+"""Trains the recipe ``iaf_vae`` for a few steps on one process or on those of torchrun.
+
+Usage: iaf_two_processes.py MNIST.npz FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fastvae.recipes.data import Mnist
+from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.iaf_training import train_iaf_vae
+
+
+def main(npz, folder):
+    with np.load(npz) as archive:
+        mnist = Mnist(**archive, source=npz)
+    # float64 leaves nothing but the order of summation to differ.
+    config = IAFTrainConfig(epochs=2, batch_size=60, free_bits=0.05, precision="64-true")
+    for posterior in ("triangular", "iaf"):
+        model = IAFVAEConfig(posterior, latent_features=3, width=8, feature_maps=(2,), dense_features=8)
+        train_iaf_vae(
+            model,
+            config,
+            Path(folder) / posterior,
+            evaluation=EvaluationConfig(samples=2),
+            mnist=mnist,
+            accelerator="cpu",
+            progress=False,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
