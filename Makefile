@@ -45,7 +45,7 @@ wheel: $(VENV)/installed
 	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
 
 bench: $(VENV)/installed
-	$(RUN) -m bench --device cpu --op diag_gaussian,tril_gaussian,training_step --entry rsample,step \
+	$(RUN) -m bench --device cpu --entry rsample,linear,forward,flow,inverse,step \
 		--json bench/results/cpu/rows.jsonl --report bench/results/cpu
 
 # On a machine with a GPU whose Python already has torch and the build tools; takes no network.

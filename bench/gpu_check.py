@@ -54,7 +54,15 @@ _MEASUREMENTS = (
         " --shape 4096x256,65536x64,512x64,256x256 --graphs",
         60,
     ),
-    ("bench training_step", "--op training_step --dtype fp32 --graphs", 30),
+    ("bench training_step", "--op training_step --dtype fp32 --graphs", 45),
+    ("bench masked_linear", "--op masked_linear --entry linear --shape 128x320,1024x1920 --graphs", 40),
+    ("bench autoregressive_flow", "--op autoregressive_flow --entry flow --impl fastvae,reference,compile", 40),
+    (
+        "bench autoregressive_inverse",
+        "--op autoregressive_inverse --entry inverse --shape 1024x64 --mode fwd --impl fastvae,reference,forward,zuko",
+        40,
+    ),
+    ("bench affine_flow", "--op affine_flow --mode fwdbwd --graphs", 30),
     (
         "bench densities",
         "--op diag_gaussian,tril_gaussian --entry log_prob,kl --dtype fp32 --shape 4096x256 --mode fwdbwd",

@@ -64,7 +64,7 @@ def _place(group: Group) -> str:
 
 
 def _headline(group: Group) -> bool:
-    return _timed(group)["entry"] in ("rsample", "step")
+    return _timed(group)["entry"] in ("rsample", "step", "linear", "flow", "inverse")
 
 
 def _speedups(groups: Sequence[Group], machine: str, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A whole training step of the recipe's VAE: forward, ELBO of one sample, backward, Adam."""
+"""A whole training step of the recipes' models: forward, ELBO of one sample, backward, Adam (Adamax for IAF)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,38 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     return None if 400.0 < loss < 700.0 else f"the first loss is {loss:.4g} nats, not about 784 ln 2"
 
 
-TASKS = tuple(
+# The IAF recipe's flow that is measured: four steps of two hidden layers of 1920.
+IAF_DEPTH, IAF_WIDTH = 4, 1920
+
+
+def _iaf_step(case: Case, impl: str, compiled: bool = False) -> Function:
+    from fastvae.recipes.iaf_vae import training_step
+
+    step = training_step("iaf", IAF_DEPTH, IAF_WIDTH, impl, batch_size=case.shape.rows, device=case.device)
+    step = torch.compile(step) if compiled else step
+    return lambda _: step()
+
+
+def _iaf_work(case: Case) -> Work:
+    """Products of the eager model's step, less what masks cut off; and the optimiser's pass over the weights."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fastvae.recipes.iaf_config import IAFVAEConfig
+    from fastvae.recipes.iaf_vae import IAFVAE, training_step
+    from fastvae.reference.masked_linear import mask_of
+
+    rows = case.shape.rows
+    step = training_step("iaf", IAF_DEPTH, IAF_WIDTH, "reference", batch_size=rows)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    model = IAFVAE(IAFVAEConfig("iaf", depth=IAF_DEPTH, width=IAF_WIDTH))
+    layers = [m for m in model.modules() if hasattr(m, "in_degrees")]
+    masked = sum(int((~mask_of(layer.in_degrees, layer.out_degrees)).sum()) for layer in layers)
+    weights = sum(p.numel() for p in model.parameters())
+    return Work((2 + 1 + 7) * weights * case.itemsize, counter.get_total_flops() - 6 * rows * masked)
+
+
+_GAUSSIAN_TASKS = tuple(
     Task(
         op="training_step",
         entry="step",
@@ -85,4 +116,22 @@ TASKS = tuple(
         sampled=False,
     )
     for variant in ("diagonal", "triangular")
+)
+TASKS = (
+    *_GAUSSIAN_TASKS,
+    Task(
+        op="training_step",
+        entry="step",
+        variant=f"iaf-{IAF_DEPTH}x{IAF_WIDTH}",
+        modes=("step",),
+        inputs=lambda case, generator: (torch.zeros(()),),
+        fastvae=_iaf_step,
+        reference=lambda case: _iaf_step(case, "reference"),
+        compiled=lambda case: _iaf_step(case, "reference", compiled=True),
+        work=_iaf_work,
+        check=lambda case, inputs, outputs: None if outputs.isfinite() else "the first loss is not finite",
+        shapes={"cpu": (Shape(128, 32),), "cuda": (Shape(128, 32), Shape(512, 32))},
+        dtypes={"cpu": ("float32",), "cuda": ("float32",)},
+        sampled=False,
+    ),
 )

@@ -283,7 +283,7 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
         weight: ``(O, I)``.
         in_degrees: integer degree of each input, ``(I,)``.
         out_degrees: integer degree of each output, ``(O,)``.
-        impl: see :mod:`fastvae.backend`; where Triton would run, the reference does.
+        impl: see :mod:`fastvae.backend`.
 
     Returns:
         Norms, ``(O,)``, 0 for a row without connections (whose gradient is 0).
@@ -302,9 +302,10 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, weight.shape[1], weight)
     out_degrees = check_degrees("out_degrees", out_degrees, weight.shape[0], weight)
-    if backend.resolve(impl, weight) != "cpp":
+    chosen = backend.resolve(impl, weight)
+    if chosen == "reference":
         return reference.masked_norm(weight, in_degrees, out_degrees)
     weight = _checks.rows(weight, weight.shape[1])
     if needs_grad(weight):
-        return _MaskedNorm.apply(weight, in_degrees, out_degrees, "cpp")
-    return NORM.on("cpp", weight)(weight, in_degrees, out_degrees)
+        return _MaskedNorm.apply(weight, in_degrees, out_degrees, chosen)
+    return NORM.on(chosen, weight)(weight, in_degrees, out_degrees)
