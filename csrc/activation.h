@@ -64,11 +64,6 @@ FASTVAE_INLINE DoubleVector log1p_unit(DoubleVector t) {
 }
 
 template <class V>
-FASTVAE_INLINE V zero_like(V) {
-  return V{};
-}
-
-template <class V>
 FASTVAE_INLINE V positive_part(V x) {
   return x < 0 ? V{} : x;  // written so that NaN passes
 }

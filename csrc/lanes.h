@@ -56,8 +56,8 @@ FASTVAE_INLINE typename Simd<T>::Vector first_lanes(typename Simd<T>::Vector v, 
   return load_up_to(lanes, count);
 }
 
-// Rows of samples, `stride` apart, into lanes: unit u of the block is column order[u] (u without an order). Lanes
-// beyond the samples become 0.
+// Rows of samples, `stride` apart, into lanes: column c becomes unit place[c] of the block (c where place is null).
+// Lanes beyond the samples become 0.
 template <class T>
 void samples_to_lanes(const T* samples, int64_t stride, int64_t units, const int32_t* place, LaneRange lanes,
                       T* block) {

@@ -14,9 +14,9 @@ void give_back(void* block);
 // Returns every block that nobody holds to the system, and how many bytes that was.
 size_t release_blocks();
 
-// Memory for a call, whole vectors of it, out of the pool.
 namespace {
 
+// Memory for a call, whole vectors of it, out of the pool.
 template <class T>
 class Scratch {
  public:

@@ -100,7 +100,17 @@ class MadeStructure:
         return inputs, *self.hidden_degrees, outputs
 
     def degree_tensors(self, device: torch.device | str | None = None) -> list[Tensor]:
-        return [torch.tensor(degrees, device=device) for degrees in self.degrees]
+        """``degrees`` as int64 tensors; made once for each device, except while a compiler traces."""
+        if torch.compiler.is_compiling():
+            return [torch.tensor(degrees, device=device) for degrees in self.degrees]
+        made = self._made_degrees.get(str(device))
+        if made is None:
+            made = self._made_degrees[str(device)] = [torch.tensor(d, device=device) for d in self.degrees]
+        return made
+
+    @cached_property
+    def _made_degrees(self) -> dict[str, list[Tensor]]:
+        return {}
 
     def split(self, params: Tensor) -> Tensor:
         """``(*, P * D)``, the network's output, as ``(*, P, D)``."""

@@ -94,44 +94,46 @@ def check_network(
     name: str, x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure
 ) -> tuple[Tensor, Tensor | None, MadeParameters]:
     """The arguments of a network's op once they fit each other, of one dtype; context broadcast to the batch of x."""
+    weights, biases, scales, degrees = parameters
     sizes = [len(degrees) for degrees in structure.degrees]
-    count = len(sizes) - 1
-    weights, biases, scales, _ = parameters
-    for part, tensors in (("weights", weights), ("biases", biases), ("weight_scales", scales)):
-        if len(tensors) != count:
-            raise ValueError(f"{part} must be {count} tensors, one for each layer, got {len(tensors)}")
-    named: dict[str, Tensor] = {name: x}
-    for i in range(count):
-        for part, tensor, shape in (
-            ("weights", parameters.weights[i], (sizes[i + 1], sizes[i])),
-            ("biases", parameters.biases[i], (sizes[i + 1],)),
-            ("weight_scales", parameters.weight_scales[i], (sizes[i + 1],)),
-        ):
-            if tensor is None:
-                continue
-            if tensor.shape != shape:
-                raise ValueError(f"{part}[{i}] must have shape {shape}, got {tuple(tensor.shape)}")
-            named[f"{part}[{i}]"] = tensor
-    if context_term is not None:
-        named["context_term"] = context_term
-    cast = dict(zip(named, _checks.same_kind(**named), strict=True))
-    x, context_term = cast[name], cast.get("context_term")
+    _check_layers(sizes, weights, biases, scales)
+    point, context_term, *layers = _of_one_kind(name, x, context_term, weights, biases, scales)
+    assert point is not None
+    x = point
     if x.dim() == 0 or x.shape[-1] != structure.features:
         raise ValueError(f"{name} must have shape (*, {structure.features}), got {tuple(x.shape)}")
     if context_term is not None:
         if context_term.dim() == 0 or context_term.shape[-1] != sizes[1]:
             raise ValueError(f"context_term must have shape (*, {sizes[1]}), got {tuple(context_term.shape)}")
         x, context_term = _checks.broadcast_batch((1, 1), **{name: x, "context_term": context_term})
-    degrees = parameters.degrees
+    count = len(weights)
+    weights, biases, scales = layers[:count], layers[count : 2 * count], layers[2 * count :]  # type: ignore[assignment]
     if degrees is None:
         degrees = structure.degree_tensors(x.device)
-    return (
-        x,
-        context_term,
-        MadeParameters(
-            [cast[f"weights[{i}]"] for i in range(count)],
-            [cast.get(f"biases[{i}]") for i in range(count)],
-            [cast.get(f"weight_scales[{i}]") for i in range(count)],
-            degrees,
-        ),
-    )
+    return x, context_term, MadeParameters(weights, biases, scales, degrees)
+
+
+def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None:
+    count = len(sizes) - 1
+    for name, tensors in zip(("weights", "biases", "weight_scales"), parts, strict=True):
+        if len(tensors) != count:
+            raise ValueError(f"{name} must be {count} tensors, one for each layer, got {len(tensors)}")
+        for i, t in enumerate(tensors):
+            shape = (sizes[i + 1], sizes[i]) if name == "weights" else (sizes[i + 1],)
+            if t is not None and t.shape != shape:
+                raise ValueError(f"{name}[{i}] must have shape {shape}, got {tuple(t.shape)}")
+
+
+def _of_one_kind(
+    name: str, x: Tensor, context_term: Tensor | None, *parts: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """All tensors in one row, of one dtype and on one device; None stays None."""
+    tensors = [x, context_term, *(t for part in parts for t in part)]
+    if isinstance(x, Tensor) and x.dtype in _checks.DTYPES:
+        dtype, device = x.dtype, x.device
+        if all(t is None or (t.dtype is dtype and t.device == device) for t in tensors):
+            return tensors
+    names = [f"{part}[{i}]" for part in ("weights", "biases", "weight_scales") for i in range(len(parts[0]))]
+    named = {n: t for n, t in zip((name, "context_term", *names), tensors, strict=True) if t is not None}
+    cast = dict(zip(named, _checks.same_kind(**named), strict=True))
+    return [cast.get(n) for n in (name, "context_term", *names)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastvae.nn import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
+from fastvae.nn import MADE, InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from tests.support import GPU
 
 KERNELS = ("triton",) if GPU else ("cpp", "triton")
@@ -40,3 +40,29 @@ def test_implementations_agree(flow_class, direction, context_features, residual
     for impl in KERNELS:
         for actual, wanted in zip(run(impl), expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=2e-5)
+
+
+def test_ready_networks_are_used_as_they_are():
+    networks = [MADE(3, (8,), order=[2, 0, 1]), MADE(3, (8,), layout="interleaved")]
+    flow = MaskedAutoregressiveFlow.from_networks(networks, kind="exp")
+    assert flow.steps() == networks
+    z = torch.randn(6, 3)
+    x, log_det = flow(z)
+    back, minus = flow.inverse(x)
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(minus, -log_det)
+
+
+@pytest.mark.parametrize(
+    ("networks", "kind", "message"),
+    [
+        ([], "gated", "one network or more"),
+        ([MADE(3, (8,))], "affine", "kind must be one of"),
+        ([MADE(3, (8,)), MADE(4, (8,))], "gated", "must agree"),
+        ([MADE(3, (8,))], "location_only", "params_per_feature=1"),
+    ],
+    ids=["none", "kind", "sizes", "parameters"],
+)
+def test_networks_that_do_not_fit_are_named(networks, kind, message):
+    with pytest.raises(ValueError, match=message):
+        InverseAutoregressiveFlow.from_networks(networks, kind=kind)
