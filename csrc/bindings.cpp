@@ -211,18 +211,19 @@ void set_isa(const std::string& name) {
 }
 
 // What a masked layer is made of, in the order of MaskedLayer; Python hands over one run of integers for each layer.
-constexpr size_t kLayerFields = 8;
+constexpr size_t kLayerFields = 9;
 
 template <class T>
 MaskedLayer<T> masked_layer(const int64_t* f) {
   return {at<const T>(f[0]),
           at<const T>(f[1]),
           at<const T>(f[2]),
-          at<const int64_t>(f[3]),
+          at<const T>(f[3]),
           at<const int64_t>(f[4]),
-          f[5],
+          at<const int64_t>(f[5]),
           f[6],
-          f[7]};
+          f[7],
+          f[8]};
 }
 
 using Integers = std::vector<int64_t>;

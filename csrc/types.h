@@ -41,6 +41,7 @@ struct NoiseSource {
 template <class T>
 struct MaskedLayer {
   const T *weight, *bias, *scale;  // bias and scale, a factor for each output, may be null
+  const T* norm;                   // with weight normalisation: scale is gain / norm of the row, and depends on weight
   const int64_t *in_degrees, *out_degrees;
   int64_t in, out, stride;
 };

@@ -108,15 +108,28 @@ T sum_samples(Blocks<T> blocks, int64_t r) {
   return sum<T>(total);
 }
 
-// d_weight came without the factors of its rows: their gradient, and then the factors.
-template <class T>
-void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) {
-  const int64_t output = s.outputs.at(r);
+// d_weight came without the factors of its rows: their gradient, and then the factors. Of normalised rows, factor
+// gain / |w|, the gradient is that of the gain, and d_weight loses its part along w.
+template <class T, class Column>
+void scale_row(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale, const Column& column) {
+  const int64_t output = s.outputs.at(r), kept = s.prefix[r];
   const T *w = s.rows[r], factor = s.layer.scale[output];
   T* g = d_weight + output * s.layer.in;
-  // A masked weight may be NaN: it is selected away, not multiplied by zero.
-  d_scale[output] = sum_terms<T>(s.prefix[r], [&](int64_t k) { return w[s.inputs.at(k)] * g[s.inputs.at(k)]; });
-  for (int64_t i = 0; i < s.layer.in; ++i) g[i] *= factor;
+  // A masked weight may be NaN: it is left out, not multiplied by zero.
+  const T along = sum_terms<T>(kept, [&](int64_t k) { return w[column(k)] * g[column(k)]; });
+  const T norm = s.layer.norm ? s.layer.norm[output] : T(0), inverse = norm > 0 ? 1 / norm : T(0);
+  d_scale[output] = s.layer.norm ? along * inverse : along;
+  const T turn = along * inverse * inverse;
+#pragma omp simd
+  for (int64_t k = 0; k < kept; ++k) g[column(k)] = factor * (g[column(k)] - turn * w[column(k)]);
+}
+
+template <class T>
+void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) {
+  if (s.inputs.sorted())
+    scale_row(s, r, d_weight, d_scale, [](int64_t k) { return k; });
+  else
+    scale_row(s, r, d_weight, d_scale, [&](int64_t k) { return s.inputs.at(k); });
 }
 
 // Outputs of a task of the weights' gradients: enough of them that packing a panel does not count.

@@ -124,8 +124,9 @@ class MADE(nn.Module):
         return MadeParameters(
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
-            [layer.weight_scale() for layer in layers],
+            [layer.weight_gain for layer in layers],
             [layers[0].in_degrees, *(layer.out_degrees for layer in layers)],
+            normalized=layers[0].weight_gain is not None,
         )
 
     def context_term(self, x: Tensor, context: Tensor | None) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.masked_linear import masked_linear, masked_norm
-from ..reference.masked_linear import ACTIVATIONS, mask_of
+from ..reference.masked_linear import ACTIVATIONS, mask_of, row_factors
 
 __all__ = ["MaskedLinear"]
 
@@ -88,9 +88,7 @@ class MaskedLinear(nn.Linear):
         """With weight normalisation the factor of each row, g / norm; rows without connections have the factor 0."""
         if self.weight_gain is None:
             return None
-        norm = self.masked_norm()
-        connected = norm > 0
-        return torch.where(connected, self.weight_gain / torch.where(connected, norm, 1.0), 0.0)
+        return row_factors(self.weight_gain, self.masked_norm())
 
     def forward(self, input: Tensor) -> Tensor:
         return masked_linear(

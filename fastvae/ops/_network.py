@@ -51,13 +51,19 @@ def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tenso
 
 
 def layer_fields(
-    weight: Tensor, bias: Tensor | None, scale: Tensor | None, in_degrees: Tensor, out_degrees: Tensor
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    norm: Tensor | None = None,
 ) -> list[int]:
     """A masked layer for the extension: addresses and sizes, in the order of csrc/types.h."""
     return [
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         0 if scale is None else scale.data_ptr(),
+        0 if norm is None else norm.data_ptr(),
         in_degrees.data_ptr(),
         out_degrees.data_ptr(),
         weight.shape[1],
@@ -94,7 +100,7 @@ def check_network(
     name: str, x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure
 ) -> tuple[Tensor, Tensor | None, MadeParameters]:
     """The arguments of a network's op once they fit each other, of one dtype; context broadcast to the batch of x."""
-    weights, biases, scales, degrees = parameters
+    weights, biases, scales, degrees, normalized = parameters
     sizes = [len(degrees) for degrees in structure.degrees]
     _check_layers(sizes, weights, biases, scales)
     point, context_term, *layers = _of_one_kind(name, x, context_term, weights, biases, scales)
@@ -110,7 +116,7 @@ def check_network(
     weights, biases, scales = layers[:count], layers[count : 2 * count], layers[2 * count :]  # type: ignore[assignment]
     if degrees is None:
         degrees = structure.degree_tensors(x.device)
-    return x, context_term, MadeParameters(weights, biases, scales, degrees)
+    return x, context_term, MadeParameters(weights, biases, scales, degrees, normalized)
 
 
 def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None:

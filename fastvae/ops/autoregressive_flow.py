@@ -14,13 +14,13 @@ from torch import Tensor
 from .. import backend
 from ..reference import made as reference
 from ..reference.made import MadeParameters
-from ..reference.masked_linear import ACTIVATIONS
+from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
 from .affine_flow import affine_flow
-from .masked_linear import masked_linear
+from .masked_linear import NORM, masked_linear, masked_norm
 
 Tensors = Sequence[Tensor]
 Optional = Sequence[Tensor | None]
@@ -30,11 +30,13 @@ def computed(tensors: Optional) -> list[Tensor | None]:
     return [None if t is None else _checks.compute(t) for t in tensors]
 
 
-def all_layer_fields(weights: Optional, biases: Optional, scales: Optional, degrees: Tensors) -> list[int]:
+def all_layer_fields(
+    weights: Optional, biases: Optional, scales: Optional, degrees: Tensors, norms: Optional | None = None
+) -> list[int]:
     fields: list[int] = []
     for i, (w, b, s) in enumerate(zip(weights, biases, scales, strict=True)):
         assert w is not None
-        fields += layer_fields(w, b, s, degrees[i], degrees[i + 1])
+        fields += layer_fields(w, b, s, degrees[i], degrees[i + 1], norms[i] if norms else None)
     return fields
 
 
@@ -101,13 +103,14 @@ def _bwd_cpu(
     weights: Tensors,
     biases: Optional,
     scales: Optional,
+    norms: Optional,
     degrees: Tensors,
     structure: Sequence[int],
     with_context: bool,
     of_layers: bool,
 ) -> Gradients:
     n, dtype = d_out.shape[0], weights[0].dtype
-    g, (w, s) = _checks.compute(d_out), (computed(weights), computed(scales))
+    g, w, s, norms = _checks.compute(d_out), computed(weights), computed(scales), computed(norms)
     d_x = empty(g, (n, degrees[0].shape[0]))
     d_context = empty(g, (n, degrees[1].shape[0])) if with_context else g.new_empty(0)
     d_w, d_b, d_s = _empty_gradients(g, weights, biases, scales, of_layers)
@@ -117,8 +120,8 @@ def _bwd_cpu(
         for address in (weight.data_ptr(), bias.data_ptr(), scale.data_ptr())
     ]
     extension().autoregressive_flow_bwd(
-        g.dtype == torch.float64, all_layer_fields(w, [None] * len(w), s, degrees), list(structure), g.data_ptr(),
-        d_log_det.data_ptr(), saved.data_ptr(), d_x.data_ptr(), d_context.data_ptr(), targets, n,
+        g.dtype == torch.float64, all_layer_fields(w, [None] * len(w), s, degrees, norms), list(structure),
+        g.data_ptr(), d_log_det.data_ptr(), saved.data_ptr(), d_x.data_ptr(), d_context.data_ptr(), targets, n,
     )  # fmt: skip
     d_w, d_b, d_s = ([_checks.cast(t, dtype) for t in tensors] for tensors in (d_w, d_b, d_s))
     return _checks.cast(d_x, dtype), _checks.cast(d_context, dtype), d_w, d_b, d_s
@@ -141,6 +144,7 @@ def _bwd_fake(
     weights: Tensors,
     biases: Optional,
     scales: Optional,
+    norms: Any,
     degrees: Tensors,
     structure: Any,
     with_context: bool,
@@ -169,7 +173,8 @@ FWD = define(
 )  # fmt: skip
 BWD = define(
     "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] weights, Tensor?[] biases,"
-    " Tensor?[] weight_scales, Tensor[] degrees, SymInt[] structure, bool with_context, bool of_layers)"
+    " Tensor?[] weight_scales, Tensor?[] weight_norms, Tensor[] degrees, SymInt[] structure, bool with_context,"
+    " bool of_layers)"
     " -> (Tensor d_z, Tensor d_context_term, Tensor[] d_weights, Tensor[] d_biases, Tensor[] d_weight_scales)",
     module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
@@ -194,26 +199,43 @@ def layer_gradients(
     return tuple(g if need else None for g, need in zip(ordered, needs, strict=True))
 
 
+def factors(weights: Tensors, scales: Optional, degrees: Tensors, normalized: bool) -> tuple[Optional, Optional]:
+    """The rows' factors and, where ``scales`` are gains, the norms that they are divided by."""
+    if not normalized:
+        return scales, [None] * len(weights)
+    norms = [
+        None if gain is None else NORM.on("cpp", w)(w, degrees[i], degrees[i + 1])
+        for i, (w, gain) in enumerate(zip(weights, scales, strict=True))
+    ]
+    return [
+        None if gain is None or norm is None else row_factors(gain, norm)
+        for gain, norm in zip(scales, norms, strict=True)
+    ], norms
+
+
 class _AutoregressiveFlow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: tuple[int, list[int]], x: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
-        layers, structure = call
+    def forward(ctx: Any, call: tuple[int, list[int], bool], x: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
+        layers, structure, normalized = call
         context_term, w, b, s, degrees = unflat(tensors, layers)
+        s, norms = factors(w, s, degrees, normalized)
         out, log_det, saved = FWD.on("cpp", x)(x, context_term, w, b, s, degrees, structure, True)
-        ctx.save_for_backward(saved, *w, *b, *s, *degrees)
+        ctx.save_for_backward(saved, *norms, *w, *b, *s, *degrees)
         ctx.call = call
         return out, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        layers, structure = ctx.call
+        layers, structure, _ = ctx.call
         saved, *rest = ctx.saved_tensors
+        norms, rest = rest[:layers], rest[layers:]
         _, w, b, s, degrees = unflat((None, *rest), layers)
         needs = ctx.needs_input_grad[2:]
         d_x, d_context, *gradients = BWD.on("cpp", d_out)(
-            d_out.contiguous(), d_log_det.contiguous(), saved, w, b, s, degrees, structure, needs[0], any(needs[1:])
-        )
+            d_out.contiguous(), d_log_det.contiguous(), saved, w, b, s, norms, degrees, structure, needs[0],
+            any(needs[1:]),
+        )  # fmt: skip
         return None, d_x, *layer_gradients(needs, layers, d_context, tuple(gradients))
 
 
@@ -281,16 +303,32 @@ def _run(
             return reference.made(x, context_term, parameters, structure), x
         return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
     if chosen == "triton":
-        return _layer_by_layer(x, context_term, parameters, structure, kind)
+        return _layer_by_layer(x, context_term, with_factors(parameters, chosen), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
     x, tensors = prepared(x, context_term, parameters)
     layers, fields = len(parameters.weights), structure_fields(structure, kind)
     if needs_grad(x, *(t for t in tensors if t is not None)):
-        out, log_det = _AutoregressiveFlow.apply((layers, fields), x, *tensors)
+        out, log_det = _AutoregressiveFlow.apply((layers, fields, parameters.normalized), x, *tensors)
     else:
-        out, log_det, _ = FWD.on("cpp", x)(x, *unflat(tensors, layers), fields, False)
+        context_term, w, b, s, degrees = unflat(tensors, layers)
+        s, _ = factors(w, s, degrees, parameters.normalized)
+        out, log_det, _ = FWD.on("cpp", x)(x, context_term, w, b, s, degrees, fields, False)
     width = structure.output_features if kind is None else d
     return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
+
+
+def with_factors(parameters: MadeParameters, impl: str) -> MadeParameters:
+    """``parameters`` with gains turned into factors, by the kernels of ``impl``."""
+    if not parameters.normalized:
+        return parameters
+    degrees = parameters.degrees
+    assert degrees is not None
+    norms = [
+        masked_norm(w, in_degrees=degrees[i], out_degrees=degrees[i + 1], impl=impl)
+        for i, w in enumerate(parameters.weights)
+    ]
+    gains = zip(parameters.weight_scales, norms, strict=True)
+    return parameters.with_factors([None if gain is None else row_factors(gain, norm) for gain, norm in gains])
 
 
 def prepared(x: Tensor, context_term: Tensor | None, parameters: MadeParameters) -> tuple[Tensor, tuple[Any, ...]]:
@@ -302,6 +340,7 @@ def prepared(x: Tensor, context_term: Tensor | None, parameters: MadeParameters)
         [None if b is None else b.contiguous() for b in parameters.biases],
         [None if s is None else s.contiguous() for s in parameters.weight_scales],
         parameters.degrees,
+        parameters.normalized,
     )
     return _checks.rows(x, x.shape[-1]), flat(context_term, parameters)
 

@@ -15,7 +15,7 @@ from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import check_kind, check_network, structure_fields
-from .autoregressive_flow import NETWORK, Optional, Tensors, layer_gradients, prepared, unflat
+from .autoregressive_flow import NETWORK, Optional, Tensors, factors, layer_gradients, prepared, unflat
 
 
 def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,26 +56,28 @@ class _AutoregressiveInverse(torch.autograd.Function):
     # By the implicit function theorem: with F the step and z = F(x), the gradient d_z solves J^T d_z = d_x (plus what
     # comes through log_det), and parameters get the gradient of F for the upstream (-d_z, -d_log_det).
     @staticmethod
-    def forward(ctx: Any, call: tuple[int, list[int]], z: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
-        layers, structure = call
+    def forward(ctx: Any, call: tuple[int, list[int], bool], z: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
+        layers, structure, normalized = call
         context_term, w, b, s, degrees = unflat(tensors, layers)
+        s, norms = factors(w, s, degrees, normalized)
         x, log_det, saved = FWD.on("cpp", z)(z, context_term, w, b, s, degrees, structure, True)
-        ctx.save_for_backward(saved, *w, *b, *s, *degrees)
+        ctx.save_for_backward(saved, *norms, *w, *b, *s, *degrees)
         ctx.call = call
         return x, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
-        layers, structure = ctx.call
+        layers, structure, _ = ctx.call
         saved, *rest = ctx.saved_tensors
+        norms, rest = rest[:layers], rest[layers:]
         _, w, b, s, degrees = unflat((None, *rest), layers)
         needs, d_log_det = ctx.needs_input_grad[2:], d_log_det.contiguous()
         d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, w, s, degrees, structure)
         if not any(needs):
             return None, d_z, *(None,) * len(needs)
         _, d_context, *gradients = autoregressive_flow.BWD.on("cpp", d_x)(
-            -d_z, -d_log_det, saved, w, b, s, degrees, structure, needs[0], any(needs[1:])
+            -d_z, -d_log_det, saved, w, b, s, norms, degrees, structure, needs[0], any(needs[1:])
         )
         return None, d_z, *layer_gradients(needs, layers, d_context, tuple(gradients))
 
@@ -160,14 +162,18 @@ def autoregressive_inverse(
     if chosen == "reference":
         return reference.autoregressive_inverse(z, context_term, parameters, structure, kind)
     batch, d = z.shape[:-1], z.shape[-1]
+    if chosen == "triton":
+        parameters = autoregressive_flow.with_factors(parameters, chosen)
     z, tensors = prepared(z, context_term, parameters)
     layers = len(parameters.weights)
     grad = needs_grad(z, *(t for t in tensors if t is not None))
     if chosen == "triton":
         x, log_det = _TritonInverse.apply((layers, structure, kind), z, *tensors)
     elif grad:
-        x, log_det = _AutoregressiveInverse.apply((layers, structure_fields(structure, kind)), z, *tensors)
+        call = layers, structure_fields(structure, kind), parameters.normalized
+        x, log_det = _AutoregressiveInverse.apply(call, z, *tensors)
     else:
-        fields = structure_fields(structure, kind)
-        x, log_det, _ = FWD.on("cpp", z)(z, *unflat(tensors, layers), fields, False)
+        context_term, w, b, s, degrees = unflat(tensors, layers)
+        s, _ = factors(w, s, degrees, parameters.normalized)
+        x, log_det, _ = FWD.on("cpp", z)(z, context_term, w, b, s, degrees, structure_fields(structure, kind), False)
     return _checks.shaped(x, (*batch, d)), _checks.shaped(log_det, batch)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..structure import MadeStructure
 from .affine_flow import affine_flow
-from .made import MadeParameters
+from .made import MadeParameters, factors_of
 from .masked_linear import ACTIVATIONS
 
 
@@ -39,6 +39,7 @@ def autoregressive_inverse(
     z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
 ) -> tuple[Tensor, Tensor]:
     """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
+    parameters = factors_of(parameters, structure)
     degrees = parameters.degrees or structure.degree_tensors(z.device)
     # Units by ascending degree, so that those known are always the first ones.
     orders = [d.argsort(stable=True) for d in degrees]

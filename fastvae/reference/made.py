@@ -9,17 +9,36 @@ from torch import Tensor
 
 from ..structure import MadeStructure
 from .affine_flow import affine_flow
-from .masked_linear import ACTIVATIONS, masked_linear
+from .masked_linear import ACTIVATIONS, masked_linear, masked_norm, row_factors
 
 
 class MadeParameters(NamedTuple):
-    """Of each layer, the last one included: weights ``(out, in)``, biases ``(out,)``, and, with weight normalisation,
-    the factors ``(out,)`` of its rows. ``degrees``, where at hand, are the structure's, as tensors on the device."""
+    """Of each layer, the last one included: weights ``(out, in)``, biases ``(out,)``, and factors ``(out,)`` of the
+    weight's rows; ``normalized``: those are gains, to be divided by the norms of the rows. ``degrees``, where at hand,
+    are the structure's, as tensors on the device."""
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor | None]
     weight_scales: Sequence[Tensor | None]
     degrees: Sequence[Tensor] | None = None
+    normalized: bool = False
+
+    def with_factors(self, factors: Sequence[Tensor | None]) -> MadeParameters:
+        """The same layers with rows' factors that stand for themselves."""
+        return self._replace(weight_scales=factors, normalized=False)
+
+
+def factors_of(parameters: MadeParameters, structure: MadeStructure) -> MadeParameters:
+    """``parameters`` with gains turned into factors."""
+    if not parameters.normalized:
+        return parameters
+    degrees = parameters.degrees or structure.degree_tensors(parameters.weights[0].device)
+    return parameters.with_factors(
+        [
+            None if gain is None else row_factors(gain, masked_norm(weight, degrees[i], degrees[i + 1]))
+            for i, (weight, gain) in enumerate(zip(parameters.weights, parameters.weight_scales, strict=True))
+        ]
+    )
 
 
 def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure) -> Tensor:
@@ -27,6 +46,7 @@ def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, str
 
     ``context_term`` ``(*, hidden width)`` is added to the first layer before its activation.
     """
+    parameters = factors_of(parameters, structure)
     degrees = parameters.degrees or structure.degree_tensors(x.device)
     act = ACTIVATIONS[structure.activation]
 

@@ -46,3 +46,9 @@ def masked_linear(
 def masked_norm(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """Euclidean norm of every row of ``weight`` ``(out, in)`` over the weights that count, ``(out,)``."""
     return weight.masked_fill(~mask_of(in_degrees, out_degrees), 0.0).norm(dim=-1)
+
+
+def row_factors(gain: Tensor, norm: Tensor) -> Tensor:
+    """The factors gain / norm of normalised rows; 0 for a row without connections."""
+    connected = norm > 0
+    return torch.where(connected, gain / torch.where(connected, norm, 1.0), 0.0)

@@ -119,6 +119,18 @@ struct NetworkInputs {
     return d;
   }
 
+  static std::unique_ptr<T[]> norms_of(const T* weight, int64_t in, int64_t out, const int64_t* in_degrees,
+                                       const int64_t* out_degrees) {
+    std::unique_ptr<T[]> norms(new T[out]);
+    for (int64_t o = 0; o < out; ++o) {
+      double total = 0;
+      for (int64_t i = 0; i < in; ++i)
+        if (in_degrees[i] <= out_degrees[o]) total += static_cast<double>(weight[o * in + i]) * weight[o * in + i];
+      norms[o] = static_cast<T>(std::sqrt(total));
+    }
+    return norms;
+  }
+
   const T* keep(std::unique_ptr<T[]> array) {
     arrays.push_back(std::move(array));
     return arrays.back().get();
@@ -153,7 +165,8 @@ struct NetworkInputs {
           if (degrees[l][i] > degrees[l + 1][o]) weight[o * in + i] = std::nan("");
       const T *w = keep(std::move(weight)), *bias = keep(random_array<T>(out));
       const T* scale = scaled ? keep(random_array<T>(out, 1.0)) : nullptr;
-      spec.layers.push_back({w, bias, scale, degrees[l].get(), degrees[l + 1].get(), in, out, in});
+      const T* norm = scaled && residual ? keep(norms_of(w, in, out, degrees[l].get(), degrees[l + 1].get())) : nullptr;
+      spec.layers.push_back({w, bias, scale, norm, degrees[l].get(), degrees[l + 1].get(), in, out, in});
     }
   }
 };

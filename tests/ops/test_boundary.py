@@ -72,7 +72,7 @@ def network_arguments() -> dict[str, tuple]:
         "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False),
         "affine_flow_bwd": (x_there, x_there[:, 0].clone(), *(x_there.clone() for _ in range(3)), "gated", True),
         "autoregressive_flow_fwd": (x, *network, True),
-        "autoregressive_flow_bwd": (x, log_det, saved, *network[1:], True, True),
+        "autoregressive_flow_bwd": (x, log_det, saved, *network[1:4], [None, None], *network[4:], True, True),
         "autoregressive_inverse_fwd": (x, *network, True),
         "autoregressive_inverse_bwd": (x, log_det, saved, weights, scales, degrees, structure),
     }
