@@ -15,6 +15,7 @@ demo: $(VENV)/installed
 test: export GOMP_SPINCOUNT ?= 1000
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest --doctest-modules fastvae
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -293,9 +293,9 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
         ValueError: shapes do not fit, or devices differ.
 
     Example:
-        >>> degrees = torch.arange(3)
-        >>> masked_norm(torch.ones(3, 3), in_degrees=degrees, out_degrees=degrees).square().tolist()
-        [1.0, 2.0, 3.0]
+        >>> degrees, rows = torch.tensor([1, 2]), torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+        >>> masked_norm(rows, in_degrees=degrees, out_degrees=degrees).tolist()
+        [3.0, 5.0]
     """
     (weight,) = _checks.same_kind(weight=weight)
     if weight.dim() != 2:
