@@ -132,16 +132,6 @@ void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) 
     scale_row(s, r, d_weight, d_scale, [&](int64_t k) { return s.inputs.at(k); });
 }
 
-// Asks for rows that other cores wrote, all at once: waited for one after another they would cost more than the sums of
-// a small layer. Of many samples, the first ones.
-template <class T>
-void prefetch_rows(Blocks<T> blocks, int64_t begin, int64_t end) {
-  constexpr int64_t line = 64 / sizeof(T), most = 4;
-  for (int64_t block = 0; block < std::min(blocks.count(), most); ++block)
-    for (int64_t at = begin * kLanes; at < end * kLanes; at += line)
-      __builtin_prefetch(blocks.data + block * blocks.stride + at);
-}
-
 // Outputs of a task of the weights' gradients: enough of them that packing a panel does not count.
 constexpr int64_t kOutputsPerTask = 192;
 
@@ -153,7 +143,6 @@ void layer_gradients(const Staircase<T>& s, Blocks<T> in, Blocks<T> d_out, Layer
   parallel_tasks(panels * groups, work, [&](int64_t task) {
     const int64_t first = task / groups * kPanel<T>, begin = task % groups * kOutputsPerTask;
     const int64_t end = std::min(begin + kOutputsPerTask, s.layer.out);
-    prefetch_rows(d_out, begin, end);
     const Scratch<T> panel(in.count() * kLanes * kPanel<T>);
     if (s.prefix[end - 1] > first) pack_panel(in, first, s.layer.in, panel.get());
     weight_gradient(s, d_out, panel.get(), begin, end, first, to.d_weight);
