@@ -113,10 +113,10 @@ def check_network(
             raise ValueError(f"context_term must have shape (*, {sizes[1]}), got {tuple(context_term.shape)}")
         x, context_term = _checks.broadcast_batch((1, 1), **{name: x, "context_term": context_term})
     count = len(weights)
-    weights, biases, scales = layers[:count], layers[count : 2 * count], layers[2 * count :]  # type: ignore[assignment]
+    weights = [t for t in layers[:count] if t is not None]
     if degrees is None:
         degrees = structure.degree_tensors(x.device)
-    return x, context_term, MadeParameters(weights, biases, scales, degrees, normalized)
+    return x, context_term, MadeParameters(weights, layers[count : 2 * count], layers[2 * count :], degrees, normalized)
 
 
 def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None:
@@ -126,6 +126,8 @@ def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None
             raise ValueError(f"{name} must be {count} tensors, one for each layer, got {len(tensors)}")
         for i, t in enumerate(tensors):
             shape = (sizes[i + 1], sizes[i]) if name == "weights" else (sizes[i + 1],)
+            if t is None and name == "weights":
+                raise TypeError(f"weights[{i}] must be a tensor of shape {shape}, got None")
             if t is not None and t.shape != shape:
                 raise ValueError(f"{name}[{i}] must have shape {shape}, got {tuple(t.shape)}")
 

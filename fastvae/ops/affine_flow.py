@@ -54,7 +54,8 @@ def _bwd_cpu(
         x.dtype == torch.float64, KIND_IDS[kind], inverse, g.data_ptr(), d_log_det.data_ptr(), x_at, x_stride,
         m_at, m_stride, s_at, s_stride, d_z.data_ptr(), d_shift.data_ptr(), d_scale_logit.data_ptr(), *x.shape,
     )  # fmt: skip
-    return tuple(_checks.cast(t, z.dtype) for t in (d_z, d_shift, d_scale_logit))  # type: ignore[return-value]
+    dtype = z.dtype
+    return _checks.cast(d_z, dtype), _checks.cast(d_shift, dtype), _checks.cast(d_scale_logit, dtype)
 
 
 def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:

@@ -82,7 +82,8 @@ def _bwd_cpu(
         g.data_ptr(), at.data_ptr(), x.data_ptr(), x.stride(0), d_x.data_ptr(), d_weight.data_ptr(),
         d_bias.data_ptr() if has_bias else 0, 0 if s is None else d_scale.data_ptr(), x.shape[0],
     )  # fmt: skip
-    return tuple(_checks.cast(t, dtype) for t in (d_x, d_weight, d_bias, d_scale))  # type: ignore[return-value]
+    d_x, d_weight, d_bias, d_scale = (_checks.cast(t, dtype) for t in (d_x, d_weight, d_bias, d_scale))
+    return d_x, d_weight, d_bias, d_scale
 
 
 def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
