@@ -10,7 +10,7 @@ from typing import Any
 from ..backend import IMPLEMENTATIONS
 from .config import PRECISIONS
 from .config_file import read_config_file
-from .iaf_config import IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
+from .iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from .options import add_accelerator, add_folder, built, given, natural, option_adder, positive, quieten
 
 __all__ = ["add_to"]
@@ -54,6 +54,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--posterior", "posterior", "q(z | x)", choices=IAF_POSTERIORS)
     add("--depth", "depth", "flow steps", type=positive, metavar="T")
     add("--width", "width", "width of the two hidden layers of each step", type=positive, metavar="W")
+    add("--base", "base", "the Gaussian that the flow starts from", choices=IAF_BASES)
     add("--latent", "latent_features", "dimensions of z", type=positive, metavar="D")
     add("--maps", "feature_maps", "feature maps of the encoder's stages", type=positive, nargs="+", metavar="M")
     add("--dense", "dense_features", "width of the dense layer, and of the context", type=positive, metavar="H")

@@ -9,9 +9,10 @@ from typing import Any
 from ..backend import IMPLEMENTATIONS
 from .config import PRECISIONS
 
-__all__ = ["IAF_POSTERIORS", "EvaluationConfig", "IAFTrainConfig", "IAFVAEConfig"]
+__all__ = ["IAF_BASES", "IAF_POSTERIORS", "EvaluationConfig", "IAFTrainConfig", "IAFVAEConfig"]
 
 IAF_POSTERIORS = ("diagonal", "triangular", "iaf")
+IAF_BASES = ("diagonal", "triangular")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class IAFVAEConfig:
         feature_maps: feature maps of the encoder's stages, each of which halves the image; the decoder mirrors them.
         dense_features: width of the dense layer between images and latents, whose output is the flow's context.
         image_side: height and width of the images.
-        tril_scale: factor on the predicted entries below the diagonal, of ``"triangular"`` only.
+        base: the Gaussian that the flow of ``"iaf"`` starts from: ``"diagonal"``, the paper's, or ``"triangular"``,
+            which is the paper's linear flow (its appendix A) as the chain's first step.
+        tril_scale: factor on the predicted entries below the diagonal, of a triangular Gaussian only.
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
     Raises:
@@ -44,12 +47,13 @@ class IAFVAEConfig:
     feature_maps: tuple[int, ...] = (16, 32, 32)
     dense_features: int = 450
     image_side: int = 28
+    base: str = "diagonal"
     tril_scale: float = 0.1
     impl: str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature_maps", tuple(self.feature_maps))
-        for name, allowed in (("posterior", IAF_POSTERIORS), ("impl", IMPLEMENTATIONS)):
+        for name, allowed in (("posterior", IAF_POSTERIORS), ("base", IAF_BASES), ("impl", IMPLEMENTATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("latent_features", "depth", "width", "dense_features", "image_side"):

@@ -24,7 +24,7 @@ HEAD_STD = 0.1
 
 
 class FlowPosterior:
-    r"""A diagonal Gaussian carried on by a flow: :math:`\log q(z) = \log q(z_0) - \log|\det \partial z/\partial z_0|`.
+    r"""A Gaussian carried on by a flow: :math:`\log q(z) = \log q(z_0) - \log|\det \partial z/\partial z_0|`.
 
     Args:
         base: the Gaussian of z0, batch shape ``(N,)``.
@@ -32,7 +32,7 @@ class FlowPosterior:
         context: what the flow is told, ``(N, context_features)``.
     """
 
-    def __init__(self, base: DiagonalGaussian, flow: nn.Module, context: Tensor) -> None:
+    def __init__(self, base: DiagonalGaussian | TriangularGaussian, flow: nn.Module, context: Tensor) -> None:
         self.base, self.flow, self.context = base, flow, context
 
     def rsample_with_log_prob(self, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,8 @@ class IAFVAE(nn.Module):
             nn.Flatten(),
         )
         self.head: DiagonalGaussianHead | TriangularGaussianHead
-        if config.posterior == "triangular":
+        gaussian = config.base if config.posterior == "iaf" else config.posterior
+        if gaussian == "triangular":
             # Rows of zeros have no direction that could be normalised.
             self.head = TriangularGaussianHead(dense, latent, tril_init_scale=1.0, impl=config.impl)
         else:
@@ -130,10 +131,12 @@ class IAFVAE(nn.Module):
         # A posterior's parameters, and what is drawn from it, stay in full precision under autocast.
         with torch.autocast(features.device.type, enabled=False):
             full = features.to(self.head.linear.bias.dtype)
+            base: DiagonalGaussian | TriangularGaussian
             if isinstance(self.head, TriangularGaussianHead):
                 mu, log_sigma, tril = self.head.posterior_parameters(full)
-                return TriangularGaussian(mu, log_sigma, self.config.tril_scale * tril, impl=self.config.impl)
-            base = self.head(full)
+                base = TriangularGaussian(mu, log_sigma, self.config.tril_scale * tril, impl=self.config.impl)
+            else:
+                base = self.head(full)
         return base if self.flow is None else FlowPosterior(base, self.flow, features)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastvae.distributions import StandardNormal
 from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.iaf_config import IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.iaf_layers import ResidualBlock, halved, initialize_from_data, weight_normed
 from fastvae.recipes.iaf_vae import IAFVAE, FlowPosterior, training_step
 from fastvae.recipes.vae import evaluate
@@ -161,8 +161,9 @@ def test_shapes(posterior, tiny):
     assert model.bound(x).shape == (60,)
 
 
-def test_flow_posterior_has_the_density_of_the_inverse(tiny):
-    model, x = a_posterior_that_matters(small()).double(), binarize_fixed(tiny.x_test).double()
+@pytest.mark.parametrize("base", IAF_BASES)
+def test_flow_posterior_has_the_density_of_the_inverse(base, tiny):
+    model, x = a_posterior_that_matters(small(base=base)).double(), binarize_fixed(tiny.x_test).double()
     q = model.encode(x)
     assert isinstance(q, FlowPosterior)
     z, log_q = q.rsample_with_log_prob((4,))
@@ -258,6 +259,7 @@ def test_training_step_for_benchmarks():
     ("config", "changes", "message"),
     [
         (IAFVAEConfig, {"posterior": "full"}, "posterior must be one of diagonal, triangular, iaf, got 'full'"),
+        (IAFVAEConfig, {"base": "iaf"}, "base must be one of diagonal, triangular, got 'iaf'"),
         (IAFVAEConfig, {"impl": "cuda"}, "impl must be one of auto, triton, cpp, reference, got 'cuda'"),
         (IAFVAEConfig, {"depth": 0}, "depth must be >= 1, got 0"),
         (IAFVAEConfig, {"feature_maps": ()}, "feature_maps must be one or more sizes >= 1"),
