@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "simd.h"
 #include "vecmath.h"
@@ -108,7 +109,10 @@ FASTVAE_INLINE V derivative(V at) {
   if constexpr (a == Activation::kElu) return at > 0 ? one : at + 1;
   if constexpr (a == Activation::kTanh) return 1 - at * at;
   if constexpr (a == Activation::kSoftplus) return -expm1(-at);
-  if constexpr (a == Activation::kGelu) return normal_cdf(at) + at * (exp(at * at * -0.5f) * 0.39894228040143267794f);
+  if constexpr (a == Activation::kGelu) {
+    const auto density_at_0 = static_cast<std::remove_reference_t<decltype(at[0])>>(0.39894228040143267794);
+    return normal_cdf(at) + at * (exp(at * at * -0.5f) * density_at_0);
+  }
   if constexpr (a == Activation::kSilu) {
     const V s = sigmoid(at);
     return s + at * s * (1 - s);

@@ -3,7 +3,10 @@
 
 #include "ops/affine_flow.h"
 #include "ops/autoregressive_flow.h"
+#include "ops/causal_sampler.h"
 #include "ops/diag_gaussian.h"
+#include "ops/gated_activation.h"
+#include "ops/masked_conv2d.h"
 #include "ops/masked_linear.h"
 #include "ops/tril_gaussian.h"
 
@@ -16,6 +19,9 @@ struct Kernels {
   MaskedLinear<T> masked_linear;
   AffineFlow<T> affine_flow;
   AutoregressiveFlow<T> autoregressive_flow;
+  MaskedConv2d<T> masked_conv2d;
+  GatedActivation<T> gated_activation;
+  CausalSampler<T> causal_sampler;
 };
 
 struct Table {

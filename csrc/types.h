@@ -60,4 +60,36 @@ struct LayerGradients {
   T *d_weight, *d_bias, *d_scale;
 };
 
+// Images where they lie: number (n, c, h, w) is data[n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]].
+template <class T>
+struct Images {
+  T* data;
+  int64_t stride[4];
+
+  T* at(int64_t image, int64_t row, int64_t column) const {
+    return data + image * stride[0] + row * stride[2] + column * stride[3];
+  }
+};
+
+// A masked convolution as Python passes it: weight (out, in / groups, kernel_height, kernel_width), of which the taps
+// named count, flat indices in ascending order; at origin_tap, unless it is -1, where in_degrees[i] <= out_degrees[o].
+template <class T>
+struct ConvSpec {
+  int64_t images, in, height, width, out, out_height, out_width, kernel_height, kernel_width, top, left, dilation_y,
+      dilation_x, groups, activation, origin_tap;
+  std::vector<int64_t> taps;
+  const T *weight, *bias;  // bias may be null
+  const int64_t *in_degrees, *out_degrees;
+
+  int64_t group_in() const { return in / groups; }
+  int64_t group_out() const { return out / groups; }
+  int64_t tap_row(int64_t tap) const { return tap / kernel_width * dilation_y; }
+  int64_t tap_column(int64_t tap) const { return tap % kernel_width * dilation_x; }
+  const T& weight_of(int64_t o, int64_t group_i, int64_t tap) const {
+    return weight[(o * group_in() + group_i) * kernel_height * kernel_width + tap];
+  }
+  // Whether output o, by its number among all, sees input i at a tap.
+  bool counts(int64_t tap, int64_t i, int64_t o) const { return tap != origin_tap || in_degrees[i] <= out_degrees[o]; }
+};
+
 }  // namespace fastvae

@@ -1,0 +1,282 @@
+#include "logistic_mixture.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../activation.h"
+#include "../lanes.h"
+#include "../parallel.h"
+
+namespace fastvae {
+namespace {
+
+constexpr int64_t kWorkPerTerm = 32;
+// Pixels that one task sums up, whatever the number of threads: sums do not depend on it.
+constexpr int64_t kTaskPixels = 4 * kLanes;
+
+template <class V>
+struct Decay {
+  V end, mean;  // e^-d, and (1 - e^-d) / d, the mean of e^-t over [0, d]
+};
+
+FASTVAE_INLINE Decay<FloatVector> decay(FloatVector d) {
+  const FloatVector end = exp(-d);
+  FloatVector p = d * (-1.0f / 40320) + 1.0f / 5040;
+  p = p * d - 1.0f / 720;
+  p = p * d + 1.0f / 120;
+  p = p * d - 1.0f / 24;
+  p = p * d + 1.0f / 6;
+  p = p * d - 0.5f;
+  p = p * d + 1.0f;
+  return {end, d < 0.3f ? p : (1.0f - end) / d};
+}
+
+FASTVAE_INLINE Decay<DoubleVector> decay(DoubleVector d) {
+  const DoubleVector lost = -expm1(-d);
+  return {1.0 - lost, d == 0 ? DoubleVector{} + 1.0 : lost / d};
+}
+
+FASTVAE_INLINE FloatVector log(FloatVector x) { return log_unit(x); }
+FASTVAE_INLINE DoubleVector log(DoubleVector x) {
+  return each_lane(x, [](double v) { return std::log(v); });
+}
+
+template <class V>
+FASTVAE_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
+// A channel of a vector of pixels. What lies below the lowest level's upper edge, or above the highest level's lower
+// edge, reaches to infinity.
+template <class T>
+struct Channel {
+  using Vector = typename Simd<T>::Vector;
+  Vector x, outwards;
+  Integers<Vector> inside;
+
+  FASTVAE_INLINE Channel(Vector value, T half) : x(value) {
+    const auto bottom = value < half - 1, top = value > 1 - half;
+    inside = ~(bottom | top);
+    outwards = bottom ? Vector{} - 1 : Vector{} + 1;
+  }
+};
+
+// The logistic's log-probability of the bin is linear + log(ratio), with ratio from 1e-5 to 1.
+//
+// With a the distance from mean to bin and h half its width, both in scales: log sigma(h - a) + log sigma(h + a) +
+// log(1 - e^-2h). Of bins that reach to infinity, a is towards infinity, and only the first term is left.
+template <class T>
+struct Bin {
+  using Vector = typename Simd<T>::Vector;
+  Vector linear, ratio, d_mean, d_log_scale;
+
+  FASTVAE_INLINE Bin(const Channel<T>& at, Vector mean, Vector log_scale, T half, T log_width) {
+    const Vector clamped = log_scale < kLeastLogScale ? Vector{} + kLeastLogScale : log_scale;
+    const Vector zero{}, one = zero + 1, inverse_scale = exp(-clamped);
+    const Vector u = inverse_scale * (at.x - mean), h = inverse_scale * half;
+    const Vector nearest = u < 0 ? -one : one;
+    const Vector away = at.inside ? nearest : at.outwards;
+    const Vector a = away * u, near = a - h;
+    const Vector near_tail = exp(near < 0 ? near : -near);
+    const Vector far_tail = at.inside ? exp(-(a + h)) : zero;
+    const auto across = decay(h + h);
+    const Vector reciprocal = 1 / ((1 + near_tail) * (1 + far_tail));
+    const Vector mean_density = at.inside ? across.mean : one;
+    const Vector width = log_width - clamped;
+    linear = (at.inside ? width : zero) - positive_part(near);
+    ratio = mean_density * reciprocal;
+    // sigma(a - h) and sigma(-a - h)
+    const Vector d_near = (near < 0 ? near_tail : one) * (1 + far_tail) * reciprocal;
+    const Vector d_far = far_tail * (1 + near_tail) * reciprocal;
+    const Vector d_a = d_far - d_near;
+    const Vector narrowed = at.inside ? across.end / across.mean : zero;
+    d_mean = -(inverse_scale * (away * d_a));
+    const Vector d_clamped = -(a * d_a + (h * (d_near + d_far) + narrowed));
+    d_log_scale = log_scale < kLeastLogScale ? zero : d_clamped;
+  }
+
+  static constexpr T kLeastLogScale = -7;
+};
+
+// Blocks of up to kLanes pixels side by side: row i of a tile holds map i.
+template <class T>
+void read(const T* from, const Images<const T>& maps, int64_t count, int64_t pixels, T* tile) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  const int64_t lanes = (pixels + width - 1) / width * width;
+  if (maps.stride[1] == 1 && maps.stride[3] != 1) {
+    samples_to_lanes(from, maps.stride[3], count, nullptr, LaneRange{0, lanes, pixels}, tile);
+    return;
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    const T* map = from + c * maps.stride[1];
+    for (int64_t p = 0; p < lanes; p += width) {
+      T* to = tile + c * kLanes + p;
+      if (maps.stride[3] == 1)
+        store(to, load_up_to(map + p, pixels - p));
+      else
+        for (int64_t i = 0; i < width; ++i) to[i] = p + i < pixels ? map[(p + i) * maps.stride[3]] : T(0);
+    }
+  }
+}
+
+template <class T>
+void write(const T* tile, const Images<T>& maps, int64_t count, int64_t pixels, T* to) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  if (maps.stride[1] == 1 && maps.stride[3] != 1) {
+    const int64_t lanes = (pixels + width - 1) / width * width;
+    lanes_to_samples(tile, count, nullptr, LaneRange{0, lanes, pixels}, to, maps.stride[3]);
+    return;
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    T* map = to + c * maps.stride[1];
+    for (int64_t p = 0; p < pixels; p += width) {
+      const T* from = tile + c * kLanes + p;
+      const int64_t rest = std::min(width, pixels - p);
+      if (maps.stride[3] != 1)
+        for (int64_t i = 0; i < rest; ++i) map[(p + i) * maps.stride[3]] = from[i];
+      else if (rest == width)
+        store(map + p, load(from));
+      else
+        store_first(map + p, load(from), rest);
+    }
+  }
+}
+
+// Log-likelihoods of a vector of pixels, whose parameters stand kLanes apart. With gradients they take the parameters'
+// place, times d_log_prob. Of each component, joint receives log(weight) + log p.
+template <class T, int channels, bool with_gradients>
+FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T* joint, int64_t components, T half,
+                                                        T log_width, T d_log_prob) {
+  using Vector = typename Simd<T>::Vector;
+  const int64_t block = components * kLanes;
+  T *means = params + block, *log_scales = means + channels * block, *coefficients = log_scales + channels * block;
+  const Channel<T> first(load(x), half);
+  const Channel<T> second(channels == 3 ? load(x + kLanes) : first.x, half);
+  const Channel<T> third(channels == 3 ? load(x + 2 * kLanes) : first.x, half);
+  const auto bin_of = [&](const Channel<T>& at, int c, int64_t i, Vector shift) FASTVAE_INLINE_LAMBDA {
+    T *mean = means + c * block + i, *log_scale = log_scales + c * block + i;
+    const Bin<T> bin(at, load(mean) + shift, load(log_scale), half, log_width);
+    if constexpr (with_gradients) store(mean, bin.d_mean), store(log_scale, bin.d_log_scale);
+    return bin;
+  };
+
+  Vector largest_logit = load(params), largest{};
+  for (int64_t k = 0; k < components; ++k) {
+    const int64_t i = k * kLanes;
+    const Vector logit = load(params + i);
+    const auto bin = bin_of(first, 0, i, Vector{});
+    Vector linear = logit + bin.linear, ratio = bin.ratio;
+    if constexpr (channels == 3) {
+      const Vector t1 = tanh(load(coefficients + i)), t2 = tanh(load(coefficients + block + i)),
+                   t3 = tanh(load(coefficients + 2 * block + i));
+      const auto green = bin_of(second, 1, i, t1 * first.x);
+      const auto blue = bin_of(third, 2, i, t2 * first.x + t3 * second.x);
+      linear += green.linear + blue.linear;
+      ratio *= green.ratio * blue.ratio;
+      if constexpr (with_gradients) {
+        store(coefficients + i, (1 - t1 * t1) * first.x * green.d_mean);
+        store(coefficients + block + i, (1 - t2 * t2) * first.x * blue.d_mean);
+        store(coefficients + 2 * block + i, (1 - t3 * t3) * second.x * blue.d_mean);
+      }
+    }
+    const Vector log_p = linear + log(ratio);
+    store(joint + i, log_p);
+    largest_logit = larger(logit, largest_logit);
+    largest = k ? larger(log_p, largest) : log_p;
+  }
+
+  Vector sum_of_weights{}, total{};
+  for (int64_t i = 0; i < block; i += kLanes) {
+    const Vector weight = exp(load(params + i) - largest_logit), share = exp(load(joint + i) - largest);
+    sum_of_weights += weight, total += share;
+    if constexpr (with_gradients) store(params + i, weight), store(joint + i, share);
+  }
+  if constexpr (with_gradients) {
+    const Vector per_weight = d_log_prob / sum_of_weights, per_share = d_log_prob / total;
+    for (int64_t i = 0; i < block; i += kLanes) {
+      const Vector share = load(joint + i) * per_share;
+      store(params + i, share - load(params + i) * per_weight);
+      for (int c = 1; c < (channels == 3 ? 10 : 3); ++c)
+        store(params + c * block + i, load(params + c * block + i) * share);
+    }
+  }
+  return (largest - largest_logit) + log(total / sum_of_weights);
+}
+
+// What a row of pixels is when rows follow each other without a gap in all maps: the whole image.
+template <class... Maps>
+MixtureSizes flattened(MixtureSizes sizes, const Maps&... maps) {
+  if (((maps.stride[2] == sizes.width * maps.stride[3]) && ...)) sizes.width *= sizes.height, sizes.height = 1;
+  return sizes;
+}
+
+// Without gradients d_params.data is null, and log_prob is written; with gradients it is not.
+template <class T, int channels, bool with_gradients>
+void run(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, const T* d_log_prob,
+         Images<T> d_params) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  struct alignas(kVectorBytes) Lanes {
+    T values[kLanes];
+  };
+  const int64_t count = sizes.params(), segments = (sizes.width + kTaskPixels - 1) / kTaskPixels;
+  const int64_t tasks_per_image = sizes.height * segments;
+  const T half = T(1) / static_cast<T>(sizes.levels - 1), log_width = static_cast<T>(std::log(2.0 * half));
+  std::vector<double> sums(with_gradients ? 0 : static_cast<size_t>(sizes.images * tasks_per_image));
+  const int64_t work = std::min(sizes.width, kTaskPixels) * sizes.components * channels * kWorkPerTerm;
+  parallel_tasks(sizes.images * tasks_per_image, work, [&](int64_t task) {
+    const int64_t image = task / tasks_per_image, row = task % tasks_per_image / segments;
+    const int64_t begin = task % segments * kTaskPixels, end = std::min(begin + kTaskPixels, sizes.width);
+    std::vector<Lanes> tile(static_cast<size_t>(channels + count + sizes.components));
+    T *values = tile[0].values, *of_params = values + channels * kLanes, *joint = of_params + count * kLanes;
+    typename Simd<T>::Vector total{};
+    for (int64_t p = begin; p < end; p += kLanes) {
+      const int64_t pixels = std::min(kLanes, end - p);
+      read(x.at(image, row, p), x, channels, pixels, values);
+      read(params.at(image, row, p), params, count, pixels, of_params);
+      for (int64_t i = 0; i < pixels; i += width) {
+        const auto log_p =
+            pixels_log_prob<T, channels, with_gradients>(values + i, of_params + i, joint + i, sizes.components, half,
+                                                         log_width, with_gradients ? d_log_prob[image] : T(0));
+        total += pixels - i < width ? first_lanes<T>(log_p, pixels - i) : log_p;
+      }
+      if constexpr (with_gradients) write(of_params, d_params, count, pixels, d_params.at(image, row, p));
+    }
+    if constexpr (!with_gradients) sums[static_cast<size_t>(task)] = sum<T>(total);
+  });
+  if constexpr (!with_gradients) {
+    const double* of_image = sums.data();
+    for (int64_t n = 0; n < sizes.images; ++n, of_image += tasks_per_image) {
+      double total = 0;
+      for (int64_t i = 0; i < tasks_per_image; ++i) total += of_image[i];
+      log_prob[n] = static_cast<T>(total);
+    }
+  }
+}
+
+template <class T>
+void fwd(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob) {
+  sizes = flattened(sizes, x, params);
+  const auto chosen = sizes.channels == 3 ? run<T, 3, false> : run<T, 1, false>;
+  chosen(sizes, x, params, log_prob, nullptr, {});
+}
+
+template <class T>
+void bwd(MixtureSizes sizes, const T* d_log_prob, Images<const T> x, Images<const T> params, Images<T> d_params) {
+  sizes = flattened(sizes, x, params, d_params);
+  const auto chosen = sizes.channels == 3 ? run<T, 3, true> : run<T, 1, true>;
+  chosen(sizes, x, params, nullptr, d_log_prob, d_params);
+}
+
+template <class T>
+LogisticMixture<T> kernels() {
+  return {fwd<T>, bwd<T>};
+}
+
+}  // namespace
+
+namespace FASTVAE_ISA {
+LogisticMixture<float> logistic_mixture_f32() { return kernels<float>(); }
+LogisticMixture<double> logistic_mixture_f64() { return kernels<double>(); }
+}  // namespace FASTVAE_ISA
+
+}  // namespace fastvae

@@ -1,0 +1,22 @@
+// Log-likelihood of images under discretised mixtures of logistics, and its gradient.
+#pragma once
+
+#include "../types.h"
+
+namespace fastvae {
+
+// One channel: 3 maps of each component, weights, means, log-scales. Three: 10, with three coefficients at the end.
+struct MixtureSizes {
+  int64_t images, channels, height, width, components, levels;
+
+  int64_t params() const { return (channels == 3 ? 10 : 3) * components; }
+};
+
+template <class T>
+struct LogisticMixture {
+  // log_prob (N).
+  void (*fwd)(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob);
+  void (*bwd)(MixtureSizes sizes, const T* d_log_prob, Images<const T> x, Images<const T> params, Images<T> d_params);
+};
+
+}  // namespace fastvae
