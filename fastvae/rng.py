@@ -6,6 +6,7 @@ A standard normal is a pure function of (seed, sample, row, column): Philox-4x32
 
 and the four outputs of one call are the columns ``c, c + Q, c + 2Q, c + 3Q``. The noise therefore depends neither
 on block sizes, threads and batch splits, nor on the device. :mod:`fastvae.reference.philox` is its specification.
+Uniform numbers, which samplers of images take, come from the same words with sample 0: :func:`philox_uniform`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_generator", "draw_seed"]
+from .reference.philox import philox_4x32_10
+
+__all__ = ["check_generator", "draw_seed", "philox_uniform"]
 
 _SEED_END = 2**63 - 1
 
@@ -53,3 +56,31 @@ def draw_seed(device: torch.device | str, generator: torch.Generator | None = No
         return torch.randint(_SEED_END, (), device=device)
     check_generator(generator, device)
     return torch.randint(_SEED_END, (), device=device, generator=generator)
+
+
+def philox_uniform(seed: Tensor, rows: int, columns: int, row_offset: int = 0) -> Tensor:
+    r"""Uniform numbers of the noise contract, in (0, 1).
+
+    The word w of (row, column) gives :math:`u = (\lfloor w / 2^9 \rfloor + \tfrac12)\, 2^{-23}`, exact in float32,
+    symmetric about one half, never 0 or 1. All is integer arithmetic: the numbers are the same bits on every device.
+
+    Args:
+        seed: as :func:`draw_seed` gives it; decides on the device.
+        rows: number of rows.
+        columns: number D of columns.
+        row_offset: number of the first row, so that shards of a batch draw the noise of the whole.
+
+    Returns:
+        float32, ``(rows, columns)``.
+
+    Example:
+        >>> u = philox_uniform(torch.tensor(7), 4, 10)
+        >>> u.shape, torch.equal(philox_uniform(torch.tensor(7), 2, 10, row_offset=2), u[2:])
+        (torch.Size([4, 10]), True)
+    """
+    quarter = -(-columns // 4)
+    column = torch.arange(quarter, device=seed.device)
+    row = torch.arange(row_offset, row_offset + rows, device=seed.device)[:, None]
+    counter = list(torch.broadcast_tensors(column, row & 0xFFFFFFFF, row >> 32, torch.zeros_like(row)))
+    words = philox_4x32_10(counter, [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
+    return ((torch.cat(words, -1)[:, :columns] >> 9).float() + 0.5) * 2.0**-23

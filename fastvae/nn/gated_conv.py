@@ -1,0 +1,320 @@
+"""Gated masked convolutions in two streams, which have no blind spot, and the shifted convolutions of PixelCNN++."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conv_structure import colors_of, pair
+from ..ops.gated_activation import gated_activation
+from ..reference.gated_activation import KINDS
+from .masked_conv import MaskedConv2d
+
+__all__ = ["DownRightShiftedConv2d", "DownShiftedConv2d", "GatedActivation", "GatedMaskedConv2d"]
+
+
+class GatedActivation(nn.Module):
+    r"""The gate :math:`\tanh(a) \odot \sigma(b)`, or :math:`a \odot \sigma(b)`, of the halves of x + condition.
+
+    Args:
+        kind: ``"tanh"`` or ``"linear"``.
+        impl: implementation, see :mod:`fastvae.backend`.
+
+    Shape:
+        ``x`` ``(N, 2F, H, W)`` and ``condition`` ``(N, 2F)``, ``(N, 2F, 1, 1)``, ``(N, 2F, H, W)`` or None to
+        ``(N, F, H, W)``.
+
+    Raises:
+        ValueError: an unknown kind, or shapes that do not fit.
+
+    Example:
+        >>> GatedActivation()(torch.randn(2, 6, 4, 4), torch.randn(2, 6)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(self, kind: str = "tanh", *, impl: str = "auto") -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        self.kind, self.impl = kind, impl
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return gated_activation(x, condition, kind=self.kind, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind}"
+
+
+@torch.fx.wrap  # a call of its own in traced networks: shapes are looked at when numbers come
+def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
+    """``context`` once it is known to be a vector of ``features`` or a map of ``channels``."""
+    if not isinstance(context, Tensor):
+        raise TypeError(f"context must be a tensor, got {type(context).__name__}")
+    if features and (context.dim() != 2 or context.shape[1] != features):
+        raise ValueError(f"context must have shape (N, {features}), got {tuple(context.shape)}")
+    if channels and (context.dim() != 4 or context.shape[1] != channels):
+        raise ValueError(f"context must have shape (N, {channels}, H, W), got {tuple(context.shape)}")
+    return context
+
+
+def check_context_sizes(context_features: int, context_channels: int) -> None:
+    for name, size in (("context_features", context_features), ("context_channels", context_channels)):
+        if size < 0:
+            raise ValueError(f"{name} must be >= 0, got {size}")
+    if context_features and context_channels:
+        raise ValueError(
+            "context_features and context_channels exclude each other: the context is a vector or a map, got "
+            f"{context_features} and {context_channels}"
+        )
+
+
+class Conditioning(nn.Module):
+    """What a context adds to a map of ``out_channels``: ``(N, out_channels, 1, 1)`` or ``(N, out_channels, H, W)``."""
+
+    def __init__(
+        self,
+        out_channels: int,
+        context_features: int = 0,
+        context_channels: int = 0,
+        *,
+        impl: str = "auto",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        check_context_sizes(context_features, context_channels)
+        self.context_features, self.context_channels = context_features, context_channels
+        self.layer: nn.Module | None = None
+        options = {"bias": False, "device": device, "dtype": dtype}
+        if context_features:
+            self.layer = nn.Linear(context_features, out_channels, **options)
+        elif context_channels:
+            self.layer = MaskedConv2d(context_channels, out_channels, 1, mask_type="B", impl=impl, **options)
+
+    def forward(self, context: Tensor | None) -> Tensor | None:
+        if self.layer is None:
+            if context is not None:
+                raise ValueError(
+                    "context must be None: the network was made with context_features=0 and context_channels=0"
+                )
+            return None
+        if context is None:
+            wanted = f"{self.context_features}" if self.context_features else f"{self.context_channels}, H, W"
+            raise ValueError(f"context must be given, shape (N, {wanted})")
+        condition = self.layer(checked_context(context, self.context_features, self.context_channels))
+        return condition[:, :, None, None] if self.context_features else condition
+
+
+class GatedMaskedConv2d(nn.Module):
+    r"""Layer of a gated PixelCNN: a vertical stream, which sees the rows above, and a horizontal one, which sees both.
+
+    .. math::
+        u = W_v * v, \quad v' = \operatorname{gate}(u + V_v c), \qquad
+        h' = W_o \operatorname{gate}(W_h * h + W_u u + V_h c) + h
+
+    with :math:`\operatorname{gate}(a, b) = \tanh(a) \odot \sigma(b)` of the channels' halves. W_v is k x k: in the
+    first layer it sees the rows above, in others also its own, whose numbers know the rows above; W_h is 1 x k and sees
+    what is left. Together they see every earlier pixel within reach, the wedge to the upper right included that stacked
+    masked convolutions miss.
+
+    Args:
+        in_channels: channels of both inputs.
+        out_channels: channels F of both outputs.
+        kernel_size: k, odd.
+        first: whether inputs are the image itself, so that a pixel's own value must not be seen; such a layer has no
+            residual connection.
+        num_colors: colours that a pixel's channels are divided into, contiguous groups of which each sees those before
+            it, in the first layer, or those up to its own.
+        context_features: width of a context vector c, 0 for none.
+        context_channels: channels of a context map c, 0 for none; not together with ``context_features``.
+        residual: whether the horizontal input is added to the horizontal output.
+        last: whether the vertical stream ends here; its map before the gate, u, then is returned in its place.
+        impl: implementation, see :mod:`fastvae.backend`.
+
+    Shape:
+        ``vertical`` and ``horizontal`` ``(N, in_channels, H, W)`` and ``context`` ``(N, context_features)``,
+        ``(N, context_channels, H, W)`` or None to ``(N, F, H, W)`` twice; with ``last`` the first is
+        ``(N, 2F, H, W)``.
+
+    Raises:
+        ValueError: an even kernel; colours that do not divide the channels; a residual connection between different
+            numbers of channels; a context missing, unexpected or of another size.
+
+    Note:
+        The 1 x 1 convolutions are :class:`MaskedConv2d` too: a sampler that computes pixel by pixel gets the same bits.
+
+    Reference:
+        *Conditional Image Generation with PixelCNN Decoders* (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves,
+        Kavukcuoglu, 2016).
+
+    Example:
+        >>> first, second = GatedMaskedConv2d(1, 8, 7, first=True), GatedMaskedConv2d(8, 8)
+        >>> x = torch.randn(2, 1, 9, 9)
+        >>> vertical, horizontal = second(*first(x, x))
+        >>> vertical.shape, horizontal.shape
+        (torch.Size([2, 8, 9, 9]), torch.Size([2, 8, 9, 9]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        first: bool = False,
+        num_colors: int = 1,
+        context_features: int = 0,
+        context_channels: int = 0,
+        residual: bool = True,
+        last: bool = False,
+        impl: str = "auto",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be an odd integer, got {kernel_size!r}")
+        residual = residual and not first
+        if residual and in_channels != out_channels:
+            raise ValueError(f"out_channels must be in_channels, {in_channels}, for residual=True, got {out_channels}")
+        inputs, outputs = colors(in_channels, num_colors, "in_channels"), colors(out_channels, num_colors)
+        shared = {"padding": "same", "impl": impl, "device": device, "dtype": dtype}
+        both = 2 * out_channels
+        self.residual, self.last = residual, last
+        self.vertical = MaskedConv2d(
+            in_channels, both, kernel_size, mask_type="vertical_A" if first else "vertical_B", **shared
+        )
+        # Both halves of a gate belong to one colour. The vertical stream has none: it knows whole rows.
+        self.horizontal = MaskedConv2d(
+            in_channels,
+            both,
+            (1, kernel_size),
+            mask_type="A" if first else "B",
+            **degrees(inputs, outputs, 2),
+            **shared,
+        )
+        self.vertical_to_horizontal = MaskedConv2d(both, both, 1, mask_type="B", bias=False, **shared)
+        self.output = MaskedConv2d(out_channels, out_channels, 1, mask_type="B", **degrees(outputs, outputs), **shared)
+        self.gate = GatedActivation(impl=impl)
+        sizes, options = (both, context_features, context_channels), {"impl": impl, "device": device, "dtype": dtype}
+        self.vertical_condition = None if last else Conditioning(*sizes, **options)
+        self.horizontal_condition = Conditioning(*sizes, **options)
+
+    def forward(self, vertical: Tensor, horizontal: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        u = self.vertical(vertical)
+        h = self.horizontal(horizontal) + self.vertical_to_horizontal(u)
+        h = self.output(self.gate(h, self.horizontal_condition(context)))
+        if self.residual:
+            h = h + horizontal
+        return u if self.vertical_condition is None else self.gate(u, self.vertical_condition(context)), h
+
+    def extra_repr(self) -> str:
+        return f"residual={self.residual}, last={self.last}"
+
+
+def colors(channels: int, num_colors: int, name: str = "out_channels") -> tuple[int, ...] | None:
+    """The colours of contiguous groups of channels; None for one colour, which needs no rule."""
+    return colors_of(name, channels, num_colors, "contiguous") if num_colors != 1 else None
+
+
+def degrees(
+    inputs: Sequence[int] | None, outputs: Sequence[int] | None, times: int = 1, *, in_times: int = 1
+) -> dict[str, Any]:
+    """A masked convolution's arguments for channels of these colours, ``times`` over for outputs."""
+    if inputs is None or outputs is None:
+        return {}
+    return {"in_degrees": tuple(inputs) * in_times, "out_degrees": tuple(outputs) * times}
+
+
+class DownShiftedConv2d(MaskedConv2d):
+    """A convolution over the rows above and one's own: the vertical stream of PixelCNN++.
+
+    Its padding is "same": the last row of taps, and the middle one of its columns, lies over the output's own pixel.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel_size: height and width, the latter odd.
+        first: whether the own row is left out, as on the image itself; the kernel's last row then never counts.
+        others: dilation, groups, bias, activation, impl, device and dtype of :class:`MaskedConv2d`.
+
+    Raises:
+        ValueError: an even width, or any of the errors of :class:`MaskedConv2d`.
+
+    Reference:
+        *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
+        (Salimans, Karpathy, Chen, Kingma, 2017).
+
+    Example:
+        >>> DownShiftedConv2d(4, 8)(torch.randn(2, 4, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = (2, 3),
+        *,
+        first: bool = False,
+        **others: Any,
+    ) -> None:
+        height, width = pair("kernel_size", kernel_size, 1)
+        if width % 2 == 0:
+            raise ValueError(f"kernel_size must have an odd width, got {(height, width)}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            (height, width),
+            padding="same",
+            mask_type="vertical_A" if first else "vertical_B",
+            origin=(height - 1, width // 2),
+            **others,
+        )
+
+
+class DownRightShiftedConv2d(MaskedConv2d):
+    """A convolution over the pixels above and to the left, and one's own: the horizontal stream of PixelCNN++.
+
+    Its padding is "same": the last tap lies over the output's own pixel.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel_size: height and width.
+        first: whether the own pixel is left out, as on the image itself; the last tap then keeps earlier colours only.
+        others: dilation, groups, bias, num_colors, color_layout, in_degrees, out_degrees, activation, impl, device and
+            dtype of :class:`MaskedConv2d`.
+
+    Raises:
+        ValueError: any of the errors of :class:`MaskedConv2d`.
+
+    Reference:
+        *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
+        (Salimans, Karpathy, Chen, Kingma, 2017).
+
+    Example:
+        >>> DownRightShiftedConv2d(4, 8)(torch.randn(2, 4, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = (2, 2),
+        *,
+        first: bool = False,
+        **others: Any,
+    ) -> None:
+        height, width = pair("kernel_size", kernel_size, 1)
+        super().__init__(
+            in_channels,
+            out_channels,
+            (height, width),
+            padding="same",
+            mask_type="A" if first else "B",
+            origin=(height - 1, width - 1),
+            **others,
+        )

@@ -1,0 +1,278 @@
+"""PixelCNN, and what networks over pixels share: a likelihood, its log-probability and a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .gated_conv import Conditioning, check_context_sizes, colors, degrees
+from .masked_conv import MaskedConv2d
+
+__all__ = ["PixelCNN", "PixelNetwork"]
+
+
+class PixelNetwork(nn.Module):
+    """A network whose parameters of a pixel depend on the pixels before it; subclasses write :meth:`forward`.
+
+    Attributes:
+        likelihood: the object of :mod:`fastvae.sampling.likelihoods` that reads the parameters.
+        num_colors: in how many steps the channels of one pixel are drawn: all at once from a mixture of logistics,
+            whose coefficients tie them, otherwise each after those before it.
+        parameter_channels: number of parameters of a pixel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        *,
+        context_features: int = 0,
+        context_channels: int = 0,
+        likelihood: Any = "bernoulli",
+        impl: str = "auto",
+    ) -> None:
+        # Samplers read networks, hence stand above them.
+        from ..sampling.likelihoods import resolve
+
+        super().__init__()
+        for name, size in (
+            ("in_channels", in_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers)
+        ):  # fmt: skip
+            if size < 1:
+                raise ValueError(f"{name} must be >= 1, got {size}")
+        check_context_sizes(context_features, context_channels)
+        self.in_channels, self.hidden_channels, self.impl = in_channels, hidden_channels, impl
+        self.context_features, self.context_channels = context_features, context_channels
+        self.likelihood = resolve(likelihood)
+        self.parameter_channels: int = self.likelihood.parameter_channels(in_channels)
+        self.num_colors = in_channels if self.likelihood.per_channel else 1
+        if hidden_channels % self.num_colors:
+            raise ValueError(
+                f"hidden_channels must be a multiple of in_channels, {in_channels}, whose values are drawn one after "
+                f"another, got {hidden_channels}"
+            )
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-probability of images.
+
+        Args:
+            x: images, ``(N, C, H, W)``, of the values that the likelihood knows.
+            context: their context, if the network has one.
+
+        Returns:
+            ``(N,)``, nats.
+
+        Raises:
+            ValueError: images or context of the wrong size.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if context is not None and context.shape[:1] != x.shape[:1]:
+            raise ValueError(f"context must belong to {x.shape[0]} images, got shape {tuple(context.shape)}")
+        log_prob: Tensor = self.likelihood.log_prob(x, self(x, context))
+        return log_prob
+
+    def sample(
+        self,
+        n: int,
+        image_size: Sequence[int],
+        *,
+        context: Tensor | None = None,
+        given: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws images at about the cost of one forward pass, see :class:`fastvae.sampling.CausalSampler`.
+
+        Args:
+            n: number of images.
+            image_size: their height and width.
+            context: context of each image, if the network has one.
+            given: images of which some pixels are kept, ``(n, C, H, W)``; NaN marks what is to be drawn.
+            temperature: divides logits, and multiplies scales; 1 draws from the network's distribution.
+            generator: source of the seed.
+
+        Returns:
+            Images, ``(n, C, H, W)``.
+
+        Raises:
+            ValueError: sizes that do not fit, a temperature that is not positive, or given pixels out of range.
+        """
+        images: Tensor = self._sampler().sample(
+            n, image_size, context=context, given=given, temperature=temperature, generator=generator
+        )
+        return images
+
+    def _sampler(self) -> Any:
+        """The sampler, which has read the network once; it is no part of the module's state."""
+        sampler = self.__dict__.get("_read")
+        if sampler is None:
+            from ..sampling.sampler import CausalSampler
+
+            sampler = CausalSampler(self, self.likelihood, in_channels=self.in_channels, impl=self.impl)
+            self.__dict__["_read"] = sampler
+        return sampler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_read"}
+
+    def extra_repr(self) -> str:
+        return f"parameter_channels={self.parameter_channels}, num_colors={self.num_colors}"
+
+
+class PixelHead(nn.Module):
+    """Two 1 x 1 layers with rectifiers before them, and a context's share in both, from hidden maps to parameters."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        head_channels: int,
+        out_channels: int,
+        *,
+        num_colors: int,
+        context_features: int,
+        context_channels: int,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if head_channels < 1 or head_channels % num_colors:
+            raise ValueError(
+                f"head_channels must be a multiple, at least 1, of the {num_colors} colours, got {head_channels}"
+            )
+        widths = (in_channels, head_channels, out_channels)
+        of_width = [colors(width, num_colors) for width in widths]
+        self.first, self.second = (
+            MaskedConv2d(
+                widths[i], widths[i + 1], 1, mask_type="B", padding="same", **degrees(of_width[i], of_width[i + 1]),
+                **options,
+            )
+            for i in range(2)
+        )  # fmt: skip
+        self.first_condition, self.second_condition = (
+            Conditioning(width, context_features, context_channels, **options) for width in widths[1:]
+        )
+
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        h = plus(self.first(functional.relu(h)), self.first_condition(context))
+        return plus(self.second(functional.relu(h)), self.second_condition(context))
+
+
+def plus(h: Tensor, condition: Tensor | None) -> Tensor:
+    return h if condition is None else h + condition
+
+
+class _Residual(nn.Module):
+    """1 x 1, k x k and 1 x 1 convolutions, of half the width within, each after a rectifier."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        num_colors: int,
+        context_features: int,
+        context_channels: int,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        outer, inner = (colors(width, num_colors) for width in (2 * channels, channels))
+        shared = {"mask_type": "B", "padding": "same", **options}
+        self.down = MaskedConv2d(2 * channels, channels, 1, activation="relu", **degrees(outer, inner), **shared)
+        self.middle = MaskedConv2d(channels, channels, kernel_size, **degrees(inner, inner), **shared)
+        self.condition = Conditioning(channels, context_features, context_channels, **options)
+        self.up = MaskedConv2d(channels, 2 * channels, 1, **degrees(inner, outer), **shared)
+
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        middle = plus(self.middle(self.down(functional.relu(h))), self.condition(context))
+        return h + self.up(functional.relu(middle))
+
+
+class PixelCNN(PixelNetwork):
+    r"""PixelCNN: :math:`p(x) = \prod_i p(x_i \mid x_{<i})` over pixels in raster order, by masked convolutions.
+
+    A first convolution of type A, residual blocks of type B, 1 x 1 (2h to h), k x k, 1 x 1 (h to 2h), and two 1 x 1
+    layers; a rectifier stands before every convolution but the first.
+
+    Args:
+        in_channels: channels C of an image.
+        hidden_channels: width h within a block; between blocks there are 2h channels.
+        num_layers: layers, of which the first is the convolution of type A and the others are blocks.
+        kernel_size: k of the blocks, odd.
+        first_kernel_size: that of the first layer.
+        context_features: width of a context vector, 0 for none.
+        context_channels: channels of a context map of the image's size, 0 for none; not together with
+            ``context_features``.
+        likelihood: ``"bernoulli"``, ``"categorical"`` (256 levels, values k / 255), ``"logistic_mixture"`` (10
+            components, values in [-1, 1]), or an object of :mod:`fastvae.sampling.likelihoods`.
+        head_channels: width between the two last layers; None: ``hidden_channels``.
+        impl: implementation, see :mod:`fastvae.backend`.
+
+    Shape:
+        ``x`` ``(N, C, H, W)`` and ``context`` ``(N, context_features)``, ``(N, context_channels, H, W)`` or None to the
+        likelihood's parameters, ``(N, P, H, W)``.
+
+    Raises:
+        ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
+
+    Note:
+        Stacked masked convolutions miss a wedge of earlier pixels to the upper right, the blind spot;
+        :class:`GatedPixelCNN` sees it. The channels of a pixel see each other in order, with the Bernoulli and the
+        categorical likelihood; ``hidden_channels`` must then be a multiple of C.
+
+    Reference:
+        *Pixel Recurrent Neural Networks* (van den Oord, Kalchbrenner, Kavukcuoglu, 2016).
+
+    Example:
+        >>> net = PixelCNN(1, 16, 3)
+        >>> x = torch.bernoulli(torch.full((2, 1, 8, 8), 0.5))
+        >>> net(x).shape, net.log_prob(x).shape
+        (torch.Size([2, 1, 8, 8]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        kernel_size: int = 3,
+        *,
+        first_kernel_size: int = 7,
+        context_features: int = 0,
+        context_channels: int = 0,
+        likelihood: Any = "bernoulli",
+        head_channels: int | None = None,
+        impl: str = "auto",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        context: dict[str, Any] = {"context_features": context_features, "context_channels": context_channels}
+        super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
+        options = {"impl": impl, "device": device, "dtype": dtype}
+        width = 2 * hidden_channels
+        self.first = MaskedConv2d(
+            in_channels, width, first_kernel_size, mask_type="A", padding="same",
+            **degrees(colors(in_channels, self.num_colors), colors(width, self.num_colors)), **options,
+        )  # fmt: skip
+        self.condition = Conditioning(width, **context, **options)
+        self.blocks = nn.ModuleList(
+            _Residual(hidden_channels, kernel_size, self.num_colors, **context, **options)
+            for _ in range(num_layers - 1)
+        )
+        self.head = PixelHead(
+            width,
+            hidden_channels if head_channels is None else head_channels,
+            self.parameter_channels,
+            num_colors=self.num_colors,
+            **context,
+            **options,
+        )
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        h = plus(self.first(x), self.condition(context))
+        for block in self.blocks:
+            h = block(h, context)
+        return self.head(h, context)

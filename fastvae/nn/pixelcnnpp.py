@@ -1,0 +1,181 @@
+"""PixelCNN++ at one resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .gated_conv import (
+    Conditioning,
+    DownRightShiftedConv2d,
+    DownShiftedConv2d,
+    GatedActivation,
+    colors,
+    degrees,
+)
+from .masked_conv import MaskedConv2d
+from .pixelcnn import PixelNetwork
+
+__all__ = ["PixelCNNpp"]
+
+# The last convolution of a block starts small, so that a deep network starts near the identity.
+RESIDUAL_SCALE = 0.1
+
+
+def concat_elu(x: Tensor) -> Tensor:
+    """Exponential linear units of x and of -x."""
+    return functional.elu(torch.cat([x, -x], 1))
+
+
+class _GatedResidual(nn.Module):
+    """x + a sigmoid(b), with a and b two convolutions of x; other maps join in by 1 x 1 convolutions.
+
+    ``own`` are the colours of x, ``others`` those of each map that joins in; None stands for a map without colours.
+    """
+
+    def __init__(
+        self,
+        conv: type[MaskedConv2d],
+        channels: int,
+        kernel_size: tuple[int, int],
+        own: Sequence[int] | None,
+        others: Sequence[Sequence[int] | None],
+        dropout: float,
+        context_features: int,
+        context_channels: int,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.first = conv(2 * channels, channels, kernel_size, **degrees(own, own, in_times=2), **options)
+        self.joins = nn.ModuleList(
+            MaskedConv2d(
+                2 * channels, channels, 1, mask_type="B", bias=False, **degrees(other, own, in_times=2), **options
+            )
+            for other in others
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.second = conv(2 * channels, 2 * channels, kernel_size, **degrees(own, own, 2, in_times=2), **options)
+        self.condition = Conditioning(2 * channels, context_features, context_channels, **options)
+        self.gate = GatedActivation("linear", impl=options["impl"])
+        with torch.no_grad():
+            self.second.weight.mul_(RESIDUAL_SCALE)
+
+    def forward(self, x: Tensor, context: Tensor | None, *others: Tensor) -> Tensor:
+        h = self.first(concat_elu(x))
+        for join, other in zip(self.joins, others, strict=True):
+            h = h + join(concat_elu(other))
+        h = self.second(self.dropout(concat_elu(h)))
+        return x + self.gate(h, self.condition(context))
+
+
+class PixelCNNpp(PixelNetwork):
+    r"""PixelCNN++: two streams of gated residual blocks, by shifted convolutions, with skips between two halves.
+
+    The upper stream u sees the rows above, the other one, ul, also what is left in the own row; each of its blocks
+    reads u. Every block of the second half also reads its twin of the first.
+
+    Args:
+        in_channels: channels C of an image.
+        hidden_channels: width F of both streams.
+        num_layers: blocks of each half, in both streams.
+        kernel_size: k, odd: u has kernels of (k + 1) / 2 rows and k columns, ul of (k + 1) / 2 rows and columns.
+        first_kernel_size: k of the first layer, which sees (k + 1) / 2 rows above.
+        context_features: width of a context vector, 0 for none; it enters every gate.
+        context_channels: channels of a context map of the image's size, 0 for none; not together with
+            ``context_features``.
+        likelihood: ``"logistic_mixture"`` (10 components, values in [-1, 1]), ``"bernoulli"``, ``"categorical"`` (256
+            levels, values k / 255), or an object of :mod:`fastvae.sampling.likelihoods`.
+        dropout: probability of dropping a number within a block, in training mode.
+        impl: implementation, see :mod:`fastvae.backend`.
+
+    Shape:
+        ``x`` ``(N, C, H, W)`` and ``context`` ``(N, context_features)``, ``(N, context_channels, H, W)`` or None to the
+        likelihood's parameters, ``(N, P, H, W)``.
+
+    Raises:
+        ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
+
+    Note:
+        Of the paper's network this one leaves out: the levels of lower resolution, since only layers that keep the
+        image's size let every activation be computed once when sampling; the input channel of ones, which marks the
+        image's border; and weight normalisation with its data-dependent start.
+
+    Reference:
+        *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
+        (Salimans, Karpathy, Chen, Kingma, 2017).
+
+    Example:
+        >>> net = PixelCNNpp(3, 8, 1).eval()
+        >>> x = torch.randint(0, 256, (2, 3, 6, 6)) / 127.5 - 1
+        >>> net(x).shape, net.log_prob(x).shape
+        (torch.Size([2, 100, 6, 6]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        kernel_size: int = 3,
+        *,
+        first_kernel_size: int = 3,
+        context_features: int = 0,
+        context_channels: int = 0,
+        likelihood: Any = "logistic_mixture",
+        dropout: float = 0.5,
+        impl: str = "auto",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        context: dict[str, Any] = {"context_features": context_features, "context_channels": context_channels}
+        super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
+        for name, size in (("kernel_size", kernel_size), ("first_kernel_size", first_kernel_size)):
+            if not isinstance(size, int) or size < 1 or size % 2 == 0:
+                raise ValueError(f"{name} must be an odd integer, got {size!r}")
+        options = {"impl": impl, "device": device, "dtype": dtype}
+        pixels, own = colors(in_channels, self.num_colors), colors(hidden_channels, self.num_colors)
+        rows = first_kernel_size // 2 + 1
+        self.first_above = DownShiftedConv2d(
+            in_channels, hidden_channels, (rows + 1, first_kernel_size), first=True, **options
+        )
+        self.first_row_above = DownShiftedConv2d(
+            in_channels, hidden_channels, (2, first_kernel_size), first=True, **options
+        )
+        self.first_left = DownRightShiftedConv2d(
+            in_channels, hidden_channels, (rows, rows), first=True, bias=False, **degrees(pixels, own), **options
+        )
+        rows = kernel_size // 2 + 1
+        shared = {"dropout": dropout, **context, **options}
+        blocks = [
+            (
+                _GatedResidual(DownShiftedConv2d, hidden_channels, (rows, kernel_size), None, [None] * twin, **shared),
+                _GatedResidual(
+                    DownRightShiftedConv2d, hidden_channels, (rows, rows), own, [None, *[own] * twin], **shared
+                ),
+            )
+            for twin in [0] * num_layers + [1] * num_layers
+        ]
+        self.above, self.left = (nn.ModuleList(stream) for stream in zip(*blocks, strict=True))
+        self.output = MaskedConv2d(
+            hidden_channels, self.parameter_channels, 1, mask_type="B",
+            **degrees(own, colors(self.parameter_channels, self.num_colors)), **options,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        u, ul = self.first_above(x), self.first_row_above(x) + self.first_left(x)
+        twins: list[tuple[Tensor, Tensor]] = []
+        half = len(self.above) // 2
+        for index, (above, left) in enumerate(zip(self.above, self.left, strict=True)):
+            if index < half:
+                twins.append((u, ul))
+                u = above(u, context)
+                ul = left(ul, context, u)
+            else:
+                twin_u, twin_ul = twins.pop()
+                u = above(u, context, twin_u)
+                ul = left(ul, context, u, twin_ul)
+        return self.output(functional.elu(ul))

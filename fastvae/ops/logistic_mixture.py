@@ -1,0 +1,180 @@
+"""Log-likelihood of images under discretised mixtures of logistics, one pass over the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..reference import logistic_mixture as reference
+from ..reference.diag_gaussian import compute_dtype
+from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
+from . import _checks
+from ._library import define, empty, extension, needs_grad, once_differentiable
+
+MOST_LEVELS = 1 << 16
+
+
+def _sizes(x: Tensor, params: Tensor, levels: int) -> list[int]:
+    return [*x.shape, params.shape[1] // PARAMS_PER_COMPONENT[x.shape[1]], levels]
+
+
+def _maps_like(params: Tensor, like: Tensor) -> Tensor:
+    """Uninitialised maps of ``like``'s dtype, channels last where those of ``params`` are."""
+    if params.stride(1) != 1:
+        return empty(like, params.shape)
+    n, c, h, w = params.shape
+    return empty(like, (n, h, w, c)).permute(0, 3, 1, 2)
+
+
+def _fwd_cpu(x: Tensor, params: Tensor, levels: int) -> Tensor:
+    p = _checks.compute(params)
+    log_prob = p.new_empty(x.shape[0])
+    extension().logistic_mixture_fwd(
+        p.dtype == torch.float64, _sizes(x, p, levels), x.data_ptr(), list(x.stride()), p.data_ptr(),
+        list(p.stride()), log_prob.data_ptr(),
+    )  # fmt: skip
+    return log_prob
+
+
+def _fwd_fake(x: Tensor, params: Any, levels: Any) -> Tensor:
+    return x.new_empty(x.shape[0])
+
+
+def _bwd_cpu(d_log_prob: Tensor, x: Tensor, params: Tensor, levels: int) -> Tensor:
+    p = _checks.compute(params)
+    d_params = _maps_like(params, p)
+    extension().logistic_mixture_bwd(
+        p.dtype == torch.float64, _sizes(x, p, levels), d_log_prob.data_ptr(), x.data_ptr(), list(x.stride()),
+        p.data_ptr(), list(p.stride()), d_params.data_ptr(), list(d_params.stride()),
+    )  # fmt: skip
+    return _checks.cast(d_params, params.dtype)
+
+
+def _bwd_fake(d_log_prob: Any, x: Any, params: Tensor, levels: Any) -> Tensor:
+    if params.stride(1) != 1:
+        return params.new_empty(params.shape)
+    n, c, h, w = params.shape
+    return params.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+
+FWD = define(
+    "logistic_mixture_fwd(Tensor x, Tensor params, int levels) -> Tensor log_prob",
+    module="logistic_mixture", cpu=_fwd_cpu, fake=_fwd_fake,
+)  # fmt: skip
+BWD = define(
+    "logistic_mixture_bwd(Tensor d_log_prob, Tensor x, Tensor params, int levels) -> Tensor d_params",
+    module="logistic_mixture", cpu=_bwd_cpu, fake=_bwd_fake,
+)  # fmt: skip
+
+
+class _LogisticMixtureLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, params: Tensor, levels: int, impl: str) -> Tensor:
+        ctx.save_for_backward(x, params)
+        ctx.levels, ctx.impl = levels, impl
+        return FWD.on(impl, params)(x, params, levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_log_prob: Tensor) -> Any:
+        op = BWD.on(ctx.impl, d_log_prob)
+        return None, op(d_log_prob.contiguous(), *ctx.saved_tensors, ctx.levels), None, None
+
+
+def check_levels(levels: int) -> None:
+    if isinstance(levels, bool) or not isinstance(levels, int):
+        raise TypeError(f"levels must be an int, got {type(levels).__name__}")
+    if not 2 <= levels <= MOST_LEVELS:
+        raise ValueError(f"levels must lie in [2, {MOST_LEVELS}], got {levels}")
+
+
+def check_data(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _checks.DTYPES:
+        raise TypeError(f"x must be float16, bfloat16, float32 or float64, with values in [-1, 1], got {x.dtype}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("x must not require a gradient: its likelihood is a function of discrete levels; detach it")
+
+
+def _check(x: Tensor, params: Tensor) -> None:
+    check_data(x)
+    (params,) = _checks.same_kind(params=params)
+    if params.device != x.device:
+        raise ValueError(f"params must be on the device of x, {x.device}; it is on {params.device}")
+    if x.dim() != 4 or x.shape[1] not in PARAMS_PER_COMPONENT:
+        raise ValueError(f"x must have shape (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}")
+    n, channels, height, width = x.shape
+    per_component = PARAMS_PER_COMPONENT[channels]
+    fits = params.dim() == 4 and (params.shape[0], *params.shape[2:]) == (n, height, width)
+    if not fits or params.shape[1] == 0 or params.shape[1] % per_component:
+        raise ValueError(
+            f"params must have shape ({n}, {per_component} K, {height}, {width}), K components for {channels} "
+            f"channel{'s' if channels > 1 else ''} of x {tuple(x.shape)}, got {tuple(params.shape)}"
+        )
+
+
+def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, impl: str = "auto") -> Tensor:
+    r"""Log-likelihood of images under a discretised mixture of logistics for each pixel, as in PixelCNN++.
+
+    .. math::
+        \log p(x) = \sum_{\text{pixels}} \log \sum_k \pi_k \prod_c
+            \left[\sigma(e^{-s_{ck}}(x_c - m_{ck} + h)) - \sigma(e^{-s_{ck}}(x_c - m_{ck} - h))\right],
+        \qquad h = \tfrac{1}{\mathrm{levels} - 1}
+
+    with the lower term 0 at x = -1 and the upper one 1 at x = 1, so that a pixel's probabilities of all levels sum up
+    to 1. The means of three channels depend on the channels before: :math:`m_1 = \mu_1`,
+    :math:`m_2 = \mu_2 + \tanh(t_1)\, x_1`, :math:`m_3 = \mu_3 + \tanh(t_2)\, x_1 + \tanh(t_3)\, x_2`.
+
+    Args:
+        x: images, ``(N, C, H, W)`` with C = 1 or 3 and values :math:`2 i / (\mathrm{levels} - 1) - 1`, i = 0 ...
+            levels - 1, of any floating-point dtype.
+        params: of every pixel, K components; ``(N, 3K, H, W)`` for one channel, ``(N, 10K, H, W)`` for three. In
+            this order: K weight logits; means, component k of channel c at c K + k; log-scales, in the same way; for
+            three channels the coefficients t, component k of coefficient j at j K + k.
+        levels: number of values of a channel, 2 to 65536.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Returns:
+        ``log_prob``, nats, ``(N,)``; float32 (float64 for float64 ``params``).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ``levels`` no integer.
+        ValueError: shapes do not fit, devices differ, ``levels`` is out of range, or ``x`` requires a gradient, which
+            a function of discrete levels does not have.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Computed in float32 for half-precision ``params``, under autocast too; ``x`` is converted. Differences of
+        sigmoids are evaluated without cancellation, and so need no approximation for narrow or far bins. Log-scales
+        below -7 count as -7 and get no gradient. The values of ``x`` are not checked, which would read them back from a
+        GPU; a value between levels has the probability of the bin around it. Contiguous and channels-last ``params``
+        are read as they lie, and the gradient has their layout. Deterministic; differentiable once with respect to
+        ``params`` (the reference, any number of times). Behind the logits the original PixelCNN++ has means, log-scales
+        and coefficients of one channel side by side: ``.unflatten(-1, (3, 3, K)).transpose(-3, -2).flatten(-3)`` of that
+        part of its last dimension puts them into this order.
+
+    Reference:
+        *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
+        (Salimans, Karpathy, Chen and Kingma, 2017).
+
+    Example:
+        >>> import math
+        >>> x = torch.zeros(2, 3, 4, 4)
+        >>> params = torch.zeros(2, 100, 4, 4)
+        >>> log_prob = logistic_mixture_log_prob(x, params)
+        >>> log_prob / (-48 * math.log(2.0))  # bits per dimension
+        tensor([8.9943, 8.9943])
+    """
+    check_levels(levels)
+    _check(x, params)
+    x = _checks.cast(x, compute_dtype(params.dtype))
+    chosen = backend.resolve(impl, params)
+    if chosen == "reference":
+        return reference.logistic_mixture_log_prob(x, params, levels)
+    if needs_grad(params):
+        return _LogisticMixtureLogProb.apply(x, params, levels, chosen)
+    return FWD.on(chosen, params)(x, params, levels)

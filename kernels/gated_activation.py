@@ -1,0 +1,212 @@
+"""Gate of the channels' halves with conditioning, and its gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._activations import activate, sigmoid
+from ._launch import AotCase, launch, meta
+from ._tiles import ceil_div, row_tile, vector_width
+
+
+@triton.jit
+def _sum_at(x_at, condition_at, exists, mask, dtype: tl.constexpr, CONDITION: tl.constexpr):
+    total = tl.load(x_at, mask, 0.0).to(dtype)
+    if CONDITION == "row":
+        total += tl.load(condition_at, exists, 0.0).to(dtype)
+    elif CONDITION == "full":
+        total += tl.load(condition_at, mask, 0.0).to(dtype)
+    return total
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _gated_activation_fwd_kernel(
+    y_ptr, x_ptr, condition_ptr, n_rows, D, rest, half_x, half_condition,
+    stride_yn, stride_yr, stride_xn, stride_xr, stride_cn, stride_cr, stride_cd,
+    KIND: tl.constexpr, CONDITION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, BLOCK_D columns; a row is a plane of an image, or a pixel's channels.
+
+    y = tanh(a) sigmoid(b) or a sigmoid(b), a and b the halves of x + condition. The backward pass keeps the inputs.
+    """
+    out_dtype: tl.constexpr = y_ptr.dtype.element_ty
+    dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
+    column_blocks = tl.cdiv(D, BLOCK_D)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    exists = row < n_rows
+    mask = exists & (column < D)
+    image, at = row // rest, row % rest
+    x_at = x_ptr + image * stride_xn + at * stride_xr + column
+    condition_at = condition_ptr
+    second = condition_ptr
+    if CONDITION == "row":
+        condition_at = condition_ptr + image * stride_cn + at * stride_cr
+        second = condition_at + half_condition
+    elif CONDITION == "full":
+        condition_at = condition_ptr + image * stride_cn + at * stride_cr + column * stride_cd
+        second = condition_at + half_condition
+    a = _sum_at(x_at, condition_at, exists, mask, dtype, CONDITION)
+    b = _sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION)
+    if KIND == "tanh":
+        a = activate(a, "tanh")
+    tl.store(y_ptr + image * stride_yn + at * stride_yr + column, (a * sigmoid(b)).to(out_dtype), mask)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _gated_activation_bwd_kernel(
+    d_x_ptr, d_y_ptr, x_ptr, condition_ptr, n_rows, D, rest, half_d_x, half_x, half_condition,
+    stride_dn, stride_dr, stride_gn, stride_gr, stride_xn, stride_xr, stride_cn, stride_cr, stride_cd,
+    KIND: tl.constexpr, CONDITION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N rows, BLOCK_D columns; a row is a plane of an image, or a pixel's channels.
+
+    With t = tanh(a), s = sigmoid(b): d_a = d_y s (1 - t^2), d_b = d_y t s (1 - s); linear: d_a = d_y s,
+    d_b = d_y a s (1 - s).
+    """
+    out_dtype: tl.constexpr = d_x_ptr.dtype.element_ty
+    dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
+    column_blocks = tl.cdiv(D, BLOCK_D)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    exists = row < n_rows
+    mask = exists & (column < D)
+    image, at = row // rest, row % rest
+    x_at = x_ptr + image * stride_xn + at * stride_xr + column
+    condition_at = condition_ptr
+    second = condition_ptr
+    if CONDITION == "row":
+        condition_at = condition_ptr + image * stride_cn + at * stride_cr
+        second = condition_at + half_condition
+    elif CONDITION == "full":
+        condition_at = condition_ptr + image * stride_cn + at * stride_cr + column * stride_cd
+        second = condition_at + half_condition
+    a = _sum_at(x_at, condition_at, exists, mask, dtype, CONDITION)
+    s = sigmoid(_sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION))
+    passed = tl.load(d_y_ptr + image * stride_gn + at * stride_gr + column, mask, 0.0).to(dtype) * s
+    d_a = passed
+    if KIND == "tanh":
+        a = activate(a, "tanh")
+        d_a = passed * (1.0 - a * a)
+    to = d_x_ptr + image * stride_dn + at * stride_dr + column
+    tl.store(to, d_a.to(out_dtype), mask)
+    tl.store(to + half_d_x, (passed * a * (1.0 - s)).to(out_dtype), mask)
+
+
+class _Rows(NamedTuple):
+    """Images as rows: each image has `per_image` of them, of `length` contiguous numbers each."""
+
+    by_pixel: bool
+    per_image: int
+    length: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Rows:
+        """Planes of images, or, of channels-last ones, pixels; x has 2F channels."""
+        _, channels, height, width = x.shape
+        if x.stride(1) == 1 and not x.is_contiguous():
+            return cls(True, height * width, channels // 2)
+        return cls(False, channels // 2, height * width)
+
+    def laid_out(self, t: Tensor) -> Tensor:
+        """t itself where its rows are contiguous."""
+        steps = [t.stride(1)] if self.by_pixel else [t.stride(3)]
+        uniform = t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3)
+        if steps == [1] and uniform:
+            return t
+        return t.contiguous(memory_format=torch.channels_last if self.by_pixel else torch.contiguous_format)
+
+    def strides(self, t: Tensor) -> tuple[int, int]:
+        """(between images, between the rows of an image)."""
+        return t.stride(0), t.stride(3) if self.by_pixel else t.stride(1)
+
+    def new(self, x: Tensor, channels: int) -> Tensor:
+        n, _, height, width = x.shape
+        if self.by_pixel:
+            return x.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
+        return x.new_empty((n, channels, height, width))
+
+
+class _Condition(NamedTuple):
+    """A condition as the kernels read it: how, from where, the offset of its second half, and its strides."""
+
+    kind: str
+    tensor: Tensor | None
+    half: int
+    strides: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, rows: _Rows, condition: Tensor | None) -> _Condition:
+        if condition is None:
+            return cls("none", None, 0, (0, 0, 0))
+        half = condition.shape[1] // 2
+        if condition.shape[2:] == (1, 1):
+            n, c = condition.stride()[:2]
+            return cls(
+                "full" if rows.by_pixel else "row", condition, half * c, (n, 0, c) if rows.by_pixel else (n, c, 0)
+            )
+        uniform = condition.shape[2] == 1 or condition.stride(2) == condition.shape[3] * condition.stride(3)
+        condition = condition if uniform else condition.contiguous()
+        n, c, _, pixel = condition.stride()
+        return cls("full", condition, half * c, (n, pixel, c) if rows.by_pixel else (n, c, pixel))
+
+
+def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
+    """x (N, 2F, H, W) and condition (N, 2F, H, W), (N, 2F, 1, 1) or None to y (N, F, H, W), laid out as x."""
+    rows = _Rows.of(x)
+    x = rows.laid_out(x)
+    y, added = rows.new(x, x.shape[1] // 2), _Condition.of(rows, condition)
+    n, d = x.shape[0] * rows.per_image, rows.length
+    tile = row_tile(n, d, vector_width(x.dtype, d))
+    launch(
+        _gated_activation_fwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+        y, x, added.tensor, n, d, rows.per_image, x.shape[1] // 2 * x.stride(1), added.half,
+        *rows.strides(y), *rows.strides(x), *added.strides,
+        KIND=kind, CONDITION=added.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return y
+
+
+def gated_activation_bwd(d_y: Tensor, x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
+    """The gradient of x, (N, 2F, H, W), laid out as x."""
+    rows = _Rows.of(x)
+    d_y, x = rows.laid_out(d_y), rows.laid_out(x)
+    d_x, added = rows.new(x, x.shape[1]), _Condition.of(rows, condition)
+    n, d = x.shape[0] * rows.per_image, rows.length
+    half = x.shape[1] // 2
+    tile = row_tile(n, d, vector_width(x.dtype, d))
+    launch(
+        _gated_activation_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+        d_x, d_y, x, added.tensor, n, d, rows.per_image, half * d_x.stride(1), half * x.stride(1), added.half,
+        *rows.strides(d_x), *rows.strides(d_y), *rows.strides(x), *added.strides,
+        KIND=kind, CONDITION=added.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_x
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, kind, condition in (
+        (torch.float32, "tanh", "none"),
+        (torch.float32, "linear", "vector"),
+        (torch.bfloat16, "tanh", "vector"),
+        (torch.bfloat16, "tanh", "map"),
+        (torch.float64, "tanh", "vector"),
+    ):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            n, f, side = 16, 160, 32
+            x, y = (meta(n, c, side, side, dtype=dtype).to(memory_format=layout) for c in (2 * f, f))
+            vector, image = meta(n, 2 * f, 1, 1, dtype=dtype), x.clone(memory_format=layout)
+            added = {"none": None, "vector": vector, "map": image}[condition]
+            last = ", channels-last" if layout == torch.channels_last else ""
+            name = f"{str(dtype)[6:]}, {kind}, condition {condition}{last}"
+            cases += [
+                AotCase(name, gated_activation_fwd, (x, added, kind)),
+                AotCase(name, gated_activation_bwd, (y, x, added, kind)),
+            ]
+    return cases

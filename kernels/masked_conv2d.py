@@ -1,0 +1,259 @@
+"""Masked convolution: y = act((W o M) * x + bias), as a matrix product over the taps that count.
+
+The taps are one range of the kernel's, since a mask keeps what comes before a pixel. Their weights are laid out anew
+for each call, so that the product reads rows of them; the rule of degrees at the origin is applied on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._activations import OF_PRE_ACTIVATION, activate
+from ._launch import AotCase, compute_dtype, launch, meta, warp_size
+from ._matrix import MatrixTile, launch_options, matrix_tile, precision
+from ._tiles import ceil_div, next_power_of_2
+
+# Sizes from which on a product of half types is worth the largest tile.
+_WIDE_COLUMNS, _WIDE_PROGRAMS = 128, 132
+_PACK_BLOCK = 1024
+# The least inner size of a product.
+_LEAST_INNER = 16
+
+
+class Taps(NamedTuple):
+    """The taps that count: the first, how many, and the width of the kernel; the one with a rule, or -1."""
+
+    first: int
+    count: int
+    kernel_width: int
+    origin: int
+
+    @classmethod
+    def of(cls, taps: Sequence[int], weight: Tensor, origin_tap: int) -> Taps:
+        first = taps[0] if taps else 0
+        if list(taps) != list(range(first, first + len(taps))):
+            raise ValueError(f"taps must be one ascending range, got {list(taps)}")
+        return cls(first, len(taps), weight.shape[3], origin_tap)
+
+
+@triton.jit(do_not_specialize=["first_tap", "n_taps", "origin_tap"])
+def _masked_conv2d_pack_kernel(
+    packed_ptr, weight_ptr, in_degrees_ptr, out_degrees_ptr, first_tap, n_taps, origin_tap, n_in, n_out, size,
+    stride_o, stride_i, stride_y, stride_x,
+    KERNEL_WIDTH: tl.constexpr, HAS_RULE: tl.constexpr, INPUTS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK of the weights that count, (group, tap, input, output) or (group, tap, output, input).
+
+    packed = W o M.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if INPUTS_LAST:
+        i, o, rest = at % n_in, at // n_in % n_out, at // n_in // n_out
+    else:
+        o, i, rest = at % n_out, at // n_out % n_in, at // n_out // n_in
+    tap, group = first_tap + rest % n_taps, rest // n_taps
+    counts = at < size
+    out = group * n_out + o
+    if HAS_RULE:
+        in_degree = tl.load(in_degrees_ptr + group * n_in + i, counts, 0)
+        out_degree = tl.load(out_degrees_ptr + out, counts, 0)
+        counts = counts & ((tap != origin_tap) | (in_degree <= out_degree))
+    where = out * stride_o + i * stride_i + tap // KERNEL_WIDTH * stride_y + tap % KERNEL_WIDTH * stride_x
+    tl.store(packed_ptr + at, tl.load(weight_ptr + where, counts, 0.0), at < size)
+
+
+def pack(weight: Tensor, rule: tuple[Tensor, Tensor] | None, taps: Taps, groups: int, inputs_last: bool) -> Tensor:
+    """The weights that count as (groups, taps, inputs, outputs), or with `inputs_last` outputs before inputs."""
+    (outputs, n_in), n_out = weight.shape[:2], weight.shape[0] // groups
+    packed = weight.new_empty(taps.count * outputs * n_in)
+    in_degrees, out_degrees = rule or (None, None)
+    launch(
+        _masked_conv2d_pack_kernel, ceil_div(packed.numel(), _PACK_BLOCK),
+        packed, weight, in_degrees, out_degrees, taps.first, taps.count, taps.origin, n_in, n_out, packed.numel(),
+        *weight.stride(),
+        KERNEL_WIDTH=taps.kernel_width, HAS_RULE=rule is not None, INPUTS_LAST=inputs_last, BLOCK=_PACK_BLOCK,
+        num_warps=4,
+    )  # fmt: skip
+    return packed
+
+
+@triton.jit(do_not_specialize=["n_pixels", "first_tap", "n_taps", "from_y", "from_x"])
+def _masked_conv2d_fwd_kernel(
+    y_ptr, pre_ptr, x_ptr, packed_ptr, bias_ptr,
+    n_pixels, out_height, out_width, height, width, n_in, n_out, first_tap, n_taps, from_y, from_x, step_y, step_x,
+    stride_xn, stride_xc, stride_xh, stride_xw, stride_yn, stride_yc, stride_yh, stride_yw,
+    KERNEL_WIDTH: tl.constexpr, FOLD: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr,
+    KEEP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_P pixels of BLOCK_O channels of one group.
+
+    y = act(pre),  pre = sum over taps of x[pixel + from + step tap] W[tap] + bias; backwards, with other steps, d_x.
+    The backward pass keeps y or, with KEEP, pre.
+    """
+    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    # Blocks of channels over the same pixels run together.
+    out_blocks, pixel_blocks = tl.cdiv(n_out, BLOCK_O), tl.cdiv(n_pixels, BLOCK_P)
+    out_block, rest = tl.program_id(0) % out_blocks, tl.program_id(0) // out_blocks
+    group = (rest // pixel_blocks).to(tl.int64)
+    pixel = (rest % pixel_blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    o = out_block * BLOCK_O + tl.arange(0, BLOCK_O)
+    exists, inside = pixel < n_pixels, o < n_out
+    image, place = pixel // (out_height * out_width), (pixel % (out_height * out_width)).to(tl.int32)
+    row, column = place // out_width, place % out_width
+    y0, x0 = row + from_y, column + from_x
+    x_ptrs = x_ptr + group * n_in * stride_xc + image * stride_xn + y0.to(tl.int64) * stride_xh
+    x_ptrs += x0.to(tl.int64) * stride_xw
+    packed_ptrs = packed_ptr + group * n_taps * n_in * n_out + o
+    acc = tl.zeros((BLOCK_P, BLOCK_O), dtype)
+    if FOLD:
+        # Few channels: taps and channels together are the inner dimension.
+        for start in range(0, n_taps * n_in, BLOCK_I):
+            k = start + tl.arange(0, BLOCK_I)
+            tap, i = first_tap + k // n_in, k % n_in
+            dy, dx = tap // KERNEL_WIDTH * step_y, tap % KERNEL_WIDTH * step_x
+            at_y, at_x = y0[:, None] + dy[None, :], x0[:, None] + dx[None, :]
+            there = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width) & exists[:, None]
+            offset = dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw + i.to(tl.int64) * stride_xc
+            counts = k < n_taps * n_in
+            x = tl.load(x_ptrs[:, None] + offset[None, :], there & counts[None, :], 0.0)
+            w = tl.load(packed_ptrs[None, :] + k[:, None].to(tl.int64) * n_out, counts[:, None] & inside[None, :], 0.0)
+            acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=dtype)
+    else:
+        in_blocks = tl.cdiv(n_in, BLOCK_I)
+        # One loop over both, for the loads of the next tap to run ahead.
+        for step in range(0, n_taps * in_blocks):
+            t, i = step // in_blocks, step % in_blocks * BLOCK_I + tl.arange(0, BLOCK_I)
+            tap = first_tap + t
+            dy, dx = tap // KERNEL_WIDTH * step_y, tap % KERNEL_WIDTH * step_x
+            at_y, at_x = y0 + dy, x0 + dx
+            there = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width) & exists
+            offset = dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw
+            channels = i[None, :].to(tl.int64) * stride_xc
+            x = tl.load(x_ptrs[:, None] + offset + channels, there[:, None] & (i < n_in)[None, :], 0.0)
+            w_ptrs = packed_ptrs[None, :] + (t * n_in + i[:, None]).to(tl.int64) * n_out
+            w = tl.load(w_ptrs, (i < n_in)[:, None] & inside[None, :], 0.0)
+            acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=dtype)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + group * n_out + o, inside, 0.0).to(dtype)[None, :]
+    at = image * stride_yn + row.to(tl.int64) * stride_yh + column.to(tl.int64) * stride_yw
+    at = at[:, None] + (group * n_out + o)[None, :] * stride_yc
+    owned = exists[:, None] & inside[None, :]
+    if KEEP:
+        tl.store(pre_ptr + at, acc, owned)
+    tl.store(y_ptr + at, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), owned)
+
+
+def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype) -> MatrixTile:
+    """A tile of a product over taps; no wider, nor deeper, than there are columns and inner elements."""
+    tile = matrix_tile(rows, columns, dtype)
+    if dtype.itemsize == 2 and columns % _WIDE_COLUMNS == 0:
+        # On AMD the stages of the large tile would fill the local memory.
+        wide = MatrixTile(128, 128, 64, min(8, 256 // warp_size()), 3 if warp_size() == 32 else 2)
+        tile = wide if wide.programs(rows, columns) >= _WIDE_PROGRAMS else tile
+    return tile._replace(
+        columns=min(tile.columns, max(next_power_of_2(columns), 16)),
+        inner=min(tile.inner, max(next_power_of_2(inner), _LEAST_INNER)),
+    )
+
+
+def folds(channels: int) -> bool:
+    """Whether channels are so few that taps join them in one dimension."""
+    return channels < _LEAST_INNER
+
+
+def image_like(x: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised (N, C, H, W) in one of the two layouts."""
+    n, channels, height, width = shape
+    if channels_last:
+        return x.new_empty((n, height, width, channels), dtype=dtype or x.dtype).permute(0, 3, 1, 2)
+    return x.new_empty((n, channels, height, width), dtype=dtype or x.dtype)
+
+
+def sum_over_taps(
+    y: Tensor,
+    pre: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
+    groups: int,
+    begin: tuple[int, int],
+    step: tuple[int, int],
+    activation: str,
+    keep: bool,
+) -> None:
+    """Writes to y, and with `keep` to pre, what `_masked_conv2d_fwd_kernel` makes of x and packed weights."""
+    n, outputs, out_height, out_width = y.shape
+    pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
+    fold = folds(n_in)
+    tile = conv_tile(pixels * groups, n_out, n_in * taps.count if fold else n_in, x.dtype)
+    launch(
+        _masked_conv2d_fwd_kernel, groups * tile.programs(pixels, n_out),
+        y, pre, x, packed, bias,
+        pixels, out_height, out_width, x.shape[2], x.shape[3], n_in, n_out, taps.first, taps.count, *begin, *step,
+        *x.stride(), *y.stride(),
+        KERNEL_WIDTH=taps.kernel_width, FOLD=fold, ACTIVATION=activation, HAS_BIAS=bias is not None, KEEP=keep,
+        PRECISION=precision(x.dtype), BLOCK_P=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
+        **launch_options(tile.warps, tile.stages),
+    )  # fmt: skip
+
+
+def rule_of(in_degrees: Tensor | None, out_degrees: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if in_degrees is None or out_degrees is None else (in_degrees, out_degrees)
+
+
+def masked_conv2d_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_degrees: Tensor | None,
+    out_degrees: Tensor | None,
+    taps: Sequence[int],
+    origin_tap: int,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    keep: bool,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    """y (N, O, H', W'), and with `keep` the pre-activation where the gradient needs it; empty otherwise."""
+    keep = keep and activation in OF_PRE_ACTIVATION
+    height = x.shape[2] + padding[0] + padding[2] - dilation[0] * (weight.shape[2] - 1)
+    width = x.shape[3] + padding[1] + padding[3] - dilation[1] * (weight.shape[3] - 1)
+    shape = x.shape[0], weight.shape[0], height, width
+    y, wide = image_like(x, shape, channels_last), compute_dtype(x.dtype)
+    pre = image_like(x, shape, channels_last, wide) if keep else x.new_empty(0, dtype=wide)
+    counted = Taps.of(taps, weight, origin_tap)
+    packed = pack(weight, rule_of(in_degrees, out_degrees), counted, groups, inputs_last=False)
+    begin, step = (-padding[0], -padding[1]), (dilation[0], dilation[1])
+    bias = None if bias is None else bias.contiguous()
+    sum_over_taps(y, pre, x, packed, bias, counted, groups, begin, step, activation, keep)
+    return y, pre
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, inputs, outputs, kernel, colors, activation, channels_last in (
+        (torch.float32, 64, 64, 3, 1, "elu", False),
+        (torch.float32, 1, 32, 7, 1, "relu", False),
+        (torch.float32, 63, 65, 3, 1, "tanh", True),
+        (torch.bfloat16, 128, 128, 7, 1, "identity", True),
+        (torch.bfloat16, 96, 192, 3, 3, "gelu", True),
+        (torch.float16, 32, 64, 5, 1, "silu", False),
+        (torch.float64, 16, 16, 3, 1, "softplus", False),
+    ):
+        n, name = 128, f"{str(dtype)[6:]}, {kernel}x{kernel}, {inputs} -> {outputs}, {activation}"
+        x, origin = image_like(meta(dtype=dtype), (n, inputs, 32, 32), channels_last), kernel * kernel // 2
+        weight, bias = meta(outputs, inputs, kernel, kernel, dtype=dtype), meta(outputs, dtype=dtype)
+        degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64)) if colors > 1 else (None, None)
+        how = (list(range(origin + 1)), origin if colors > 1 else -1, [kernel // 2] * 4, [1, 1], 1, activation, True)
+        cases.append(AotCase(name, masked_conv2d_fwd, (x, weight, bias, *degrees, *how, channels_last)))
+    return cases

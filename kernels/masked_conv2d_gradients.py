@@ -1,0 +1,291 @@
+"""The gradients of a masked convolution: to x by the convolution's own kernel with its steps reversed, to the weight by
+products over pixels, to the bias by sums.
+
+Sums over pixels are split among programs, whose parts are added up in a fixed order: no atomics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._activations import slope
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._matrix import launch_options, precision
+from ._tiles import ceil_div, next_power_of_2
+from .masked_conv2d import Taps, conv_tile, folds, image_like, pack, rule_of, sum_over_taps
+
+# Programs that sums over pixels are split into, if there are pixels enough for as many: two for each multiprocessor.
+_SPLIT_PROGRAMS = 264
+_SUM_BLOCK = 256
+# Pixels, channels and warps of a tile without products.
+_PRE_PIXELS, _PRE_CHANNELS, _PRE_WARPS = 32, 64, 4
+
+
+@triton.jit
+def _pixel(pixel, height, width):
+    """(image, row, column) of a pixel counted over all images."""
+    place = (pixel % (height * width)).to(tl.int32)
+    return pixel // (height * width), place // width, place % width
+
+
+@triton.jit(do_not_specialize=["n_pixels", "pixels_per_split"])
+def _masked_conv2d_bwd_pre_kernel(
+    d_pre_ptr, bias_parts_ptr, d_y_ptr, kept_ptr, n_pixels, pixels_per_split, height, width, n_out,
+    stride_gn, stride_gc, stride_gh, stride_gw, stride_kn, stride_kc, stride_kh, stride_kw,
+    stride_dn, stride_dc, stride_dh, stride_dw,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """One program owns one split of the pixels, BLOCK_O channels.
+
+    d_pre = d_y act'(pre), not written for the identity;  the bias's part is the sum of d_pre over the split.
+    The splits are added by `_masked_conv2d_bwd_bias_kernel`.
+    """
+    dtype: tl.constexpr = bias_parts_ptr.dtype.element_ty
+    out_blocks = tl.cdiv(n_out, BLOCK_O)
+    split = (tl.program_id(0) // out_blocks).to(tl.int64)
+    o = ((tl.program_id(0) % out_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)[None, :]).to(tl.int64)
+    begin = split * pixels_per_split
+    end = tl.minimum(begin + pixels_per_split, n_pixels)
+    total = tl.zeros((BLOCK_P, BLOCK_O), dtype)
+    for start in range(begin, end, BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P)[:, None]
+        mask = (pixel < end) & (o < n_out)
+        image, row, column = _pixel(pixel, height, width)
+        row, column = row.to(tl.int64), column.to(tl.int64)
+        at = image * stride_gn + o * stride_gc + row * stride_gh + column * stride_gw
+        d_pre = tl.load(d_y_ptr + at, mask, 0.0).to(dtype)
+        if ACTIVATION != "identity":
+            at = image * stride_kn + o * stride_kc + row * stride_kh + column * stride_kw
+            d_pre *= slope(tl.load(kept_ptr + at, mask, 0.0).to(dtype), ACTIVATION)
+            at = image * stride_dn + o * stride_dc + row * stride_dh + column * stride_dw
+            tl.store(d_pre_ptr + at, d_pre.to(d_pre_ptr.dtype.element_ty), mask)
+        total += tl.where(mask, d_pre, 0.0)
+    if HAS_BIAS:
+        tl.store(bias_parts_ptr + split * n_out + o, tl.sum(total, 0)[None, :], o < n_out)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _masked_conv2d_bwd_bias_kernel(d_bias_ptr, bias_parts_ptr, splits, n_out, BLOCK: tl.constexpr):
+    """One program owns BLOCK channels.
+
+    d_bias = sum, in order, of what the splits of the pixels have left.
+    """
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), bias_parts_ptr.dtype.element_ty)
+    for split in range(0, splits):
+        total += tl.load(bias_parts_ptr + split * n_out + o, o < n_out, 0.0)
+    tl.store(d_bias_ptr + o, total.to(d_bias_ptr.dtype.element_ty), o < n_out)
+
+
+@triton.jit(do_not_specialize=["n_pixels", "pixels_per_split", "first_tap", "n_taps", "from_y", "from_x"])
+def _masked_conv2d_bwd_weight_kernel(
+    parts_ptr, d_pre_ptr, x_ptr,
+    n_pixels, pixels_per_split, out_height, out_width, height, width, n_in, n_out, groups,
+    first_tap, n_taps, from_y, from_x, step_y, step_x,
+    stride_gn, stride_gc, stride_gh, stride_gw, stride_xn, stride_xc, stride_xh, stride_xw,
+    KERNEL_WIDTH: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_O x BLOCK_I weights of one tap, or of a few where channels are few, and one split.
+
+    part[split, o, tap, i] = sum over the split's pixels of d_pre[pixel, o] x[pixel + from + step tap, i].
+    The splits are added by `_masked_conv2d_bwd_sum_kernel`.
+    """
+    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    out_blocks = tl.cdiv(n_out, BLOCK_O)
+    in_blocks = tl.cdiv(n_in, BLOCK_I)
+    column_blocks = n_taps * in_blocks
+    if FOLD:
+        column_blocks = tl.cdiv(n_taps * n_in, BLOCK_I)
+    block, rest = tl.program_id(0) % column_blocks, tl.program_id(0) // column_blocks
+    o = rest % out_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    rest = rest // out_blocks
+    group, split = (rest % groups).to(tl.int64), (rest // groups).to(tl.int64)
+    if FOLD:
+        k = block * BLOCK_I + tl.arange(0, BLOCK_I)
+        inside = k < n_taps * n_in
+        i, tap = k % n_in, first_tap + k // n_in
+    else:
+        i = block % in_blocks * BLOCK_I + tl.arange(0, BLOCK_I)
+        inside = i < n_in
+        k = block // in_blocks * n_in + i
+        tap = first_tap + block // in_blocks + tl.zeros((BLOCK_I,), tl.int32)
+    dy, dx = tap // KERNEL_WIDTH * step_y + from_y, tap % KERNEL_WIDTH * step_x + from_x
+    x_ptrs = x_ptr + (group * n_in + i) * stride_xc + dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw
+    d_pre_ptrs = d_pre_ptr + (group * n_out + o) * stride_gc
+    begin = split * pixels_per_split
+    end = tl.minimum(begin + pixels_per_split, n_pixels)
+    acc = tl.zeros((BLOCK_O, BLOCK_I), dtype)
+    for start in range(begin, end, BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P)
+        image, row, column = _pixel(pixel, out_height, out_width)
+        at = image * stride_gn + row.to(tl.int64) * stride_gh + column.to(tl.int64) * stride_gw
+        d_pre = tl.load(d_pre_ptrs[:, None] + at[None, :], (o < n_out)[:, None] & (pixel < end)[None, :], 0.0)
+        at_y, at_x = row[:, None] + dy[None, :], column[:, None] + dx[None, :]
+        there = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width) & (pixel < end)[:, None]
+        at = image * stride_xn + row.to(tl.int64) * stride_xh + column.to(tl.int64) * stride_xw
+        x = tl.load(x_ptrs[None, :] + at[:, None], there & inside[None, :], 0.0)
+        acc = tl.dot(d_pre, x, acc, input_precision=PRECISION, out_dtype=dtype)
+    n_columns = n_taps * n_in
+    at = ((split * groups + group) * n_out + o[:, None]) * n_columns + k[None, :]
+    tl.store(parts_ptr + at, acc, (o < n_out)[:, None] & inside[None, :])
+
+
+@triton.jit(do_not_specialize=["splits", "first_tap", "n_taps", "origin_tap"])
+def _masked_conv2d_bwd_sum_kernel(
+    d_weight_ptr, parts_ptr, in_degrees_ptr, out_degrees_ptr,
+    splits, first_tap, n_taps, origin_tap, n_in, n_out, size,
+    KERNEL_SIZE: tl.constexpr, HAS_RULE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK weights.
+
+    d_weight = sum, in order, of what the splits of the pixels have left, where the weight counts, and 0 elsewhere.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tap, i, o = at % KERNEL_SIZE, at // KERNEL_SIZE % n_in, at // KERNEL_SIZE // n_in
+    counts = (at < size) & (tap >= first_tap) & (tap < first_tap + n_taps)
+    if HAS_RULE:
+        in_degree = tl.load(in_degrees_ptr + o // n_out * n_in + i, counts, 0)
+        out_degree = tl.load(out_degrees_ptr + o, counts, 0)
+        counts = counts & ((tap != origin_tap) | (in_degree <= out_degree))
+    part_ptrs = parts_ptr + (o * n_taps + tap - first_tap) * n_in + i
+    total = tl.zeros((BLOCK,), parts_ptr.dtype.element_ty)
+    for _ in range(0, splits):
+        total += tl.load(part_ptrs, counts, 0.0)
+        part_ptrs += size // KERNEL_SIZE * n_taps
+    tl.store(d_weight_ptr + at, total.to(d_weight_ptr.dtype.element_ty), at < size)
+
+
+def _splits(pixels: int, programs: int, least: int) -> tuple[int, int]:
+    """(splits, pixels of each) such that all programs together keep a device busy; a split has `least` or more."""
+    splits = max(min(ceil_div(_SPLIT_PROGRAMS, max(programs, 1)), pixels // least), 1)
+    per_split = max(ceil_div(ceil_div(pixels, splits), least), 1) * least
+    return max(ceil_div(pixels, per_split), 1), per_split
+
+
+def _pre_gradients(
+    d_y: Tensor, at: Tensor, activation: str, has_bias: bool, channels_last: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(d_pre, d_bias); for the identity d_pre is d_y itself."""
+    if activation == "identity" and not has_bias:
+        return d_y, None
+    n, outputs, height, width = d_y.shape
+    pixels, wide = n * height * width, compute_dtype(d_y.dtype)
+    d_pre = d_y if activation == "identity" else image_like(d_y, d_y.shape, channels_last)
+    kept = d_y if activation == "identity" else at
+    block = min(next_power_of_2(outputs), _PRE_CHANNELS)
+    out_blocks = ceil_div(outputs, block)
+    splits, per_split = _splits(pixels, out_blocks, _PRE_PIXELS)
+    parts = d_y.new_empty((splits, outputs) if has_bias else 0, dtype=wide)
+    launch(
+        _masked_conv2d_bwd_pre_kernel, splits * out_blocks,
+        d_pre, parts, d_y, kept, pixels, per_split, height, width, outputs,
+        *d_y.stride(), *kept.stride(), *d_pre.stride(),
+        ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_P=_PRE_PIXELS, BLOCK_O=block, num_warps=_PRE_WARPS,
+    )  # fmt: skip
+    if not has_bias:
+        return d_pre, None
+    d_bias = d_y.new_empty(outputs)
+    launch(
+        _masked_conv2d_bwd_bias_kernel, ceil_div(outputs, block),
+        d_bias, parts, splits, outputs, BLOCK=block, num_warps=1,
+    )  # fmt: skip
+    return d_pre, d_bias
+
+
+def _weight_gradient(
+    d_pre: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rule: tuple[Tensor, Tensor] | None,
+    taps: Taps,
+    begin: tuple[int, int],
+    step: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    n, outputs, out_height, out_width = d_pre.shape
+    pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
+    d_weight = weight.new_empty(weight.shape)
+    fold = folds(n_in)
+    inner = n_in * taps.count if fold else n_in
+    # Splits of the pixels, and taps, make programs, too.
+    tile = conv_tile(n_out * groups * max(taps.count, 1) * max(pixels // 512, 1), inner, pixels, x.dtype)
+    tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))
+    blocks = groups * ceil_div(n_out, tile.rows)
+    blocks *= ceil_div(inner, tile.columns) * (1 if fold else taps.count)
+    splits, per_split = _splits(pixels, blocks, 4 * tile.inner)
+    parts = x.new_empty((splits, outputs, taps.count, n_in), dtype=compute_dtype(x.dtype))
+    launch(
+        _masked_conv2d_bwd_weight_kernel, splits * blocks,
+        parts, d_pre, x, pixels, per_split, out_height, out_width, x.shape[2], x.shape[3], n_in, n_out, groups,
+        taps.first, taps.count, *begin, *step, *d_pre.stride(), *x.stride(),
+        KERNEL_WIDTH=taps.kernel_width, FOLD=fold, PRECISION=precision(x.dtype),
+        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns, **launch_options(tile.warps, tile.stages),
+    )  # fmt: skip
+    in_degrees, out_degrees = rule or (None, None)
+    launch(
+        _masked_conv2d_bwd_sum_kernel, ceil_div(d_weight.numel(), _SUM_BLOCK),
+        d_weight, parts, in_degrees, out_degrees,
+        splits, taps.first, taps.count, taps.origin, n_in, n_out, d_weight.numel(),
+        KERNEL_SIZE=weight.shape[2] * weight.shape[3], HAS_RULE=rule is not None, BLOCK=_SUM_BLOCK, num_warps=4,
+    )  # fmt: skip
+    return d_weight
+
+
+def masked_conv2d_bwd(
+    d_y: Tensor,
+    at: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    in_degrees: Tensor | None,
+    out_degrees: Tensor | None,
+    taps: Sequence[int],
+    origin_tap: int,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    needs: Sequence[bool],
+    channels_last: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients to x, weight and bias that are needed; `at` is the pre-activation (gelu, silu) or y."""
+    counted, rule = Taps.of(taps, weight, origin_tap), rule_of(in_degrees, out_degrees)
+    d_pre, d_bias = _pre_gradients(d_y, at, activation, needs[2], channels_last)
+    (top, left), (step_y, step_x) = padding[:2], dilation
+    d_x = d_weight = None
+    if needs[0]:
+        d_x = image_like(x, x.shape, channels_last)
+        packed = pack(weight, rule, counted, groups, inputs_last=True)
+        unkept = x.new_empty(0)
+        sum_over_taps(
+            d_x, unkept, d_pre, packed, None, counted, groups, (top, left), (-step_y, -step_x), "identity", False
+        )
+    if needs[1]:
+        d_weight = _weight_gradient(d_pre, x, weight, rule, counted, (-top, -left), (step_y, step_x), groups)
+    return d_x, d_weight, d_bias
+
+
+def aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype, inputs, outputs, kernel, colors, activation, channels_last in (
+        (torch.float32, 64, 64, 3, 1, "elu", False),
+        (torch.float32, 1, 32, 7, 1, "relu", False),
+        (torch.float32, 63, 65, 3, 1, "tanh", True),
+        (torch.bfloat16, 128, 128, 7, 1, "identity", True),
+        (torch.bfloat16, 96, 192, 3, 3, "gelu", True),
+        (torch.float64, 16, 16, 3, 1, "softplus", False),
+    ):
+        n, name = 128, f"{str(dtype)[6:]}, {kernel}x{kernel}, {inputs} -> {outputs}, {activation}"
+        origin = kernel * kernel // 2
+        x, d_y = (image_like(meta(dtype=dtype), (n, c, 32, 32), channels_last) for c in (inputs, outputs))
+        weight = meta(outputs, inputs, kernel, kernel, dtype=dtype)
+        degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64)) if colors > 1 else (None, None)
+        how = (list(range(origin + 1)), origin if colors > 1 else -1, [kernel // 2] * 4, [1, 1], 1, activation)
+        arguments = (d_y, d_y, x, weight, *degrees, *how, [True] * 3, channels_last)
+        cases.append(AotCase(name, masked_conv2d_bwd, arguments))
+    return cases
