@@ -374,11 +374,10 @@ void masked_conv2d_bwd(bool is_double, const Integers& geometry, Address d_y, co
                        Address weight, Address in_degrees, Address out_degrees, Address d_x,
                        const Integers& d_x_strides, Address d_weight, Address d_bias) {
   typed(is_double, [&]<class T>(T) {
-    current().of<T>().masked_conv2d.bwd(conv_spec<T>(geometry, weight, 0, in_degrees, out_degrees),
-                                        images<const T>(d_y, d_y_strides),
-                                        images<const T>(activations, activations_strides),
-                                        images<const T>(x, x_strides), images<T>(d_x, d_x_strides), at<T>(d_weight),
-                                        at<T>(d_bias));
+    current().of<T>().masked_conv2d.bwd(
+        conv_spec<T>(geometry, weight, 0, in_degrees, out_degrees), images<const T>(d_y, d_y_strides),
+        images<const T>(activations, activations_strides), images<const T>(x, x_strides), images<T>(d_x, d_x_strides),
+        at<T>(d_weight), at<T>(d_bias));
   });
 }
 
@@ -405,8 +404,8 @@ void gated_activation_bwd(bool is_double, int64_t kind, const Integers& sizes, A
 void causal_sampler(bool is_double, const Integers& sizes, const Integers& buffers, const Integers& nodes,
                     const std::vector<uint64_t>& addresses, const std::vector<double>& scalars, const Integers& head,
                     Address images, Address given, Address uniforms, Address parameters) {
-  const SamplerPlan plan{sizes[0], sizes[1], sizes[2],  sizes[3], sizes[4], sizes[5],
-                         sizes[6] != 0, buffers, nodes, addresses, scalars, head};
+  const SamplerPlan plan{sizes[0],      sizes[1], sizes[2], sizes[3],  sizes[4], sizes[5],
+                         sizes[6] != 0, buffers,  nodes,    addresses, scalars,  head};
   typed(is_double, [&]<class T>(T) {
     current().of<T>().causal_sampler.run(plan, at<T>(images), at<const uint8_t>(given), at<const T>(uniforms),
                                          at<T>(parameters));

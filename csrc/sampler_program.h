@@ -121,15 +121,14 @@ class SamplerProgram {
     for (int64_t t = 0; t < taps; ++t)
       for (int64_t i = 0; i < in; ++i) terms.push_back({t * in + i, f[11 + 3 * t], i});
     const auto& list = job.channels.list;
-    Conv<T> conv{
-        PackedProducts<T>(
-            job.channels.count(), terms,
-            [&](int64_t o, const Term& t) { return weight[(list[o] * in + t.channel) * area + t.tap]; },
-            [&](int64_t o, const Term& t) {
-              return t.tap != origin_tap || in_degrees[t.channel] <= out_degrees[list[o]];
-            },
-            [&](int64_t o) { return bias ? bias[list[o]] : T(0); }),
-        {}};
+    Conv<T> conv{PackedProducts<T>(
+                     job.channels.count(), terms,
+                     [&](int64_t o, const Term& t) { return weight[(list[o] * in + t.channel) * area + t.tap]; },
+                     [&](int64_t o, const Term& t) {
+                       return t.tap != origin_tap || in_degrees[t.channel] <= out_degrees[list[o]];
+                     },
+                     [&](int64_t o) { return bias ? bias[list[o]] : T(0); }),
+                 {}};
     for (const auto& block : conv.products.blocks) {
       std::vector<std::vector<int32_t>> by_row(source.rows);
       for (int64_t row = 0; row < source.rows; ++row)

@@ -23,7 +23,7 @@ from .masked_conv2d import Taps, conv_tile, folds, image_like, pack, rule_of, su
 _SPLIT_PROGRAMS = 264
 _SUM_BLOCK = 256
 # Pixels, channels and warps of a tile without products.
-_PRE_PIXELS, _PRE_CHANNELS, _PRE_WARPS = 32, 64, 4
+_PRE_PIXELS, _PRE_CHANNELS, _PRE_WARPS = 16, 64, 4
 
 
 @triton.jit

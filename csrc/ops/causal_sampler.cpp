@@ -88,8 +88,7 @@ class Sampling {
   void pixel(int64_t h, int64_t w) {
     for (size_t pass = 0; pass < program_.passes.size(); ++pass) {
       for (const Job& job : program_.passes[pass]) run_job(job, {0, h, w, count_, true});
-      if (pass < program_.drawn.size())
-        each_image([&](int64_t i) { draw(i, h, w, program_.drawn[pass]); });
+      if (pass < program_.drawn.size()) each_image([&](int64_t i) { draw(i, h, w, program_.drawn[pass]); });
       if (parameters_ && pass + 1 == program_.drawn.size()) keep_parameters(h, w);
     }
   }

@@ -173,8 +173,8 @@ void fwd(int64_t kind, ImageExtent extent, Images<const T> x, Images<const T> co
 template <class T>
 void bwd(int64_t kind, ImageExtent extent, Images<const T> d_y, Images<const T> x, Images<const T> condition,
          Images<T> d_x) {
-  const bool planes = has_planes(x, extent) && has_planes(condition, extent) && has_planes(d_y, extent) &&
-                      has_planes(d_x, extent);
+  const bool planes =
+      has_planes(x, extent) && has_planes(condition, extent) && has_planes(d_y, extent) && has_planes(d_x, extent);
   const Order order = order_of(extent, x, d_x, planes);
   const Runs runs = runs_of(order, extent);
   const auto x_at = operand_of(order, x, extent), c_at = operand_of(order, condition, extent);

@@ -36,7 +36,7 @@ FASTVAE_INLINE Decay<DoubleVector> decay(DoubleVector d) {
   return {1.0 - lost, d == 0 ? DoubleVector{} + 1.0 : lost / d};
 }
 
-FASTVAE_INLINE FloatVector log(FloatVector x) { return log_unit(x); }
+FASTVAE_INLINE FloatVector log(FloatVector x) { return x == x ? log_unit(x) : x; }  // NaN passes
 FASTVAE_INLINE DoubleVector log(DoubleVector x) {
   return each_lane(x, [](double v) { return std::log(v); });
 }

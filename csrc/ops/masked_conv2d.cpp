@@ -182,8 +182,7 @@ void weight_gradient(const ConvSpec<T>& s, T* d_weight, const Total& total) {
       for (size_t t = 0; t < s.taps.size(); ++t)
         for (int64_t i = 0; i < in; ++i)
           if (s.counts(s.taps[t], g * in + i, o))
-            d_weight[o * row + i * area + s.taps[t]] =
-                total(g, static_cast<int64_t>(t) * in + i, o % s.group_out());
+            d_weight[o * row + i * area + s.taps[t]] = total(g, static_cast<int64_t>(t) * in + i, o % s.group_out());
     }
   });
 }

@@ -165,6 +165,17 @@ void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const 
   if (e.samples == 0) clear(d_tril, n, d);
 }
 
+// The sum over samples of row n.
+template <class T>
+void sum_samples(const T* d_z, Extent e, int64_t n, T* sum) {
+  std::fill(sum, sum + e.columns, T(0));
+  for (int64_t k = 0; k < e.samples; ++k) {
+    const T* g = d_z + (k * e.rows + n) * e.columns;
+#pragma omp simd
+    for (int64_t i = 0; i < e.columns; ++i) sum[i] += g[i];
+  }
+}
+
 template <class T>
 void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d_mu, T* d_log_sigma, Tril<T> d_tril,
          Extent e) {
@@ -173,8 +184,7 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d
   const int64_t work = d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1);
   parallel_ranges(e.rows, work, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
-      std::fill(to_mu, to_mu + d, T(0));
+      T* to_scale = d_log_sigma + n * d;
       std::fill(to_scale, to_scale + d, T(0));
       T d_density = 0;
       for (int64_t k = 0; k < e.samples; ++k) {
@@ -182,11 +192,9 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d
         const T *g = d_z + at * d, *x = eps + at * d;
         d_density += d_log_q[at];
 #pragma omp simd
-        for (int64_t i = 0; i < d; ++i) {
-          to_mu[i] += g[i];
-          to_scale[i] += g[i] * x[i];
-        }
+        for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * x[i];
       }
+      if (d_mu) sum_samples(d_z, e, n, d_mu + n * d);
       const T* log_s = log_sigma.row(n);
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
@@ -257,8 +265,7 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
     const std::unique_ptr<T[]> scratch(new T[2 * d]);
     T *sigma = scratch.get(), *w = sigma + d;
     for (int64_t n = begin; n < end; ++n) {
-      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
-      std::fill(to_mu, to_mu + d, T(0));
+      T* to_scale = d_log_sigma + n * d;
       std::fill(to_scale, to_scale + d, T(0));
       exp_row(log_sigma.row(n), d, sigma);
       for (int64_t k = 0; k < e.samples; ++k) {

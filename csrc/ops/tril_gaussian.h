@@ -10,6 +10,7 @@ struct TrilGaussian {
   // eps, (K, N, D), is what the backward pass takes: the noise drawn (not kept where null), or the whitened points.
   void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> noise, T* z, T* log_q, T* eps,
               Extent extent);
+  // d_mu, the sum of d_z over samples, may be null.
   void (*bwd)(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d_mu, T* d_log_sigma,
               Tril<T> d_tril, Extent extent);
   void (*log_prob_fwd)(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* log_q, T* eps,

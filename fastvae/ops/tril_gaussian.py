@@ -71,14 +71,22 @@ def _fwd_fake(
 
 
 def _bwd_cpu(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Any, kept: Tensor, row_offset: int, dense: bool
+    d_z: Tensor,
+    d_log_q: Tensor,
+    log_sigma: Tensor,
+    noise: Any,
+    kept: Tensor,
+    row_offset: int,
+    dense: bool,
+    with_mu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
     g, log_s = _checks.compute(d_z), _checks.compute(log_sigma)
-    d_mu, d_log_sigma, d_tril = empty(g, (n, d)), empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
+    d_mu = empty(g, (n, d)) if with_mu else g.new_empty(0)
+    d_log_sigma, d_tril = empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
-        kept.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
+        kept.data_ptr(), d_mu.data_ptr() if with_mu else 0, d_log_sigma.data_ptr(), *layout(d_tril),
         _checks.samples_in(g.numel(), n, d), n, d,
     )  # fmt: skip
     dtype = log_sigma.dtype
@@ -94,19 +102,21 @@ def _bwd_stacked(
     kept: Any,
     row_offset: int,
     dense: bool,
+    with_mu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
     d_z = _checks.stack(d_z, n, d)
     if noise.dim() > 0:
         noise = _checks.stack(noise, n, d)
-    return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset, dense)
+    d_mu, d_log_sigma, d_tril = launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset, dense)
+    return d_mu if with_mu else d_mu.new_empty(0), d_log_sigma, d_tril
 
 
 def _bwd_fake(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Any, kept: Any, row_offset: int, dense: bool
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Any, kept: Any, row_offset: int, dense: bool, with_mu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    return log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d)), log_sigma.new_empty(tril_shape(n, d, dense))
+    return log_sigma.new_empty((n, d) if with_mu else 0), log_sigma.new_empty((n, d)), log_sigma.new_empty(tril_shape(n, d, dense))
 
 
 FWD = define(
@@ -114,10 +124,11 @@ FWD = define(
     " bool keep) -> (Tensor z, Tensor log_q, Tensor kept)",
     module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
 )  # fmt: skip
-# The gradient of the factor is an outer product: its values are not read again, only its layout is kept.
+# The gradient of the factor is an outer product: its values are not read again, only its layout is kept. That of mu is
+# the sum of d_z over samples; without with_mu it comes back empty.
 BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
-    " bool dense) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    " bool dense, bool with_mu) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
     module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
 )  # fmt: skip
 
@@ -144,11 +155,13 @@ class _TrilGaussianRsample(torch.autograd.Function):
         _, row_offset, impl = ctx.call
         log_sigma, noise = ctx.saved_tensors
         noise, kept = (None, noise) if impl == "cpp" else (noise, None)
-        bwd = BWD.on(impl, d_z)
-        d_mu, d_log_sigma, d_tril = bwd(
-            d_z.contiguous(), d_log_q.contiguous(), log_sigma, noise, kept, row_offset, ctx.dense
+        d_z = d_z.contiguous()
+        # Of one sample, d_z is the gradient of mu itself: no memory for a second one.
+        several = d_z.numel() != log_sigma.numel()
+        d_mu, d_log_sigma, d_tril = BWD.on(impl, d_z)(
+            d_z, d_log_q.contiguous(), log_sigma, noise, kept, row_offset, ctx.dense, several
         )
-        return d_mu, d_log_sigma, d_tril, None, None
+        return d_mu if several else d_z.view(log_sigma.shape), d_log_sigma, d_tril, None, None
 
 
 def tril_gaussian_rsample(

@@ -17,6 +17,8 @@ from .vae import LatentVariableModel
 
 __all__ = ["draw_learning_curves", "draw_manifold", "draw_reconstructions", "draw_samples"]
 
+QUANTITIES = {"elbo": ("ELBO", "evidence lower bound"), "log_p": ("log p(x)", "log-likelihood")}
+IMAGES = {"test": "test", "valid": "validation"}
 COLORS = ("#1f6fb4", "#d1571b", "#3b8f4a", "#7a4fa3")
 
 
@@ -106,7 +108,12 @@ def draw_manifold(model: LatentVariableModel, path: Path, *, size: int = 20) -> 
 
 
 def draw_learning_curves(
-    histories: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], steps_per_epoch: int, path: Path
+    histories: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    steps_per_epoch: int,
+    path: Path,
+    *,
+    quantity: str = "elbo",
+    measured: str = "test",
 ) -> None:
     """Training and test ELBO against the epoch, one colour a model.
 
@@ -114,19 +121,21 @@ def draw_learning_curves(
         histories: what :func:`~fastvae.recipes.training.read_history` returned, by model name.
         steps_per_epoch: to turn steps into epochs.
         path: the PNG file.
+        quantity: ``"elbo"`` or ``"log_p"``, which ends the names of the curves.
+        measured: ``"test"`` or ``"valid"``, which begins the name of the second.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     shown = []
     for color, (name, history) in zip(COLORS, histories.items(), strict=False):
         # The training ELBO is the mean over an epoch: its middle is where it belongs.
-        train = [((step + 1) / steps_per_epoch - 0.5, value) for step, value in history["train_elbo"]]
-        test = [((step + 1) / steps_per_epoch, value) for step, value in history["test_elbo"]]
+        train = [((step + 1) / steps_per_epoch - 0.5, value) for step, value in history[f"train_{quantity}"]]
+        test = [((step + 1) / steps_per_epoch, value) for step, value in history[f"{measured}_{quantity}"]]
         # A line through one point cannot be seen.
         marker = "o" if len(test) == 1 else None
         style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4}
         axes.plot(*zip(*train, strict=True), **style, linewidth=1, linestyle=":", label=f"{name}, training")
-        axes.plot(*zip(*test, strict=True), **style, linewidth=1.8, label=f"{name}, test")
+        axes.plot(*zip(*test, strict=True), **style, linewidth=1.8, label=f"{name}, {IMAGES[measured]}")
         shown += [value for epoch, value in test if epoch > 0.1 * test[-1][0]]
     low, high = min(shown), max(shown)
     span = max(high - low, 1.0)
@@ -135,8 +144,9 @@ def draw_learning_curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("ELBO (nats)")
-    axes.set_title("Binarised MNIST: evidence lower bound", fontsize=11)
+    short, title = QUANTITIES[quantity]
+    axes.set_ylabel(f"{short} (nats)")
+    axes.set_title(f"Binarised MNIST: {title}", fontsize=11)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")

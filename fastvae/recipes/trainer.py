@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
@@ -29,7 +30,7 @@ from .batches import (
     binarize_fixed,
     stream_seed,
 )
-from .data import Mnist, load_mnist
+from .data import load_mnist
 
 __all__ = ["CHECKPOINT", "ImageTask", "MnistBatches", "Speed", "device_of", "fit", "read_checkpoint"]
 
@@ -106,12 +107,23 @@ class ImageTask(L.LightningModule):
         return cast(Tensor, self.trainer.strategy.reduce(total / self.trainer.num_training_batches, reduce_op="mean"))
 
 
+class Images(Protocol):
+    """Images, uint8 ``(N, height, width)``, and where they came from."""
+
+    @property
+    def x_train(self) -> np.ndarray: ...
+    @property
+    def x_test(self) -> np.ndarray: ...
+    @property
+    def source(self) -> str: ...
+
+
 class MnistBatches(L.LightningDataModule):
-    """Dynamically binarised training images, and the test images under one fixed binarisation."""
+    """Dynamically binarised training images, and those that are measured, under one fixed binarisation."""
 
-    mnist: Mnist
+    mnist: Images
 
-    def __init__(self, config: BatchConfig, mnist: Mnist | None = None) -> None:
+    def __init__(self, config: BatchConfig, mnist: Images | None = None) -> None:
         super().__init__()
         self.config = config
         if mnist is not None:
@@ -132,8 +144,12 @@ class MnistBatches(L.LightningDataModule):
         batches = JointBatches(len(images), self.config.batch_size, self.config.seed)
         return DataLoader(BinarizedImages(images, **self.share()), batch_size=None, sampler=batches)
 
+    def measured(self) -> np.ndarray:
+        """The images that are measured during training."""
+        return self.mnist.x_test
+
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
-        chunks = FixedChunks(binarize_fixed(self.mnist.x_test), 500, **self.share())
+        chunks = FixedChunks(binarize_fixed(self.measured()), 500, **self.share())
         return DataLoader(chunks, batch_size=None)
 
     def share(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-__all__ = ["SUPPORTED", "InexpressibleError", "Recording", "depends_on_image", "forms", "record"]
+__all__ = ["SUPPORTED", "InexpressibleError", "Recording", "changes_in_place", "depends_on_image", "forms", "record"]
 
 SUPPORTED = (
     "nn.MaskedConv2d (raster order, padding that keeps the size), nn.Conv2d with kernel_size=1, nn.GatedActivation, "
@@ -21,6 +21,7 @@ SUPPORTED = (
 # Questions about the image whose answer does not depend on its values.
 _METADATA = {"shape", "dtype", "device", "ndim"}
 _METADATA_CALLS = {"size", "dim"}
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 _WRAPPED = "network"
 
 
@@ -48,6 +49,14 @@ class _WithoutContext(nn.Module):
 
 def depends_on_image(node: fx.Node) -> bool:
     return bool(node.meta.get("image"))
+
+
+def changes_in_place(node: fx.Node) -> bool:
+    """Whether a function or method of activations changes its first argument."""
+    if node.op not in ("call_function", "call_method") or not depends_on_image(node):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in _IN_PLACE or name.endswith("_") or node.kwargs.get("inplace") is True
 
 
 class _Tracer(fx.Tracer):
@@ -107,14 +116,18 @@ class Recording:
         self.modules = dict(root.named_modules())
         self.image = next(node for node in graph.nodes if node.op == "placeholder")
         self.output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+        roots = [self.output] if isinstance(self.output, fx.Node) else []
+        self.needed = self._reached([*roots, *(node for node in graph.nodes if changes_in_place(node))])
+
+    def _reached(self, waiting: list[fx.Node]) -> list[fx.Node]:
+        """What the nodes ``waiting`` are computed from, and they, in the order of the graph."""
         reached: set[fx.Node] = set()
-        waiting = [self.output] if isinstance(self.output, fx.Node) else []
         while waiting:
             node = waiting.pop()
             if node not in reached:
                 reached.add(node)
                 waiting += node.all_input_nodes
-        self.needed = [node for node in graph.nodes if node in reached]
+        return [node for node in self.graph.nodes if node in reached]
 
     def label(self, node: fx.Node) -> str:
         return _label_of(node, self.modules)

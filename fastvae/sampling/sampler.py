@@ -142,7 +142,8 @@ class CausalSampler:
             n: number of images.
             image_size: ``(H, W)``, or one number for both.
             context: what the network's forward takes as such, for n images or for one.
-            given: pixels that are known, ``(n, C, H, W)``, and NaN where a pixel is to be drawn.
+            given: pixels that are known, ``(n, C, H, W)``, and NaN where a pixel is to be drawn. A pixel is drawn given
+                those before it, known or drawn; later ones do not bear on it.
             temperature: above 0; below 1 likelier images, see the likelihood.
             generator: source of the seed; the default generator of the device when None. A seed gives the same uniform
                 numbers in every implementation, batch split and device.
@@ -227,8 +228,9 @@ class CausalSampler:
     def parameters(self, x: Tensor, context: Any = None) -> Tensor:
         """The parameters ``(N, P, H, W)`` of images ``x`` ``(N, C, H, W)``, by the code that samples.
 
-        Where ``x`` was drawn, they are the numbers that it was drawn from, bit for bit, on a CPU: an entropy coder may
-        rely on them.
+        Where ``x`` was drawn, they are the numbers that it was drawn from, bit for bit with ``impl="cpp"`` and in batches
+        of any size: an entropy coder may rely on them. What the network makes of a context is PyTorch's, whose rounding
+        may depend on the size of the batch.
 
         Raises:
             TypeError: ``x`` is no floating-point tensor.
@@ -274,7 +276,13 @@ class CausalSampler:
         """Which pixels are given."""
         self._check_images("given", given, tuple(images.shape), images)
         self.likelihood.check("given", given)
-        return ~given.isnan()
+        known = ~given.isnan()
+        if not self.likelihood.per_channel and not torch.equal(known.any(1), known.all(1)):
+            raise ValueError(
+                f"given must hold all channels of a pixel or none, which {type(self.likelihood).__name__} draws "
+                "together, got pixels of which some are given"
+            )
+        return known
 
     def _bind(self, images: Tensor, context: Any) -> tuple[Plan, Binding]:
         for path, module in self.network.named_modules():

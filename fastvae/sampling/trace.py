@@ -11,7 +11,7 @@ from ..nn.gated_conv import GatedActivation
 from ..nn.masked_conv import MaskedConv2d
 from ..reference.gated_activation import KINDS
 from .builder import PlanBuilder
-from .graph import SUPPORTED, InexpressibleError, Recording, depends_on_image
+from .graph import SUPPORTED, InexpressibleError, Recording, changes_in_place, depends_on_image
 from .plan import Activation, Affine, Gate, Plan, Pointwise, Span
 
 __all__ = ["LEAVES", "lower"]
@@ -46,7 +46,6 @@ _NAMES: dict[str, str] = {
     **{"concat": "cat", "concatenate": "cat", "dropout2d": "dropout", "ones_like": "ones", "zeros_like": "zeros"},
     **dict.fromkeys(("contiguous", "clone", "detach"), "identity"),
 }
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 _CHANNEL_DIMS = (1, -3)
 
 
@@ -225,7 +224,7 @@ class _Lowering:
             made: Any = self._activation_function(node, name.removesuffix("_"))
         else:
             made = getattr(self, f"_{handler}")(*node.args, **node.kwargs)
-        if name in _IN_PLACE or name.endswith("_") or node.kwargs.get("inplace") is True:
+        if changes_in_place(node):
             self.replace(node.args[0], made)
         return made
 

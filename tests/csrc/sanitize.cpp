@@ -1,42 +1,10 @@
 // Every kernel of every instruction set on awkward shapes, each array a heap block of exactly its size, so that
 // AddressSanitizer sees one number too far; and the instruction sets' results side by side.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <memory>
-#include <random>
-#include <vector>
-
-#include "dispatch.h"
+#include "sanitize.h"
 
 using namespace fastvae;
 
 namespace {
-
-std::mt19937 engine(1);
-
-template <class T>
-std::unique_ptr<T[]> random_array(int64_t count, double scale = 0.3) {
-  std::unique_ptr<T[]> values(new T[count]);
-  std::normal_distribution<double> normal(0.0, scale);
-  for (int64_t i = 0; i < count; ++i) values[i] = static_cast<T>(normal(engine));
-  return values;
-}
-
-template <class T>
-struct Results {
-  std::vector<T> values;
-
-  // A fresh array, whose contents keep() compares later.
-  std::unique_ptr<T[]> array(int64_t count) {
-    auto out = std::make_unique<T[]>(count);
-    std::fill_n(out.get(), count, std::nan(""));
-    return out;
-  }
-  void keep(const std::unique_ptr<T[]>& array, int64_t count) {
-    values.insert(values.end(), &array[0], &array[0] + count);
-  }
-};
 
 template <class T>
 struct Inputs {
@@ -246,25 +214,6 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
 }
 
 // How many results of an instruction set differ from the baseline's.
-template <class T, class Run>
-int compare(const char* name, double tolerance, const Run& run) {
-  const Table* tables[4];
-  const int count = available(tables, 4);
-  const std::vector<T> expected = run(tables[0]->of<T>());
-  int failures = 0;
-  for (int i = 1; i < count; ++i) {
-    const std::vector<T> got = run(tables[i]->of<T>());
-    for (size_t j = 0; j < expected.size(); ++j) {
-      const double error = std::abs(static_cast<double>(got[j]) - expected[j]);
-      if (error <= tolerance * (1 + std::abs(static_cast<double>(expected[j])))) continue;
-      std::printf("%s %s result %zu: %g, baseline %g\n", name, tables[i]->isa, j, double(got[j]), double(expected[j]));
-      ++failures;
-      break;
-    }
-  }
-  return failures;
-}
-
 template <class T>
 int check_gaussians(const char* type, double tolerance) {
   int failures = 0;
@@ -308,7 +257,7 @@ int check_networks(const char* type, double tolerance) {
 
 int main() {
   const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
-                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5);
+                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) + check_images();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -42,7 +42,7 @@ def op_arguments() -> dict[str, tuple]:
     for name, tril in (("packed", packed), ("dense", dense)):
         arguments |= {
             f"tril_gaussian_fwd {name}": (mu, log_sigma, tril, seed, (k, n, d), 0, True),
-            f"tril_gaussian_bwd {name}": (z, per_sample, log_sigma, seed, z.clone(), 0, name == "dense"),
+            f"tril_gaussian_bwd {name}": (z, per_sample, log_sigma, seed, z.clone(), 0, name == "dense", True),
             f"tril_gaussian_log_prob_fwd {name}": (z, mu, log_sigma, tril),
             f"tril_gaussian_log_prob_bwd {name}": (per_sample, z, log_sigma, tril),
             f"tril_gaussian_kl_fwd {name}": (mu, log_sigma, tril),

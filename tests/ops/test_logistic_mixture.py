@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fastvae import _C
 from fastvae.ops.logistic_mixture import logistic_mixture_log_prob
-from tests.support import DTYPES, IMPLEMENTATIONS, Problem, check_against_oracle, device_of
+from tests.support import DTYPES, GPU, IMPLEMENTATIONS, Problem, check_against_oracle, device_of
 
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 kernels = pytest.mark.parametrize("impl", ["cpp", "triton"])
@@ -144,16 +144,17 @@ HARD = [
 @every_impl
 @pytest.mark.parametrize(("means", "log_scales"), HARD)
 def test_probabilities_of_all_levels_sum_up_to_1(means, log_scales, impl):
-    device = device_of(impl)
-    x = (torch.arange(256, dtype=torch.float64, device=device) * (2 / 255) - 1).view(256, 1, 1, 1)
+    # An interpreted kernel takes its time for every image.
+    device, levels = device_of(impl), 8 if impl == "triton" and not GPU else 256
+    x = (torch.arange(levels, dtype=torch.float64, device=device) * (2 / (levels - 1)) - 1).view(levels, 1, 1, 1)
     params = torch.tensor([0.3, -0.2, 0.5, *means, *log_scales], dtype=torch.float64, device=device)
-    log_p = logistic_mixture_log_prob(x, params.view(1, 9, 1, 1).expand(256, 9, 1, 1), impl=impl)
+    log_p = logistic_mixture_log_prob(x, params.view(1, 9, 1, 1).expand(levels, 9, 1, 1), levels=levels, impl=impl)
     assert abs(log_p.exp().sum().item() - 1) < 1e-12
 
 
 @every_impl
 def test_probabilities_of_all_colours_sum_up_to_1(impl):
-    device, levels = device_of(impl), 6
+    device, levels = device_of(impl), 3 if impl == "triton" and not GPU else 6
     grid = torch.arange(levels, dtype=torch.float64, device=device) * (2 / (levels - 1)) - 1
     x = torch.cartesian_prod(grid, grid, grid).view(-1, 3, 1, 1)
     params = torch.randn(1, 30, 1, 1, dtype=torch.float64, device=device).expand(len(x), 30, 1, 1)
@@ -162,20 +163,27 @@ def test_probabilities_of_all_colours_sum_up_to_1(impl):
 
 
 @every_impl
-@channel_counts
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mean", [0.0, 0.99, 1e4, -1e4])
 @pytest.mark.parametrize("log_scale", [-7.0, 7.0, 40.0])
-def test_extremes(log_scale, mean, dtype, channels, impl):
-    """Finite, and as near to the oracle as the reference: narrow and wide, near and far, at the edges and between."""
-    made = problem(2, channels, 2, 3, 3)
-    with torch.no_grad():
-        params = made.inputs[0]
-        params[:, 2 : 2 * (1 + channels)] = mean
-        params[:, 2 * (1 + channels) : 2 * (1 + 2 * channels)] = log_scale
-    (log_prob,) = made.to(dtype, device_of(impl)).outputs(impl)
+def test_extremes(log_scale, mean, dtype, impl):
+    """Narrow and wide, near and far: finite, and the oracle's up to what rounding of a log-probability costs a share."""
+    x, params = images(2, 3, 3, 3), parameters(2, 3, 2, 3, 3)
+    params[:, 2:8], params[:, 8:14] = mean, log_scale
+    results = []
+    for name, device, precision in ((impl, device_of(impl), dtype), ("reference", "cpu", torch.float64)):
+        leaf = params.to(device, precision).requires_grad_()
+        log_prob = logistic_mixture_log_prob(x.to(device), leaf, impl=name)
+        results.append([log_prob.detach().cpu(), torch.autograd.grad(log_prob.sum(), leaf)[0].cpu()])
+    (log_prob, gradient), (expected, expected_gradient) = results
     assert torch.isfinite(log_prob).all()
-    check_against_oracle(made, impl, dtype)
+    assert torch.isfinite(gradient).all()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(log_prob.double(), expected, rtol=16 * eps, atol=16 * eps)
+    bound = 16 * eps * max(3 * math.exp(-log_scale) * (abs(mean) + 4), 1)
+    if bound < 0.1:  # else the components' shares are lost, in any implementation
+        error = (gradient.double() - expected_gradient).abs().max()
+        assert error <= bound * expected_gradient.abs().max()
 
 
 @every_impl
@@ -214,23 +222,21 @@ LAYOUTS = {
 
 
 @kernels
-@channel_counts
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("which", ["x", "params", "both"])
-def test_layouts(which, layout, channels, impl):
+@pytest.mark.parametrize("both", [False, True], ids=["params", "both"])
+def test_layouts(both, layout, impl):
     """Any strides, read where they are; a channels-last gradient for channels-last parameters."""
     device, relayout = device_of(impl), LAYOUTS[layout]
-    x, params = images(3, channels, 6, 13).to(device), parameters(3, channels, 2, 6, 13).to(device).requires_grad_()
+    x, params = images(3, 3, 6, 13).to(device), parameters(3, 3, 2, 6, 13).to(device).requires_grad_()
     upstream = torch.randn(3, device=device)
     expected = logistic_mixture_log_prob(x, params, impl=impl)
     (gradient,) = torch.autograd.grad(expected, params, upstream)
-    moved_x = relayout(x) if which != "params" else x
-    moved = (relayout(params.detach()) if which != "x" else params.detach()).requires_grad_()
-    got = logistic_mixture_log_prob(moved_x, moved, impl=impl)
+    moved = relayout(params.detach()).requires_grad_()
+    got = logistic_mixture_log_prob(relayout(x) if both else x, moved, impl=impl)
     (again,) = torch.autograd.grad(got, moved, upstream)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(again, gradient, rtol=1e-4, atol=1e-5)
-    if which != "x" and layout == "channels_last":
+    if layout == "channels_last":
         assert again.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -398,8 +404,8 @@ def test_meta_tensors():
         logistic_mixture_log_prob(x, params, impl="cpp")
 
 
-def test_uniform_components():
-    """Scales so wide that nothing but the outermost bins is left: half of a channel each."""
+def test_scales_wider_than_the_range():
+    """Scales so wide that only the outermost bins are left, one half each."""
     x = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
     params = torch.tensor([0.0, 0.0, 40.0]).view(1, 3, 1, 1).expand(2, 3, 1, 1)
     for impl in IMPLEMENTATIONS:
