@@ -401,6 +401,26 @@ void gated_activation_bwd(bool is_double, int64_t kind, const Integers& sizes, A
   });
 }
 
+MixtureSizes mixture_sizes(const Integers& s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
+
+void logistic_mixture_fwd(bool is_double, const Integers& sizes, Address x, const Integers& x_strides, Address params,
+                          const Integers& params_strides, Address log_prob) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().logistic_mixture.fwd(mixture_sizes(sizes), images<const T>(x, x_strides),
+                                           images<const T>(params, params_strides), at<T>(log_prob));
+  });
+}
+
+void logistic_mixture_bwd(bool is_double, const Integers& sizes, Address d_log_prob, Address x,
+                          const Integers& x_strides, Address params, const Integers& params_strides, Address d_params,
+                          const Integers& d_params_strides) {
+  typed(is_double, [&]<class T>(T) {
+    current().of<T>().logistic_mixture.bwd(mixture_sizes(sizes), at<const T>(d_log_prob), images<const T>(x, x_strides),
+                                           images<const T>(params, params_strides),
+                                           images<T>(d_params, d_params_strides));
+  });
+}
+
 void causal_sampler(bool is_double, const Integers& sizes, const Integers& buffers, const Integers& nodes,
                     const std::vector<uint64_t>& addresses, const std::vector<double>& scalars, const Integers& head,
                     Address images, Address given, Address uniforms, Address parameters) {
@@ -441,6 +461,8 @@ NB_MODULE(_C, m) {
   m.def("causal_sampler", causal_sampler);
   m.def("gated_activation_fwd", gated_activation_fwd);
   m.def("gated_activation_bwd", gated_activation_bwd);
+  m.def("logistic_mixture_fwd", logistic_mixture_fwd);
+  m.def("logistic_mixture_bwd", logistic_mixture_bwd);
   m.def("masked_conv2d_fwd", masked_conv2d_fwd);
   m.def("masked_conv2d_bwd", masked_conv2d_bwd);
   m.def("tril_gaussian_fwd", tril_gaussian_fwd);

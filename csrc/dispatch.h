@@ -6,6 +6,7 @@
 #include "ops/causal_sampler.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
+#include "ops/logistic_mixture.h"
 #include "ops/masked_conv2d.h"
 #include "ops/masked_linear.h"
 #include "ops/tril_gaussian.h"
@@ -22,6 +23,7 @@ struct Kernels {
   MaskedConv2d<T> masked_conv2d;
   GatedActivation<T> gated_activation;
   CausalSampler<T> causal_sampler;
+  LogisticMixture<T> logistic_mixture;
 };
 
 struct Table {

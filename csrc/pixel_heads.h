@@ -67,8 +67,12 @@ class PixelHead {
       if (c == 1) mean += coefficient(0) * values[0];
       if (c == 2) mean += coefficient(1) * values[0] + coefficient(2) * values[1];
       const T u = uniforms[1 + c], scale = std::exp(std::max(log_scales[c * components + k], T(-7))) * temperature_;
-      const T value = std::clamp(mean + scale * (std::log(u) - std::log1p(-u)), T(-1), T(1));
-      values[c] = 2 * std::nearbyint((value + 1) * (levels_ - 1) / 2) / (levels_ - 1) - 1;
+      const T value = mean + scale * (std::log(u) - std::log1p(-u));
+      const T level = std::nearbyint((value + 1) * static_cast<T>(0.5 * (levels_ - 1)));
+      // The product is rounded before the difference, as torch rounds it, or values would not be the image's own.
+      const volatile T share =
+          std::clamp(level, T(0), static_cast<T>(levels_ - 1)) * static_cast<T>(2.0 / (levels_ - 1));
+      values[c] = share - 1;
     }
   }
 

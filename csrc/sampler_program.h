@@ -72,6 +72,12 @@ class SamplerProgram {
   std::vector<Conv<T>> convs;
   std::vector<Job> row_jobs;
   std::vector<std::vector<Job>> passes;
+  // The jobs of all passes in the order of their nodes, as pass and number: that in which whole rows of a known image
+  // may be computed.
+  struct JobOfPass {
+    int64_t pass, job;
+  };
+  std::vector<JobOfPass> by_node;
   // The image channels drawn after each pass.
   std::vector<std::vector<int64_t>> drawn;
   int64_t image_numbers = 0;  // what all buffers of one image hold
@@ -96,10 +102,18 @@ class SamplerProgram {
       }
       jobs.push_back(std::move(job));
     };
+    const auto add_to_pass = [&](int64_t pass, std::vector<int64_t> list) {
+      const size_t before = passes[pass].size();
+      add(passes[pass], std::move(list));
+      if (passes[pass].size() > before) by_node.push_back({pass, static_cast<int64_t>(before)});
+    };
     if (when != -2) {
       std::vector<int64_t> all(channels);
       std::iota(all.begin(), all.end(), 0);
-      add(when < 0 ? row_jobs : passes[when], std::move(all));
+      if (when < 0)
+        add(row_jobs, std::move(all));
+      else
+        add_to_pass(when, std::move(all));
       return;
     }
     const int64_t* colours = address<int64_t>(plan.buffers[6 * dst + 5]) + dst_offset;
@@ -107,7 +121,7 @@ class SamplerProgram {
       std::vector<int64_t> list;
       for (int64_t c = 0; c < channels; ++c)
         if (colours[c] == pass) list.push_back(c);
-      add(passes[pass], std::move(list));
+      add_to_pass(pass, std::move(list));
     }
   }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import backend
 from ._version import __version__
-from .recipes import RecipeError, iaf_command, posterior2d_command
+from .recipes import RecipeError, iaf_command, pixelcnn_command, pixelvae_command, posterior2d_command
 from .recipes.config import KL_KINDS, POSTERIORS, PRECISIONS, DemoConfig, TrainConfig, VAEConfig
 from .recipes.options import (
     add_accelerator,
@@ -79,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(command)
     add_training(command)
     iaf_command.add_to(recipes)
+    pixelcnn_command.add_to(recipes)
+    pixelvae_command.add_to(recipes)
     posterior2d_command.add_to(recipes)
 
     command = commands.add_parser(

@@ -3,6 +3,9 @@
 from .ops.affine_flow import affine_flow
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
+from .ops.gated_activation import gated_activation
+from .ops.logistic_mixture import logistic_mixture_log_prob
+from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.tril_gaussian import tril_gaussian_rsample
 from .ops.tril_gaussian_density import tril_gaussian_kl, tril_gaussian_log_prob
@@ -12,6 +15,9 @@ __all__ = [
     "diag_gaussian_kl",
     "diag_gaussian_log_prob",
     "diag_gaussian_rsample",
+    "gated_activation",
+    "logistic_mixture_log_prob",
+    "masked_conv2d",
     "masked_linear",
     "tril_gaussian_kl",
     "tril_gaussian_log_prob",

@@ -10,9 +10,15 @@ import torch.nn.functional as TF
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_log_prob, logistic_mixture_sample
 from .reference.diag_gaussian import compute_dtype
 
-__all__ = ["bernoulli_log_prob"]
+__all__ = [
+    "bernoulli_log_prob",
+    "discretized_logistic_log_prob",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_sample",
+]
 
 # Logits per block. On the CPU the temporaries stay in cache and out of fresh pages, yet threads meet rarely; elsewhere
 # blocks only bound the memory, and are large enough to hide the launches.

@@ -28,7 +28,7 @@ def _sum_at(x_at, condition_at, exists, mask, dtype: tl.constexpr, CONDITION: tl
 def _gated_activation_fwd_kernel(
     y_ptr, x_ptr, condition_ptr, n_rows, D, rest, half_x, half_condition,
     stride_yn, stride_yr, stride_xn, stride_xr, stride_cn, stride_cr, stride_cd,
-    KIND: tl.constexpr, CONDITION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr, CONDITION: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_D columns; a row is a plane of an image, or a pixel's channels.
 
@@ -37,11 +37,11 @@ def _gated_activation_fwd_kernel(
     out_dtype: tl.constexpr = y_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
     column_blocks = tl.cdiv(D, BLOCK_D)
-    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    row = (tl.program_id(0) // column_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     exists = row < n_rows
     mask = exists & (column < D)
-    image, at = row // rest, row % rest
+    image, at = (row // rest).to(tl.int64), (row % rest).to(tl.int64)
     x_at = x_ptr + image * stride_xn + at * stride_xr + column
     condition_at = condition_ptr
     second = condition_ptr
@@ -62,7 +62,7 @@ def _gated_activation_fwd_kernel(
 def _gated_activation_bwd_kernel(
     d_x_ptr, d_y_ptr, x_ptr, condition_ptr, n_rows, D, rest, half_d_x, half_x, half_condition,
     stride_dn, stride_dr, stride_gn, stride_gr, stride_xn, stride_xr, stride_cn, stride_cr, stride_cd,
-    KIND: tl.constexpr, CONDITION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr, CONDITION: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_D columns; a row is a plane of an image, or a pixel's channels.
 
@@ -72,11 +72,11 @@ def _gated_activation_bwd_kernel(
     out_dtype: tl.constexpr = d_x_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
     column_blocks = tl.cdiv(D, BLOCK_D)
-    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    row = (tl.program_id(0) // column_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     exists = row < n_rows
     mask = exists & (column < D)
-    image, at = row // rest, row % rest
+    image, at = (row // rest).to(tl.int64), (row % rest).to(tl.int64)
     x_at = x_ptr + image * stride_xn + at * stride_xr + column
     condition_at = condition_ptr
     second = condition_ptr
@@ -156,6 +156,11 @@ class _Condition(NamedTuple):
         return cls("full", condition, half * c, (n, pixel, c) if rows.by_pixel else (n, c, pixel))
 
 
+def _index(rows: int) -> tl.dtype:
+    """What counts rows: 64-bit divisions take a hundred instructions, so only where they must."""
+    return tl.int64 if rows > 2**30 else tl.int32
+
+
 def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     """x (N, 2F, H, W) and condition (N, 2F, H, W), (N, 2F, 1, 1) or None to y (N, F, H, W), laid out as x."""
     rows = _Rows.of(x)
@@ -167,7 +172,8 @@ def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tens
         _gated_activation_fwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
         y, x, added.tensor, n, d, rows.per_image, x.shape[1] // 2 * x.stride(1), added.half,
         *rows.strides(y), *rows.strides(x), *added.strides,
-        KIND=kind, CONDITION=added.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        KIND=kind, CONDITION=added.kind, INDEX=_index(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
+        num_warps=tile.warps,
     )  # fmt: skip
     return y
 
@@ -184,7 +190,8 @@ def gated_activation_bwd(d_y: Tensor, x: Tensor, condition: Tensor | None, kind:
         _gated_activation_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
         d_x, d_y, x, added.tensor, n, d, rows.per_image, half * d_x.stride(1), half * x.stride(1), added.half,
         *rows.strides(d_x), *rows.strides(d_y), *rows.strides(x), *added.strides,
-        KIND=kind, CONDITION=added.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        KIND=kind, CONDITION=added.kind, INDEX=_index(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
+        num_warps=tile.warps,
     )  # fmt: skip
     return d_x
 

@@ -123,3 +123,42 @@ def by_definition(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) ->
                 total += weight[o, i, ky, kx].item() * x[o // group_out * group_in + i, row, column].item()
         y[o, h, w] = total
     return y
+
+
+# Every form, and why.
+FORMS = {
+    "A": Form(1, 3, (5, 5), "A"),  # a first layer
+    "B": Form(4, 5, (3, 3), "B"),
+    "A, colours": Form(3, 6, (3, 3), "A", num_colors=3),
+    "B, colours": Form(6, 9, (3, 3), "B", num_colors=3),
+    "A, interleaved": Form(6, 9, (3, 3), "A", num_colors=3, color_layout="interleaved"),
+    "B, interleaved": Form(6, 3, (3, 3), "B", num_colors=3, color_layout="interleaved"),
+    "vertical A": Form(3, 4, (3, 5), "vertical_A"),
+    "vertical B": Form(3, 4, (3, 3), "vertical_B", num_colors=3),  # colours do not count
+    "A, reversed": Form(3, 4, (3, 3), "A", order="reversed"),
+    "B, reversed": Form(3, 3, (3, 3), "B", order="reversed", num_colors=3),
+    "vertical A, reversed": Form(2, 3, (5, 3), "vertical_A", order="reversed"),
+    "down-shifted": Form(3, 4, (2, 3), "vertical_B", origin=(1, 1)),
+    "down-right-shifted": Form(3, 4, (2, 2), "B", origin=(1, 1)),
+    "off-centre": Form(3, 4, (3, 4), "B", origin=(0, 3)),
+    "degrees": Form(4, 5, (3, 3), "A", degrees=((3, 1, 2, 1), (0, 1, 2, 3, 9)), order="reversed"),
+    "degrees, B": Form(4, 5, (3, 3), "B", degrees=((3, 1, 2, 1), (0, 1, 2, 3, -9))),
+    "groups": Form(6, 4, (3, 3), "B", groups=2),
+    "groups, colours": Form(12, 6, (3, 3), "A", groups=2, num_colors=3, color_layout="interleaved"),
+    "depthwise": Form(4, 8, (3, 3), "A", groups=4),
+    "dilation": Form(3, 4, (3, 3), "B", dilation=(2, 1), image=(7, 6)),
+    "dilation, even": Form(3, 4, (2, 3), "vertical_B", origin=(1, 2), dilation=(2, 2)),
+    "no padding": Form(3, 4, (3, 3), "B", padding=0),
+    "padding": Form(3, 4, (3, 3), "A", padding=(2, 1), num_colors=1),
+    "more padding than kernel": Form(2, 3, (3, 3), "B", padding=4),
+    "one pixel": Form(3, 4, (3, 3), "B", image=(1, 1)),
+    "as small as its kernel": Form(2, 3, (3, 5), "B", image=(3, 5), padding=0),
+    "1x1 B, colours": Form(6, 6, (1, 1), "B", num_colors=3),
+    "1x1 A, colours": Form(6, 6, (1, 1), "A", num_colors=3),
+    "1x1 A": Form(3, 4, (1, 1), "A"),  # nothing counts
+    "horizontal": Form(3, 4, (1, 5), "A"),
+    "no bias": Form(3, 4, (3, 3), "B", bias=False),
+    "channels last": Form(5, 7, (3, 3), "B", channels_last=True),
+    "no images": Form(3, 4, (3, 3), "B", batch=0),
+    "wide": Form(33, 35, (3, 3), "B", image=(4, 5)),  # several vectors, of which the last is ragged
+}

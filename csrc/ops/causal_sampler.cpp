@@ -48,11 +48,11 @@ class Sampling {
     count_ = count;
     std::fill_n(memory_.get(), count * program_.image_numbers, T(0));
     for (int64_t h = 0; h < plan_.height; ++h) {
-      rows(program_.row_jobs, h);
+      for (const Job& job : program_.row_jobs) row(job, h);
       if (plan_.all_given) {
         for (int64_t w = 0; w < plan_.width; ++w)
           for (int64_t c = 0; c < plan_.channels; ++c) each_image([&](int64_t i) { known(i, c, h, w); });
-        for (const auto& jobs : program_.passes) rows(jobs, h);
+        for (const auto& [pass, job] : program_.by_node) row(program_.passes[pass][job], h);
         if (parameters_)
           for (int64_t w = 0; w < plan_.width; ++w) keep_parameters(h, w);
       } else {
@@ -81,8 +81,8 @@ class Sampling {
   // The value of a pixel's channel, where the network reads it.
   void known(int64_t image, int64_t c, int64_t h, int64_t w) const { at(0, image, h, w)[c] = pixel_of(image, c, h, w); }
 
-  void rows(const std::vector<Job>& jobs, int64_t h) {
-    for (const Job& job : jobs) each_image([&](int64_t i) { run_job(job, {i, h, 0, plan_.width, false}); });
+  void row(const Job& job, int64_t h) {
+    each_image([&](int64_t i) { run_job(job, {i, h, 0, plan_.width, false}); });
   }
 
   void pixel(int64_t h, int64_t w) {

@@ -265,7 +265,8 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
     const std::unique_ptr<T[]> scratch(new T[2 * d]);
     T *sigma = scratch.get(), *w = sigma + d;
     for (int64_t n = begin; n < end; ++n) {
-      T* to_scale = d_log_sigma + n * d;
+      T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
+      std::fill(to_mu, to_mu + d, T(0));
       std::fill(to_scale, to_scale + d, T(0));
       exp_row(log_sigma.row(n), d, sigma);
       for (int64_t k = 0; k < e.samples; ++k) {

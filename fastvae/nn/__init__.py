@@ -1,12 +1,18 @@
 """Layers."""
 
 from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
+from .conv_flows import ConvInverseAutoregressiveFlow
 from .flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
+from .gated_conv import DownRightShiftedConv2d, DownShiftedConv2d, GatedActivation, GatedMaskedConv2d
+from .gated_pixelcnn import GatedPixelCNN
 from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
 from .householder import HouseholderFlow
 from .linear_iaf import LinearInverseAutoregressiveFlow
 from .made import MADE
 from .masked import MaskedLinear
+from .masked_conv import MaskedConv2d
+from .pixelcnn import PixelCNN
+from .pixelcnnpp import PixelCNNpp
 from .planar import PlanarFlow
 from .sequence import FlowSequence
 from .sylvester import SylvesterFlow
@@ -15,13 +21,22 @@ __all__ = [
     "MADE",
     "AutoregressiveError",
     "AutoregressiveReport",
+    "ConvInverseAutoregressiveFlow",
     "DiagonalGaussianHead",
+    "DownRightShiftedConv2d",
+    "DownShiftedConv2d",
     "FlowSequence",
+    "GatedActivation",
+    "GatedMaskedConv2d",
+    "GatedPixelCNN",
     "HouseholderFlow",
     "InverseAutoregressiveFlow",
     "LinearInverseAutoregressiveFlow",
     "MaskedAutoregressiveFlow",
+    "MaskedConv2d",
     "MaskedLinear",
+    "PixelCNN",
+    "PixelCNNpp",
     "PlanarFlow",
     "SylvesterFlow",
     "TriangularGaussianHead",

@@ -28,15 +28,21 @@ _made_colors: dict[Any, Tensor] = {}
 
 
 def _colors(name: str, channels: int, num_colors: int, color_layout: str, shift: int, device: torch.device) -> Tensor:
-    """Colours as degrees; made once for each device, except while a compiler traces."""
-    key = (channels, num_colors, color_layout, shift, str(device))
-    made = None if torch.compiler.is_compiling() else _made_colors.get(key)
-    if made is None:
+    """Colours as degrees; made once for each device, except while a compiler or a dispatch mode looks on."""
+
+    def make() -> Tensor:
         colors = colors_of(name, channels, num_colors, color_layout)
-        made = torch.tensor([color + shift for color in colors], device=device)
-        if not torch.compiler.is_compiling():
-            _made_colors[key] = made
-    return made
+        return torch.tensor([color + shift for color in colors], device=device)
+
+    # What a mode makes, fake tensors for one, is of no use outside it, nor is what was made outside within.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return make()
+    key = (channels, num_colors, color_layout, shift, str(device))
+    if key not in _made_colors:
+        # What is made in inference mode could not be saved for a backward pass later on.
+        with torch.inference_mode(False):
+            _made_colors[key] = make()
+    return _made_colors[key]
 
 
 def lowered_degrees(

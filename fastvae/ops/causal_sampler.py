@@ -146,7 +146,7 @@ def _cpp(
 
 
 def resolve(impl: str, like: Tensor, likelihood: PixelLikelihood, channels: int) -> str:
-    """The implementation that samples: ``"cpp"`` or ``"reference"``.
+    """The implementation that samples.
 
     Raises:
         ValueError: ``impl`` is no implementation.
@@ -154,9 +154,9 @@ def resolve(impl: str, like: Tensor, likelihood: PixelLikelihood, channels: int)
     """
     chosen = backend.resolve(impl, like)
     reason = None
-    if chosen == "triton":
-        reason = "there is no Triton kernel of causal_sampler; the reference samples on CUDA tensors"
-    elif chosen == "cpp" and likelihood.head(channels) is None:
+    if chosen == "triton" and like.dtype == torch.float64:
+        reason = "it computes in float32"
+    elif chosen != "reference" and likelihood.head(channels) is None:
         reason = f"it knows no likelihood {type(likelihood).__name__}"
     if reason is None:
         return chosen
@@ -207,4 +207,10 @@ def causal_sampler(
         return
     head = likelihood.head(plan.in_channels)
     assert head is not None
+    if chosen == "triton":
+        # Imported here so that CPU users never load Triton.
+        from ..kernels.causal_sampler import causal_sampler as sample
+
+        sample(plan, binding, head, images, given, uniforms, temperature, parameters)
+        return
     _cpp(plan, binding, head, images, given, uniforms, temperature, parameters)

@@ -153,9 +153,10 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         below -7 count as -7 and get no gradient. The values of ``x`` are not checked, which would read them back from a
         GPU; a value between levels has the probability of the bin around it. Contiguous and channels-last ``params``
         are read as they lie, and the gradient has their layout. Deterministic; differentiable once with respect to
-        ``params`` (the reference, any number of times). Behind the logits the original PixelCNN++ has means, log-scales
-        and coefficients of one channel side by side: ``.unflatten(-1, (3, 3, K)).transpose(-3, -2).flatten(-3)`` of that
-        part of its last dimension puts them into this order.
+        ``params`` (the reference, any number of times).
+
+        Behind the logits, the original PixelCNN++ has means, log-scales and coefficients of one channel side by side.
+        ``.unflatten(-1, (3, 3, K)).transpose(-3, -2).flatten(-3)`` of that part of its last dimension gives this order.
 
     Reference:
         *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
@@ -167,7 +168,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         >>> params = torch.zeros(2, 100, 4, 4)
         >>> log_prob = logistic_mixture_log_prob(x, params)
         >>> log_prob / (-48 * math.log(2.0))  # bits per dimension
-        tensor([8.9943, 8.9943])
+        tensor([8.9944, 8.9944])
     """
     check_levels(levels)
     _check(x, params)

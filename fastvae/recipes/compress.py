@@ -1,10 +1,10 @@
 """Lossless compression of images: a range coder driven by the probabilities of a network over pixels.
 
-The encoder sees the finished image and gets the parameters of all pixels at once. The decoder must have the same numbers
-before it knows the pixel that they belong to. It lets the sampler draw, at a low temperature, the likeliest image that
-continues what is decoded: the parameters up to the first wrong guess, that pixel's own included, are those that the
-encoder used, bit for bit. So an image takes one run of the sampler for each pixel that is guessed wrong, and one more,
-rather than one for each pixel.
+The encoder sees the finished image and gets the parameters of all pixels at once. The decoder must have the same
+numbers before it knows the pixel that they belong to. It lets the sampler draw, at a low temperature, the likeliest
+image that continues what is decoded: the parameters up to the first wrong guess, that pixel's own included, are those
+that the encoder used, bit for bit. So an image takes one run of the sampler for each number that is guessed wrong, and
+one more, rather than one for each number.
 
 A file holds, little-endian, a header (see :class:`Header`), the 32-bit words of the range coder, and the CRC-32 of all
 before it.
@@ -80,7 +80,7 @@ OVERHEAD = LAYOUT.size + CRC.size
 
 
 def compress_images(network: PixelNetwork, x: Tensor, context: Tensor | None = None) -> bytes:
-    """Compresses images to about as many bits as the network gives them, :math:`-\\log_2 p(x)`.
+    r"""Compresses images to about as many bits as the network gives them, :math:`-\log_2 p(x)`.
 
     Args:
         network: on a CPU, with a Bernoulli or categorical likelihood, in evaluation mode if it has dropout.
@@ -121,15 +121,16 @@ def compress_images(network: PixelNetwork, x: Tensor, context: Tensor | None = N
     network.likelihood.check("x", x)
     if x.isnan().any():
         raise ValueError("x must have no NaN: every pixel is coded")
+    n, channels, height, width = x.shape
     symbols = torch.round(x.double() * (coder.levels - 1)).to(torch.int32)
     encoder = coder.queue.RangeEncoder()
     for index, image in enumerate(symbols):
-        parameters = coder.sampler.parameters(coder.image(image), _of_image(context, index, len(x)))
+        parameters = coder.sampler.parameters(coder.image(image), _of_image(context, index, n))
         encoder.encode(_in_order(image), coder.model, coder.probabilities(parameters))
     words = encoder.get_compressed().astype("<u4")
     header = Header(
-        MAGIC, VERSION, coder.impl, coder.likelihood, coder.levels, *x.shape, _digest(network.state_dict()),
-        _digest({} if context is None else {"context": context}), _checksum(symbols), len(words),
+        MAGIC, VERSION, coder.impl, coder.likelihood, coder.levels, n, channels, height, width,
+        _digest(network.state_dict()), _digest_context(context), _checksum(symbols), len(words),
     )  # fmt: skip
     content = LAYOUT.pack(*header) + words.tobytes()
     return content + CRC.pack(zlib.crc32(content))
@@ -153,8 +154,8 @@ def decompress_images(network: PixelNetwork, data: bytes, context: Tensor | None
         RecipeError: ``data`` is no such file, is truncated or damaged, was made with other weights, another context or
             another implementation, or the numbers of this machine differ from those of the encoder.
     """
-    coder = _Coder(network)
     header = read_header(data)
+    coder = _Coder(network)
     _check_origin(header, coder, context)
     words = np.frombuffer(data, "<u4", header.words, LAYOUT.size).astype(np.uint32)
     decoder = coder.queue.RangeDecoder(words)
@@ -223,8 +224,7 @@ class _Coder:
         weights = next(network.parameters())
         if not weights.is_cpu:
             raise ValueError(
-                "network must be on a CPU, where parameters are equal to the last bit; "
-                f"it is on {weights.device}"
+                f"network must be on a CPU, where parameters are equal to the last bit; it is on {weights.device}"
             )
         self.likelihood = LIKELIHOODS.index(type(network.likelihood))
         impl = resolve(network.impl, weights, network.likelihood, network.in_channels)
@@ -295,8 +295,8 @@ def _check_origin(header: Header, coder: _Coder, context: Tensor | None) -> None
             raise RecipeError(f"the compressed file holds images of {count} {what}, the network's have {own}")
     if header.model != _digest(coder.network.state_dict()):
         raise RecipeError("the compressed file was made with other weights: decompress with those that compressed it")
-    if header.context != _digest({} if context is None else {"context": context}):
-        raise RecipeError("the compressed file was made with another context: decompress with the one that compressed it")
+    if header.context != _digest_context(context):
+        raise RecipeError("the compressed file was made with another context: decompress with its own")
 
 
 def _range_coder() -> tuple[Any, Any]:
@@ -331,5 +331,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> bytes:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()
+
+
+def _digest_context(context: Tensor | None) -> bytes:
+    return _digest({} if context is None else {"context": context})

@@ -71,17 +71,18 @@ class PixelVAEConfig:
 
     Args:
         levels: 1, or 2 for the hierarchical model: z1 is a map and z2, above it, a vector.
-        latent: ``"vector"`` or ``"map"``, 7 x 7 positions; ``""``: the vector, with two levels the map.
+        latent: ``"vector"`` or ``"map"``, 7 x 7 positions; ``"auto"``: the vector, with two levels the map.
         latent_features: dimension of the vector.
         latent_maps: channels of the map.
         prior: p(z), of the map with two levels p(z1 | z2): ``"normal"``, a standard normal, or ``"pixelcnn"``, a
-            PixelCNN over the map whose outputs are diagonal Gaussians; ``""``: normal, with two levels pixelcnn.
+            PixelCNN over the map whose outputs are diagonal Gaussians; ``"auto"``: normal, with two levels
+            pixelcnn.
         prior_layers: layers of that PixelCNN.
         prior_filter_size: its kernels.
         prior_maps: its width.
         decoder: ``"bias"``, a network over pixels whose layers are all told the vector; ``"upsampling"``, one that is
             told a map of the image's size which transposed convolutions make of z; ``"conv"``, these alone, pixels
-            being independent given z; ``""``: bias, of a map upsampling.
+            being independent given z; ``"auto"``: bias, of a map upsampling.
         decoder_maps: channels of the map that transposed convolutions end with.
         encoder_maps: widths of the encoder's three stages.
         network: of the decoder, as the next ones: see :class:`PixelCNNConfig`.
@@ -101,14 +102,14 @@ class PixelVAEConfig:
     """
 
     levels: int = 1
-    latent: str = ""
+    latent: str = "auto"
     latent_features: int = 16
     latent_maps: int = 8
-    prior: str = ""
+    prior: str = "auto"
     prior_layers: int = 4
     prior_filter_size: int = 3
     prior_maps: int = 32
-    decoder: str = ""
+    decoder: str = "auto"
     decoder_maps: int = 32
     encoder_maps: tuple[int, ...] = (32, 64, 64)
     network: str = "gated"
@@ -146,7 +147,7 @@ class PixelVAEConfig:
             raise ValueError("decoder must be 'upsampling' or 'conv' for latent='map', got 'bias'")
 
     def _settle(self, name: str, default: str) -> None:
-        if not getattr(self, name):
+        if getattr(self, name) == "auto":
             object.__setattr__(self, name, default)
 
     def as_dict(self) -> dict[str, Any]:

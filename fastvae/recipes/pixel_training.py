@@ -1,4 +1,4 @@
-"""What the trainings of ``pixelcnn`` and ``pixelvae`` share: images, task, checkpoints, and what a run leaves behind."""
+"""What the trainings of ``pixelcnn`` and ``pixelvae`` share: images, task, checkpoints, what a run leaves behind."""
 
 from __future__ import annotations
 

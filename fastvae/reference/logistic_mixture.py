@@ -77,7 +77,7 @@ def logistic_mixture_sample(params: Tensor, uniforms: Tensor, temperature: float
     weights = torch.exp((logits - logits.amax(-1, keepdim=True)) / temperature).cumsum(-1)
     chosen = (weights <= u[..., :1] * weights[..., -1:]).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     pixel: list[Tensor] = []
-    shifts = (((), (0,), (1, 2)) if channels == 3 else ((),))  # rows of the coefficients, one for each channel before
+    shifts = ((), (0,), (1, 2)) if channels == 3 else ((),)  # rows of the coefficients, one for each channel before
     for c, rows in enumerate(shifts):
         mean = means[..., c, :].gather(-1, chosen).squeeze(-1)
         for row, before in zip(rows, pixel, strict=True):

@@ -228,9 +228,9 @@ class CausalSampler:
     def parameters(self, x: Tensor, context: Any = None) -> Tensor:
         """The parameters ``(N, P, H, W)`` of images ``x`` ``(N, C, H, W)``, by the code that samples.
 
-        Where ``x`` was drawn, they are the numbers that it was drawn from, bit for bit with ``impl="cpp"`` and in batches
-        of any size: an entropy coder may rely on them. What the network makes of a context is PyTorch's, whose rounding
-        may depend on the size of the batch.
+        Where ``x`` was drawn, they are the numbers that it was drawn from, bit for bit with ``impl="cpp"`` and in
+        batches of any size: an entropy coder may rely on them. What the network makes of a context is PyTorch's, whose
+        rounding may depend on the size of the batch.
 
         Raises:
             TypeError: ``x`` is no floating-point tensor.
