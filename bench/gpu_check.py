@@ -62,6 +62,10 @@ _MEASUREMENTS = (
         "--op autoregressive_inverse --entry inverse --shape 1024x64 --mode fwd --impl fastvae,reference,forward,zuko",
         40,
     ),
+    ("bench masked_conv2d", "--op masked_conv2d --entry convolution --dtype float32,bfloat16 --graphs", 40),
+    ("bench logistic_mixture", "--op logistic_mixture --mode fwdbwd --graphs", 35),
+    ("bench gated_activation", "--op gated_activation --graphs", 35),
+    ("bench causal_sampler", "--op causal_sampler --impl fastvae,reference,forward", 45),
     ("bench affine_flow", "--op affine_flow --mode fwdbwd --graphs", 30),
     (
         "bench densities",

@@ -27,7 +27,19 @@ DTYPES = {
 }
 DTYPE_ALIASES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
 MODES = ("fwd", "fwdbwd", "step")
-PROVIDERS = ("fastvae", "reference", "compile", "distributions", "zuko", "nflows", "pyro", "forward")
+PROVIDERS = (
+    "fastvae",
+    "fastvae_channels_last",
+    "reference",
+    "channels_last",
+    "compile",
+    "distributions",
+    "zuko",
+    "nflows",
+    "pyro",
+    "naive",
+    "forward",
+)
 # The library under an explicit implementation, for comparing kernels with each other.
 EXPLICIT = ("cpp", "triton")
 

@@ -2,7 +2,8 @@
 
 ``fastvae.functional`` holds the ops, ``fastvae.nn`` layers, ``fastvae.distributions`` the posteriors as
 ``torch.distributions``, ``fastvae.objectives`` and ``fastvae.likelihoods`` what one trains on, ``fastvae.backend``
-which implementation runs, ``fastvae.sampling`` the cached sampler of pixel networks. Importing this package loads neither Triton nor CUDA.
+which implementation runs, ``fastvae.sampling`` the cached sampler of pixel networks. Importing this package loads
+neither Triton nor CUDA.
 """
 
 import torch  # noqa: F401  # first: the extension shares the OpenMP runtime that torch brings

@@ -9,14 +9,17 @@ from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.tril_gaussian import tril_gaussian_rsample
 from .ops.tril_gaussian_density import tril_gaussian_kl, tril_gaussian_log_prob
+from .pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_sample
 
 __all__ = [
     "affine_flow",
     "diag_gaussian_kl",
     "diag_gaussian_log_prob",
     "diag_gaussian_rsample",
+    "discretized_logistic_log_prob",
     "gated_activation",
     "logistic_mixture_log_prob",
+    "logistic_mixture_sample",
     "masked_conv2d",
     "masked_linear",
     "tril_gaussian_kl",

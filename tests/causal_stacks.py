@@ -12,6 +12,11 @@ from torch.nn import functional
 
 from fastvae.nn.gated_conv import GatedActivation
 from fastvae.nn.masked_conv import MaskedConv2d
+from fastvae.reference.causal_sampler import naive_sample
+from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
+
+# Height and width of images, unless a test says otherwise.
+SIZE = (6, 7)
 
 
 def masked(inputs: int, outputs: int, kernel: int | tuple[int, int], mask_type: str, **options: Any) -> MaskedConv2d:
@@ -202,7 +207,6 @@ class Stack:
 
 def stacks() -> dict[str, Stack]:
     """One for each thing to get right."""
-    from fastvae.sampling import Categorical, LogisticMixture
 
     def vector(n: int, height: int, width: int) -> Tensor:
         return torch.randn(n, 5)
@@ -226,3 +230,40 @@ def stacks() -> dict[str, Stack]:
         "mixture": Stack(lambda: Gated(outputs=9), LogisticMixture(3)),
         "colored mixture": Stack(lambda: Plain(3, 20), LogisticMixture(2), channels=3),
     }
+
+
+def seeded(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+class Case:
+    """A stack, its context for n images, and the same call without caches."""
+
+    def __init__(self, stack, n, size=SIZE, dtype=torch.float64):
+        self.n, self.size, self.dtype = n, size, dtype
+        self.network = scaled(stack.make()).to(dtype)
+        self.stack = stack
+        self.context = None if stack.context is None else stack.context(n, *size).to(dtype)
+
+    def sampler(self, impl):
+        return CausalSampler(self.network, self.stack.likelihood, in_channels=self.stack.channels, impl=impl)
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.network(x) if self.context is None else self.network(x, self.context)
+
+    def sample(self, impl, **options):
+        return self.sampler(impl).sample_with_parameters(
+            self.n, self.size, context=self.context, generator=seeded(), **options
+        )
+
+    def naive(self, colors, given=None, temperature=1.0):
+        sampler = self.sampler("reference")
+        uniforms = sampler.uniforms(self.n, self.size, generator=seeded())
+        images = torch.zeros(self.n, self.stack.channels, *self.size, dtype=self.dtype)
+        kept = None
+        if given is not None:
+            kept = ~given.isnan()
+            images = torch.where(kept, given, images)
+        parameters = naive_sample(self.forward, sampler.likelihood, images, kept, uniforms, temperature, colors)
+        return images, parameters

@@ -79,7 +79,7 @@ def _work(case: Case) -> Work:
 TASKS = tuple(
     Task(
         op="logistic_mixture",
-        entry="log_prob",
+        entry="likelihood",
         variant=variant,
         inputs=_inputs,
         fastvae=_fastvae,

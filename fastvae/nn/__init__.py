@@ -1,7 +1,7 @@
 """Layers."""
 
 from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
-from .conv_flows import ConvInverseAutoregressiveFlow
+from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from .flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from .gated_conv import DownRightShiftedConv2d, DownShiftedConv2d, GatedActivation, GatedMaskedConv2d
 from .gated_pixelcnn import GatedPixelCNN
@@ -22,6 +22,7 @@ __all__ = [
     "AutoregressiveError",
     "AutoregressiveReport",
     "ConvInverseAutoregressiveFlow",
+    "ConvMADE",
     "DiagonalGaussianHead",
     "DownRightShiftedConv2d",
     "DownShiftedConv2d",

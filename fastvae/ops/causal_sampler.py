@@ -35,6 +35,7 @@ the image of colour p are drawn. Pass ``num_colors`` serves later pixels. Outsid
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,6 +59,12 @@ _ACTIVATION_IDS = ACTIVATION_IDS | {"sigmoid": 7, "leaky_relu": 8}
 _ABSENT = -1
 
 
+@functools.lru_cache(maxsize=4096)
+def _integers_of(values: tuple[int, ...]) -> Tensor:
+    """Passes and degrees, which stay from call to call."""
+    return torch.tensor(values, device="cpu")
+
+
 class _Encoding:
     """A plan and the tensors of one call as integers; ``kept`` keeps alive what they point to."""
 
@@ -75,7 +82,7 @@ class _Encoding:
         return len(self.addresses) - 1
 
     def _integers(self, values: tuple[int, ...] | None) -> int:
-        return _ABSENT if values is None else self._address(torch.tensor(values))
+        return _ABSENT if values is None else self._address(_integers_of(values))
 
     def _scalar(self, value: float | None) -> int:
         if value is None:

@@ -81,7 +81,7 @@ class AveragedTask(ImageTask):
         self.steps = self.config.epochs * len(JointBatches(len(images), self.config.batch_size, self.config.seed))
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
+        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate, fused=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer()

@@ -14,7 +14,7 @@ from .options import add_accelerator, add_folder, built, given, natural, option_
 from .pixel_config import NETWORKS
 from .static_data import DATA_KINDS
 
-__all__ = ["add_common", "add_network", "add_training", "run_options", "settled"]
+__all__ = ["add_common", "add_network", "add_training", "run_options", "say_end", "say_progress", "settled"]
 
 
 def add_common(command: argparse.ArgumentParser, folder: str) -> None:

@@ -39,7 +39,8 @@ class PixelCNNConfig:
         first_filter_size: kernel of the first layer, odd.
         maps: width of the layers.
         head_maps: width between the two last layers; 0: that of the layers.
-        impl: implementation of every op of the library, see :mod:`fastvae.backend`.
+        impl: implementation of the library's ops, see :mod:`fastvae.backend`; the sampler is chosen by itself unless
+            this is ``"reference"``.
 
     Raises:
         ValueError: a value is none of those above, or a size is out of its range.
@@ -91,7 +92,8 @@ class PixelVAEConfig:
         first_filter_size: kernel of the first layer.
         maps: width of the layers.
         head_maps: width between the two last layers; 0: that of the layers.
-        impl: implementation of every op of the library, see :mod:`fastvae.backend`.
+        impl: implementation of the library's ops, see :mod:`fastvae.backend`; the sampler is chosen by itself unless
+            this is ``"reference"``.
 
     Raises:
         ValueError: a value is none of those above, a size is out of its range, or two do not go together.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from .pixel_config import PixelCNNConfig, PixelVAEConfig
 __all__ = [
     "MAP_SIDE",
     "SIDE",
+    "able_to_sample",
     "bottom_encoder",
     "network_of",
     "to_images",
@@ -21,6 +22,8 @@ __all__ = [
     "upsampler_of_map",
     "upsampler_of_vector",
 ]
+
+NetworkT = TypeVar("NetworkT", bound=PixelNetwork)
 
 SIDE, MAP_SIDE, SMALL_SIDE = 28, 7, 4
 
@@ -33,7 +36,7 @@ def to_images(x: Tensor) -> Tensor:
 def network_of(config: PixelCNNConfig | PixelVAEConfig, **context: int) -> PixelNetwork:
     """The network over pixels; ``context`` is ``context_features`` or ``context_channels``."""
     kinds: dict[str, Any] = {"gated": GatedPixelCNN, "plain": PixelCNN}
-    network: PixelNetwork = kinds[config.network](
+    network = kinds[config.network](
         1,
         config.maps,
         config.layers,
@@ -43,6 +46,16 @@ def network_of(config: PixelCNNConfig | PixelVAEConfig, **context: int) -> Pixel
         impl=config.impl,
         **context,
     )
+    return able_to_sample(network)
+
+
+def able_to_sample(network: NetworkT) -> NetworkT:
+    """The network, whose sampler is chosen by itself unless its ops are the reference's.
+
+    Not every sampler draws every likelihood on every device: an explicit ``impl`` of the ops would fail after training.
+    """
+    if network.impl != "reference":
+        network.impl = "auto"
     return network
 
 

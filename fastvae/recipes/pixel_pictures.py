@@ -38,7 +38,7 @@ def draw_pixel_samples(
         seed: of the noise.
     """
     images = sample(rows * columns, generator=torch.Generator().manual_seed(seed))
-    draw_grid(images, rows, columns, "Samples of p(x)", path)
+    draw_grid(images, rows, columns, "Samples: x ~ p(x)", path)
 
 
 def draw_inpainting(model: BinaryPixelCNN, x: Tensor, path: Path, *, draws: int = 6, seed: int = 0) -> None:

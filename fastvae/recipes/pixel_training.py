@@ -214,7 +214,6 @@ def load_pixels(
     recipe: str,
     make: Callable[[dict[str, Any]], ModelT],
     training: Callable[..., PixelTrainConfig],
-    content: dict[str, Any] | None = None,
 ) -> tuple[ModelT, Any]:
     """The model with averaged weights, on the CPU, and how it was trained, out of a checkpoint.
 
@@ -223,12 +222,11 @@ def load_pixels(
         recipe: which it must be of.
         make: makes the model from its configuration as plain data.
         training: the class of the training's configuration.
-        content: what the checkpoint holds, if it was read already.
 
     Raises:
         RecipeError: the file cannot be read or is no such checkpoint.
     """
-    content = read_checkpoint(path) if content is None else content
+    content = read_checkpoint(path)
     plain = content["hyper_parameters"]
     if plain.get("recipe") != recipe:
         raise RecipeError(f"{path} is no checkpoint of {recipe}: its recipe is {plain.get('recipe', 'vae')}")

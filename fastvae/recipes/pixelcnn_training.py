@@ -62,18 +62,15 @@ def draw(model: BinaryPixelCNN, x: Tensor, folder: Path) -> None:
     draw_inpainting(model, spread(x, 10), folder / "inpainting.png")
 
 
-def load_pixelcnn(path: Path, *, impl: str | None = None, **read: Any) -> tuple[BinaryPixelCNN, PixelTrainConfig]:
+def load_pixelcnn(path: Path, *, impl: str | None = None) -> tuple[BinaryPixelCNN, PixelTrainConfig]:
     """The model with averaged weights, and how it was trained, out of a checkpoint of :func:`train_pixelcnn`.
 
     Args:
         path: the checkpoint.
         impl: implementation of the ops; that of the training if None.
-        read: ``content``, what the checkpoint holds, if it was read already.
 
     Raises:
         RecipeError: the file cannot be read or is no such checkpoint.
     """
     chosen = {} if impl is None else {"impl": impl}
-    return load_pixels(
-        path, RECIPE, lambda plain: BinaryPixelCNN(PixelCNNConfig(**plain | chosen)), PixelTrainConfig, **read
-    )
+    return load_pixels(path, RECIPE, lambda plain: BinaryPixelCNN(PixelCNNConfig(**plain | chosen)), PixelTrainConfig)

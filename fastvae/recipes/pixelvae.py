@@ -21,6 +21,7 @@ from .pixel_gaussian import GaussianPrior
 from .pixel_layers import (
     MAP_SIDE,
     SIDE,
+    able_to_sample,
     bottom_encoder,
     network_of,
     to_images,
@@ -80,13 +81,15 @@ class PixelVAE(nn.Module):
             self.vector_head = DiagonalGaussianHead(maps[2] * 16, config.latent_features, impl=impl)
         self.prior: GaussianPrior | None = None
         if config.prior == "pixelcnn":
-            self.prior = GaussianPrior(
-                config.latent_maps,
-                config.prior_maps,
-                config.prior_layers,
-                config.prior_filter_size,
-                context_features=config.latent_features if has_vector else 0,
-                impl=impl,
+            self.prior = able_to_sample(
+                GaussianPrior(
+                    config.latent_maps,
+                    config.prior_maps,
+                    config.prior_layers,
+                    config.prior_filter_size,
+                    context_features=config.latent_features if has_vector else 0,
+                    impl=impl,
+                )
             )
         self.normal = StandardNormal(self.latent_sizes[-1], impl=impl)
         self.upsampler: nn.Module | None = None

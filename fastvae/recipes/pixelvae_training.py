@@ -74,18 +74,15 @@ def draw(model: PixelVAE, x: Tensor, folder: Path) -> None:
     draw_interpolations(model, first, second, folder / "interpolations.png")
 
 
-def load_pixelvae(path: Path, *, impl: str | None = None, **read: Any) -> tuple[PixelVAE, PixelVAETrainConfig]:
+def load_pixelvae(path: Path, *, impl: str | None = None) -> tuple[PixelVAE, PixelVAETrainConfig]:
     """The model with averaged weights, and how it was trained, out of a checkpoint of :func:`train_pixelvae`.
 
     Args:
         path: the checkpoint.
         impl: implementation of the ops; that of the training if None.
-        read: ``content``, what the checkpoint holds, if it was read already.
 
     Raises:
         RecipeError: the file cannot be read or is no such checkpoint.
     """
     chosen = {} if impl is None else {"impl": impl}
-    return load_pixels(
-        path, RECIPE, lambda plain: PixelVAE(PixelVAEConfig(**plain | chosen)), PixelVAETrainConfig, **read
-    )
+    return load_pixels(path, RECIPE, lambda plain: PixelVAE(PixelVAEConfig(**plain | chosen)), PixelVAETrainConfig)

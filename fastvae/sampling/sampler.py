@@ -39,7 +39,7 @@ class CausalSampler:
             those of a channel together), ``"logistic_mixture"`` (images 2k / 255 - 1; P = 30 or 100), or a
             :class:`~fastvae.sampling.PixelLikelihood`.
         in_channels: channels C of an image.
-        impl: ``"auto"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+        impl: ``"auto"``, ``"cpp"``, ``"triton"`` (in float32 only) or ``"reference"``, see :mod:`fastvae.backend`.
 
     Raises:
         TypeError: ``network`` is no module, or ``likelihood`` is neither a name nor a likelihood.

@@ -71,6 +71,25 @@ std::vector<T> run_gate(const Kernels<T>& kernels, int64_t kind, bool conditione
   return r.values;
 }
 
+template <class T>
+std::vector<T> run_mixture(const Kernels<T>& kernels, MixtureSizes sizes, bool channels_last, const T* numbers) {
+  const int64_t area = sizes.height * sizes.width, maps = sizes.params();
+  const int64_t x_size = sizes.images * sizes.channels * area, params_size = sizes.images * maps * area;
+  Results<T> r;
+  auto x = r.array(x_size), params = r.array(params_size), log_prob = r.array(sizes.images), d = r.array(params_size);
+  std::copy_n(numbers, params_size, params.get());
+  // Levels, the lowest and the highest among them.
+  for (int64_t i = 0; i < x_size; ++i)
+    x[i] = static_cast<T>(i * 5 % sizes.levels) * 2 / static_cast<T>(sizes.levels - 1) - 1;
+  const auto from = images<const T>(x.get(), sizes.channels, sizes.height, sizes.width, channels_last);
+  const auto with = images<const T>(params.get(), maps, sizes.height, sizes.width, channels_last);
+  kernels.logistic_mixture.fwd(sizes, from, with, log_prob.get());
+  kernels.logistic_mixture.bwd(sizes, numbers, from, with,
+                               images<T>(d.get(), maps, sizes.height, sizes.width, channels_last));
+  r.keep(log_prob, sizes.images), r.keep(d, params_size);
+  return r.values;
+}
+
 // A convolution of type A and one of type B, a sum, a gate, and a head that draws.
 template <class T>
 std::vector<T> run_sampler(const Kernels<T>& kernels, int64_t n, int64_t h, int64_t w, const int64_t* head,
@@ -136,6 +155,14 @@ int check_type(const char* type, double tolerance) {
                     channels_last);
       failures += compare<T>(name, tolerance,
                              [&](const Kernels<T>& k) { return run_conv(k, c, numbers.get(), degrees.data()); });
+    }
+    for (const MixtureSizes& sizes :
+         {MixtureSizes{2, 3, 5, 7, 4, 256}, MixtureSizes{1, 1, 3, 67, 3, 2}, MixtureSizes{3, 1, 1, 1, 1, 16},
+          MixtureSizes{0, 3, 4, 4, 2, 256}, MixtureSizes{1, 3, 17, 17, 1, 256}}) {
+      std::snprintf(name, sizeof(name), "%s mixture c=%ld w=%ld last=%d", type, sizes.channels, sizes.width,
+                    channels_last);
+      failures += compare<T>(name, tolerance,
+                             [&](const Kernels<T>& k) { return run_mixture(k, sizes, channels_last, numbers.get()); });
     }
     for (int64_t kind : {0, 1})
       for (bool conditioned : {false, true})

@@ -30,6 +30,8 @@ SUMS = {
     "_tril_gaussian_kl_fwd_kernel",
 }
 MATRIX = {
+    "_masked_conv2d_bwd_weight_kernel",
+    "_masked_conv2d_fwd_kernel",
     "_masked_linear_fwd_kernel",
     "_masked_linear_bwd_x_kernel",
     "_masked_linear_bwd_weight_kernel",

@@ -48,7 +48,23 @@ def op_arguments() -> dict[str, tuple]:
             f"tril_gaussian_kl_fwd {name}": (mu, log_sigma, tril),
             f"tril_gaussian_kl_bwd {name}": (per_row, mu, log_sigma, tril),
         }
-    return arguments | network_arguments()
+    return arguments | network_arguments() | image_arguments()
+
+
+def image_arguments() -> dict[str, tuple]:
+    x, condition, d_y = (torch.randn(s, device=KERNEL) for s in ((2, 6, 3, 4), (2, 6, 1, 1), (2, 3, 3, 4)))
+    weight, bias = torch.randn(3, 6, 3, 3, device=KERNEL), torch.randn(3, device=KERNEL)
+    degrees = [torch.tensor(v, device=KERNEL) for v in ([0, 0, 1, 1, 2, 2], [0, 1, 2])]
+    conv = ([0, 1, 2, 3, 4], 4, [1, 1, 1, 1], [1, 1], 1, "silu")
+    image, params = torch.rand(2, 1, 3, 4, device=KERNEL), torch.randn(2, 6, 3, 4, device=KERNEL)
+    return {
+        "gated_activation_fwd": (x, condition, "tanh"),
+        "gated_activation_bwd": (d_y, x, condition, "tanh"),
+        "masked_conv2d_fwd": (x, weight, bias, *degrees, *conv, True),
+        "masked_conv2d_bwd": (d_y, d_y.clone(), x, weight, *degrees, *conv, [True, True, True]),
+        "logistic_mixture_fwd": (image, params, 256),
+        "logistic_mixture_bwd": (torch.rand(2, device=KERNEL), image, params, 256),
+    }
 
 
 def network_arguments() -> dict[str, tuple]:

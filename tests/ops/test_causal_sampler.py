@@ -11,51 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastvae.reference import philox
-from fastvae.reference.causal_sampler import naive_sample
 from fastvae.rng import draw_seed, philox_uniform
-from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
-from tests.causal_stacks import Arithmetic, Colored, Gated, Plain, Shifted, Stack, masked, scaled, stacks
+from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
+from tests.causal_stacks import SIZE, Arithmetic, Case, Colored, Gated, Shifted, Stack, masked, scaled, seeded, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 STACKS = stacks()
-SIZE = (6, 7)
-
-
-def seeded(seed=3):
-    return torch.Generator().manual_seed(seed)
-
-
-class Case:
-    """A stack, its context for n images, and the same call without caches."""
-
-    def __init__(self, stack, n, size=SIZE, dtype=torch.float64):
-        self.n, self.size, self.dtype = n, size, dtype
-        self.network = scaled(stack.make()).to(dtype)
-        self.stack = stack
-        self.context = None if stack.context is None else stack.context(n, *size).to(dtype)
-
-    def sampler(self, impl):
-        return CausalSampler(self.network, self.stack.likelihood, in_channels=self.stack.channels, impl=impl)
-
-    def forward(self, x):
-        with torch.no_grad():
-            return self.network(x) if self.context is None else self.network(x, self.context)
-
-    def sample(self, impl, **options):
-        return self.sampler(impl).sample_with_parameters(
-            self.n, self.size, context=self.context, generator=seeded(), **options
-        )
-
-    def naive(self, colors, given=None, temperature=1.0):
-        sampler = self.sampler("reference")
-        uniforms = sampler.uniforms(self.n, self.size, generator=seeded())
-        images = torch.zeros(self.n, self.stack.channels, *self.size, dtype=self.dtype)
-        kept = None
-        if given is not None:
-            kept = ~given.isnan()
-            images = torch.where(kept, given, images)
-        parameters = naive_sample(self.forward, sampler.likelihood, images, kept, uniforms, temperature, colors)
-        return images, parameters
 
 
 def colors_of(name, stack):
@@ -343,113 +304,6 @@ def test_uniform_numbers_are_uniform():
     v = u - 0.5
     for x, y in ((v[1:], v[:-1]), (v[:, 1:], v[:, :-1]), (v[:, :250], v[:, 250:500])):
         assert abs((x * y).mean()) < 5 / 12 / math.sqrt(x.numel())
-
-
-# Errors: nothing is drawn
-
-
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"n": -1}, ValueError, "n must be an integer >= 0, got -1"),
-        ({"n": 2.0}, ValueError, "n must be an integer >= 0, got 2.0"),
-        ({"image_size": (4,)}, ValueError, r"image_size must be \(H, W\), both >= 1"),
-        ({"image_size": (4, 0)}, ValueError, r"image_size must be \(H, W\), both >= 1"),
-        ({"temperature": 0.0}, ValueError, "temperature must be a finite number > 0"),
-        ({"temperature": math.nan}, ValueError, "temperature must be a finite number > 0"),
-        ({"row_offset": -1}, ValueError, "row_offset must be >= 0"),
-        ({"context": torch.zeros(2, 5)}, ValueError, "context must be None: the network takes none"),
-        ({"given": [1.0]}, TypeError, "given must be a floating-point tensor, got list"),
-        ({"given": torch.zeros(2, 1, 6, 7, dtype=torch.long)}, TypeError, "given must be a floating-point tensor"),
-        ({"given": torch.zeros(1, 1, 6, 7)}, ValueError, r"given must have shape \(2, 1, 6, 7\), got \(1, 1, 6, 7\)"),
-        ({"given": torch.full((2, 1, 6, 7), 0.5)}, ValueError, "given must be 0 or 1, or NaN where .*, got 0.5"),
-        ({"generator": 3}, TypeError, "generator must be a torch.Generator"),
-    ],
-)
-def test_wrong_calls(options, error, words, impl):
-    sampler = CausalSampler(Plain().eval(), impl=impl)
-    before = torch.get_rng_state()
-    with pytest.raises(error, match=words):
-        sampler.sample(**({"n": 2, "image_size": SIZE} | options))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("likelihood", "outputs", "value", "words"),
-    [
-        (Categorical(5), 5, 0.3, r"given must be one of the levels k / 4 in \[0, 1\], .* got 0.3"),
-        (Categorical(5), 5, 1.25, "got 1.25"),
-        (LogisticMixture(1), 3, -1.5, r"given must be in \[-1, 1\], .* got -1.5"),
-    ],
-)
-def test_given_pixels_out_of_range(likelihood, outputs, value, words):
-    sampler = CausalSampler(Plain(outputs=outputs).eval(), likelihood)
-    given = torch.full((2, 1, *SIZE), math.nan)
-    given[1, 0, 2, 3] = value
-    with pytest.raises(ValueError, match=words):
-        sampler.sample(2, SIZE, given=given)
-
-
-def test_a_mixture_takes_whole_pixels():
-    case = Case(STACKS["colored mixture"], 1)
-    given = torch.full((1, 3, *SIZE), math.nan, dtype=torch.float64)
-    given[0, 1, 2, 3] = 0.0
-    with pytest.raises(ValueError, match="given must hold all channels of a pixel or none"):
-        case.sampler("reference").sample(1, SIZE, given=given)
-
-
-def test_context_that_does_not_fit():
-    case = Case(STACKS["gated vector"], 3)
-    sampler = case.sampler("reference")
-    with pytest.raises(ValueError, match=r"shape \(3, 6\), .* got \(2, 6\)"):
-        sampler.sample(3, SIZE, context=case.context[:2])
-    maps = Case(STACKS["gated map"], 3)
-    with pytest.raises(ValueError, match=r"or \(3, 6, 6, 7\), got \(3, 6, 5, 5\)"):
-        maps.sampler("reference").sample(3, SIZE, context=torch.zeros(3, 2, 5, 5, dtype=torch.float64))
-
-
-def test_a_context_that_is_missing():
-    class Insisting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gated = Gated(vector=5)
-
-        def forward(self, x, context):
-            return self.gated(x, context)
-
-    sampler = CausalSampler(Insisting(), impl="reference")
-    with pytest.raises(ValueError, match="context must be given: the network takes one"):
-        sampler.sample(2, SIZE)
-    assert sampler.sample(2, SIZE, context=torch.zeros(2, 5)).shape == (2, 1, *SIZE)
-
-
-def test_training_mode():
-    network = Plain()
-    sampler = CausalSampler(network.eval(), impl="reference")
-    sampler.sample(1, SIZE)
-    network.train()
-    with pytest.raises(ValueError, match=r"evaluation mode .* layer 'blocks.0.4' \(Dropout\) is in training mode"):
-        sampler.sample(1, SIZE)
-    # A network without such layers may be sampled while it is trained.
-    CausalSampler(Gated().train(), impl="reference").sample(1, SIZE)
-
-
-def test_finished_images_that_do_not_fit():
-    sampler = CausalSampler(Plain().eval(), impl="reference")
-    with pytest.raises(ValueError, match=r"x must have shape \(N, 1, H, W\), got \(2, 3, 4, 4\)"):
-        sampler.parameters(torch.zeros(2, 3, 4, 4))
-    with pytest.raises(TypeError, match="x must be a floating-point tensor"):
-        sampler.parameters(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"x must be 0 or 1, .* got 0.5"):
-        sampler.log_prob(torch.full((2, 1, 4, 4), 0.5))
-    with pytest.raises(ValueError, match="parameters must have shape"):
-        Bernoulli().log_prob(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 5))
-
-
-def test_implementations_that_cannot_run():
-    with pytest.raises(RuntimeError, match="impl='triton' cannot run on .* it computes in float32"):
-        CausalSampler(Plain().double().eval(), impl="triton").sample(1, SIZE)
 
 
 # Any stack

@@ -1,4 +1,4 @@
-"""Small binary images in three parts, and a file of them that passes for static binarised MNIST."""
+"""Small models, small binary images in three parts, and a file of them that passes for static binarised MNIST."""
 
 import csv
 import hashlib
@@ -9,7 +9,32 @@ import torch
 
 from fastvae.recipes import static_data
 from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.pixel_config import PixelVAEConfig
 from fastvae.recipes.static_data import BinaryImages, split_mnist
+
+SMALL_VAE = PixelVAEConfig(
+    latent_features=3,
+    latent_maps=2,
+    prior_layers=2,
+    prior_maps=4,
+    decoder_maps=2,
+    encoder_maps=(6, 8, 8),
+    layers=2,
+    filter_size=3,
+    first_filter_size=5,
+    maps=4,
+)
+VARIANTS = {
+    "vector": {},
+    "plain": {"network": "plain"},
+    "upsampling": {"decoder": "upsampling"},
+    "conv": {"decoder": "conv"},
+    "map": {"latent": "map", "decoder": "upsampling"},
+    "map, conv": {"latent": "map", "decoder": "conv"},
+    "map, prior": {"latent": "map", "decoder": "upsampling", "prior": "pixelcnn"},
+    "two levels": {"levels": 2, "latent": "map", "decoder": "upsampling", "prior": "pixelcnn"},
+    "two levels, conv": {"levels": 2, "latent": "map", "decoder": "conv", "prior": "pixelcnn"},
+}
 
 
 def static_images(tiny):

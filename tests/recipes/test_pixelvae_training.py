@@ -1,0 +1,187 @@
+"""Training of the recipe ``pixelvae``: what it leaves behind, how it resumes, what its command line says."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastvae import __main__ as cli
+from fastvae.recipes import data, pixelvae_training
+from fastvae.recipes.iaf_config import EvaluationConfig
+from fastvae.recipes.pixel_config import PixelVAEConfig, PixelVAETrainConfig
+from fastvae.recipes.pixel_evaluation import evaluate_pixelvae
+from fastvae.recipes.pixelvae import PixelVAE
+from fastvae.recipes.pixelvae_training import load_pixelvae, train_pixelvae
+from tests.recipes.pixel_support import SMALL_VAE as SMALL
+from tests.recipes.pixel_support import VARIANTS, Crash, assert_same_run, is_png, keep, metrics, static_images
+
+SHORT = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, learning_rate=1e-2, kl_warmup=4)
+FEW = EvaluationConfig(samples=3, log_p_images=20)
+
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
+
+
+@pytest.fixture
+def images(tiny):
+    return static_images(tiny)
+
+
+def run(images, folder, config=SHORT, model=SMALL, **options):
+    return train_pixelvae(
+        model, config, folder, evaluation=FEW, images=images, accelerator="cpu", progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_steps(variant, images, tmp_path):
+    config = replace(SMALL, **VARIANTS[variant])
+    found = run(images, tmp_path, replace(SHORT, epochs=1, batch_size=125), config)
+    torch.manual_seed(0)
+    start = PixelVAE(config).state_dict()
+    moved = [name for name, value in found.model.state_dict().items() if not torch.equal(value, start[name])]
+    assert {name.split(".")[0] for name in moved} == {name.split(".")[0] for name, _ in found.model.named_parameters()}
+    figures = found.figures
+    assert figures.kl == pytest.approx(sum(figures.kl_terms))
+    assert all(math.isfinite(value) for value in (figures.elbo, figures.valid_elbo, figures.log_p, figures.kl))
+    pictures = ("samples", "reconstructions", "interpolations", "learning_curves")
+    assert all(is_png(tmp_path / f"{name}.png") for name in pictures)
+
+
+def test_what_a_run_leaves_behind(images, tmp_path):
+    found = run(images, tmp_path, replace(SHORT, epochs=4))
+    rows = metrics(tmp_path)
+    assert float(rows[-1]["train_elbo"]) > float(rows[0]["train_elbo"]) + 10
+    result = json.loads((tmp_path / "result.json").read_text())
+    wanted = {"recipe": "pixelvae", "samples": 3, "log_p_images": 20, "elbo_images": 60, "train_images": 250}
+    assert wanted.items() <= result.items()
+    assert (result["elbo"], result["log_p"]) == (found.figures.elbo, found.figures.log_p)
+    model, config = load_pixelvae(found.checkpoint)
+    assert (model.config, config) == (SMALL, replace(SHORT, epochs=4))
+    again = evaluate_pixelvae(model, images, samples=3, log_p_images=20)
+    assert (again.elbo, again.log_p) == (found.figures.elbo, found.figures.log_p)
+
+
+@pytest.mark.parametrize("variant", ["vector", "two levels"])
+def test_resumed_run_ends_as_an_unbroken_one(variant, images, tmp_path):
+    model = replace(SMALL, **VARIANTS[variant])
+    expected = run(images, tmp_path / "whole", model=model)
+    with pytest.raises(RuntimeError, match="power failure"):
+        run(images, tmp_path / "broken", model=model, callbacks=[Crash()])
+    assert_same_run(run(images, tmp_path / "broken", model=model, resume=tmp_path / "broken" / "last.ckpt"), expected)
+
+
+def test_weight_of_the_kl_terms(images, tmp_path):
+    for warmup in (0, 10**9):
+        run(images, tmp_path / str(warmup), replace(SHORT, epochs=1, kl_warmup=warmup))
+        row = metrics(tmp_path / str(warmup))[0]
+        loss, elbo, kl = (float(row[name]) for name in ("loss", "train_elbo", "train_kl"))
+        assert loss == pytest.approx(-elbo - (kl if warmup else 0.0), rel=1e-6)
+
+
+def test_reference_trains(images, tmp_path):
+    found = run(images, tmp_path, replace(SHORT, epochs=1), replace(SMALL, impl="reference"))
+    assert math.isfinite(found.figures.log_p)
+    assert json.loads((tmp_path / "result.json").read_text())["implementation"] == "reference"
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
+    npz = tmp_path / "tiny.npz"
+    np.savez(npz, **{key: getattr(tiny, key) for key in data.NPZ_KEYS.values()})
+    script = Path(__file__).with_name("pixel_two_processes.py")
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+    for name, launcher in launchers.items():
+        subprocess.run(
+            [sys.executable, *launcher, script, npz, tmp_path / name],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+        )
+    for levels, terms in (("1", ["train_kl"]), ("2", ["train_kl1", "train_kl2"])):
+        one, two = (metrics(tmp_path / name / levels) for name in launchers)
+        assert len(one) == len(two) == 2
+        for name in ("loss", "train_elbo", *terms, "valid_elbo"):
+            for ours, theirs in zip(two, one, strict=True):
+                assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-9), (levels, name)
+
+
+def test_bad_warmup():
+    with pytest.raises(ValueError, match="kl_warmup must be >= 0, got -1"):
+        replace(SHORT, kl_warmup=-1)
+
+
+# Command line
+
+OPTIONS = (
+    "--levels 2 --latent-features 3 --latent-maps 2 --prior-layers 2 --prior-maps 4 --decoder-maps 2 "
+    "--encoder-maps 2 3 4 --layers 2 --filter 3 --maps 4 --epochs 1 --batch-size 50 --kl-warmup 5 --samples 3 "
+    "--images 20 --device cpu --no-progress"
+).split()
+
+
+def test_command_line(images, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("FASTVAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    keep(images, data.cache_folder(), monkeypatch)
+    out = tmp_path / "out"
+    assert cli.main(["train", "pixelvae", *OPTIONS, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 1 epochs" in printed
+    assert "nats, of which KL" in printed
+    assert "nats (K = 3, 20 test images;" in printed
+    # The figures once more, with other samples.
+    again = ["train", "pixelvae", "--resume", str(out / "last.ckpt"), "--samples", "5", "--device", "cpu"]
+    assert cli.main([*again, "--no-progress", "--out", str(out)]) == 0
+    assert "nats (K = 5, 10000" not in capsys.readouterr().out
+    assert json.loads((out / "result.json").read_text())["samples"] == 5
+
+
+def test_command_line_wins_over_the_file(tmp_path, monkeypatch):
+    seen = []
+
+    def record(*arguments, **options):
+        seen.append((*arguments, options))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(pixelvae_training, "train_pixelvae", record)
+    settings = {"recipe": "pixelvae", "model": {"maps": 64, "encoder_maps": [2, 3, 4]}, "samples": 7, "kl_warmup": 3}
+    (tmp_path / "c.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit):
+        cli.main(["train", "pixelvae", "--config", str(tmp_path / "c.json"), "--latent", "map", "--epochs", "5"])
+    model, training, _, options = seen[0]
+    assert model == PixelVAEConfig(latent="map", maps=64, encoder_maps=(2, 3, 4))
+    assert training == PixelVAETrainConfig(epochs=5, kl_warmup=3)
+    assert options["evaluation"] == EvaluationConfig(samples=7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--levels 3", "invalid choice: 3"),
+        ("--decoder bias --latent map", "decoder must be 'upsampling' or 'conv' for latent='map'"),
+        ("--encoder-maps 2 3", "expected 3 arguments"),
+        ("--kl-warmup -1", "--kl-warmup: must be a whole number >= 0, got '-1'"),
+        ("--samples 0", "--samples: must be a whole number >= 1, got '0'"),
+    ],
+)
+def test_bad_option(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "pixelvae", *arguments.split()])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "pixelvae", "--help"])
+    assert stop.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "steps until the KL terms have weight 1 (default: 10000)" in said
+    assert "of the encoder's stages (default: 32 64 64)" in said
