@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastvae import __main__ as cli
-from fastvae.recipes import RecipeError, data, iaf_training
+from fastvae.recipes import RecipeError, averaged, data, iaf_training
 from fastvae.recipes.batches import binarize_fixed
 from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.iaf_training import IAFTask, load_averaged, load_model, train_iaf_vae
@@ -174,7 +174,7 @@ def test_compile_is_asked_of_encoder_and_decoder(tiny, tmp_path, monkeypatch):
 
 
 def test_without_tensorboard(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(iaf_training, "find_spec", lambda name: None)
+    monkeypatch.setattr(averaged, "find_spec", lambda name: None)
     run(tiny, tmp_path, replace(SHORT, epochs=1))
     assert "tensorboard is not installed: the losses go to CSV files only" in capsys.readouterr().out
     assert not (tmp_path / "tensorboard").exists()
