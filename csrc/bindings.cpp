@@ -1,48 +1,20 @@
 // The extension's face: addresses and sizes in, nothing out. Python's launchers have checked device, dtype, layout and
 // extent before a call comes here, and own all memory.
-#include <nanobind/nanobind.h>
+#include "bindings.h"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <new>
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
 #include "memory.h"
 
 namespace nb = nanobind;
 using namespace fastvae;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-Matrix<T> matrix(Address address, int64_t stride) {
-  return {at<const T>(address), stride};
-}
-
-template <class T>
-NoiseSource<T> noise_source(Address noise, bool given, int64_t row_offset) {
-  return {given ? nullptr : at<const int64_t>(noise), given ? at<const T>(noise) : nullptr, row_offset};
-}
-
-// Runs body with a float or a double, without the interpreter lock.
-template <class Body>
-void typed(bool is_double, const Body& body) {
-  const nb::gil_scoped_release release;
-  if (is_double)
-    body(double{});
-  else
-    body(float{});
-}
 
 void diag_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
                        Address noise, bool given, Address z, Address log_q, Address kept, int64_t samples, int64_t rows,
@@ -226,8 +198,6 @@ MaskedLayer<T> masked_layer(const int64_t* f) {
           f[8]};
 }
 
-using Integers = std::vector<int64_t>;
-
 // structure: features, parameters of each, activation, kind, residual, interleaved.
 template <class T>
 NetworkSpec<T> network_spec(const Integers& layers, const Integers& structure) {
@@ -329,112 +299,10 @@ void autoregressive_inverse_bwd(bool is_double, const Integers& layers, const In
   });
 }
 
-template <class T>
-Images<T> images(Address data, const Integers& strides) {
-  return {at<T>(data), {strides[0], strides[1], strides[2], strides[3]}};
-}
-
-// geometry: the numbers of ConvSpec in its order, then the taps.
-template <class T>
-ConvSpec<T> conv_spec(const Integers& g, Address weight, Address bias, Address in_degrees, Address out_degrees) {
-  return {g[0],
-          g[1],
-          g[2],
-          g[3],
-          g[4],
-          g[5],
-          g[6],
-          g[7],
-          g[8],
-          g[9],
-          g[10],
-          g[11],
-          g[12],
-          g[13],
-          g[14],
-          g[15],
-          {g.begin() + 16, g.end()},
-          at<const T>(weight),
-          at<const T>(bias),
-          at<const int64_t>(in_degrees),
-          at<const int64_t>(out_degrees)};
-}
-
-void masked_conv2d_fwd(bool is_double, const Integers& geometry, Address x, const Integers& x_strides, Address weight,
-                       Address bias, Address in_degrees, Address out_degrees, Address y, Address pre,
-                       const Integers& y_strides) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().masked_conv2d.fwd(conv_spec<T>(geometry, weight, bias, in_degrees, out_degrees),
-                                        images<const T>(x, x_strides), images<T>(y, y_strides), at<T>(pre));
-  });
-}
-
-void masked_conv2d_bwd(bool is_double, const Integers& geometry, Address d_y, const Integers& d_y_strides,
-                       Address activations, const Integers& activations_strides, Address x, const Integers& x_strides,
-                       Address weight, Address in_degrees, Address out_degrees, Address d_x,
-                       const Integers& d_x_strides, Address d_weight, Address d_bias) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().masked_conv2d.bwd(
-        conv_spec<T>(geometry, weight, 0, in_degrees, out_degrees), images<const T>(d_y, d_y_strides),
-        images<const T>(activations, activations_strides), images<const T>(x, x_strides), images<T>(d_x, d_x_strides),
-        at<T>(d_weight), at<T>(d_bias));
-  });
-}
-
-ImageExtent image_extent(const Integers& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3]}; }
-
-void gated_activation_fwd(bool is_double, int64_t kind, const Integers& sizes, Address x, const Integers& x_strides,
-                          Address condition, const Integers& condition_strides, Address y, const Integers& y_strides) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().gated_activation.fwd(kind, image_extent(sizes), images<const T>(x, x_strides),
-                                           images<const T>(condition, condition_strides), images<T>(y, y_strides));
-  });
-}
-
-void gated_activation_bwd(bool is_double, int64_t kind, const Integers& sizes, Address d_y, const Integers& d_y_strides,
-                          Address x, const Integers& x_strides, Address condition, const Integers& condition_strides,
-                          Address d_x, const Integers& d_x_strides) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().gated_activation.bwd(kind, image_extent(sizes), images<const T>(d_y, d_y_strides),
-                                           images<const T>(x, x_strides), images<const T>(condition, condition_strides),
-                                           images<T>(d_x, d_x_strides));
-  });
-}
-
-MixtureSizes mixture_sizes(const Integers& s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
-
-void logistic_mixture_fwd(bool is_double, const Integers& sizes, Address x, const Integers& x_strides, Address params,
-                          const Integers& params_strides, Address log_prob) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().logistic_mixture.fwd(mixture_sizes(sizes), images<const T>(x, x_strides),
-                                           images<const T>(params, params_strides), at<T>(log_prob));
-  });
-}
-
-void logistic_mixture_bwd(bool is_double, const Integers& sizes, Address d_log_prob, Address x,
-                          const Integers& x_strides, Address params, const Integers& params_strides, Address d_params,
-                          const Integers& d_params_strides) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().logistic_mixture.bwd(mixture_sizes(sizes), at<const T>(d_log_prob), images<const T>(x, x_strides),
-                                           images<const T>(params, params_strides),
-                                           images<T>(d_params, d_params_strides));
-  });
-}
-
-void causal_sampler(bool is_double, const Integers& sizes, const Integers& buffers, const Integers& nodes,
-                    const std::vector<uint64_t>& addresses, const std::vector<double>& scalars, const Integers& head,
-                    Address images, Address given, Address uniforms, Address parameters) {
-  const SamplerPlan plan{sizes[0],      sizes[1], sizes[2], sizes[3],  sizes[4], sizes[5],
-                         sizes[6] != 0, buffers,  nodes,    addresses, scalars,  head};
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().causal_sampler.run(plan, at<T>(images), at<const uint8_t>(given), at<const T>(uniforms),
-                                         at<T>(parameters));
-  });
-}
-
 }  // namespace
 
 NB_MODULE(_C, m) {
+  bind_images(m);
   m.def("isa", [] { return std::string(current().isa); });
   m.def("available_isas", available_isas);
   m.def("set_isa", set_isa);
@@ -458,13 +326,6 @@ NB_MODULE(_C, m) {
   m.def("autoregressive_flow_bwd", autoregressive_flow_bwd);
   m.def("autoregressive_inverse_fwd", autoregressive_inverse_fwd);
   m.def("autoregressive_inverse_bwd", autoregressive_inverse_bwd);
-  m.def("causal_sampler", causal_sampler);
-  m.def("gated_activation_fwd", gated_activation_fwd);
-  m.def("gated_activation_bwd", gated_activation_bwd);
-  m.def("logistic_mixture_fwd", logistic_mixture_fwd);
-  m.def("logistic_mixture_bwd", logistic_mixture_bwd);
-  m.def("masked_conv2d_fwd", masked_conv2d_fwd);
-  m.def("masked_conv2d_bwd", masked_conv2d_bwd);
   m.def("tril_gaussian_fwd", tril_gaussian_fwd);
   m.def("tril_gaussian_bwd", tril_gaussian_bwd);
   m.def("tril_gaussian_log_prob_fwd", tril_gaussian_log_prob_fwd);

@@ -116,7 +116,11 @@ def _bwd_fake(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Any, kept: Any, row_offset: int, dense: bool, with_mu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    return log_sigma.new_empty((n, d) if with_mu else 0), log_sigma.new_empty((n, d)), log_sigma.new_empty(tril_shape(n, d, dense))
+    return (
+        log_sigma.new_empty((n, d) if with_mu else 0),
+        log_sigma.new_empty((n, d)),
+        log_sigma.new_empty(tril_shape(n, d, dense)),
+    )
 
 
 FWD = define(
