@@ -36,7 +36,7 @@ NoiseSource<T> noise_source(Address noise, bool given, int64_t row_offset) {
 // Runs body with a float or a double, without the interpreter lock.
 template <class Body>
 void typed(bool is_double, const Body& body) {
-  const nb::gil_scoped_release release;
+  const nanobind::gil_scoped_release release;
   if (is_double)
     body(double{});
   else
