@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import IMPLEMENTATIONS
+from ..reference.affine_flow import KINDS
 from .config import PRECISIONS
 from .config_file import read_config_file
 from .iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
@@ -55,6 +56,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--depth", "depth", "flow steps", type=positive, metavar="T")
     add("--width", "width", "width of the two hidden layers of each step", type=positive, metavar="W")
     add("--base", "base", "the Gaussian that the flow starts from", choices=IAF_BASES)
+    add("--kind", "kind", "the flow's affine step", choices=KINDS)
     add("--latent", "latent_features", "dimensions of z", type=positive, metavar="D")
     add("--maps", "feature_maps", "feature maps of the encoder's stages", type=positive, nargs="+", metavar="M")
     add("--dense", "dense_features", "width of the dense layer, and of the context", type=positive, metavar="H")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..backend import IMPLEMENTATIONS
+from ..reference.affine_flow import KINDS
 from .config import PRECISIONS
 
 __all__ = ["IAF_BASES", "IAF_POSTERIORS", "EvaluationConfig", "IAFTrainConfig", "IAFVAEConfig"]
@@ -29,6 +30,8 @@ class IAFVAEConfig:
         image_side: height and width of the images.
         base: the Gaussian that the flow of ``"iaf"`` starts from: ``"diagonal"``, the paper's, or ``"triangular"``,
             which is the paper's linear flow (its appendix A) as the chain's first step.
+        kind: the flow's affine step, see :func:`fastvae.functional.affine_flow`: ``"gated"`` is the paper's,
+            ``"iaf_release"`` that of its released code, which starts closer to the identity.
         tril_scale: factor on the predicted entries below the diagonal, of a triangular Gaussian only.
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
@@ -48,12 +51,18 @@ class IAFVAEConfig:
     dense_features: int = 450
     image_side: int = 28
     base: str = "diagonal"
+    kind: str = "gated"
     tril_scale: float = 0.1
     impl: str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature_maps", tuple(self.feature_maps))
-        for name, allowed in (("posterior", IAF_POSTERIORS), ("base", IAF_BASES), ("impl", IMPLEMENTATIONS)):
+        for name, allowed in (
+            ("posterior", IAF_POSTERIORS),
+            ("base", IAF_BASES),
+            ("kind", KINDS),
+            ("impl", IMPLEMENTATIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("latent_features", "depth", "width", "dense_features", "image_side"):

@@ -107,6 +107,7 @@ class IAFVAE(nn.Module):
                 steps=config.depth,
                 context_features=dense,
                 weight_norm=True,
+                kind=config.kind,
                 impl=config.impl,
             )
             for network in self.flow.steps():

@@ -161,9 +161,10 @@ def test_shapes(posterior, tiny):
     assert model.bound(x).shape == (60,)
 
 
+@pytest.mark.parametrize("kind", ["gated", "iaf_release"])
 @pytest.mark.parametrize("base", IAF_BASES)
-def test_flow_posterior_has_the_density_of_the_inverse(base, tiny):
-    model, x = a_posterior_that_matters(small(base=base)).double(), binarize_fixed(tiny.x_test).double()
+def test_flow_posterior_has_the_density_of_the_inverse(base, kind, tiny):
+    model, x = a_posterior_that_matters(small(base=base, kind=kind)).double(), binarize_fixed(tiny.x_test).double()
     q = model.encode(x)
     assert isinstance(q, FlowPosterior)
     z, log_q = q.rsample_with_log_prob((4,))
@@ -260,6 +261,7 @@ def test_training_step_for_benchmarks():
     [
         (IAFVAEConfig, {"posterior": "full"}, "posterior must be one of diagonal, triangular, iaf, got 'full'"),
         (IAFVAEConfig, {"base": "iaf"}, "base must be one of diagonal, triangular, got 'iaf'"),
+        (IAFVAEConfig, {"kind": "planar"}, "kind must be one of gated, .*, got 'planar'"),
         (IAFVAEConfig, {"impl": "cuda"}, "impl must be one of auto, triton, cpp, reference, got 'cuda'"),
         (IAFVAEConfig, {"depth": 0}, "depth must be >= 1, got 0"),
         (IAFVAEConfig, {"feature_maps": ()}, "feature_maps must be one or more sizes >= 1"),
