@@ -9,8 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "memory.h"
-#include "simd.h"
+#include "lanes.h"
 
 namespace fastvae {
 namespace {
@@ -35,7 +34,7 @@ class PackedProducts {
  public:
   struct Block {
     int64_t first, columns, vectors;
-    std::vector<int32_t> offsets;
+    std::vector<int64_t> offsets;
     T *weights, *start;
   };
 
@@ -44,9 +43,9 @@ class PackedProducts {
   template <class Weight, class Counts, class Start>
   PackedProducts(int64_t columns, const std::vector<Term>& terms, const Weight& weight, const Counts& counts,
                  const Start& start)
-      : columns(columns), memory_(numbers(columns, static_cast<int64_t>(terms.size()))) {
+      : memory_(static_cast<size_t>(vectors_of(columns) * (static_cast<int64_t>(terms.size()) + 1))) {
     constexpr int64_t width = Simd<T>::kWidth;
-    T* next = memory_.get();
+    T* next = reinterpret_cast<T*>(memory_.data());
     for (int64_t first = 0; first < columns; first += kTileVectors * width) {
       Block block{first, std::min(kTileVectors * width, columns - first), 0, {}, nullptr, nullptr};
       block.vectors = (block.columns + width - 1) / width;
@@ -64,7 +63,7 @@ class PackedProducts {
         }
         if (!seen) continue;
         std::fill(next + block.columns, next + padded, T(0));
-        block.offsets.push_back(static_cast<int32_t>(term.offset));
+        block.offsets.push_back(term.offset);
         next += padded;
       }
       blocks.push_back(std::move(block));
@@ -72,30 +71,24 @@ class PackedProducts {
   }
 
   std::vector<Block> blocks;
-  int64_t columns;
 
  private:
-  static int64_t numbers(int64_t columns, int64_t terms) {
-    constexpr int64_t width = Simd<T>::kWidth;
-    return (columns + width - 1) / width * width * (terms + 1);
-  }
-  Scratch<T> memory_;
+  // Not a Scratch, whose blocks have 2 MiB at least: there is one of these for each group.
+  struct alignas(kVectorBytes) Line {
+    T numbers[Simd<T>::kWidth];
+  };
+  static int64_t vectors_of(int64_t columns) { return (columns + Simd<T>::kWidth - 1) / Simd<T>::kWidth; }
+  std::vector<Line> memory_;
 };
 
 template <class T, int vectors>
 FASTVAE_INLINE void store_columns(T* to, const typename Simd<T>::Vector* values, int64_t columns) {
   constexpr int64_t width = Simd<T>::kWidth;
-  for (int v = 0; v < vectors; ++v) {
-    const int64_t rest = columns - v * width;
-    if (rest >= width)
-      store(to + v * width, values[v]);
-    else if (rest > 0)
-      store_first(to + v * width, values[v], rest);
-  }
+  for (int v = 0; v < vectors; ++v) store_up_to(to + v * width, values[v], columns - v * width);
 }
 
 template <class T, int vectors, int pixels>
-void multiply_tile(const typename PackedProducts<T>::Block& block, const int32_t* offsets, const T* x,
+void multiply_tile(const typename PackedProducts<T>::Block& block, const int64_t* offsets, const T* x,
                    int64_t pixel_stride, T* out, int64_t out_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
@@ -123,7 +116,7 @@ void multiply_tile(const typename PackedProducts<T>::Block& block, const int32_t
 }
 
 template <class T, int vectors>
-FASTVAE_INLINE void multiply_pixels(const typename PackedProducts<T>::Block& block, const int32_t* offsets, const T* x,
+FASTVAE_INLINE void multiply_pixels(const typename PackedProducts<T>::Block& block, const int64_t* offsets, const T* x,
                                     int64_t pixel_stride, int64_t pixels, T* out, int64_t out_stride) {
   for (; pixels >= kTilePixels; pixels -= kTilePixels) {
     multiply_tile<T, vectors, kTilePixels>(block, offsets, x, pixel_stride, out, out_stride);
@@ -146,7 +139,7 @@ FASTVAE_INLINE void multiply_pixels(const typename PackedProducts<T>::Block& blo
 
 // The block's outputs of pixels that stand pixel_stride apart. offsets are the block's own, or others of its terms.
 template <class T>
-void multiply_block(const typename PackedProducts<T>::Block& block, const int32_t* offsets, const T* x,
+void multiply_block(const typename PackedProducts<T>::Block& block, const int64_t* offsets, const T* x,
                     int64_t pixel_stride, int64_t pixels, T* out, int64_t out_stride) {
   switch (block.vectors) {
     case 1:
@@ -171,7 +164,7 @@ struct PixelRows {
 
 // sums[t][column] += over pixels x[offsets[t]] * d[column], for the first `terms` of up to kTilePixels terms.
 template <class T, int vectors, int terms>
-void accumulate_tile(const int32_t* offsets, const T* x, int64_t x_pixel, int64_t x_row, const T* d, int64_t d_pixel,
+void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_t x_row, const T* d, int64_t d_pixel,
                      int64_t d_row, PixelRows extent, T* sums, int64_t sums_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
@@ -200,7 +193,7 @@ void accumulate_tile(const int32_t* offsets, const T* x, int64_t x_pixel, int64_
 }
 
 template <class T, int vectors>
-FASTVAE_INLINE void accumulate_terms(const int32_t* offsets, int64_t terms, const T* x, int64_t x_pixel, int64_t x_row,
+FASTVAE_INLINE void accumulate_terms(const int64_t* offsets, int64_t terms, const T* x, int64_t x_pixel, int64_t x_row,
                                      const T* d, int64_t d_pixel, int64_t d_row, PixelRows extent, T* sums,
                                      int64_t sums_stride) {
   for (; terms >= kTilePixels; terms -= kTilePixels, offsets += kTilePixels, sums += kTilePixels * sums_stride)
@@ -222,7 +215,7 @@ FASTVAE_INLINE void accumulate_terms(const int32_t* offsets, int64_t terms, cons
 // sums (terms, sums_stride) += products of inputs and adjoints over the pixels; whole vectors of d are read and of sums
 // are written, so that columns are rounded up to them.
 template <class T>
-void accumulate_products(const std::vector<int32_t>& offsets, int64_t columns, const T* x, int64_t x_pixel,
+void accumulate_products(const std::vector<int64_t>& offsets, int64_t columns, const T* x, int64_t x_pixel,
                          int64_t x_row, const T* d, int64_t d_pixel, int64_t d_row, PixelRows extent, T* sums,
                          int64_t sums_stride) {
   constexpr int64_t width = Simd<T>::kWidth;

@@ -48,6 +48,14 @@ FASTVAE_INLINE typename Simd<T>::Vector load_up_to(const T* p, int64_t count) {
   return load_first(p, count);
 }
 
+template <class T>
+FASTVAE_INLINE void store_up_to(T* p, typename Simd<T>::Vector v, int64_t count) {
+  if (count >= Simd<T>::kWidth)
+    store(p, v);
+  else if (count > 0)
+    store_first(p, v, count);
+}
+
 // The first count lanes of v, zeros behind them.
 template <class T>
 FASTVAE_INLINE typename Simd<T>::Vector first_lanes(typename Simd<T>::Vector v, int64_t count) {
@@ -95,10 +103,7 @@ void lanes_to_samples(const T* block, int64_t units, const int32_t* place, LaneR
       for (int64_t i = 0; i < width; ++i) {
         if (lane + i >= lanes.count) continue;
         T* to = samples + (lane + i) * stride + c;
-        if (columns == width)
-          store(to, square[i]);
-        else
-          store_first(to, square[i], columns);
+        store_up_to(to, square[i], columns);
       }
     }
 }

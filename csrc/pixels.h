@@ -27,10 +27,7 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
       for (int64_t i = 0; i < width; ++i) {
         if (c + i >= columns) continue;
         T* out = to + (c + i) * to_stride + r;
-        if (rows - r >= width)
-          store(out, square[i]);
-        else
-          store_first(out, square[i], rows - r);
+        store_up_to(out, square[i], rows - r);
       }
     }
 }
@@ -39,7 +36,7 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
 template <class T>
 void gather_row(Images<const T> images, int64_t image, int64_t row, int64_t columns, int64_t channels, T* to) {
   const T* from = images.at(image, row, 0);
-  if (images.stride[1] == 1 && images.stride[3] == channels) {
+  if ((channels == 1 || images.stride[1] == 1) && images.stride[3] == channels) {
     std::copy(from, from + columns * channels, to);
   } else if (images.stride[1] == 1) {
     for (int64_t j = 0; j < columns; ++j) std::copy_n(from + j * images.stride[3], channels, to + j * channels);
@@ -55,7 +52,7 @@ void gather_row(Images<const T> images, int64_t image, int64_t row, int64_t colu
 template <class T>
 void scatter_row(const T* from, int64_t columns, int64_t channels, Images<T> images, int64_t image, int64_t row) {
   T* to = images.at(image, row, 0);
-  if (images.stride[1] == 1 && images.stride[3] == channels) {
+  if ((channels == 1 || images.stride[1] == 1) && images.stride[3] == channels) {
     std::copy(from, from + columns * channels, to);
   } else if (images.stride[1] == 1) {
     for (int64_t j = 0; j < columns; ++j) std::copy_n(from + j * channels, channels, to + j * images.stride[3]);

@@ -39,7 +39,7 @@ template <class T>
 struct Conv {
   PackedProducts<T> products;
   // Of each block, for each position of the row in the source's ring: how far the terms stand from the pixel.
-  std::vector<std::vector<std::vector<int32_t>>> offsets;
+  std::vector<std::vector<std::vector<int64_t>>> offsets;
 };
 
 // What a node computes in one go; `fields` follow the six that all nodes have.
@@ -144,13 +144,12 @@ class SamplerProgram {
                      [&](int64_t o) { return bias ? bias[list[o]] : T(0); }),
                  {}};
     for (const auto& block : conv.products.blocks) {
-      std::vector<std::vector<int32_t>> by_row(source.rows);
+      std::vector<std::vector<int64_t>> by_row(source.rows);
       for (int64_t row = 0; row < source.rows; ++row)
-        for (const int32_t term : block.offsets) {
+        for (const int64_t term : block.offsets) {
           const int64_t *tap = f + 11 + 3 * (term / in), dy = tap[1], dx = tap[2];
           const int64_t at = (row + dy + source.rows) % source.rows;
-          by_row[row].push_back(
-              static_cast<int32_t>((at - row) * source.row_numbers + dx * source.channels + term % in));
+          by_row[row].push_back((at - row) * source.row_numbers + dx * source.channels + term % in);
         }
       conv.offsets.push_back(std::move(by_row));
     }

@@ -19,14 +19,6 @@ FASTVAE_INLINE void each_vector_of_row(int64_t columns, const Body& body) {
 }
 
 template <class T>
-FASTVAE_INLINE void store_up_to(T* p, typename Simd<T>::Vector v, int64_t count) {
-  if (count == Simd<T>::kWidth)
-    store(p, v);
-  else
-    store_first(p, v, count);
-}
-
-template <class T>
 void fwd(int64_t kind, bool inverse, Matrix<T> z, Matrix<T> shift, Matrix<T> scale_logit, T* out, T* log_det,
          int64_t rows, int64_t columns) {
   using Vector = typename Simd<T>::Vector;

@@ -1,9 +1,10 @@
 #include "causal_sampler.h"
 
-#include <numeric>
+#include <algorithm>
 
 #include "../gate.h"
 #include "../lanes.h"
+#include "../memory.h"
 #include "../parallel.h"
 #include "../pixel_heads.h"
 #include "../sampler_program.h"
@@ -157,13 +158,6 @@ class Sampling {
     int64_t c = 0;
     for (; c + width <= count; c += width) body(first + c, width);
     if (c < count) body(first + c, count - c);
-  }
-
-  static FASTVAE_INLINE void store_up_to(T* to, Vector v, int64_t count) {
-    if (count == Simd<T>::kWidth)
-      store(to, v);
-    else
-      store_first(to, v, count);
   }
 
   template <class Function>

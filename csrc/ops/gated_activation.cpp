@@ -77,10 +77,7 @@ FASTVAE_INLINE typename Simd<T>::Vector load_along(const T* run, int64_t stride,
 template <Step step, class T>
 FASTVAE_INLINE void store_along(T* run, int64_t stride, int64_t i, int64_t count, typename Simd<T>::Vector v) {
   if constexpr (step == Step::kUnit) {
-    if (count == Simd<T>::kWidth)
-      store(run + i, v);
-    else
-      store_first(run + i, v, count);
+    store_up_to(run + i, v, count);
   } else {
     for (int64_t lane = 0; lane < count; ++lane) run[(i + lane) * stride] = v[lane];
   }

@@ -134,10 +134,8 @@ void write(const T* tile, const Images<T>& maps, int64_t count, int64_t pixels, 
       const int64_t rest = std::min(width, pixels - p);
       if (maps.stride[3] != 1)
         for (int64_t i = 0; i < rest; ++i) map[(p + i) * maps.stride[3]] = from[i];
-      else if (rest == width)
-        store(map + p, load(from));
       else
-        store_first(map + p, load(from), rest);
+        store_up_to(map + p, load(from), rest);
     }
   }
 }

@@ -5,6 +5,7 @@
 
 #include "../activation.h"
 #include "../conv_tiles.h"
+#include "../memory.h"
 #include "../parallel.h"
 #include "../pixels.h"
 
@@ -31,12 +32,13 @@ struct Bands {
   int64_t begin(int64_t band, int64_t height) const { return height * band / count; }
 };
 
+// Eight products count as one operation: they are vectors'.
 template <class T>
 int64_t work_of_row(const ConvSpec<T>& s) {
   return s.out_width * s.out * s.group_in() * static_cast<int64_t>(s.taps.size()) / 8;
 }
 
-// How far the input of an output row or column reaches: what the taps add, from the first that counts.
+// The first and the last row of the kernel, dilated, that a tap stands in.
 template <class T>
 struct Reach {
   int64_t first_row = 0, last_row = 0;
@@ -197,8 +199,8 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
   const AdjointWindow<T> adjoint(s);
   const int64_t d_row = adjoint.columns * s.out;
   const auto x_terms = terms_of(s, s.group_in(), x_row, s.in, false, reach.first_row);
-  std::vector<int32_t> x_offsets;
-  for (const Term& term : x_terms) x_offsets.push_back(static_cast<int32_t>(term.offset));
+  std::vector<int64_t> x_offsets;
+  for (const Term& term : x_terms) x_offsets.push_back(term.offset);
   const int64_t terms = static_cast<int64_t>(x_terms.size());
 
   std::vector<PackedProducts<T>> groups;
