@@ -46,7 +46,7 @@ wheel: $(VENV)/installed
 	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
 
 bench: $(VENV)/installed
-	$(RUN) -m bench --device cpu --entry rsample,linear,forward,flow,inverse,step,convolution,gate,likelihood,sample \
+	$(RUN) -m bench --device cpu --entry rsample,linear,forward,flow,inverse,step,convolution,gate,likelihood,sample,stack \
 		--json bench/results/cpu/rows.jsonl --report bench/results/cpu
 
 # On a machine with a GPU whose Python already has torch and the build tools; takes no network.

@@ -1,4 +1,7 @@
-"""The command line: ``fastvae report | train RECIPE | evaluate | demo``, also as ``python -m fastvae``."""
+"""The command line, also as ``python -m fastvae``.
+
+``fastvae report | train RECIPE | evaluate | compress | decompress | demo``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ from pathlib import Path
 
 from . import backend
 from ._version import __version__
-from .recipes import RecipeError, iaf_command, pixelcnn_command, pixelvae_command, posterior2d_command
+from .recipes import (
+    RecipeError,
+    compress_command,
+    iaf_command,
+    pixelcnn_command,
+    pixelvae_command,
+    posterior2d_command,
+)
 from .recipes.config import KL_KINDS, POSTERIORS, PRECISIONS, DemoConfig, TrainConfig, VAEConfig
 from .recipes.options import (
     add_accelerator,
@@ -102,6 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="of binarisation and noise (default: %(default)s)",
     )
     add_evaluation(command)
+
+    compress_command.add_to(commands)
 
     command = commands.add_parser(
         "demo",

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture, PixelLikelihood
-from fastvae.sampling.plan import ROW, SEVERAL
 from fastvae.sampling.trace import LEAVES, lower
+from fastvae.sampling_plan import ROW, SEVERAL
 from tests.causal_stacks import Arithmetic, Colored, Gated, Grouped, Plain, Shifted, gate, masked
 
 
@@ -134,6 +134,9 @@ REFUSED = {
     "cat of rows": (lambda: Function(lambda h: torch.cat([h, h], 2)), "dim must be 1"),
     "widths": (lambda: Function(lambda h: h + h[:, :2]), "as many channels, got 4 and 2"),
     "quotient": (lambda: Function(lambda h: h / h), "divides by a number"),
+    "unknown argument": (
+        lambda: Function(lambda h: torch.cat([h, h], axis=1)), "'cat': got an unexpected keyword argument 'axis'"
+    ),
     "odd gate": (lambda: Function(gate(), 3), "even number of channels, got 3"),
     "decides on values": (lambda: Function(lambda h: h if h.sum() > 0 else -h), "cannot be recorded by torch.fx"),
 }  # fmt: skip

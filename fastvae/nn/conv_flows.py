@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..reference.affine_flow import KINDS, log_scale
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
 from .flows import SCALE_BIAS
-from .gated_conv import Conditioning
+from .gated_conv import Conditioning, plus
 from .masked_conv import MaskedConv2d
 
 __all__ = ["ConvInverseAutoregressiveFlow", "ConvMADE"]
@@ -75,6 +75,8 @@ class ConvMADE(nn.Module):
                 raise ValueError(f"{name} must be >= 1, got {size}")
         if not hidden_channels or min(hidden_channels) < 1:
             raise ValueError(f"hidden_channels must be one or more widths >= 1, got {tuple(hidden_channels)}")
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be an odd integer, got {kernel_size!r}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.channels, self.context_channels = channels, context_channels
@@ -109,7 +111,7 @@ class ConvMADE(nn.Module):
         h = first(z)
         term = self.condition(context)
         if term is not None:
-            h = ACTIVATIONS[self.activation](h + term)
+            h = ACTIVATIONS[self.activation](plus(h, term))
         for layer in others:
             h = layer(h)
         return h
@@ -203,7 +205,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
                 bias[channels:] += SCALE_BIAS.get(kind, 0.0)
 
     def steps(self) -> list[ConvMADE]:
-        return list(self.networks)  # type: ignore[arg-type]
+        return cast("list[ConvMADE]", list(self.networks))
 
     def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast).
@@ -221,8 +223,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         total: Tensor | float = 0.0
         for network in self.steps():
             shift, scale_logit = self._shift_and_scale(network, z, context)
-            flat = [t if t is None else t.flatten(1) for t in (z, shift, scale_logit)]
-            out, log_det = affine_flow(*flat, kind=self.kind, impl=self.impl)  # type: ignore[arg-type]
+            logits = None if scale_logit is None else scale_logit.flatten(1)
+            out, log_det = affine_flow(z.flatten(1), shift.flatten(1), logits, kind=self.kind, impl=self.impl)
             z = out.view(z.shape).contiguous(memory_format=_format_of(z))
             total = total + (self._shares(z, scale_logit, log_det) if log_det_map else log_det)
         assert isinstance(total, Tensor)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..conv_structure import colors_of, pair
 from ..ops.gated_activation import gated_activation
+from ..ops.masked_conv2d import masked_conv2d
 from ..reference.gated_activation import KINDS
 from .masked_conv import MaskedConv2d
 
@@ -51,13 +52,43 @@ class GatedActivation(nn.Module):
 @torch.fx.wrap  # a call of its own in traced networks: shapes are looked at when numbers come
 def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
     """``context`` once it is known to be a vector of ``features`` or a map of ``channels``."""
-    if not isinstance(context, Tensor):
-        raise TypeError(f"context must be a tensor, got {type(context).__name__}")
+    if not isinstance(context, Tensor) or not context.is_floating_point():
+        kind = context.dtype if isinstance(context, Tensor) else type(context).__name__
+        raise TypeError(f"context must be a floating-point tensor (of labels, their nn.Embedding), got {kind}")
     if features and (context.dim() != 2 or context.shape[1] != features):
         raise ValueError(f"context must have shape (N, {features}), got {tuple(context.shape)}")
     if channels and (context.dim() != 4 or context.shape[1] != channels):
         raise ValueError(f"context must have shape (N, {channels}, H, W), got {tuple(context.shape)}")
     return context
+
+
+@torch.fx.wrap
+def check_condition(condition: Tensor, x: Tensor) -> None:
+    """Raises unless what a context was made into can be added to the maps ``x``."""
+    n, _, height, width = x.shape
+    if condition.shape[0] not in (1, n) or condition.shape[2:] not in ((1, 1), (height, width)):
+        raise ValueError(
+            f"context must belong to {n} images, and a map must be {height} x {width}, for x {tuple(x.shape)}; what "
+            f"was made of it is {tuple(condition.shape)}"
+        )
+
+
+def plus(x: Tensor, condition: Tensor | None) -> Tensor:
+    """Maps and what :class:`Conditioning` adds to them."""
+    if condition is None:
+        return x
+    check_condition(condition, x)
+    return x + condition
+
+
+@torch.fx.wrap
+def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
+    """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
+    if not len(context):
+        return context @ weight.t()
+    # A matrix product's sums may depend on the number of its rows; those of pixels, here one for each image, do not.
+    pixels = context.t()[None, :, None]
+    return masked_conv2d(pixels, weight[:, :, None, None], mask_type="B", impl=impl)[0, :, 0].t()
 
 
 def check_context_sizes(context_features: int, context_channels: int) -> None:
@@ -86,8 +117,8 @@ class Conditioning(nn.Module):
     ) -> None:
         super().__init__()
         check_context_sizes(context_features, context_channels)
-        self.context_features, self.context_channels = context_features, context_channels
-        self.layer: nn.Module | None = None
+        self.context_features, self.context_channels, self.impl = context_features, context_channels, impl
+        self.layer: nn.Linear | MaskedConv2d | None = None
         options = {"bias": False, "device": device, "dtype": dtype}
         if context_features:
             self.layer = nn.Linear(context_features, out_channels, **options)
@@ -104,8 +135,11 @@ class Conditioning(nn.Module):
         if context is None:
             wanted = f"{self.context_features}" if self.context_features else f"{self.context_channels}, H, W"
             raise ValueError(f"context must be given, shape (N, {wanted})")
-        condition = self.layer(checked_context(context, self.context_features, self.context_channels))
-        return condition[:, :, None, None] if self.context_features else condition
+        context = checked_context(context, self.context_features, self.context_channels)
+        if not self.context_features:
+            condition: Tensor = self.layer(context)
+            return condition
+        return projected(context, self.layer.weight, self.impl)[:, :, None, None]
 
 
 class GatedMaskedConv2d(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .gated_conv import Conditioning, check_context_sizes, colors, degrees
+from .gated_conv import Conditioning, check_context_sizes, colors, degrees, plus
 from .masked_conv import MaskedConv2d
 
 __all__ = ["PixelCNN", "PixelNetwork"]
@@ -160,10 +160,6 @@ class PixelHead(nn.Module):
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
         h = plus(self.first(functional.relu(h)), self.first_condition(context))
         return plus(self.second(functional.relu(h)), self.second_condition(context))
-
-
-def plus(h: Tensor, condition: Tensor | None) -> Tensor:
-    return h if condition is None else h + condition
 
 
 class _Residual(nn.Module):

@@ -93,17 +93,20 @@ BWD = define(
 class _GatedActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, condition: Tensor | None, kind: str, impl: str) -> Tensor:
+        ctx.call = kind, impl, None if condition is None else condition.shape
+        if condition is not None and condition.shape == x.shape:
+            # One map is kept then, not two.
+            x, condition = x + condition, None
         ctx.save_for_backward(x, condition)
-        ctx.call = kind, impl
         return FWD.on(impl, x)(x, condition, kind)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> Any:
-        (x, condition), (kind, impl) = ctx.saved_tensors, ctx.call
+        (x, condition), (kind, impl, shape) = ctx.saved_tensors, ctx.call
         # Gradients of sums and means are single numbers expanded.
         d_x = BWD.on(impl, d_y)(d_y.contiguous(memory_format=_format_of(x)), x, condition, kind)
-        d_condition = d_x.sum_to_size(condition.shape) if ctx.needs_input_grad[1] else None
+        d_condition = d_x.sum_to_size(shape) if ctx.needs_input_grad[1] else None
         return d_x if ctx.needs_input_grad[0] else None, d_condition, None, None
 
 
@@ -130,9 +133,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Backward keeps ``x`` and ``condition`` and nothing else. A number of y depends on the numbers that it is made of
-        and not on where it stands: single pixels give the same bits as whole images. Deterministic; differentiable
-        once (the reference, any number of times).
+        Backward keeps ``x`` and ``condition``, or their sum where that is a map, and nothing else. A number of y
+        depends on the numbers that it is made of and not on where it stands: single pixels give the same bits as whole
+        images. Deterministic; differentiable once (the reference, any number of times).
 
     Reference:
         *Conditional Image Generation with PixelCNN Decoders* (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves,

@@ -20,7 +20,7 @@ from .masked_linear import ACTIVATIONS
 
 if TYPE_CHECKING:
     from ..sampling.likelihoods import PixelLikelihood
-    from ..sampling.plan import Binding, Conv, Node, Plan, Span
+    from ..sampling_plan import Binding, Conv, Node, Plan, Span
 
 Function = Callable[[Tensor], Tensor]
 # Which channels of a node: all of them, or those of one pass.

@@ -116,7 +116,13 @@ class Categorical(PixelLikelihood):
         _same_images(x, parameters, self.parameter_channels(x.shape[1]))
         wide = parameters.to(compute_dtype(parameters.dtype)).unflatten(1, (x.shape[1], self.levels))
         level = torch.round(x.float() * (self.levels - 1)).long().unsqueeze(2)
-        return functional.log_softmax(wide, 2).gather(2, level).sum((1, 2, 3, 4))
+        log_p = functional.log_softmax(wide, 2)
+        try:
+            return log_p.gather(2, level).sum((1, 2, 3, 4))
+        except RuntimeError:
+            # Values are looked at only once they have failed.
+            self.check("x", x)
+            raise
 
     def check(self, name: str, x: Tensor) -> None:
         scaled = x * (self.levels - 1)

@@ -15,9 +15,9 @@ from .. import backend
 from ..ops.causal_sampler import causal_sampler
 from ..reference.diag_gaussian import compute_dtype, full_precision
 from ..rng import draw_seed, philox_uniform
+from ..sampling_plan import Binding, Plan
 from .graph import Recording, forms, record
 from .likelihoods import PixelLikelihood, resolve
-from .plan import Binding, Plan
 from .trace import LEAVES, lower
 
 __all__ = ["CausalSampler"]
@@ -229,8 +229,8 @@ class CausalSampler:
         """The parameters ``(N, P, H, W)`` of images ``x`` ``(N, C, H, W)``, by the code that samples.
 
         Where ``x`` was drawn, they are the numbers that it was drawn from, bit for bit with ``impl="cpp"`` and in
-        batches of any size: an entropy coder may rely on them. What the network makes of a context is PyTorch's, whose
-        rounding may depend on the size of the batch.
+        batches of any size: an entropy coder may rely on them. So are those of a context that only layers of
+        :mod:`fastvae.nn` read; the rounding of PyTorch's own may depend on the size of the batch.
 
         Raises:
             TypeError: ``x`` is no floating-point tensor.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
 from ..nn.gated_conv import GatedActivation
 from ..nn.masked_conv import MaskedConv2d
 from ..reference.gated_activation import KINDS
+from ..sampling_plan import Activation, Affine, Gate, Plan, Pointwise, Span
 from .builder import PlanBuilder
 from .graph import SUPPORTED, InexpressibleError, Recording, changes_in_place, depends_on_image
-from .plan import Activation, Affine, Gate, Plan, Pointwise, Span
 
 __all__ = ["LEAVES", "lower"]
 
@@ -223,7 +224,12 @@ class _Lowering:
         if handler == "activation":
             made: Any = self._activation_function(node, name.removesuffix("_"))
         else:
-            made = getattr(self, f"_{handler}")(*node.args, **node.kwargs)
+            lowered = getattr(self, f"_{handler}")
+            try:
+                inspect.signature(lowered).bind(*node.args, **node.kwargs)
+            except TypeError as error:
+                raise self.refuse(str(error)) from None
+            made = lowered(*node.args, **node.kwargs)
         if changes_in_place(node):
             self.replace(node.args[0], made)
         return made
@@ -245,7 +251,7 @@ class _Lowering:
         src = self.span(node.args[0] if node.args else node.kwargs["input"])
         return self.activation(name, src, slope, options)
 
-    def _combined(self, op: str, a: Any, b: Any) -> Span:
+    def _combined(self, op: Literal["add", "sub", "mul"], a: Any, b: Any) -> Span:
         if isinstance(b, (int, float)):
             factor, term = (b, 0.0) if op == "mul" else (1.0, b if op == "add" else -b)
             return self._affine(self.span(a), factor, term)
@@ -258,7 +264,7 @@ class _Lowering:
         if left.channels != right.channels:
             raise self.refuse(f"takes activations of as many channels, got {left.channels} and {right.channels}")
         dst = self.plan.result(left, right)
-        self.plan.emit(Pointwise(dst, left, right, op))  # type: ignore[arg-type]
+        self.plan.emit(Pointwise(dst, left, right, op))
         return dst
 
     def _affine(self, src: Span, alpha: float, beta: float) -> Span:
@@ -317,9 +323,9 @@ class _Lowering:
     def _chunk(self, input: Any, chunks: int, dim: int = 0) -> tuple[Span, ...]:
         return self._split(input, -(-self.span(input).channels // chunks), dim)
 
-    def _split(self, input: Any, size: Any, dim: int = 0) -> tuple[Span, ...]:
+    def _split(self, input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Span, ...]:
         self._along_channels(dim)
-        src = self.span(input)
+        src, size = self.span(input), split_size_or_sections
         if isinstance(size, int):
             size = [min(size, src.channels - first) for first in range(0, src.channels, size)]
         if sum(size) != src.channels:

@@ -37,6 +37,7 @@ def test_stems_of_the_library_are_registered():
         "causal_sampler",
         "diag_gaussian",
         "gated_activation",
+        "gated_stack",
         "logistic_mixture",
         "masked_conv2d",
         "masked_linear",

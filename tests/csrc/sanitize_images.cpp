@@ -50,6 +50,11 @@ std::vector<T> run_conv(const Kernels<T>& kernels, const ConvCase& c, const T* n
   kernels.masked_conv2d.bwd(spec, adjoint, kept, input, at(d_x.get(), c.in, c.height, c.width), d_weight.get(),
                             d_bias.get());
   r.keep(y, y_size), r.keep(pre, y_size), r.keep(d_x, x_size), r.keep(d_weight, w_size), r.keep(d_bias, c.out);
+  // Each gradient alone.
+  kernels.masked_conv2d.bwd(spec, adjoint, kept, input, at(d_x.get(), c.in, c.height, c.width), nullptr, nullptr);
+  kernels.masked_conv2d.bwd(spec, adjoint, kept, input, {}, d_weight.get(), nullptr);
+  kernels.masked_conv2d.bwd(spec, adjoint, kept, input, {}, nullptr, d_bias.get());
+  r.keep(d_x, x_size), r.keep(d_weight, w_size), r.keep(d_bias, c.out);
   return r.values;
 }
 
@@ -137,6 +142,51 @@ std::vector<T> run_sampler(const Kernels<T>& kernels, int64_t n, int64_t h, int6
   return r.values;
 }
 
+// Three colours whose channels are interleaved, hence of several passes and not side by side; a gate whose condition is
+// a map of constants; every third number given.
+template <class T>
+std::vector<T> run_colored_sampler(const Kernels<T>& kernels, int64_t n, int64_t h, int64_t w, const T* numbers) {
+  const int64_t colors = 3, hidden = 6, size = n * colors * h * w;
+  Results<T> r;
+  const auto copy = [&](int64_t count) {
+    auto to = r.array(count);
+    std::copy_n(numbers, count, to.get());
+    return to;
+  };
+  const auto first = copy(hidden * colors * 9), last = copy(colors * colors), condition = copy(n * hidden * h * w);
+  const std::vector<int64_t> drawn{1, 2, 3}, passes{0, 1, 2, 0, 1, 2}, degrees{0, 1, 2}, below{-1, 0, 1, -1, 0, 1};
+  auto uniforms = r.array(size), out = r.array(size), image = r.array(size);
+  std::vector<uint8_t> given(static_cast<size_t>(size));
+  for (int64_t i = 0; i < size; ++i) {
+    uniforms[i] = static_cast<T>((7 * i + 3) % 11 + 1) / 13;
+    given[static_cast<size_t>(i)] = i % 3 == 0;
+    image[i] = i % 6 == 0 ? T(1) : T(0);
+  }
+  const auto address = [](const auto* p) { return reinterpret_cast<uint64_t>(p); };
+  SamplerPlan plan{n, colors, h, w, colors, colors, false, {}, {}, {}, {1.0, 0.5, -0.25, 0.1}, {0, colors, 1, 2}};
+  plan.addresses = {address(drawn.data()), address(passes.data()), address(degrees.data()), address(below.data()),
+                    address(first.get()),  address(last.get()),    address(condition.get())};
+  const auto buffer = [&](std::initializer_list<int64_t> b) { plan.buffers.insert(plan.buffers.end(), b); };
+  buffer({colors, 1, 2, 1, 1, 0});                              // image
+  buffer({hidden, 0, 1, 0, 0, -1});                             // constants
+  buffer({hidden, 1, 1, 0, 0, 1});                              // first map
+  for (int i = 0; i < 4; ++i) buffer({colors, 1, 1, 0, 0, 1});  // gated, scaled, rectified, parameters
+  plan.nodes = {8, 8, -1, 1, 0, hidden, 6, 1};
+  const auto add = [&](std::initializer_list<int64_t> node) { plan.nodes.insert(plan.nodes.end(), node); };
+  add({0, 32, -2, 2, 0, hidden, 0, 0, colors, 4, -1, 2, 3, 2, 9, 4, 5});
+  add({0, -1, -1, 1, -1, 0, 2, -1, 1, 3, 0, -1, 4, 0, 0});  // its taps
+  add({6, 11, -2, 3, 0, colors, 2, 0, 1, 0, 0});
+  add({4, 10, -2, 4, 0, colors, 3, 0, 1, 2});
+  add({5, 10, -2, 5, 0, colors, 4, 0, 8, 3});
+  add({0, 20, -2, 6, 0, colors, 5, 0, colors, 5, -1, 2, 2, 0, 1, 0, 1, 0, 0, 0});
+  kernels.causal_sampler.run(plan, image.get(), given.data(), uniforms.get(), out.get());
+  r.keep(image, size), r.keep(out, size);
+  plan.all_given = true;
+  kernels.causal_sampler.run(plan, image.get(), nullptr, nullptr, out.get());
+  r.keep(out, size);
+  return r.values;
+}
+
 template <class T>
 int check_type(const char* type, double tolerance) {
   int failures = 0;
@@ -181,6 +231,11 @@ int check_type(const char* type, double tolerance) {
         return run_sampler(k, n, 5, 6, heads[head], parameters[head], numbers.get());
       });
     }
+  for (int64_t n : {1, 14}) {
+    std::snprintf(name, sizeof(name), "%s colored sampler n=%ld", type, n);
+    failures += compare<T>(name, tolerance,
+                           [&](const Kernels<T>& k) { return run_colored_sampler(k, n, 4, 5, numbers.get()); });
+  }
   return failures;
 }
 

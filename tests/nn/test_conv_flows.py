@@ -238,7 +238,7 @@ ERRORS = [
     (lambda: ConvMADE(3, params_per_channel=0), "params_per_channel must be >= 1, got 0"),
     (lambda: ConvMADE(3, activation="swish"), "activation must be one of.*got 'swish'"),
     (lambda: ConvMADE(3, order="spiral"), "order must be one of.*got 'spiral'"),
-    (lambda: ConvMADE(3, kernel_size=2), "origin"),
+    (lambda: ConvMADE(3, kernel_size=2), "kernel_size must be an odd integer, got 2"),
     (lambda: ConvMADE(3, context_channels=-1), "context_channels must be >= 0, got -1"),
     (lambda: ConvInverseAutoregressiveFlow(3, steps=0), "steps must be >= 1, got 0"),
     (lambda: ConvInverseAutoregressiveFlow(3, kind="affine"), "kind must be one of.*got 'affine'"),
@@ -247,6 +247,10 @@ ERRORS = [
     (lambda: ConvInverseAutoregressiveFlow(3)(X, X), "context must be None"),
     (lambda: ConvInverseAutoregressiveFlow(3, context_channels=2)(X), "context must be given"),
     (lambda: ConvInverseAutoregressiveFlow(3, context_channels=2)(X, X), r"context must have shape \(N, 2, H, W\)"),
+    (
+        lambda: ConvMADE(3, (6,), context_channels=2)(X, X[:, :2, :, :1]),
+        r"context must belong to 2 images, and a map must be 3 x 4, .*; what was made of it is \(2, 6, 3, 1\)",
+    ),
 ]
 
 

@@ -304,6 +304,7 @@ def test_errors_name_the_argument(wrong, message):
         wrong()
 
 
-def test_context_must_be_a_tensor():
-    with pytest.raises(TypeError, match="context must be a tensor, got list"):
-        GatedMaskedConv2d(4, 4, context_features=1)(X, X, [0.0])
+@pytest.mark.parametrize(("context", "kind"), [([0.0], "list"), (torch.tensor([[3], [7]]), "torch.int64")])
+def test_context_must_be_a_tensor(context, kind):
+    with pytest.raises(TypeError, match=f"context must be a floating-point tensor .*Embedding.*, got {kind}"):
+        GatedMaskedConv2d(4, 4, context_features=1)(X, X, context)

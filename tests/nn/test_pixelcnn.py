@@ -219,6 +219,21 @@ def test_sample_with_context(network, context):
     torch.testing.assert_close(net._sampler().parameters(x, given), net(x, given), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN])
+@contexts
+def test_parameters_are_those_of_forward_for_every_batch_size(network, context):
+    """An entropy coder may decode in other batches than those that were coded."""
+    net = made(network, width=24, **context)
+    given = context_of(context, 37, 3, 4)
+    x = net.sample(37, (3, 4), context=given)
+    expected = net._sampler().parameters(x, given)
+    for start, count in ((0, 37), (0, 1), (5, 1), (36, 1), (3, 17)):
+        part = slice(start, start + count)
+        own = None if given is None else given[part]
+        assert torch.equal(net._sampler().parameters(x[part], own), expected[part])
+        assert torch.equal(net(x[part], own), expected[part])
+
+
 @every_network
 def test_samples_follow_the_weights(network):
     """The sampler reads weights at every call, those of copies too."""
@@ -314,6 +329,8 @@ ERRORS = [
     (lambda n: n(1, 4, 0), "num_layers must be >= 1, got 0"),
     (lambda n: n(3, 4, 1, likelihood="bernoulli"), "hidden_channels must be a multiple of in_channels, 3.*got 4"),
     (lambda n: n(1, 4, 2, kernel_size=2), "kernel_size"),
+    (lambda n: made(n, likelihood="categorical").log_prob(X + 2), r"x must be one of the levels k / 255.*got 2"),
+    (lambda n: made(n, context_channels=3)(X, X.expand(2, 3, 4, 4)[:, :, :3]), r"must.*4.*(is|got) \(2, \d+, 3, 4\)"),
     (lambda n: n(1, 4, 2, first_kernel_size=4), "kernel"),
     (lambda n: n(1, 4, 1, likelihood="normal"), "likelihood must be one of.*got 'normal'"),
     (lambda n: n(2, 4, 1, likelihood="logistic_mixture"), "in_channels must be 1 or 3"),
@@ -338,6 +355,35 @@ ERRORS = [
 def test_errors_name_the_argument(network, wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong(network)
+
+
+def saved_bytes(network, x, context):
+    """Bytes that autograd keeps for backward, every storage counted once."""
+    kept = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        network(x, context)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@contexts
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_gated_stack_keeps_no_more_than_the_reference(context, memory_format):
+    x, given = torch.zeros(2, 1, 12, 12), context_of(context, 2, 12, 12)
+    kept = {
+        impl: saved_bytes(
+            made(GatedPixelCNN, layers=3, width=16, impl=impl, **context).to(memory_format=memory_format),
+            x.contiguous(memory_format=memory_format),
+            given,
+        )
+        for impl in ("cpp", "reference")
+    }
+    assert 0 < kept["cpp"] <= kept["reference"]
 
 
 @pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN])

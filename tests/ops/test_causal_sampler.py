@@ -10,10 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastvae.reference import philox
-from fastvae.rng import draw_seed, philox_uniform
 from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
-from tests.causal_stacks import SIZE, Arithmetic, Case, Colored, Gated, Shifted, Stack, masked, scaled, seeded, stacks
+from tests.causal_stacks import SIZE, Case, Colored, Gated, Stack, masked, scaled, seeded, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 STACKS = stacks()
@@ -143,6 +141,21 @@ def test_seeds_shards_and_generators(impl):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("name", ["gated", "colored contiguous"])
+def test_threads_share_the_work(name):
+    """How many images a thread draws side by side does not show in their bits."""
+    case, before, results = Case(STACKS[name], 29), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(case.sample("cpp"))
+    finally:
+        torch.set_num_threads(before)
+    for images, parameters in results[1:]:
+        assert torch.equal(images, results[0][0])
+        assert torch.equal(parameters, results[0][1])
+
+
 def test_implementations_draw_the_same_images():
     for name in STACKS:
         case = Case(STACKS[name], 4, dtype=torch.float32)
@@ -260,52 +273,6 @@ def test_distribution_of_the_heads(impl):
         assert ((counts - expected).square() / expected).sum() < 30
 
 
-# Noise
-
-
-def test_uniform_numbers_follow_the_contract():
-    seed = draw_seed("cpu", seeded())
-    rows, columns, offset = 3, 11, 2**32 - 2
-    got = philox_uniform(seed, rows, columns, offset)
-    quarter = 3
-    for row, column in itertools.product(range(rows), range(columns)):
-        place = row + offset
-        counter = [torch.tensor(c) for c in (column % quarter, place & 0xFFFFFFFF, place >> 32, 0)]
-        key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
-        word = int(philox.philox_4x32_10(counter, key)[column // quarter])
-        assert got[row, column] == ((word >> 9) + 0.5) / 2**23
-    assert got.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("counter", "key", "expected"),
-    [
-        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-        ([0, 1, 0, 0], [0] * 2, None),
-    ],
-)
-def test_uniform_numbers_of_known_words(counter, key, expected):
-    if expected is None:
-        expected = [
-            int(w) for w in philox.philox_4x32_10(*([torch.tensor(v) for v in part] for part in (counter, key)))
-        ]
-    got = philox_uniform(torch.tensor(0), 1, 4, row_offset=counter[1])
-    assert got[0].tolist() == [((word >> 9) + 0.5) / 2**23 for word in expected]
-
-
-def test_uniform_numbers_are_uniform():
-    u = philox_uniform(torch.tensor(5), 1000, 1000).double()
-    n = u.numel()
-    assert 0 < u.min() < 1e-4
-    assert 1 - 1e-4 < u.max() < 1
-    for power in (1, 2, 3):
-        mean, spread = 1 / (power + 1), math.sqrt(1 / (2 * power + 1) - 1 / (power + 1) ** 2)
-        assert abs(u.pow(power).mean() - mean) < 5 * spread / math.sqrt(n)
-    v = u - 0.5
-    for x, y in ((v[1:], v[:-1]), (v[:, 1:], v[:, :-1]), (v[:, :250], v[:, 250:500])):
-        assert abs((x * y).mean()) < 5 / 12 / math.sqrt(x.numel())
-
-
 # Any stack
 
 
@@ -379,7 +346,3 @@ def test_any_stack(impl, spec, n, height, width):
     close(images, expected)
     close(parameters, expected_parameters)
     close(case.sampler(impl).parameters(images), parameters)
-
-
-def test_stacks_cover_both_kinds_of_context():
-    assert {Arithmetic, Shifted} <= {type(stack.make()) for stack in STACKS.values()}

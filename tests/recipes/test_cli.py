@@ -22,7 +22,10 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["train", "vae"], ["evaluate"], ["demo"], ["report"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["train", "vae"], ["evaluate"], ["compress"], ["decompress"], ["demo"], ["report"]],
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])
