@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,10 +18,16 @@ GROUP = 64
 # A wave of programs on a large device.
 _WAVE = 132
 # Rows, columns, inner size, warps, stages; from the largest, whose operands are read least often, to the smallest.
-_HALF_TILES = ((128, 64, 64, 8, 3), (64, 64, 64, 4, 3), (32, 64, 64, 4, 3), (16, 32, 64, 2, 3))
+# Four warps of Hopper multiply 64 rows at once: by 64 columns they read the 128 bytes of shared memory a cycle that are
+# there, which leaves nothing for the next tiles' arrival; by 128 columns they read 96.
+# A deeper inner size would cost the widest tile local memory on Ampere.
+_HALF_TILES = ((128, 128, 32, 8, 4), (128, 64, 64, 8, 3), (64, 64, 64, 4, 3), (32, 64, 64, 4, 3), (16, 32, 64, 2, 3))
+_TF32_TILES = ((128, 128, 16, 8, 4), (128, 64, 32, 8, 3), (64, 64, 32, 4, 3), (32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
 # Without matrix instructions products are slow enough for two stages to hide the loads, which saves registers.
 _FLOAT_TILES = ((64, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
 _DOUBLE_TILES = ((32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
+# Tiles of this width are for sizes that they fill.
+WIDE_COLUMNS = 128
 
 _FAR = tl.constexpr(1 << 62)
 
@@ -40,9 +48,18 @@ class MatrixTile(NamedTuple):
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
     """The largest tile of which there are enough to keep a device busy, or the smallest."""
     shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
-    # On AMD a warp has twice the threads, and more than four warps would leave each of them too few registers.
-    tiles = [MatrixTile(*shape[:3], min(shape[3], 256 // warp_size()), shape[4]) for shape in shapes]
+    if precision(dtype) == "tf32":
+        shapes = _TF32_TILES
+    tiles = [_on_device(MatrixTile(*shape)) for shape in shapes if shape[1] < WIDE_COLUMNS or columns % shape[1] == 0]
     return next((tile for tile in tiles if tile.programs(rows, columns) >= _WAVE), tiles[-1])
+
+
+def _on_device(tile: MatrixTile) -> MatrixTile:
+    """On AMD a warp has twice the threads, more than four warps would leave each of them too few registers, and three
+    stages of the widest tile would fill the local memory."""
+    if warp_size() == 32:
+        return tile
+    return tile._replace(warps=min(tile.warps, 4), stages=2 if tile.columns == WIDE_COLUMNS else tile.stages)
 
 
 def tiles_at_once(size: int, block: int) -> int:
@@ -62,6 +79,21 @@ def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
 def precision(dtype: torch.dtype) -> str:
     """How `tl.dot` multiplies float32; other types know one way only."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def in_tf32(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """The launcher where `allow_tf32` is set, for AOT cases."""
+
+    @functools.wraps(launcher)
+    def run(*args: Any) -> Any:
+        allowed = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return launcher(*args)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+
+    return run
 
 
 @triton.jit

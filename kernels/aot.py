@@ -2,7 +2,7 @@
 
 Runs each launcher's AOT cases with recorded launches, compiles what was recorded for every target, and prints what the
 machine code uses: registers, shared memory, local memory (stack and spills), 128-bit global accesses, matrix
-instructions. Exits with 1 if a kernel does not compile.
+instructions, and those of them that a warp group issues (Hopper's wgmma). Exits with 1 if a kernel does not compile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from ._launch import AotCase, Launch, recording
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-COLUMNS = ("registers", "shared", "local", "instructions", "loads_128", "stores_128", "matrix")
+COLUMNS = ("registers", "shared", "local", "instructions", "loads_128", "stores_128", "matrix", "warp_group")
 
 _TYPES = {
     torch.float16: "*fp16",
@@ -121,6 +121,7 @@ def _nvidia_resources(compiled: Any) -> dict[str, int]:
         "loads_128": _count(r"\bLDG\S*\.128\b", sass),
         "stores_128": _count(r"\bSTG\S*\.128\b", sass),
         "matrix": _count(r"\b(?:HMMA|IMMA|DMMA|QGMMA|HGMMA|UTC\w*MMA)\b", sass),
+        "warp_group": _count(r"\bHGMMA\b", sass),
     }
 
 
@@ -138,6 +139,7 @@ def _amd_resources(compiled: Any) -> dict[str, int]:
         "loads_128": _count(r"\b(?:global|buffer)_load_dwordx4\b", assembly),
         "stores_128": _count(r"\b(?:global|buffer)_store_dwordx4\b", assembly),
         "matrix": _count(r"\bv_mfma_", assembly),
+        "warp_group": 0,
     }
 
 

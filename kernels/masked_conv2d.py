@@ -15,12 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
-from ._launch import AotCase, compute_dtype, launch, meta, warp_size
-from ._matrix import MatrixTile, launch_options, matrix_tile, precision
+from ._launch import AotCase, compute_dtype, launch, meta
+from ._matrix import WIDE_COLUMNS, MatrixTile, in_tf32, launch_options, matrix_tile, precision
 from ._tiles import ceil_div, next_power_of_2
 
-# Sizes from which on a product of half types is worth the largest tile.
-_WIDE_COLUMNS, _WIDE_PROGRAMS = 128, 132
 _PACK_BLOCK = 1024
 # The least inner size of a product.
 _LEAST_INNER = 16
@@ -153,10 +151,9 @@ def _masked_conv2d_fwd_kernel(
 def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype) -> MatrixTile:
     """A tile of a product over taps; no wider, nor deeper, than there are columns and inner elements."""
     tile = matrix_tile(rows, columns, dtype)
-    if dtype.itemsize == 2 and columns % _WIDE_COLUMNS == 0:
-        # On AMD the stages of the large tile would fill the local memory.
-        wide = MatrixTile(128, 128, 64, min(8, 256 // warp_size()), 3 if warp_size() == 32 else 2)
-        tile = wide if wide.programs(rows, columns) >= _WIDE_PROGRAMS else tile
+    if dtype.itemsize == 2 and tile.columns == WIDE_COLUMNS:
+        # Without degrees to look at there are registers for more.
+        tile = tile._replace(inner=64, stages=min(tile.stages, 3))
     return tile._replace(
         columns=min(tile.columns, max(next_power_of_2(columns), 16)),
         inner=min(tile.inner, max(next_power_of_2(inner), _LEAST_INNER)),
@@ -242,7 +239,7 @@ def masked_conv2d_fwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, inputs, outputs, kernel, colors, activation, channels_last in (
-        (torch.float32, 64, 64, 3, 1, "elu", False),
+        (torch.float32, 128, 128, 3, 1, "elu", False),
         (torch.float32, 1, 32, 7, 1, "relu", False),
         (torch.float32, 63, 65, 3, 1, "tanh", True),
         (torch.bfloat16, 128, 128, 7, 1, "identity", True),
@@ -255,5 +252,8 @@ def aot_cases() -> list[AotCase]:
         weight, bias = meta(outputs, inputs, kernel, kernel, dtype=dtype), meta(outputs, dtype=dtype)
         degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64)) if colors > 1 else (None, None)
         how = (list(range(origin + 1)), origin if colors > 1 else -1, [kernel // 2] * 4, [1, 1], 1, activation, True)
-        cases.append(AotCase(name, masked_conv2d_fwd, (x, weight, bias, *degrees, *how, channels_last)))
+        arguments = (x, weight, bias, *degrees, *how, channels_last)
+        cases.append(AotCase(name, masked_conv2d_fwd, arguments))
+        if dtype == torch.float32 and inputs % 64 == 0:
+            cases.append(AotCase(name.replace("float32", "tf32"), in_tf32(masked_conv2d_fwd), arguments))
     return cases

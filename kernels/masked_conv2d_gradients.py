@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._activations import slope
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import launch_options, precision
+from ._matrix import in_tf32, launch_options, precision
 from ._tiles import ceil_div, next_power_of_2
 from .masked_conv2d import Taps, conv_tile, folds, image_like, pack, rule_of, sum_over_taps
 
@@ -273,7 +273,7 @@ def masked_conv2d_bwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, inputs, outputs, kernel, colors, activation, channels_last in (
-        (torch.float32, 64, 64, 3, 1, "elu", False),
+        (torch.float32, 128, 128, 3, 1, "elu", False),
         (torch.float32, 1, 32, 7, 1, "relu", False),
         (torch.float32, 63, 65, 3, 1, "tanh", True),
         (torch.bfloat16, 128, 128, 7, 1, "identity", True),
@@ -288,4 +288,6 @@ def aot_cases() -> list[AotCase]:
         how = (list(range(origin + 1)), origin if colors > 1 else -1, [kernel // 2] * 4, [1, 1], 1, activation)
         arguments = (d_y, d_y, x, weight, *degrees, *how, [True] * 3, channels_last)
         cases.append(AotCase(name, masked_conv2d_bwd, arguments))
+        if dtype == torch.float32 and inputs % 64 == 0:
+            cases.append(AotCase(name.replace("float32", "tf32"), in_tf32(masked_conv2d_bwd), arguments))
     return cases

@@ -17,6 +17,7 @@ from ._matrix import (
     GROUP,
     bounds,
     grouped,
+    in_tf32,
     launch_options,
     lowest_bit,
     matrix_tile,
@@ -142,9 +143,9 @@ def masked_linear_fwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, inputs, outputs, activation, scaled in (
-        (torch.float32, 512, 512, "elu", True),
+        (torch.float32, 1920, 1920, "elu", True),
         (torch.float32, 63, 65, "tanh", False),
-        (torch.bfloat16, 512, 1024, "identity", False),
+        (torch.bfloat16, 1920, 1920, "identity", False),
         (torch.bfloat16, 512, 512, "gelu", True),
         (torch.float16, 64, 512, "relu", False),
         (torch.float64, 64, 64, "softplus", False),
@@ -154,4 +155,6 @@ def aot_cases() -> list[AotCase]:
         degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64))
         arguments = (x, weight, vector, vector if scaled else None, *degrees, activation, True)
         cases.append(AotCase(name, masked_linear_fwd, arguments))
+        if dtype == torch.float32 and inputs % 64 == 0:
+            cases.append(AotCase(name.replace("float32", "tf32"), in_tf32(masked_linear_fwd), arguments))
     return cases

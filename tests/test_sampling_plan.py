@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fastvae.nn import MaskedConv2d
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture, PixelLikelihood
 from fastvae.sampling.trace import LEAVES, lower
 from fastvae.sampling_plan import ROW, SEVERAL
@@ -139,15 +140,41 @@ REFUSED = {
     ),
     "odd gate": (lambda: Function(gate(), 3), "even number of channels, got 3"),
     "decides on values": (lambda: Function(lambda h: h if h.sum() > 0 else -h), "cannot be recorded by torch.fx"),
+    "forward of its own": (
+        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.Sequential(Doubled(4, 1, 1, mask_type="B"))),
+        "the forward of layer '1.0' (Doubled) cannot be recorded",
+    ),
+    "hook": (
+        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.utils.weight_norm(nn.Conv2d(4, 1, 1))),
+        "layer '1' (Conv2d): has forward hooks",
+    ),
 }  # fmt: skip
 
 
+class Doubled(MaskedConv2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_what_no_plan_can_express_is_named(name):
     make, words = REFUSED[name]
     with pytest.raises(ValueError, match=r"Supported: nn\.MaskedConv2d") as caught:
         CausalSampler(make())
     assert words in str(caught.value)
+
+
+def test_parametrised_layers():
+    """Their weights are made anew at every call."""
+    norm = nn.utils.parametrizations.weight_norm
+    network = nn.Sequential(norm(masked(1, 4, 3, "A")), nn.ELU(), norm(nn.Conv2d(4, 1, 1)))
+    sampler = CausalSampler(network)
+    x = sampler.sample(2, (3, 3))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2.0)
+    torch.testing.assert_close(sampler.parameters(x), network(x))
 
 
 NOT_CAUSAL = {

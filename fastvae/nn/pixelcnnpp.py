@@ -104,6 +104,10 @@ class PixelCNNpp(PixelNetwork):
         image's size let every activation be computed once when sampling; the input channel of ones, which marks the
         image's border; and weight normalisation with its data-dependent start.
 
+        The sampler's parameters equal those of ``forward`` to a few ulp, those of :class:`PixelCNN` and
+        :class:`GatedPixelCNN` bit for bit on a CPU: here elu, between convolutions, is PyTorch's in ``forward`` and the
+        sampler's own in the sampler. Those of the sampler are equal to each other for every batch size.
+
     Reference:
         *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
         (Salimans, Karpathy, Chen, Kingma, 2017).

@@ -65,6 +65,8 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self._leaves = leaves
+        # The innermost module whose forward could not be followed.
+        self.failed = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, self._leaves) and type(m).forward in {leaf.forward for leaf in self._leaves}:
@@ -86,7 +88,11 @@ class _Tracer(fx.Tracer):
         proxies = [value for value in given if isinstance(value, fx.Proxy)]
         if proxies and not any(depends_on_image(proxy.node) for proxy in proxies):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
 
 
 def _is_metadata(node: fx.Node) -> bool:
@@ -170,11 +176,14 @@ def record(network: nn.Module, with_context: bool, leaves: tuple[type[nn.Module]
         InexpressibleError: its forward cannot be followed, for instance because it decides on values of the image.
     """
     root = (_WithContext if with_context else _WithoutContext)(network)
+    tracer = _Tracer(leaves)
     try:
-        graph = _Tracer(leaves).trace(root)
+        graph = tracer.trace(root)
     except (AttributeError, RuntimeError, TypeError, fx.proxy.TraceError) as error:
+        path = tracer.failed.removeprefix(_WRAPPED).removeprefix(".")
+        layer = f"layer {path!r} ({type(network.get_submodule(path)).__name__})" if path else type(network).__name__
         raise InexpressibleError(
-            f"the forward of {type(network).__name__} cannot be recorded by torch.fx ({error}). Supported: {SUPPORTED}"
+            f"the forward of {layer} cannot be recorded by torch.fx ({error}). Supported: {SUPPORTED}"
         ) from error
     return Recording(root, graph)
 

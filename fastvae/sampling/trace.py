@@ -122,12 +122,17 @@ class _Lowering:
     def module(self, node: fx.Node) -> Span:
         self.plan.label = self.recording.label(node)
         module = self.recording.layer(str(node.target))
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise self.refuse(
+                "has forward hooks, as those of torch.nn.utils.weight_norm, which a plan does not call; "
+                "torch.nn.utils.parametrizations need none"
+            )
         if isinstance(module, GatedActivation):
             return self.gate(module.kind, list(node.args), dict(node.kwargs))
         src = self.span(node.args[0] if node.args else next(iter(node.kwargs.values())))
         if isinstance(module, MaskedConv2d):
             return self.masked_conv(str(node.target), module, src)
-        if type(module) is nn.Conv2d:
+        if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
             if (
                 module.kernel_size != (1, 1)
                 or module.stride != (1, 1)

@@ -234,6 +234,14 @@ def test_parameters_are_those_of_forward_for_every_batch_size(network, context):
         assert torch.equal(net(x[part], own), expected[part])
 
 
+def test_parameters_of_pixelcnnpp_are_those_of_forward_to_a_few_ulp():
+    net = made(PixelCNNpp, 3, width=24, likelihood=LogisticMixture(2, 8))
+    x = net.sample(5, (4, 6))
+    expected, got = net(x), net._sampler().parameters(x)
+    assert (got - expected).abs().max() <= 8 * torch.finfo(torch.float32).eps * expected.abs().max()
+    assert torch.equal(net._sampler().parameters(x[3:4]), got[3:4])
+
+
 @every_network
 def test_samples_follow_the_weights(network):
     """The sampler reads weights at every call, those of copies too."""
