@@ -1,7 +1,8 @@
 """``make gpu-check``: build, test and measure on a machine with a GPU, into one JSON and one Markdown file.
 
 Needs PyTorch, Triton and the build tools, but no network. Every step has a time limit, and its record is on
-disk before the next begins: what was done when the time was over, or the machine gone, is kept.
+disk before the next begins: what was done when the time was over, or the machine gone, is kept. The limits of all steps
+but the last measurements fit into the whole time together.
 """
 
 from __future__ import annotations
@@ -42,30 +43,36 @@ _NOT_COPIED = shutil.ignore_patterns(
 )
 
 # Arguments of python -m bench and seconds; the most telling first, since the last ones go when time runs out.
-_MEASUREMENTS = (
+_FIRST_MEASUREMENTS = (
     (
         "bench diag_gaussian rsample",
         "--op diag_gaussian --entry rsample --dtype fp32 --shape 4096x1024,65536x1024,128x32,50x100x50 --graphs",
-        55,
+        40,
     ),
     (
         "bench tril_gaussian rsample",
         "--op tril_gaussian --entry rsample --variant dense --dtype fp32"
         " --shape 4096x256,65536x64,512x64,256x256 --graphs",
-        60,
+        40,
     ),
-    ("bench training_step", "--op training_step --dtype fp32 --graphs", 45),
-    ("bench masked_linear", "--op masked_linear --entry linear --shape 128x320,1024x1920 --graphs", 40),
+)
+_MEASUREMENTS = (
+    (
+        "bench masked_linear",
+        "--op masked_linear --entry linear --dtype bf16,fp32 --shape 16384x1920,1024x1920,128x320 --graphs",
+        45,
+    ),
+    ("bench masked_conv2d", "--op masked_conv2d --entry convolution --dtype bf16,fp32 --graphs", 45),
     ("bench autoregressive_flow", "--op autoregressive_flow --entry flow --impl fastvae,reference,compile", 40),
+    ("bench causal_sampler", "--op causal_sampler --impl fastvae,reference,forward", 45),
     (
         "bench autoregressive_inverse",
         "--op autoregressive_inverse --entry inverse --shape 1024x64 --mode fwd --impl fastvae,reference,forward,zuko",
         40,
     ),
-    ("bench masked_conv2d", "--op masked_conv2d --entry convolution --dtype float32,bfloat16 --graphs", 40),
+    ("bench training_step", "--op training_step --dtype fp32 --graphs", 45),
     ("bench logistic_mixture", "--op logistic_mixture --mode fwdbwd --graphs", 35),
     ("bench gated_activation", "--op gated_activation --graphs", 35),
-    ("bench causal_sampler", "--op causal_sampler --impl fastvae,reference,forward", 45),
     ("bench affine_flow", "--op affine_flow --mode fwdbwd --graphs", 30),
     (
         "bench densities",
@@ -143,28 +150,57 @@ def _steps(stage: Path, records: Path, rehearse: bool) -> list[Step]:
     shutil.copytree(source, place, ignore=lambda folder, names: ["fastvae"] if Path(folder) == source else [])
     python = sys.executable
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
-    tests = [
-        python,
-        "-m",
-        "pytest",
-        "tests/bench" if rehearse else "tests",
-        "-q",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
+    if rehearse:
+        checks = [Step("tests", _pytest("tests/bench"), 250, place)]
+        steps = [*checks, *(_measurement(place, records, *which) for which in _REHEARSED)]
+    else:
+        first, others = (
+            [_measurement(place, records, *which, "--device", "cuda") for which in measurements]
+            for measurements in (_FIRST_MEASUREMENTS, _MEASUREMENTS)
+        )
+        # Each test of offsets has most of the memory to itself.
+        offsets = "tests/gpu/test_offsets.py"
+        steps = [
+            Step("gpu tests", _pytest("tests/gpu", f"--ignore={offsets}", workers=8), 60, place),
+            Step("offsets beyond 2^31", _pytest(offsets), 40, place),
+            *first,
+            Step("tests", _pytest("tests", "--ignore=tests/gpu", workers=12), 160, place),
+            *(Step(tool, _sanitizer(tool), 35, place) for tool in ("memcheck", "racecheck")),
+            *others,
+        ]
+    return [
+        Step("build", [*install, "--target", str(place), str(source)], 150 if rehearse else 90, stage),
+        Step("backend", [python, "-c", _BACKEND.format(device="cpu" if rehearse else "cuda")], 30, place),
+        *steps,
     ]
-    if importlib.util.find_spec("xdist") and not rehearse:
-        tests += ["-n", str(min(8, os.cpu_count() or 1))]
-    steps = [
-        Step("build", [*install, "--target", str(place), str(source)], 150, stage),
-        Step("backend", [python, "-c", _BACKEND.format(device="cpu" if rehearse else "cuda")], 60, place),
-        Step("tests", tests, 250, place),
+
+
+def _pytest(*arguments: str, workers: int = 1) -> list[str]:
+    command = [sys.executable, "-m", "pytest", *arguments, "-q", "--tb=short", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist") and workers > 1:
+        command += ["-n", str(min(workers, os.cpu_count() or 1))]
+    return command
+
+
+def _sanitizer(tool: str) -> list[str]:
+    """Every op in bfloat16, whose kernels earlier tests have compiled, under a tool of compute-sanitizer."""
+    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if found is None:
+        return [sys.executable, "-c", "print('left out: compute-sanitizer is not installed')"]
+    # Blocks of PyTorch's own cache would hide what lies beyond a tensor.
+    return [
+        "env",
+        "PYTORCH_NO_CUDA_MEMORY_CACHING=1",
+        found,
+        f"--tool={tool}",
+        "--error-exitcode=9",
+        *_pytest("tests/gpu/test_dtypes.py", "-k", "bfloat16"),
     ]
-    for name, selection, seconds in _REHEARSED if rehearse else _MEASUREMENTS:
-        device = [] if rehearse else ["--device", "cuda"]
-        budget = ["--budget", str(max(seconds - 20, 10)), "--json", str(records)]
-        steps.append(Step(name, [python, "-m", "bench", *selection.split(), *device, *budget], seconds, place))
-    return steps
+
+
+def _measurement(place: Path, records: Path, name: str, selection: str, seconds: int, *device: str) -> Step:
+    budget = ["--budget", str(max(seconds - 20, 10)), "--json", str(records)]
+    return Step(name, [sys.executable, "-m", "bench", *selection.split(), *device, *budget], seconds, place)
 
 
 _BACKEND = """

@@ -148,16 +148,22 @@ def _masked_conv2d_fwd_kernel(
     tl.store(y_ptr + at, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), owned)
 
 
-def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype) -> MatrixTile:
+def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype, channels_last: bool = True) -> MatrixTile:
     """A tile of a product over taps; no wider, nor deeper, than there are columns and inner elements."""
     tile = matrix_tile(rows, columns, dtype)
-    if dtype.itemsize == 2 and tile.columns == WIDE_COLUMNS:
-        # Without degrees to look at there are registers for more.
-        tile = tile._replace(inner=64, stages=min(tile.stages, 3))
+    if tile.columns == WIDE_COLUMNS:
+        # No degrees to look at leave registers for a deeper tile; pixels that no access of 128 bits reads need them.
+        half = dtype.itemsize == 2
+        width = WIDE_COLUMNS if half and channels_last else WIDE_COLUMNS // 2
+        tile = tile._replace(columns=width, inner=64 if half else 32, stages=min(tile.stages, 3))
     return tile._replace(
         columns=min(tile.columns, max(next_power_of_2(columns), 16)),
         inner=min(tile.inner, max(next_power_of_2(inner), _LEAST_INNER)),
     )
+
+
+def both_channels_last(x: Tensor, y: Tensor) -> bool:
+    return x.stride(1) == 1 and y.stride(1) == 1
 
 
 def folds(channels: int) -> bool:
@@ -190,7 +196,8 @@ def sum_over_taps(
     n, outputs, out_height, out_width = y.shape
     pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
     fold = folds(n_in)
-    tile = conv_tile(pixels * groups, n_out, n_in * taps.count if fold else n_in, x.dtype)
+    inner = n_in * taps.count if fold else n_in
+    tile = conv_tile(pixels * groups, n_out, inner, x.dtype, both_channels_last(x, y))
     launch(
         _masked_conv2d_fwd_kernel, groups * tile.programs(pixels, n_out),
         y, pre, x, packed, bias,
@@ -243,6 +250,7 @@ def aot_cases() -> list[AotCase]:
         (torch.float32, 1, 32, 7, 1, "relu", False),
         (torch.float32, 63, 65, 3, 1, "tanh", True),
         (torch.bfloat16, 128, 128, 7, 1, "identity", True),
+        (torch.bfloat16, 128, 128, 3, 1, "elu", False),
         (torch.bfloat16, 96, 192, 3, 3, "gelu", True),
         (torch.float16, 32, 64, 5, 1, "silu", False),
         (torch.float64, 16, 16, 3, 1, "softplus", False),

@@ -17,7 +17,7 @@ from ._activations import slope
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import in_tf32, launch_options, precision
 from ._tiles import ceil_div, next_power_of_2
-from .masked_conv2d import Taps, conv_tile, folds, image_like, pack, rule_of, sum_over_taps
+from .masked_conv2d import Taps, both_channels_last, conv_tile, folds, image_like, pack, rule_of, sum_over_taps
 
 # Programs that sums over pixels are split into, if there are pixels enough for as many: two for each multiprocessor.
 _SPLIT_PROGRAMS = 264
@@ -214,7 +214,8 @@ def _weight_gradient(
     fold = folds(n_in)
     inner = n_in * taps.count if fold else n_in
     # Splits of the pixels, and taps, make programs, too.
-    tile = conv_tile(n_out * groups * max(taps.count, 1) * max(pixels // 512, 1), inner, pixels, x.dtype)
+    rows = n_out * groups * max(taps.count, 1) * max(pixels // 512, 1)
+    tile = conv_tile(rows, inner, pixels, x.dtype, both_channels_last(x, d_pre))
     tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))
     blocks = groups * ceil_div(n_out, tile.rows)
     blocks *= ceil_div(inner, tile.columns) * (1 if fold else taps.count)
@@ -277,6 +278,7 @@ def aot_cases() -> list[AotCase]:
         (torch.float32, 1, 32, 7, 1, "relu", False),
         (torch.float32, 63, 65, 3, 1, "tanh", True),
         (torch.bfloat16, 128, 128, 7, 1, "identity", True),
+        (torch.bfloat16, 128, 128, 3, 1, "elu", False),
         (torch.bfloat16, 96, 192, 3, 3, "gelu", True),
         (torch.float64, 16, 16, 3, 1, "softplus", False),
     ):

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from bench import __main__ as command
 from bench import gpu_check, results
 from bench.steps import Step, run_step
 
@@ -26,6 +27,32 @@ def test_missing_tools_are_named(monkeypatch):
     for item in ("nanobind", "scikit-build-core", "pytest", "cmake", "ninja", "C++ compiler"):
         assert item in lacking
     assert "CUDA" not in lacking
+
+
+def test_all_but_the_last_measurements_find_their_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.shutil, "copytree", lambda *_, **__: None)
+    steps = gpu_check._steps(tmp_path, tmp_path / "gpu-check.jsonl", False)
+    last = [step.name for step in steps].index("racecheck")
+    assert sum(step.limit_s for step in steps[: last + 1]) <= gpu_check._LIMIT_S
+    assert all(step.name.startswith("bench ") for step in steps[last + 1 :])
+    (everything,) = [step.command for step in steps if step.name == "tests"]
+    assert "--ignore=tests/gpu" in everything
+
+
+def test_measurements_name_what_exists():
+    parser = command._parser()
+    for _, selection, _ in (*gpu_check._FIRST_MEASUREMENTS, *gpu_check._MEASUREMENTS):
+        options = parser.parse_args([*selection.split(), "--device", "cuda", "--list"])
+        assert command._cases(options)
+        assert command._providers(options)
+
+
+def test_sanitizer_is_left_out_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
+    record = run_step(Step("memcheck", gpu_check._sanitizer("memcheck"), 60, tmp_path), 60, os.environ)
+    assert (record["outcome"], record["output"]) == ("ok", ["left out: compute-sanitizer is not installed"])
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "compute-sanitizer")
+    assert "--tool=racecheck" in gpu_check._sanitizer("racecheck")
 
 
 def test_a_step_tells_how_it_ended(tmp_path):

@@ -44,6 +44,16 @@ def run(*arguments: str, interpret: str = "0") -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+# Problems large enough for the widest tiles: those of half types, and of float32 where TF32 is allowed.
+LARGE = {
+    "_masked_linear_fwd_kernel": "1920 -> 1920",
+    "_masked_linear_bwd_x_kernel": "1920 -> 1920",
+    "_masked_linear_bwd_weight_kernel": "1920 -> 1920",
+    "_masked_conv2d_fwd_kernel": "128 -> 128",
+    "_masked_conv2d_bwd_weight_kernel": "128 -> 128",
+}
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("aot") / "rows.json"
@@ -86,6 +96,22 @@ def test_matrix_instructions(report, target):
     ]
     assert {row["kernel"] for row in half} == MATRIX
     assert [row for row in half if not row["matrix"]] == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
+@pytest.mark.parametrize("kernel", sorted(MATRIX))
+def test_large_products_are_those_of_a_warp_group(report, kernel, dtype):
+    """Four warps of Hopper multiply together; and all that multiplies, multiplies so."""
+    _, rows = report
+    large = [
+        row
+        for row in rows
+        if (row["kernel"], row["target"]) == (kernel, "sm_90")
+        and row["case"].startswith(f"{dtype}, ")
+        and LARGE[kernel] in row["case"]
+    ]
+    assert large
+    assert [row for row in large if not row["matrix"] == row["warp_group"] > 0] == []
 
 
 def test_noise_needs_no_shared_memory(report):

@@ -1,0 +1,62 @@
+"""Small problems of every op that has gradients: what the tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import fastvae.functional as F
+from tests import mixtures
+from tests.convolutions import Form
+from tests.networks import DEGREES, layer_inputs, layer_problem, network, norm_problem
+from tests.support import Problem, problems
+
+
+def _gaussian(stem: str, entry: str, dense: bool = False, samples: tuple[int, ...] = ()) -> Callable[[], Problem]:
+    return lambda: problems(stem, (5,), 34, samples, dense)[entry]
+
+
+def _network(entry: str) -> Problem:
+    made = network(8, (64, 32), context=True)
+    return made.problem(entry, made.tensors((7,)))
+
+
+def _layer() -> Problem:
+    return layer_problem(layer_inputs((37,), 48, 40), DEGREES["unsorted"](48, 40), activation="elu")
+
+
+def _affine(inverse: bool) -> Problem:
+    inputs = [torch.randn(6, 34, requires_grad=True) for _ in range(3)]
+    return Problem(lambda impl, p: F.affine_flow(*p, inverse=inverse, impl=impl), inputs)
+
+
+def _gate() -> Problem:
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 10, 7, 9), (2, 10, 1, 1))]
+    return Problem(lambda impl, p: (F.gated_activation(*p, impl=impl),), inputs)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "diag_gaussian": _gaussian("diag_gaussian", "rsample"),
+    "diag_gaussian, samples": _gaussian("diag_gaussian", "rsample", samples=(3,)),
+    "diag_gaussian log_prob": _gaussian("diag_gaussian", "log_prob"),
+    "diag_gaussian kl": _gaussian("diag_gaussian", "kl"),
+    "diag_gaussian kl to a prior": _gaussian("diag_gaussian", "kl_prior"),
+    "tril_gaussian, packed": _gaussian("tril_gaussian", "rsample"),
+    "tril_gaussian, dense": _gaussian("tril_gaussian", "rsample", True),
+    "tril_gaussian, samples": _gaussian("tril_gaussian", "rsample", samples=(3,)),
+    "tril_gaussian log_prob": _gaussian("tril_gaussian", "log_prob"),
+    "tril_gaussian kl": _gaussian("tril_gaussian", "kl", True),
+    "masked_linear": _layer,
+    "masked_linear norm": lambda: norm_problem(torch.randn(40, 48, requires_grad=True), DEGREES["staircase"](48, 40)),
+    "affine_flow": lambda: _affine(False),
+    "affine_flow inverse": lambda: _affine(True),
+    "autoregressive_flow made": lambda: _network("made"),
+    "autoregressive_flow": lambda: _network("flow"),
+    "autoregressive_inverse": lambda: _network("inverse"),
+    "masked_conv2d": lambda: Form(16, 24, activation="silu").problem(),
+    "masked_conv2d, channels last": lambda: Form(18, 36, num_colors=3, channels_last=True).problem(),
+    "masked_conv2d, one channel": lambda: Form(1, 8, (7, 7), "A").problem(),
+    "gated_activation": _gate,
+    "logistic_mixture": lambda: mixtures.problem(2, 3, 4, 5, 6),
+}
