@@ -31,6 +31,9 @@ _STYLES = {
     "nflows": ("#F0E442", ">", "nflows"),
     "pyro": ("#8C6D31", "P", "Pyro"),
     "forward": ("#000000", "*", "own forward"),
+    "fastvae_channels_last": ("#004C7A", "H", "fastvae, channels last"),
+    "channels_last": ("#999999", "+", "eager, channels last"),
+    "naive": ("#A0522D", "X", "whole passes"),
     "reference": ("#555555", "x", "eager reference"),
 }
 _BAR = 0.17  # inches

@@ -15,12 +15,15 @@ _TITLES = {
     "fastvae": "fastvae",
     "cpp": "C++",
     "triton": "Triton",
+    "fastvae_channels_last": "fastvae, channels last",
     "reference": "eager",
+    "channels_last": "eager, channels last",
     "compile": "compile",
     "distributions": "torch.distributions",
     "zuko": "zuko",
     "nflows": "nflows",
     "pyro": "Pyro",
+    "naive": "whole passes",
     "forward": "own forward",
 }
 _QUICK = "**From a quick run: these times show that it works, not how fast it is.**"
@@ -31,7 +34,8 @@ share of the speed that the machine allows: the bytes that must move at the copy
 or the operations at the rate of its matrix product, whichever takes longer; ° marks work that fits the last
 cache, which no copy through memory bounds. *Temporary* is peak memory beyond the results of a call: of
 fastvae, after the stroke of eager. *own forward*, beside an inverse, is fastvae's forward pass of the same
-network. Of a masked network only the weights that count are counted."""
+network; *whole passes* is one of them for every pixel drawn. Of a masked network only the weights that count are
+counted. *channels last* is the other layout of a convolution's images."""
 
 
 def table(records: Iterable[Row]) -> str:
