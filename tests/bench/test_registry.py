@@ -171,7 +171,7 @@ def test_shape_refuses(text):
         (["--impl", "triton", "--device", "cpu"], "impl 'triton' cannot run on cpu"),
         (["--mode", "bwd"], "unknown mode 'bwd'; known are .*fwdbwd"),
         (["--dtype", "int8"], "unknown dtype 'int8'; known are .*float32"),
-        (["--entry", "sample"], "unknown entry 'sample'; known are .*rsample"),
+        (["--entry", "draw"], "unknown entry 'draw'; known are .*rsample"),
         (["--shape", "12"], "ROWSxCOLUMNS"),
         (["--op", "diag_gaussian", "--mode", "step"], "nothing to measure"),
     ],
