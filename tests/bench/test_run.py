@@ -79,7 +79,7 @@ def test_memory_shows_that_the_kernel_makes_no_matrix(rows):
         next(r for r in rows if (r["mode"], r["provider"]) == ("fwdbwd", provider))
         for provider in ("fastvae", "reference")
     )
-    # d_tril is one of the gradients; that of mu is d_z, which the caller gave, and the normals that backward reads are no
+    # d_tril is one of the gradients. That of mu is d_z, which the caller gave; the normals that backward reads are no
     # larger: beyond outputs and gradients there is the seed at most.
     d_mu = 16 * 12 * 4
     assert ours["result_bytes"] >= matrices
