@@ -73,6 +73,7 @@ _MEASUREMENTS = (
     ("bench training_step", "--op training_step --dtype fp32 --graphs", 45),
     ("bench logistic_mixture", "--op logistic_mixture --mode fwdbwd --graphs", 35),
     ("bench gated_activation", "--op gated_activation --graphs", 35),
+    ("bench gated_stack", "--op gated_stack --dtype fp32 --graphs", 30),
     ("bench affine_flow", "--op affine_flow --mode fwdbwd --graphs", 30),
     (
         "bench densities",

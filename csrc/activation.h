@@ -24,18 +24,23 @@ FASTVAE_INLINE V each_lane(V x, const Function& function) {
   return x;
 }
 
-FASTVAE_INLINE FloatVector expm1(FloatVector x) {
-  FloatVector p = x * (1.0f / 5040) + 1.0f / 720;
-  p = p * x + 1.0f / 120;
-  p = p * x + 1.0f / 24;
-  p = p * x + 1.0f / 6;
-  p = p * x + 0.5f;
-  p = p * x * x + x;
-  const I32 small = (x > -0.3f) & (x < 0.3f);
-  return small ? p : exp(x) - 1.0f;
+// e^x - 1 = 2^n (e^r - 1) + (2^n - 1) for x <= 0, to about 1 ulp; NaN stays NaN.
+FASTVAE_INLINE FloatVector expm1_of_negative(FloatVector x) {
+  x = x < -20.0f ? FloatVector{} - 20.0f : x;                 // where the result is -1; written so that NaN passes
+  const FloatVector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are n
+  const FloatVector whole = shifted - 12582912.0f;
+  const FloatVector scale = bit_cast<FloatVector>((bit_cast<I32>(shifted) << 23) + 0x3F800000);
+  const FloatVector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  FloatVector p = r * (1.0f / 5040) + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r;
+  return p * scale + (scale - 1.0f);
 }
 
-FASTVAE_INLINE DoubleVector expm1(DoubleVector x) {
+FASTVAE_INLINE DoubleVector expm1_of_negative(DoubleVector x) {
   return each_lane(x, [](double v) { return std::expm1(v); });
 }
 
@@ -93,7 +98,7 @@ constexpr bool needs_pre(Activation a) { return a == Activation::kGelu || a == A
 template <Activation a, class V>
 FASTVAE_INLINE V activate(V x) {
   if constexpr (a == Activation::kRelu) return positive_part(x);
-  if constexpr (a == Activation::kElu) return x > 0 ? x : expm1(x);
+  if constexpr (a == Activation::kElu) return x > 0 ? x : expm1_of_negative(x);
   if constexpr (a == Activation::kTanh) return tanh(x);
   if constexpr (a == Activation::kSoftplus) return softplus(x);
   if constexpr (a == Activation::kGelu) return x * normal_cdf(x);
@@ -108,7 +113,7 @@ FASTVAE_INLINE V derivative(V at) {
   if constexpr (a == Activation::kRelu) return at > 0 ? one : V{};
   if constexpr (a == Activation::kElu) return at > 0 ? one : at + 1;
   if constexpr (a == Activation::kTanh) return 1 - at * at;
-  if constexpr (a == Activation::kSoftplus) return -expm1(-at);
+  if constexpr (a == Activation::kSoftplus) return -expm1_of_negative(-at);
   if constexpr (a == Activation::kGelu) {
     const auto density_at_0 = static_cast<std::remove_reference_t<decltype(at[0])>>(0.39894228040143267794);
     return normal_cdf(at) + at * (exp(at * at * -0.5f) * density_at_0);

@@ -79,19 +79,11 @@ void gated_activation_bwd(bool is_double, int64_t kind, const Integers& sizes, A
 MixtureSizes mixture_sizes(const Integers& s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
 
 void logistic_mixture_fwd(bool is_double, const Integers& sizes, Address x, const Integers& x_strides, Address params,
-                          const Integers& params_strides, Address log_prob) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().logistic_mixture.fwd(mixture_sizes(sizes), images<const T>(x, x_strides),
-                                           images<const T>(params, params_strides), at<T>(log_prob));
-  });
-}
-
-void logistic_mixture_bwd(bool is_double, const Integers& sizes, Address d_log_prob, Address x,
-                          const Integers& x_strides, Address params, const Integers& params_strides, Address d_params,
+                          const Integers& params_strides, Address log_prob, Address d_params,
                           const Integers& d_params_strides) {
   typed(is_double, [&]<class T>(T) {
-    current().of<T>().logistic_mixture.bwd(mixture_sizes(sizes), at<const T>(d_log_prob), images<const T>(x, x_strides),
-                                           images<const T>(params, params_strides),
+    current().of<T>().logistic_mixture.fwd(mixture_sizes(sizes), images<const T>(x, x_strides),
+                                           images<const T>(params, params_strides), at<T>(log_prob),
                                            images<T>(d_params, d_params_strides));
   });
 }
@@ -114,7 +106,6 @@ void bind_images(nanobind::module_& m) {
   m.def("gated_activation_fwd", gated_activation_fwd);
   m.def("gated_activation_bwd", gated_activation_bwd);
   m.def("logistic_mixture_fwd", logistic_mixture_fwd);
-  m.def("logistic_mixture_bwd", logistic_mixture_bwd);
   m.def("masked_conv2d_fwd", masked_conv2d_fwd);
   m.def("masked_conv2d_bwd", masked_conv2d_bwd);
 }

@@ -44,10 +44,10 @@ void pack_panel(Blocks<T> in, int64_t first, int64_t inputs, T* panel) {
   }
 }
 
-// Rows r, ... of the gradient's panel out of the sums: zero where the mask is.
-template <int count, class T>
+// Rows r, ... of the gradient's panel out of the sums of its first vectors: zero where the mask is.
+template <int count, int vectors, class T>
 FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t first,
-                                   const typename Simd<T>::Vector (&acc)[count][kTileVectors], T* d_weight) {
+                                   const typename Simd<T>::Vector (*acc)[vectors > 0 ? vectors : 1], T* d_weight) {
   constexpr int64_t width = Simd<T>::kWidth;
   const int64_t columns = std::min(kPanel<T>, s.layer.in - first);
   for (int h = 0; h < count; ++h) {
@@ -56,7 +56,8 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
     for (int v = 0; v < kTileVectors; ++v) {
       const int64_t c = v * width;
       if (c >= columns) break;
-      const auto sums = kept >= c + width ? acc[h][v] : first_lanes<T>(acc[h][v], kept - c);
+      typename Simd<T>::Vector sums{};
+      if (v < vectors) sums = kept >= c + width ? acc[h][v] : first_lanes<T>(acc[h][v], kept - c);
       if (!s.inputs.sorted()) {
         for (int64_t i = c; i < std::min(columns, c + width); ++i) row[s.inputs.at(first + i)] = sums[i - c];
       } else if (c + width <= columns) {
@@ -68,22 +69,35 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
   }
 }
 
+template <int count, int vectors, class T>
+FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
+                                     T* d_weight) {
+  typename Simd<T>::Vector acc[count][vectors] = {};
+  for (int64_t block = 0; block < d_out.count(); ++block) {
+    const T* g = d_out.data + block * d_out.stride + r * kLanes;
+    const T* x = panel + block * kLanes * kPanel<T>;
+    const int64_t lanes = d_out.lanes_of(block);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      T a[count];
+      for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
+      multiply_add<count, vectors>(a, x + lane * kPanel<T>, acc);
+    }
+  }
+  store_gradient<count, vectors>(s, r, first, acc, d_weight);
+}
+
+// No more vectors than the widest of the rows needs: on the stairs a whole panel would be a fifth too much.
 template <int count, class T>
 FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
                                   T* d_weight) {
-  typename Simd<T>::Vector acc[count][kTileVectors] = {};
-  if (s.prefix[r + count - 1] > first)
-    for (int64_t block = 0; block < d_out.count(); ++block) {
-      const T* g = d_out.data + block * d_out.stride + r * kLanes;
-      const T* x = panel + block * kLanes * kPanel<T>;
-      const int64_t lanes = d_out.lanes_of(block);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        T a[count];
-        for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
-        multiply_add<count, kTileVectors>(a, x + lane * kPanel<T>, acc);
-      }
-    }
-  store_gradient<count>(s, r, first, acc, d_weight);
+  const int64_t kept = s.prefix[r + count - 1] - first;
+  if (kept <= 0) return store_gradient<count, 0, T>(s, r, first, nullptr, d_weight);
+  if constexpr (kTileVectors > 2) {
+    if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, d_weight);
+    if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, d_weight);
+  }
+  if (kept > Simd<T>::kWidth) return gradient_vectors<count, 2>(s, d_out, panel, r, first, d_weight);
+  gradient_vectors<count, 1>(s, d_out, panel, r, first, d_weight);
 }
 
 // Outputs [begin, end) and inputs [first, first + kPanel) of d_weight, (out, in): sums over samples of d_out in^T, zero
@@ -135,24 +149,47 @@ void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) 
 // Outputs of a task of the weights' gradients: enough of them that packing a panel does not count.
 constexpr int64_t kOutputsPerTask = 192;
 
+// A layer, its inputs and its outputs' adjoints.
 template <class T>
-void layer_gradients(const Staircase<T>& s, Blocks<T> in, Blocks<T> d_out, LayerGradients<T> to) {
-  const int64_t samples = in.samples, panels = (s.layer.in + kPanel<T> - 1) / kPanel<T>;
-  const int64_t groups = (s.layer.out + kOutputsPerTask - 1) / kOutputsPerTask;
-  const int64_t work = std::min(kOutputsPerTask, s.layer.out) * samples * kPanel<T> / 4;
-  parallel_tasks(panels * groups, work, [&](int64_t task) {
-    const int64_t first = task / groups * kPanel<T>, begin = task % groups * kOutputsPerTask;
+struct GradientOfLayer {
+  const Staircase<T>& s;
+  Blocks<T> in, d_out;
+  LayerGradients<T> to;
+
+  int64_t panels() const { return (s.layer.in + kPanel<T> - 1) / kPanel<T>; }
+  int64_t groups() const { return (s.layer.out + kOutputsPerTask - 1) / kOutputsPerTask; }
+  int64_t tasks() const { return panels() * groups(); }
+
+  void run(int64_t task) const {
+    const int64_t first = task / groups() * kPanel<T>, begin = task % groups() * kOutputsPerTask;
     const int64_t end = std::min(begin + kOutputsPerTask, s.layer.out);
     const Scratch<T> panel(in.count() * kLanes * kPanel<T>);
     if (s.prefix[end - 1] > first) pack_panel(in, first, s.layer.in, panel.get());
     weight_gradient(s, d_out, panel.get(), begin, end, first, to.d_weight);
+    if (first == 0 && to.d_bias)
+      for (int64_t r = begin; r < end; ++r) to.d_bias[s.outputs.at(r)] = sum_samples(d_out, r);
+  }
+};
+
+// The gradients of all layers, side by side: a small layer alone would not keep all threads busy.
+template <class T>
+void layer_gradients(const LocalVector<GradientOfLayer<T>>& layers) {
+  int64_t tasks = 0, work = 0;
+  for (const auto& layer : layers) {
+    tasks += layer.tasks();
+    work += layer.s.layer.out * layer.s.layer.in / 2 * layer.in.samples / 4;
+  }
+  parallel_tasks(tasks, work / std::max<int64_t>(tasks, 1), [&](int64_t task) {
+    auto layer = layers.begin();
+    for (; task >= layer->tasks(); ++layer) task -= layer->tasks();
+    layer->run(task);
   });
-  parallel_ranges(s.layer.out, samples + (to.d_scale ? 2 * s.layer.in : 0), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      if (to.d_bias) to.d_bias[s.outputs.at(r)] = sum_samples(d_out, r);
-      if (to.d_scale) scale_gradients(s, r, to.d_weight, to.d_scale);
-    }
-  });
+  for (const auto& layer : layers) {
+    if (!layer.to.d_scale) continue;
+    parallel_ranges(layer.s.layer.out, 2 * layer.s.layer.in, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) scale_gradients(layer.s, r, layer.to.d_weight, layer.to.d_scale);
+    });
+  }
 }
 
 }  // namespace

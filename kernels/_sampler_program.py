@@ -1,7 +1,9 @@
-"""A sampler's plan as the tables of integers and the flat numbers that its kernel reads."""
+"""A sampler's plan as the tables of integers that its kernel reads, and where the kernel's numbers come from."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +21,56 @@ _ACTIVATIONS = ("identity", "relu", "elu", "tanh", "softplus", "gelu", "silu", "
 # kind, slope; and of a buffer: where it begins, rows, numbers of a row, channels, margin on the left.
 JOB_FIELDS, BUFFER_FIELDS = 14, 5
 
+Shape = tuple[int, ...]
+
+
+def program_of(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
+    """Made once for a plan and its shapes: a later call copies nothing to the device, and may stand in a CUDA graph."""
+    shapes = tuple(tuple(t.shape) for t in binding.weights), tuple(tuple(t.shape) for t in binding.constants)
+    return _program(plan, *shapes, tuple(b is not None for b in binding.biases), width, device)
+
 
 class Program:
-    """A plan and the numbers of a call, as the kernel reads them."""
+    """A plan as the kernel reads it, on ``device``.
 
-    def __init__(self, plan: Plan, binding: Binding, width: int) -> None:
-        self.plan, self.binding = plan, binding
-        self.lists: list[int] = []
-        self.buffers: list[int] = []
-        # The first numbers: a zero for what is absent.
-        self.numbers: list[Tensor] = [torch.zeros(1)]
-        self.n_numbers, self.n_constants = 1, 0
+    Its numbers are a selection, in an order of their own, of what is fixed, the weights and the biases, one after
+    another: entry ``index[i]`` of these is number i. Entry 0 is a zero, which stands for what is masked or absent.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Sequence[Shape],
+        constants: Sequence[Shape],
+        biased: Sequence[bool],
+        width: int,
+        device: torch.device,
+    ) -> None:
+        self._plan, self._lists = plan, list[int]()
+        buffers: list[int] = []
         self.image_numbers = 0
         for buffer in plan.buffers:
             row = (buffer.left + width + buffer.right) * buffer.channels
-            self.buffers += [self.image_numbers, buffer.rows, row, buffer.channels, buffer.left]
+            buffers += [self.image_numbers, buffer.rows, row, buffer.channels, buffer.left]
             self.image_numbers += buffer.rows * row
-        self.constants: list[Tensor] = []
+        scalars = [float(v) for node in plan.nodes if node.op == "affine" for v in (node.alpha, node.beta)]
+        scalars += [float(node.slope) for node in plan.nodes if node.op == "activation" and node.slope is not None]
+        self._fixed = {value: place for place, value in enumerate(dict.fromkeys([0.0, *scalars]))}
+        self._weights, end = list[Tensor](), len(self._fixed)
+        for shape in weights:
+            self._weights.append(torch.arange(end, end + math.prod(shape)).view(shape))
+            end += math.prod(shape)
+        self._biases = list[Tensor | None]()
+        for shape, has_bias in zip(weights, biased, strict=True):
+            self._biases.append(torch.arange(end, end + shape[0]) if has_bias else None)
+            end += shape[0] * has_bias
+        self._constants = list[tuple[int, Shape]]()
+        end = 0
+        for shape in constants:
+            self._constants.append((end, shape))
+            end += math.prod(shape)
+        self._parts, self._count = [torch.zeros(1, dtype=torch.long)], 1
+
         by_pass: list[list[list[int]]] = [[] for _ in range(plan.num_colors + 2)]
         for node in plan.nodes:
             passes = plan.buffers[node.dst.buffer].passes_of(node.dst)
@@ -44,16 +79,33 @@ class Program:
         for color in range(plan.num_colors):
             by_pass[color + 1].append([DRAW, color, *[0] * (JOB_FIELDS - 2)])
         self.row_jobs, self.pixel_jobs = len(by_pass[0]), sum(len(jobs) for jobs in by_pass[1:])
-        self.jobs = [number for jobs in by_pass for job in jobs for number in job]
+
+        def integers(values: Sequence[int]) -> Tensor:
+            # One more: programs read lists in blocks, and an empty tensor has no address.
+            return torch.tensor([*values, 0], dtype=torch.int32).to(device)
+
+        self.jobs = integers([number for jobs in by_pass for job in jobs for number in job])
+        self.lists, self.buffers, self.colors = integers(self._lists), integers(buffers), integers(plan.image_colors)
+        self._index, self._fixed_numbers = torch.cat(self._parts).to(device), torch.tensor([*self._fixed]).to(device)
+
+    def numbers(self, binding: Binding) -> Tensor:
+        parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
+        return torch.cat([self._fixed_numbers, *(t.flatten() for t in parts)])[self._index]
+
+    def constants(self, binding: Binding) -> Tensor:
+        return torch.cat([t.flatten() for t in binding.constants]) if binding.constants else self._fixed_numbers
 
     def _list(self, values: Sequence[int]) -> int:
-        self.lists += values
-        return len(self.lists) - len(values)
+        self._lists += values
+        return len(self._lists) - len(values)
 
-    def _numbers(self, values: Tensor) -> int:
-        self.numbers.append(values.flatten())
-        self.n_numbers += values.numel()
-        return self.n_numbers - values.numel()
+    def _numbers(self, entries: Tensor) -> int:
+        self._parts.append(entries.flatten())
+        self._count += entries.numel()
+        return self._count - entries.numel()
+
+    def _scalar(self, value: float) -> int:
+        return self._numbers(torch.tensor(self._fixed[float(value)]))
 
     def _channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
         return self._list([span.first + c for span in spans for c in chosen])
@@ -64,11 +116,9 @@ class Program:
         if node.op == "conv":
             return [*to, *self._conv(node, chosen), 0, 0]
         if node.op == "constant":
-            value = self.binding.constants[node.index]
-            self.constants.append(value.flatten())
-            self.n_constants += value.numel()
-            image, channel, row, column = (*value.stride(), 0, 0)[:4]
-            return [*to, 0, 0, -1, self.n_constants - value.numel(), row, image, channel, 0, column, 0]
+            first, shape = self._constants[node.index]
+            image, channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:4]
+            return [*to, 0, 0, -1, first, row, image, channel, 0, column, 0]
         if node.op == "gate":
             half = node.dst.channels
             halves = [[span.part(i * half, half) for i in (0, 1)] for span in (node.src, node.condition) if span]
@@ -78,10 +128,10 @@ class Program:
         if node.op in ("affine", "activation", "copy"):
             numbers, activation, slope = [0, 0], 0, 0
             if node.op == "affine":
-                numbers = [self._numbers(torch.tensor([float(v)])) for v in (node.alpha, node.beta)]
+                numbers = [self._scalar(node.alpha), self._scalar(node.beta)]
             elif node.op == "activation":
                 activation = _ACTIVATIONS.index(node.name)
-                slope = self._numbers(torch.tensor([float(node.slope)])) if node.slope is not None else 0
+                slope = 0 if node.slope is None else self._scalar(node.slope)
             return [*to, node.src.buffer, self._channels([node.src], chosen), -1, 0, 0, *numbers, activation, 0, slope]
         a, b = node.a, node.b
         operands = [a.buffer, self._channels([a], chosen), b.buffer, self._channels([b], chosen)]
@@ -91,19 +141,18 @@ class Program:
         """Source, its terms, weights (terms, outputs) and bias."""
         first, inputs = node.group * node.dst.channels, node.src.channels
         rows = torch.tensor(chosen, dtype=torch.long)
-        weight = self.binding.weights[node.layer][first : first + node.dst.channels].flatten(2)
-        rows = rows.to(weight.device)
+        weight = self._weights[node.layer][first : first + node.dst.channels].flatten(2)
         parts = []
         for tap, _, _ in node.taps:
             part = weight[rows, :, tap]
             if tap == node.origin_tap:
-                degrees = torch.tensor(node.out_degrees, device=weight.device)[rows]
-                part = torch.where(torch.tensor(node.in_degrees, device=weight.device) <= degrees[:, None], part, 0.0)
+                degrees = torch.tensor(node.out_degrees)[rows]
+                part = torch.where(torch.tensor(node.in_degrees) <= degrees[:, None], part, 0)
             parts.append(part.t())
-        matrix = torch.cat(parts) if parts else weight.new_zeros(0, len(chosen))
-        bias = self.binding.biases[node.layer]
-        offset = weight.new_zeros(len(chosen)) if bias is None else bias[first : first + node.dst.channels][rows]
-        channels = self.plan.buffers[node.src.buffer].channels
+        matrix = torch.cat(parts) if parts else rows.new_zeros(0, len(chosen))
+        bias = self._biases[node.layer]
+        offset = rows.new_zeros(len(chosen)) if bias is None else bias[first : first + node.dst.channels][rows]
+        channels = self._plan.buffers[node.src.buffer].channels
         terms = [dy for _, dy, _ in node.taps for _ in range(inputs)]
         terms += [dx * channels + node.src.first + i for _, _, dx in node.taps for i in range(inputs)]
         activation = _ACTIVATIONS.index(node.activation)
@@ -111,3 +160,6 @@ class Program:
             node.src.buffer, self._list(terms), -1, 0, len(terms) // 2, self._numbers(matrix), self._numbers(offset),
             activation,
         ]  # fmt: skip
+
+
+_program = functools.lru_cache(maxsize=32)(Program)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._activations import activate, sigmoid
 from ._launch import AotCase, launch, meta
-from ._sampler_program import BUFFER_FIELDS, DRAW, JOB_FIELDS, Program
+from ._sampler_program import BUFFER_FIELDS, DRAW, JOB_FIELDS, program_of
 from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
 
@@ -287,7 +287,7 @@ def aot_cases() -> list[AotCase]:
         taps = tuple((tap, tap // 3 - 1, tap % 3 - 1) for tap in range(4))
         conv = Conv(Span(1, 0, outputs), Span(0, 0, channels), 0, 0, taps, 9)
         plan = Plan(ends, (conv,), ("conv",), (), (0,) * channels)
-        binding = Binding([torch.zeros(outputs, channels, 3, 3)], [None], [])
+        binding = Binding([meta(outputs, channels, 3, 3)], [None], [])
         n, columns = 64, 28 * 28 * head[1]
         images = meta(n, channels, 28, 28)
         kept = meta(n, channels, 28, 28, dtype=torch.int32) if given else None
@@ -309,23 +309,15 @@ def causal_sampler(
 ) -> None:
     """Draws float32 images in place; arguments as those of :func:`fastvae.ops.causal_sampler.causal_sampler`."""
     n, channels, height, width = images.shape
-    program = Program(plan, binding, width)
-    device = images.device
+    program = program_of(plan, binding, width, images.device)
     kind, _, components, levels = head
-
-    def integers(values: Sequence[int]) -> Tensor:
-        # One more: programs read lists in blocks, and an empty tensor has no address.
-        return torch.tensor([*values, 0], dtype=torch.int32).to(device)
-
-    numbers = torch.cat([t.to(device) for t in program.numbers])
-    constants = torch.cat(program.constants) if program.constants else numbers
     memory = images.new_zeros(ceil_div(n, _IMAGES) * _IMAGES, program.image_numbers)
     launch(
         _causal_sampler_kernel, ceil_div(n, _IMAGES), images, images if parameters is None else parameters, memory,
         images if given is None else given.to(torch.int32).contiguous(), images if uniforms is None else uniforms,
-        integers(program.jobs), integers(program.lists), integers(program.buffers), numbers,
-        constants, integers(plan.image_colors), program.image_numbers, n, height, width, program.row_jobs,
-        program.pixel_jobs, len(plan.buffers) - 1, plan.parameter_channels, float(temperature),
+        program.jobs, program.lists, program.buffers, program.numbers(binding), program.constants(binding),
+        program.colors, program.image_numbers, n, height, width, program.row_jobs, program.pixel_jobs,
+        len(plan.buffers) - 1, plan.parameter_channels, float(temperature),
         C=channels, COLORS=plan.num_colors, HEAD=kind, COMPONENTS=components, LEVELS=levels,
         BLOCK_L=min(next_power_of_2(components if kind > 1 else levels), _BLOCK_L), SAMPLES=uniforms is not None,
         HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=_IMAGES, BLOCK_O=_BLOCK_O,

@@ -144,9 +144,11 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T
                        width);
   });
   if (!layers[0].d_weight) return;
+  LocalVector<GradientOfLayer<T>> gradients;
   for (int64_t l = 0; l <= network.hidden_layers; ++l)
-    layer_gradients(network.layers[l], Blocks<T>{saved + network.input_rows(l) * kLanes, block_size, samples},
-                    Blocks<T>{kept.get() + network.adjoint_rows(l) * kLanes, block_size, samples}, layers[l]);
+    gradients.push_back({network.layers[l], Blocks<T>{saved + network.input_rows(l) * kLanes, block_size, samples},
+                         Blocks<T>{kept.get() + network.adjoint_rows(l) * kLanes, block_size, samples}, layers[l]});
+  layer_gradients(gradients);
 }
 
 // Units of each layer by degree: those of degree p are [at(l, p - 1), at(l, p)).

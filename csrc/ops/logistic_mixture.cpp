@@ -14,13 +14,13 @@ constexpr int64_t kWorkPerTerm = 32;
 // Pixels that one task sums up, whatever the number of threads: sums do not depend on it.
 constexpr int64_t kTaskPixels = 4 * kLanes;
 
+// (1 - e^-d) / d, the mean of e^-t over [0, d], as a quotient: dividing by both its terms at once saves a division.
 template <class V>
-struct Decay {
-  V end, mean;  // e^-d, and (1 - e^-d) / d, the mean of e^-t over [0, d]
+struct Quotient {
+  V over, under;
 };
 
-FASTVAE_INLINE Decay<FloatVector> decay(FloatVector d) {
-  const FloatVector end = exp(-d);
+FASTVAE_INLINE Quotient<FloatVector> mean_decay(FloatVector d, FloatVector end) {
   FloatVector p = d * (-1.0f / 40320) + 1.0f / 5040;
   p = p * d - 1.0f / 720;
   p = p * d + 1.0f / 120;
@@ -28,12 +28,14 @@ FASTVAE_INLINE Decay<FloatVector> decay(FloatVector d) {
   p = p * d + 1.0f / 6;
   p = p * d - 0.5f;
   p = p * d + 1.0f;
-  return {end, d < 0.3f ? p : (1.0f - end) / d};
+  const auto narrow = d < 0.3f;
+  return {narrow ? p : 1.0f - end, narrow ? FloatVector{} + 1.0f : d};
 }
 
-FASTVAE_INLINE Decay<DoubleVector> decay(DoubleVector d) {
-  const DoubleVector lost = -expm1(-d);
-  return {1.0 - lost, d == 0 ? DoubleVector{} + 1.0 : lost / d};
+FASTVAE_INLINE Quotient<DoubleVector> mean_decay(DoubleVector d, DoubleVector /* end */) {
+  const auto narrow = d < 1e-5;
+  const DoubleVector one = DoubleVector{} + 1.0;
+  return {narrow ? one - d * (0.5 - d * (1.0 / 6)) : -expm1_of_negative(-d), narrow ? one : d};
 }
 
 FASTVAE_INLINE FloatVector log(FloatVector x) { return x == x ? log_unit(x) : x; }  // NaN passes
@@ -73,23 +75,28 @@ struct Bin {
   FASTVAE_INLINE Bin(const Channel<T>& at, Vector mean, Vector log_scale, T half, T log_width) {
     const Vector clamped = log_scale < kLeastLogScale ? Vector{} + kLeastLogScale : log_scale;
     const Vector zero{}, one = zero + 1, inverse_scale = exp(-clamped);
-    const Vector u = inverse_scale * (at.x - mean), h = inverse_scale * half;
-    const Vector nearest = u < 0 ? -one : one;
-    const Vector away = at.inside ? nearest : at.outwards;
+    const Vector u = inverse_scale * (at.x - mean), h = inverse_scale * half, d = h + h;
+    const Vector away = at.inside ? (u < 0 ? -one : one) : at.outwards;
     const Vector a = away * u, near = a - h;
-    const Vector near_tail = exp(near < 0 ? near : -near);
-    const Vector far_tail = at.inside ? exp(-(a + h)) : zero;
-    const auto across = decay(h + h);
-    const Vector reciprocal = 1 / ((1 + near_tail) * (1 + far_tail));
-    const Vector mean_density = at.inside ? across.mean : one;
-    const Vector width = log_width - clamped;
-    linear = (at.inside ? width : zero) - positive_part(near);
-    ratio = mean_density * reciprocal;
+    // Of e^-(a - h), or of its inverse if the mean lies within the bin, of e^-(a + h) and of e^-d, one is the product
+    // of the others.
+    const auto within = near < 0;
+    const Vector near_tail = exp(within ? near : -near), factor = exp(-(within ? a + h : d));
+    const Vector product = near_tail * factor;
+    const Vector far_tail = at.inside ? (within ? factor : product) : zero, end = within ? product : factor;
+    auto mean_density = mean_decay(d, end);
+    mean_density.over = at.inside ? mean_density.over : one;
+    mean_density.under = at.inside ? mean_density.under : one;
+    const Vector tails = (1 + near_tail) * (1 + far_tail);
+    const Vector reciprocal = 1 / (tails * mean_density.over * mean_density.under);
+    linear = (at.inside ? log_width - clamped : zero) - positive_part(near);
+    ratio = mean_density.over * mean_density.over * reciprocal;
     // sigma(a - h) and sigma(-a - h)
-    const Vector d_near = (near < 0 ? near_tail : one) * (1 + far_tail) * reciprocal;
-    const Vector d_far = far_tail * (1 + near_tail) * reciprocal;
+    const Vector per_tails = mean_density.over * mean_density.under * reciprocal;
+    const Vector d_near = (within ? near_tail : one) * (1 + far_tail) * per_tails;
+    const Vector d_far = far_tail * (1 + near_tail) * per_tails;
     const Vector d_a = d_far - d_near;
-    const Vector narrowed = at.inside ? across.end / across.mean : zero;
+    const Vector narrowed = at.inside ? end * tails * mean_density.under * mean_density.under * reciprocal : zero;
     d_mean = -(inverse_scale * (away * d_a));
     const Vector d_clamped = -(a * d_a + (h * (d_near + d_far) + narrowed));
     d_log_scale = log_scale < kLeastLogScale ? zero : d_clamped;
@@ -141,10 +148,10 @@ void write(const T* tile, const Images<T>& maps, int64_t count, int64_t pixels, 
 }
 
 // Log-likelihoods of a vector of pixels, whose parameters stand kLanes apart. With gradients they take the parameters'
-// place, times d_log_prob. Of each component, joint receives log(weight) + log p.
+// place. Of each component, joint receives log(weight) + log p.
 template <class T, int channels, bool with_gradients>
 FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T* joint, int64_t components, T half,
-                                                        T log_width, T d_log_prob) {
+                                                        T log_width) {
   using Vector = typename Simd<T>::Vector;
   const int64_t block = components * kLanes;
   T *means = params + block, *log_scales = means + channels * block, *coefficients = log_scales + channels * block;
@@ -190,7 +197,7 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
     if constexpr (with_gradients) store(params + i, weight), store(joint + i, share);
   }
   if constexpr (with_gradients) {
-    const Vector per_weight = d_log_prob / sum_of_weights, per_share = d_log_prob / total;
+    const Vector per_weight = 1 / sum_of_weights, per_share = 1 / total;
     for (int64_t i = 0; i < block; i += kLanes) {
       const Vector share = load(joint + i) * per_share;
       store(params + i, share - load(params + i) * per_weight);
@@ -208,10 +215,8 @@ MixtureSizes flattened(MixtureSizes sizes, const Maps&... maps) {
   return sizes;
 }
 
-// Without gradients d_params.data is null, and log_prob is written; with gradients it is not.
 template <class T, int channels, bool with_gradients>
-void run(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, const T* d_log_prob,
-         Images<T> d_params) {
+void run(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, Images<T> d_params) {
   constexpr int64_t width = Simd<T>::kWidth;
   struct alignas(kVectorBytes) Lanes {
     T values[kLanes];
@@ -219,7 +224,7 @@ void run(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_p
   const int64_t count = sizes.params(), segments = (sizes.width + kTaskPixels - 1) / kTaskPixels;
   const int64_t tasks_per_image = sizes.height * segments;
   const T half = T(1) / static_cast<T>(sizes.levels - 1), log_width = static_cast<T>(std::log(2.0 * half));
-  std::vector<double> sums(with_gradients ? 0 : static_cast<size_t>(sizes.images * tasks_per_image));
+  std::vector<double> sums(static_cast<size_t>(sizes.images * tasks_per_image));
   const int64_t work = std::min(sizes.width, kTaskPixels) * sizes.components * channels * kWorkPerTerm;
   parallel_tasks(sizes.images * tasks_per_image, work, [&](int64_t task) {
     const int64_t image = task / tasks_per_image, row = task % tasks_per_image / segments;
@@ -232,42 +237,37 @@ void run(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_p
       read(x.at(image, row, p), x, channels, pixels, values);
       read(params.at(image, row, p), params, count, pixels, of_params);
       for (int64_t i = 0; i < pixels; i += width) {
-        const auto log_p =
-            pixels_log_prob<T, channels, with_gradients>(values + i, of_params + i, joint + i, sizes.components, half,
-                                                         log_width, with_gradients ? d_log_prob[image] : T(0));
+        const auto log_p = pixels_log_prob<T, channels, with_gradients>(values + i, of_params + i, joint + i,
+                                                                        sizes.components, half, log_width);
         total += pixels - i < width ? first_lanes<T>(log_p, pixels - i) : log_p;
       }
       if constexpr (with_gradients) write(of_params, d_params, count, pixels, d_params.at(image, row, p));
     }
-    if constexpr (!with_gradients) sums[static_cast<size_t>(task)] = sum<T>(total);
+    sums[static_cast<size_t>(task)] = sum<T>(total);
   });
-  if constexpr (!with_gradients) {
-    const double* of_image = sums.data();
-    for (int64_t n = 0; n < sizes.images; ++n, of_image += tasks_per_image) {
-      double total = 0;
-      for (int64_t i = 0; i < tasks_per_image; ++i) total += of_image[i];
-      log_prob[n] = static_cast<T>(total);
-    }
+  const double* of_image = sums.data();
+  for (int64_t n = 0; n < sizes.images; ++n, of_image += tasks_per_image) {
+    double total = 0;
+    for (int64_t i = 0; i < tasks_per_image; ++i) total += of_image[i];
+    log_prob[n] = static_cast<T>(total);
   }
 }
 
 template <class T>
-void fwd(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob) {
+void fwd(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, Images<T> d_params) {
+  if (d_params.data) {
+    sizes = flattened(sizes, x, params, d_params);
+    const auto chosen = sizes.channels == 3 ? run<T, 3, true> : run<T, 1, true>;
+    return chosen(sizes, x, params, log_prob, d_params);
+  }
   sizes = flattened(sizes, x, params);
   const auto chosen = sizes.channels == 3 ? run<T, 3, false> : run<T, 1, false>;
-  chosen(sizes, x, params, log_prob, nullptr, {});
-}
-
-template <class T>
-void bwd(MixtureSizes sizes, const T* d_log_prob, Images<const T> x, Images<const T> params, Images<T> d_params) {
-  sizes = flattened(sizes, x, params, d_params);
-  const auto chosen = sizes.channels == 3 ? run<T, 3, true> : run<T, 1, true>;
-  chosen(sizes, x, params, nullptr, d_log_prob, d_params);
+  chosen(sizes, x, params, log_prob, d_params);
 }
 
 template <class T>
 LogisticMixture<T> kernels() {
-  return {fwd<T>, bwd<T>};
+  return {fwd<T>};
 }
 
 }  // namespace

@@ -14,9 +14,8 @@ struct MixtureSizes {
 
 template <class T>
 struct LogisticMixture {
-  // log_prob (N).
-  void (*fwd)(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob);
-  void (*bwd)(MixtureSizes sizes, const T* d_log_prob, Images<const T> x, Images<const T> params, Images<T> d_params);
+  // log_prob (N); unless d_params.data is null, also its derivatives: each image's with respect to its own params.
+  void (*fwd)(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, Images<T> d_params);
 };
 
 }  // namespace fastvae

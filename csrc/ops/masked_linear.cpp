@@ -73,8 +73,8 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
     lanes_to_samples(d_inputs, in, s.inputs.places(), lanes, d_x + block * kLanes * in, in);
   });
   if (gradients.d_weight)
-    layer_gradients(s, Blocks<T>{kept.get(), block_size, samples},
-                    Blocks<T>{kept.get() + in * kLanes, block_size, samples}, gradients);
+    layer_gradients<T>({{s, Blocks<T>{kept.get(), block_size, samples},
+                         Blocks<T>{kept.get() + in * kLanes, block_size, samples}, gradients}});
 }
 
 template <class T>

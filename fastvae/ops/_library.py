@@ -42,18 +42,18 @@ def define(
     module: str,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
-    stacked: Callable[..., Any] | None = None,
+    adapt: Callable[..., Any] | None = None,
 ) -> Op:
     """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``.
 
-    ``stacked(launcher, *args)`` calls a Triton launcher that knows samples as one dimension, (K, N, D), only.
+    ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's.
     """
     name = schema.partition("(")[0]
 
     def triton(*args: Any) -> Any:
         # Imported here so that the library, and its CPU users, never load Triton.
         launcher = getattr(importlib.import_module(f"fastvae.kernels.{module}"), name)
-        return launcher(*args) if stacked is None else stacked(launcher, *args)
+        return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, cpu, "CPU")

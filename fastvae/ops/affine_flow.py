@@ -76,7 +76,7 @@ FWD = define(
 BWD = define(
     "affine_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor z, Tensor shift, Tensor? scale_logit, str kind,"
     " bool inverse) -> (Tensor d_z, Tensor d_shift, Tensor d_scale_logit)",
-    module="affine_flow", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_triton,
+    module="affine_flow", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 

@@ -19,24 +19,24 @@ from ..structure import MadeStructure
 from . import _checks
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
+from ._network_call import NetworkCall, Optional, Tensors, factors, keep, kept, prepared
 from .affine_flow import affine_flow
-from .masked_linear import NORM, masked_linear, masked_norm
-
-Tensors = Sequence[Tensor]
-Optional = Sequence[Tensor | None]
+from .masked_linear import masked_linear, masked_norm
 
 
-def computed(tensors: Optional) -> list[Tensor | None]:
-    return [None if t is None else _checks.compute(t) for t in tensors]
+def computed(tensors: Optional, dtype: torch.dtype) -> Any:
+    """``tensors``, all of ``dtype``, in the dtype that the extension computes in."""
+    if dtype is torch.float32 or dtype is torch.float64:
+        return tensors
+    return [None if t is None else t.float() for t in tensors]
 
 
 def all_layer_fields(
-    weights: Optional, biases: Optional, scales: Optional, degrees: Tensors, norms: Optional | None = None
+    weights: Tensors, biases: Optional, scales: Optional, degrees: Tensors, norms: Optional
 ) -> list[int]:
     fields: list[int] = []
-    for i, (w, b, s) in enumerate(zip(weights, biases, scales, strict=True)):
-        assert w is not None
-        fields += layer_fields(w, b, s, degrees[i], degrees[i + 1], norms[i] if norms else None)
+    for i, (w, b, s, norm) in enumerate(zip(weights, biases, scales, norms, strict=True)):
+        fields += layer_fields(w, b, s, degrees[i], degrees[i + 1], norm)
     return fields
 
 
@@ -58,14 +58,13 @@ def fwd_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs ``entry``, the step or its inverse, which take the same arguments."""
     n, dtype, alone = x.shape[0], x.dtype, structure[3] == 0
-    point, context = computed((x, context_term))
-    w, b, s = computed(weights), computed(biases), computed(scales)  # alive until the kernel has run
-    assert point is not None
+    point, context = computed((x, context_term), dtype)
+    w, b, s = (computed(part, dtype) for part in (weights, biases, scales))  # alive until the kernel has run
     out = empty(point, (n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
     log_det = point.new_empty(0 if alone else n)
     saved = empty(point, saved_shape(n, degrees, structure) if keep else (0,))
     getattr(extension(), entry)(
-        point.dtype == torch.float64, all_layer_fields(w, b, s, degrees), list(structure),
+        point.dtype == torch.float64, all_layer_fields(w, b, s, degrees, [None] * len(w)), list(structure),
         point.data_ptr(), point.stride(0), 0 if context is None else context.data_ptr(), out.data_ptr(),
         log_det.data_ptr(), saved.data_ptr() if keep else 0, n,
     )  # fmt: skip
@@ -101,24 +100,30 @@ def _bwd_cpu(
     d_log_det: Tensor,
     saved: Tensor,
     weights: Tensors,
-    biases: Optional,
     scales: Optional,
     norms: Optional,
     degrees: Tensors,
     structure: Sequence[int],
+    with_biases: Sequence[bool],
     with_context: bool,
     of_layers: bool,
 ) -> Gradients:
     n, dtype = d_out.shape[0], weights[0].dtype
-    g, w, s, norms = _checks.compute(d_out), computed(weights), computed(scales), computed(norms)
+    g = _checks.compute(d_out)
+    w, s, norms = (computed(part, dtype) for part in (weights, scales, norms))
     d_x = empty(g, (n, degrees[0].shape[0]))
     d_context = empty(g, (n, degrees[1].shape[0])) if with_context else g.new_empty(0)
-    d_w, d_b, d_s = _empty_gradients(g, weights, biases, scales, of_layers)
-    targets = [
-        address
-        for weight, bias, scale in zip(d_w, d_b, d_s, strict=True)
-        for address in (weight.data_ptr(), bias.data_ptr(), scale.data_ptr())
-    ]
+    d_w, d_b, d_s, targets = [], [], [], [0] * (3 * len(weights))
+    if of_layers:
+        for i, (weight, has_bias, scale) in enumerate(zip(weights, with_biases, scales, strict=True)):
+            d_w.append(empty(g, weight.shape))
+            targets[3 * i] = d_w[-1].data_ptr()
+            if has_bias:
+                d_b.append(g.new_empty(weight.shape[0]))
+                targets[3 * i + 1] = d_b[-1].data_ptr()
+            if scale is not None:
+                d_s.append(g.new_empty(weight.shape[0]))
+                targets[3 * i + 2] = d_s[-1].data_ptr()
     extension().autoregressive_flow_bwd(
         g.dtype == torch.float64, all_layer_fields(w, [None] * len(w), s, degrees, norms), list(structure),
         g.data_ptr(), d_log_det.data_ptr(), saved.data_ptr(), d_x.data_ptr(), d_context.data_ptr(), targets, n,
@@ -127,40 +132,27 @@ def _bwd_cpu(
     return _checks.cast(d_x, dtype), _checks.cast(d_context, dtype), d_w, d_b, d_s
 
 
-def _empty_gradients(
-    like: Tensor, weights: Tensors, biases: Optional, scales: Optional, of_layers: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    d_w = [empty(like, w.shape if of_layers else (0,)) for w in weights]
-    d_b, d_s = (
-        [like.new_empty(0 if t is None or not of_layers else t.shape) for t in part] for part in (biases, scales)
-    )
-    return d_w, d_b, d_s
-
-
 def _bwd_fake(
     d_out: Tensor,
     d_log_det: Any,
     saved: Tensor,
     weights: Tensors,
-    biases: Optional,
     scales: Optional,
     norms: Any,
     degrees: Tensors,
     structure: Any,
+    with_biases: Sequence[bool],
     with_context: bool,
     of_layers: bool,
 ) -> Gradients:
     n, like = d_out.shape[0], weights[0]
-
-    def there(*shape: Any) -> Tensor:
-        return like.new_empty(shape)
-
-    d_w = [there(*w.shape) if of_layers else there(0) for w in weights]
-    d_b, d_s = (
-        [there(w.shape[0] if of_layers and t is not None else 0) for w, t in zip(weights, part, strict=True)]
-        for part in (biases, scales)
-    )
-    return there(n, degrees[0].shape[0]), there(n, degrees[1].shape[0]) if with_context else there(0), d_w, d_b, d_s
+    d_x = like.new_empty((n, degrees[0].shape[0]))
+    d_context = like.new_empty((n, degrees[1].shape[0]) if with_context else 0)
+    if not of_layers:
+        return d_x, d_context, [], [], []
+    d_w = [like.new_empty(w.shape) for w in weights]
+    d_b = [like.new_empty(w.shape[0]) for w, there in zip(weights, with_biases, strict=True) if there]
+    return d_x, d_context, d_w, d_b, [like.new_empty(s.shape) for s in scales if s is not None]
 
 
 NETWORK = (
@@ -172,71 +164,40 @@ FWD = define(
     module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake,
 )  # fmt: skip
 BWD = define(
-    "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] weights, Tensor?[] biases,"
-    " Tensor?[] weight_scales, Tensor?[] weight_norms, Tensor[] degrees, SymInt[] structure, bool with_context,"
+    "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] weights, Tensor?[] weight_scales,"
+    " Tensor?[] weight_norms, Tensor[] degrees, SymInt[] structure, bool[] with_biases, bool with_context,"
     " bool of_layers)"
     " -> (Tensor d_z, Tensor d_context_term, Tensor[] d_weights, Tensor[] d_biases, Tensor[] d_weight_scales)",
     module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 
 
-def flat(context_term: Tensor | None, p: MadeParameters) -> tuple[Any, ...]:
-    """A network's tensors as arguments of an autograd function; ``unflat`` undoes it."""
-    return (context_term, *p.weights, *p.biases, *p.weight_scales, *(p.degrees or ()))
-
-
-def unflat(tensors: Sequence[Any], layers: int) -> tuple[Any, ...]:
-    context_term, *rest = tensors
-    return context_term, rest[:layers], rest[layers : 2 * layers], rest[2 * layers : 3 * layers], rest[3 * layers :]
-
-
-def layer_gradients(
-    needs: Sequence[bool], layers: int, d_context: Tensor, gradients: tuple[list[Tensor], list[Tensor], list[Tensor]]
-) -> tuple[Any, ...]:
-    """Gradients in the order of ``flat``; None where none is needed."""
-    d_w, d_b, d_s = gradients
-    ordered = (d_context, *d_w, *d_b, *d_s, *(None,) * (layers + 1))
-    return tuple(g if need else None for g, need in zip(ordered, needs, strict=True))
-
-
-def factors(weights: Tensors, scales: Optional, degrees: Tensors, normalized: bool) -> tuple[Optional, Optional]:
-    """The rows' factors and, where ``scales`` are gains, the norms that they are divided by."""
-    if not normalized:
-        return scales, [None] * len(weights)
-    norms = [
-        None if gain is None else NORM.on("cpp", w)(w, degrees[i], degrees[i + 1])
-        for i, (w, gain) in enumerate(zip(weights, scales, strict=True))
-    ]
-    return [
-        None if gain is None or norm is None else row_factors(gain, norm)
-        for gain, norm in zip(scales, norms, strict=True)
-    ], norms
+def step_gradients(
+    ctx: Any, d_out: Tensor, d_log_det: Tensor, saved: Tensor, weights: Tensors, scales: Optional, norms: Optional
+) -> tuple[Tensor, Optional]:
+    """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
+    call, needs = ctx.call, ctx.needs_input_grad[2:]
+    d_x, d_context, *of_layers = BWD.on("cpp", d_out)(
+        d_out, d_log_det, saved, weights, scales, norms, call.degrees, call.fields, call.with_biases,
+        *call.wanted(needs),
+    )  # fmt: skip
+    return d_x, call.gradients(needs, d_context, *of_layers)
 
 
 class _AutoregressiveFlow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: tuple[int, list[int], bool], x: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
-        layers, structure, normalized = call
-        context_term, w, b, s, degrees = unflat(tensors, layers)
-        s, norms = factors(w, s, degrees, normalized)
-        out, log_det, saved = FWD.on("cpp", x)(x, context_term, w, b, s, degrees, structure, True)
-        ctx.save_for_backward(saved, *norms, *w, *b, *s, *degrees)
-        ctx.call = call
+    def forward(ctx: Any, call: NetworkCall, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        context_term, w, b, s = call.unflat(tensors)
+        s, norms = factors(w, s, call)
+        out, log_det, saved = FWD.on("cpp", x)(x, context_term, w, b, s, call.degrees, call.fields, True)
+        keep(ctx, call, saved, w, s, norms)
         return out, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        layers, structure, _ = ctx.call
-        saved, *rest = ctx.saved_tensors
-        norms, rest = rest[:layers], rest[layers:]
-        _, w, b, s, degrees = unflat((None, *rest), layers)
-        needs = ctx.needs_input_grad[2:]
-        d_x, d_context, *gradients = BWD.on("cpp", d_out)(
-            d_out.contiguous(), d_log_det.contiguous(), saved, w, b, s, norms, degrees, structure, needs[0],
-            any(needs[1:]),
-        )  # fmt: skip
-        return None, d_x, *layer_gradients(needs, layers, d_context, tuple(gradients))
+        d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), *kept(ctx))
+        return None, d_x, *gradients
 
 
 def made(
@@ -305,14 +266,13 @@ def _run(
     if chosen == "triton":
         return _layer_by_layer(x, context_term, with_factors(parameters, chosen), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
-    x, tensors = prepared(x, context_term, parameters)
-    layers, fields = len(parameters.weights), structure_fields(structure, kind)
-    if needs_grad(x, *(t for t in tensors if t is not None)):
-        out, log_det = _AutoregressiveFlow.apply((layers, fields, parameters.normalized), x, *tensors)
+    x, call, tensors = prepared(x, context_term, parameters, structure_fields(structure, kind))
+    if needs_grad(x, *tensors):
+        out, log_det = _AutoregressiveFlow.apply(call, x, *tensors)
     else:
-        context_term, w, b, s, degrees = unflat(tensors, layers)
-        s, _ = factors(w, s, degrees, parameters.normalized)
-        out, log_det, _ = FWD.on("cpp", x)(x, context_term, w, b, s, degrees, fields, False)
+        context_term, w, b, s = call.unflat(tensors)
+        s, _ = factors(w, s, call)
+        out, log_det, _ = FWD.on("cpp", x)(x, context_term, w, b, s, call.degrees, call.fields, False)
     width = structure.output_features if kind is None else d
     return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
 
@@ -329,20 +289,6 @@ def with_factors(parameters: MadeParameters, impl: str) -> MadeParameters:
     ]
     gains = zip(parameters.weight_scales, norms, strict=True)
     return parameters.with_factors([None if gain is None else row_factors(gain, norm) for gain, norm in gains])
-
-
-def prepared(x: Tensor, context_term: Tensor | None, parameters: MadeParameters) -> tuple[Tensor, tuple[Any, ...]]:
-    """Rows of samples, and the network's tensors laid out for the extension."""
-    if context_term is not None:
-        context_term = context_term.reshape(-1, context_term.shape[-1]).contiguous()
-    parameters = MadeParameters(
-        [_checks.rows(w, w.shape[1]) for w in parameters.weights],
-        [None if b is None else b.contiguous() for b in parameters.biases],
-        [None if s is None else s.contiguous() for s in parameters.weight_scales],
-        parameters.degrees,
-        parameters.normalized,
-    )
-    return _checks.rows(x, x.shape[-1]), flat(context_term, parameters)
 
 
 def _layer_by_layer(

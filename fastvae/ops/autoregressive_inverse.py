@@ -15,7 +15,8 @@ from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import check_kind, check_network, structure_fields
-from .autoregressive_flow import NETWORK, Optional, Tensors, factors, layer_gradients, prepared, unflat
+from ._network_call import NetworkCall, Optional, Tensors, factors, keep, kept, prepared
+from .autoregressive_flow import NETWORK, step_gradients
 
 
 def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,9 +34,10 @@ def _bwd_cpu(
 ) -> Tensor:
     g = _checks.compute(d_x)
     d_z = empty(g, g.shape)
-    w, s = autoregressive_flow.computed(weights), autoregressive_flow.computed(scales)
+    w, s = (autoregressive_flow.computed(part, weights[0].dtype) for part in (weights, scales))
+    nothing = [None] * len(w)
     extension().autoregressive_inverse_bwd(
-        g.dtype == torch.float64, autoregressive_flow.all_layer_fields(w, [None] * len(w), s, degrees),
+        g.dtype == torch.float64, autoregressive_flow.all_layer_fields(w, nothing, s, degrees, nothing),
         list(structure), g.data_ptr(), d_log_det.data_ptr(), saved.data_ptr(), d_z.data_ptr(), g.shape[0],
     )  # fmt: skip
     return _checks.cast(d_z, d_x.dtype)
@@ -56,42 +58,34 @@ class _AutoregressiveInverse(torch.autograd.Function):
     # By the implicit function theorem: with F the step and z = F(x), the gradient d_z solves J^T d_z = d_x (plus what
     # comes through log_det), and parameters get the gradient of F for the upstream (-d_z, -d_log_det).
     @staticmethod
-    def forward(ctx: Any, call: tuple[int, list[int], bool], z: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
-        layers, structure, normalized = call
-        context_term, w, b, s, degrees = unflat(tensors, layers)
-        s, norms = factors(w, s, degrees, normalized)
-        x, log_det, saved = FWD.on("cpp", z)(z, context_term, w, b, s, degrees, structure, True)
-        ctx.save_for_backward(saved, *norms, *w, *b, *s, *degrees)
-        ctx.call = call
+    def forward(ctx: Any, call: NetworkCall, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        context_term, w, b, s = call.unflat(tensors)
+        s, norms = factors(w, s, call)
+        x, log_det, saved = FWD.on("cpp", z)(z, context_term, w, b, s, call.degrees, call.fields, True)
+        keep(ctx, call, saved, w, s, norms)
         return x, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
-        layers, structure, _ = ctx.call
-        saved, *rest = ctx.saved_tensors
-        norms, rest = rest[:layers], rest[layers:]
-        _, w, b, s, degrees = unflat((None, *rest), layers)
+        saved, w, s, norms = kept(ctx)
         needs, d_log_det = ctx.needs_input_grad[2:], d_log_det.contiguous()
-        d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, w, s, degrees, structure)
+        d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, w, s, ctx.call.degrees, ctx.call.fields)
         if not any(needs):
             return None, d_z, *(None,) * len(needs)
-        _, d_context, *gradients = autoregressive_flow.BWD.on("cpp", d_x)(
-            -d_z, -d_log_det, saved, w, b, s, norms, degrees, structure, needs[0], any(needs[1:])
-        )
-        return None, d_z, *layer_gradients(needs, layers, d_context, tuple(gradients))
+        return None, d_z, *step_gradients(ctx, -d_z, -d_log_det, saved, w, s, norms)[1]
 
 
 class _TritonInverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: tuple[int, MadeStructure, str], z: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, call: NetworkCall, structure: MadeStructure, kind: str, z: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_fwd
 
-        layers, structure, kind = call
-        context_term, w, b, s, _ = unflat(tensors, layers)
-        x, log_det = autoregressive_inverse_fwd(z, context_term, w, b, s, structure, kind)
+        x, log_det = autoregressive_inverse_fwd(z, *call.unflat(tensors), structure, kind)
         ctx.save_for_backward(x, *tensors)
-        ctx.call = call
+        ctx.call, ctx.structure, ctx.kind = call, structure, kind
         return x, log_det
 
     @staticmethod
@@ -99,25 +93,25 @@ class _TritonInverse(torch.autograd.Function):
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
 
-        layers, structure, kind = ctx.call
+        call, structure, kind = ctx.call, ctx.structure, ctx.kind
         x, *tensors = ctx.saved_tensors
-        context_term, w, b, s, degrees = unflat(tensors, layers)
-        needs = ctx.needs_input_grad[2:]
-        args = (d_x.contiguous(), d_log_det.contiguous(), x, context_term, w, b, s, structure, kind)
-        d_z = autoregressive_inverse_solve(*args)
+        needs = ctx.needs_input_grad[4:]
+        d_z = autoregressive_inverse_solve(
+            d_x.contiguous(), d_log_det.contiguous(), x, *call.unflat(tensors), structure, kind
+        )
         wanted = [i for i, need in enumerate(needs) if need]
         gradients: list[Tensor | None] = [None] * len(needs)
         if wanted:
             with torch.enable_grad():
                 leaves = [t.detach().requires_grad_() if needs[i] else t for i, t in enumerate(tensors)]
-                context_term, w, b, s, degrees = unflat(leaves, layers)
+                context_term, w, b, s = call.unflat(leaves)
                 out, log_det = autoregressive_flow.autoregressive_flow(
-                    x, context_term, MadeParameters(w, b, s, degrees), structure, kind=kind, impl="triton"
+                    x, context_term, MadeParameters(w, b, s, call.degrees), structure, kind=kind, impl="triton"
                 )
                 found = torch.autograd.grad((out, log_det), [leaves[i] for i in wanted], (-d_z, -d_log_det))
             for i, gradient in zip(wanted, found, strict=True):
                 gradients[i] = gradient
-        return None, d_z, *gradients
+        return None, None, None, d_z, *gradients
 
 
 def autoregressive_inverse(
@@ -164,16 +158,13 @@ def autoregressive_inverse(
     batch, d = z.shape[:-1], z.shape[-1]
     if chosen == "triton":
         parameters = autoregressive_flow.with_factors(parameters, chosen)
-    z, tensors = prepared(z, context_term, parameters)
-    layers = len(parameters.weights)
-    grad = needs_grad(z, *(t for t in tensors if t is not None))
+    z, call, tensors = prepared(z, context_term, parameters, structure_fields(structure, kind))
     if chosen == "triton":
-        x, log_det = _TritonInverse.apply((layers, structure, kind), z, *tensors)
-    elif grad:
-        call = layers, structure_fields(structure, kind), parameters.normalized
+        x, log_det = _TritonInverse.apply(call, structure, kind, z, *tensors)
+    elif needs_grad(z, *tensors):
         x, log_det = _AutoregressiveInverse.apply(call, z, *tensors)
     else:
-        context_term, w, b, s, degrees = unflat(tensors, layers)
-        s, _ = factors(w, s, degrees, parameters.normalized)
-        x, log_det, _ = FWD.on("cpp", z)(z, context_term, w, b, s, degrees, structure_fields(structure, kind), False)
+        context_term, w, b, s = call.unflat(tensors)
+        s, _ = factors(w, s, call)
+        x, log_det, _ = FWD.on("cpp", z)(z, context_term, w, b, s, call.degrees, call.fields, False)
     return _checks.shaped(x, (*batch, d)), _checks.shaped(log_det, batch)

@@ -99,17 +99,17 @@ def _bwd_samples_fake(*args: Any) -> tuple[Tensor, Tensor]:
 FWD = define(
     "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset, bool keep)"
     " -> (Tensor z, Tensor log_q, Tensor kept)",
-    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
+    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
 )  # fmt: skip
 BWD = define(
     "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> Tensor d_log_sigma",
-    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
 )  # fmt: skip
 BWD_SAMPLES = define(
     "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> (Tensor d_mu, Tensor d_log_sigma)",
-    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, stacked=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, adapt=_bwd_stacked,
 )  # fmt: skip
 
 

@@ -101,13 +101,13 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 LOG_PROB_FWD = define(
     "diag_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma) -> Tensor log_q",
-    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, stacked=_log_prob_fwd_stacked,
+    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, adapt=_log_prob_fwd_stacked,
     fake=lambda z, mu, log_sigma: _density_like(mu, z.shape[:-1]),
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "diag_gaussian_log_prob_bwd(Tensor d_log_q, Tensor z, Tensor mu, Tensor log_sigma)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma)",
-    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, stacked=_log_prob_bwd_stacked,
+    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, adapt=_log_prob_bwd_stacked,
     fake=lambda d_log_q, z, mu, log_sigma: _contiguous_like(z, mu, log_sigma),
 )  # fmt: skip
 KL_FWD = define(

@@ -29,59 +29,75 @@ def _maps_like(params: Tensor, like: Tensor) -> Tensor:
     return empty(like, (n, h, w, c)).permute(0, 3, 1, 2)
 
 
-def _fwd_cpu(x: Tensor, params: Tensor, levels: int) -> Tensor:
+# `kept` is the derivatives of log_prob, which a CPU computes on the way: doing its work again would cost more than a
+# product with what is kept. Empty on a GPU, which is bound by memory.
+
+
+def _fwd_cpu(x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
     p = _checks.compute(params)
     log_prob = p.new_empty(x.shape[0])
+    kept = _maps_like(params, p) if keep else p.new_empty(0)
     extension().logistic_mixture_fwd(
         p.dtype == torch.float64, _sizes(x, p, levels), x.data_ptr(), list(x.stride()), p.data_ptr(),
-        list(p.stride()), log_prob.data_ptr(),
+        list(p.stride()), log_prob.data_ptr(), kept.data_ptr() if keep else 0, list(kept.stride()) if keep else [0] * 4,
     )  # fmt: skip
-    return log_prob
+    return log_prob, kept
 
 
-def _fwd_fake(x: Tensor, params: Any, levels: Any) -> Tensor:
-    return x.new_empty(x.shape[0])
+def _fwd_triton(launcher: Any, x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
+    log_prob = launcher(x, params, levels)
+    return log_prob, log_prob.new_empty(0)
 
 
-def _bwd_cpu(d_log_prob: Tensor, x: Tensor, params: Tensor, levels: int) -> Tensor:
-    p = _checks.compute(params)
-    d_params = _maps_like(params, p)
-    extension().logistic_mixture_bwd(
-        p.dtype == torch.float64, _sizes(x, p, levels), d_log_prob.data_ptr(), x.data_ptr(), list(x.stride()),
-        p.data_ptr(), list(p.stride()), d_params.data_ptr(), list(d_params.stride()),
-    )  # fmt: skip
-    return _checks.cast(d_params, params.dtype)
+def _fwd_fake(x: Tensor, params: Tensor, levels: Any, keep: bool) -> tuple[Tensor, Tensor]:
+    log_prob = x.new_empty(x.shape[0])
+    kept = _bwd_fake(log_prob, x, params, None, levels) if keep and x.device.type == "cpu" else x.new_empty(0)
+    return log_prob, kept.to(x.dtype)
 
 
-def _bwd_fake(d_log_prob: Any, x: Any, params: Tensor, levels: Any) -> Tensor:
-    if params.stride(1) != 1:
-        return params.new_empty(params.shape)
-    n, c, h, w = params.shape
-    return params.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+def _bwd_cpu(d_log_prob: Tensor, x: Any, params: Any, kept: Tensor, levels: int) -> Tensor:
+    d_params = _maps_like(kept, kept)
+    torch.mul(kept, d_log_prob.view(-1, 1, 1, 1), out=d_params)
+    return d_params
+
+
+def _bwd_triton(launcher: Any, d_log_prob: Tensor, x: Tensor, params: Tensor, kept: Any, levels: int) -> Any:
+    return launcher(d_log_prob, x, params, levels)
+
+
+def _bwd_fake(d_log_prob: Any, x: Any, params: Tensor | None, kept: Tensor | None, levels: Any) -> Tensor:
+    like = params if kept is None else kept
+    assert like is not None
+    if like.stride(1) != 1:
+        return like.new_empty(like.shape)
+    n, c, h, w = like.shape
+    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 FWD = define(
-    "logistic_mixture_fwd(Tensor x, Tensor params, int levels) -> Tensor log_prob",
-    module="logistic_mixture", cpu=_fwd_cpu, fake=_fwd_fake,
+    "logistic_mixture_fwd(Tensor x, Tensor params, int levels, bool keep) -> (Tensor log_prob, Tensor kept)",
+    module="logistic_mixture", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
-    "logistic_mixture_bwd(Tensor d_log_prob, Tensor x, Tensor params, int levels) -> Tensor d_params",
-    module="logistic_mixture", cpu=_bwd_cpu, fake=_bwd_fake,
+    "logistic_mixture_bwd(Tensor d_log_prob, Tensor? x, Tensor? params, Tensor? kept, int levels) -> Tensor d_params",
+    module="logistic_mixture", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 
 class _LogisticMixtureLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, params: Tensor, levels: int, impl: str) -> Tensor:
-        ctx.save_for_backward(x, params)
-        ctx.levels, ctx.impl = levels, impl
-        return FWD.on(impl, params)(x, params, levels)
+        log_prob, kept = FWD.on(impl, params)(x, params, levels, True)
+        ctx.save_for_backward(*((kept,) if impl == "cpp" else (x, params)))
+        ctx.levels, ctx.impl, ctx.dtype = levels, impl, params.dtype
+        return log_prob
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_log_prob: Tensor) -> Any:
-        op = BWD.on(ctx.impl, d_log_prob)
-        return None, op(d_log_prob.contiguous(), *ctx.saved_tensors, ctx.levels), None, None
+        saved = (None, None, *ctx.saved_tensors) if ctx.impl == "cpp" else (*ctx.saved_tensors, None)
+        d_params = BWD.on(ctx.impl, d_log_prob)(d_log_prob.contiguous(), *saved, ctx.levels)
+        return None, _checks.cast(d_params, ctx.dtype), None, None
 
 
 def check_levels(levels: int) -> None:
@@ -178,4 +194,4 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         return reference.logistic_mixture_log_prob(x, params, levels)
     if needs_grad(params):
         return _LogisticMixtureLogProb.apply(x, params, levels, chosen)
-    return FWD.on(chosen, params)(x, params, levels)
+    return FWD.on(chosen, params)(x, params, levels, False)[0]

@@ -180,13 +180,13 @@ FWD = define(
     "masked_conv2d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? in_degrees, Tensor? out_degrees, int[] taps,"
     " int origin_tap, int[] padding, int[] dilation, int groups, str activation, bool keep)"
     " -> (Tensor y, Tensor pre)",
-    module="masked_conv2d", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_triton,
+    module="masked_conv2d", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
     "masked_conv2d_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? in_degrees, Tensor? out_degrees,"
     " int[] taps, int origin_tap, int[] padding, int[] dilation, int groups, str activation, bool[] needs)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias)",
-    module="masked_conv2d_gradients", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_triton,
+    module="masked_conv2d_gradients", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 

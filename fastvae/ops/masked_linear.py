@@ -127,13 +127,13 @@ def _norm_bwd_cpu(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tens
 FWD = define(
     "masked_linear_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? weight_scale, Tensor in_degrees,"
     " Tensor out_degrees, str activation, bool keep) -> (Tensor y, Tensor pre)",
-    module="masked_linear", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_triton,
+    module="masked_linear", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
     "masked_linear_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? weight_scale, Tensor in_degrees,"
     " Tensor out_degrees, str activation, bool has_bias)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias, Tensor d_weight_scale)",
-    module="masked_linear", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_triton,
+    module="masked_linear", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 NORM = define(
     "masked_norm_fwd(Tensor weight, Tensor in_degrees, Tensor out_degrees) -> Tensor norm",

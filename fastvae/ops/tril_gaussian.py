@@ -126,14 +126,14 @@ def _bwd_fake(
 FWD = define(
     "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset,"
     " bool keep) -> (Tensor z, Tensor log_q, Tensor kept)",
-    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, stacked=_fwd_stacked,
+    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
 )  # fmt: skip
 # The gradient of the factor is an outer product: its values are not read again, only its layout is kept. That of mu is
 # the sum of d_z over samples; without with_mu it comes back empty.
 BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
     " bool dense, bool with_mu) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
-    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, stacked=_bwd_stacked,
+    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
 )  # fmt: skip
 
 

@@ -92,12 +92,12 @@ def _log_prob_bwd_fake(
 
 LOG_PROB_FWD = define(
     "tril_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma, Tensor tril) -> (Tensor log_q, Tensor eps)",
-    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, stacked=_log_prob_fwd_stacked,
+    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, adapt=_log_prob_fwd_stacked,
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "tril_gaussian_log_prob_bwd(Tensor d_log_q, Tensor eps, Tensor log_sigma, Tensor tril)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
-    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, stacked=_log_prob_bwd_stacked,
+    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, adapt=_log_prob_bwd_stacked,
 )  # fmt: skip
 KL_FWD = define(
     "tril_gaussian_kl_fwd(Tensor mu, Tensor log_sigma, Tensor tril) -> Tensor kl",

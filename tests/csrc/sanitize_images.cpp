@@ -82,16 +82,17 @@ std::vector<T> run_mixture(const Kernels<T>& kernels, MixtureSizes sizes, bool c
   const int64_t x_size = sizes.images * sizes.channels * area, params_size = sizes.images * maps * area;
   Results<T> r;
   auto x = r.array(x_size), params = r.array(params_size), log_prob = r.array(sizes.images), d = r.array(params_size);
+  auto log_prob_alone = r.array(sizes.images);
   std::copy_n(numbers, params_size, params.get());
   // Levels, the lowest and the highest among them.
   for (int64_t i = 0; i < x_size; ++i)
     x[i] = static_cast<T>(i * 5 % sizes.levels) * 2 / static_cast<T>(sizes.levels - 1) - 1;
   const auto from = images<const T>(x.get(), sizes.channels, sizes.height, sizes.width, channels_last);
   const auto with = images<const T>(params.get(), maps, sizes.height, sizes.width, channels_last);
-  kernels.logistic_mixture.fwd(sizes, from, with, log_prob.get());
-  kernels.logistic_mixture.bwd(sizes, numbers, from, with,
+  kernels.logistic_mixture.fwd(sizes, from, with, log_prob_alone.get(), {});
+  kernels.logistic_mixture.fwd(sizes, from, with, log_prob.get(),
                                images<T>(d.get(), maps, sizes.height, sizes.width, channels_last));
-  r.keep(log_prob, sizes.images), r.keep(d, params_size);
+  r.keep(log_prob_alone, sizes.images), r.keep(log_prob, sizes.images), r.keep(d, params_size);
   return r.values;
 }
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import fastvae.functional as F
+from fastvae.sampling import CausalSampler
+from tests.causal_stacks import scaled, stacks
 from tests.gpu.problems import PROBLEMS
 from tests.support import packed_size, run_with_gradients
 
@@ -53,3 +55,17 @@ def test_replays_draw_anew(stem):
         torch.testing.assert_close(log_q, log_prob(z, mu, log_sigma, *tril, impl="reference"), rtol=1e-4, atol=1e-4)
         drawn.append(z.clone())
     assert (drawn[0] != drawn[1]).all()
+
+
+@pytest.mark.parametrize("name", ["gated", "gated map", "mixture"])
+def test_replays_draw_new_images(name):
+    stack = stacks()[name]
+    sampler = CausalSampler(scaled(stack.make()).cuda(), stack.likelihood, in_channels=stack.channels, impl="triton")
+    context = None if stack.context is None else stack.context(5, 6, 7).cuda()
+    graph, (images, parameters) = captured(lambda: sampler.sample_with_parameters(5, (6, 7), context=context))
+    drawn = []
+    for _ in range(2):
+        graph.replay()
+        torch.testing.assert_close(parameters, sampler.parameters(images, context), rtol=1e-4, atol=1e-4)
+        drawn.append(images.clone())
+    assert (drawn[0] != drawn[1]).any()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastvae.functional as F
+from fastvae.nn import InverseAutoregressiveFlow
 
 ROWS, WIDTH = 65537, 32768
 LAST = 3
@@ -139,3 +140,23 @@ def test_gated_activation():
     x = normal(2049, 64, 128, 128, dtype=torch.bfloat16)
     condition = normal(2049, 64, 1, 1, dtype=torch.bfloat16)
     check(lambda impl, *t: (F.gated_activation(*t, impl=impl),), [x, condition])
+
+
+def test_logistic_mixture():
+    rows = 21000
+    x = torch.randint(256, (rows, 3, 32, 32), device="cuda", dtype=torch.uint8) * (2.0 / 255) - 1.0
+    params = normal(rows, 100, 32, 32, dtype=torch.bfloat16)
+    check(lambda impl, p: (F.logistic_mixture_log_prob(x[-len(p) :], p, impl=impl),), [params])
+
+
+def test_autoregressive_flow():
+    features, dtype = 64, torch.bfloat16
+    flows = {
+        impl: InverseAutoregressiveFlow(features, (64,), impl=impl, device="cuda") for impl in ("triton", "reference")
+    }
+    names, tensors = zip(*flows["triton"].to(dtype).named_parameters(), strict=True)
+
+    def call(impl, z, *parameters):
+        return torch.func.functional_call(flows[impl], dict(zip(names, parameters, strict=True)), (z,))
+
+    check(call, [normal(2**25 + 1, features, dtype=dtype)], [t.detach().clone() for t in tensors])

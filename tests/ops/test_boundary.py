@@ -62,8 +62,8 @@ def image_arguments() -> dict[str, tuple]:
         "gated_activation_bwd": (d_y, x, condition, "tanh"),
         "masked_conv2d_fwd": (x, weight, bias, *degrees, *conv, True),
         "masked_conv2d_bwd": (d_y, d_y.clone(), x, weight, *degrees, *conv, [True, True, True]),
-        "logistic_mixture_fwd": (image, params, 256),
-        "logistic_mixture_bwd": (torch.rand(2, device=KERNEL), image, params, 256),
+        "logistic_mixture_fwd": (image, params, 256, True),
+        "logistic_mixture_bwd": (torch.rand(2, device=KERNEL), image, params, torch.randn_like(params), 256),
     }
 
 
@@ -88,7 +88,19 @@ def network_arguments() -> dict[str, tuple]:
         "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False),
         "affine_flow_bwd": (x_there, x_there[:, 0].clone(), *(x_there.clone() for _ in range(3)), "gated", True),
         "autoregressive_flow_fwd": (x, *network, True),
-        "autoregressive_flow_bwd": (x, log_det, saved, *network[1:4], [None, None], *network[4:], True, True),
+        "autoregressive_flow_bwd": (
+            x,
+            log_det,
+            saved,
+            weights,
+            scales,
+            [None, None],
+            degrees,
+            structure,
+            [True, False],
+            True,
+            True,
+        ),
         "autoregressive_inverse_fwd": (x, *network, True),
         "autoregressive_inverse_bwd": (x, log_det, saved, weights, scales, degrees, structure),
     }
