@@ -231,11 +231,19 @@ class PixelTrainConfig:
 
 @dataclass(frozen=True)
 class PixelVAETrainConfig(PixelTrainConfig):
-    """As :class:`PixelTrainConfig`, and ``kl_warmup``: steps in which the weight of the KL terms rises from 0 to 1."""
+    """As :class:`PixelTrainConfig`, and what keeps a strong decoder from leaving the latents unused.
+
+    Args:
+        kl_warmup: steps in which the weight of the KL terms rises from 0 to 1.
+        free_bits: nats of each KL term, a mean over the batch, that the loss does not penalise.
+    """
 
     kl_warmup: int = 10_000
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kl_warmup < 0:
             raise ValueError(f"kl_warmup must be >= 0, got {self.kl_warmup}")
+        if not 0 <= self.free_bits < math.inf:
+            raise ValueError(f"free_bits must be >= 0 and finite, got {self.free_bits}")

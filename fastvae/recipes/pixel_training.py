@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..objectives import LinearSchedule
+from ..objectives import LinearSchedule, free_bits
 from . import RecipeError
 from .averaged import AveragedTask, curves, loggers_of, surroundings
 from .batches import binarize_fixed
@@ -70,7 +70,7 @@ class PixelBatches(MnistBatches):
 
 
 class PixelTask(AveragedTask):
-    r"""The loss :math:`-\log p(x \mid z) + \beta D_{KL}`, Adam, and a weight of the KL terms that rises at first."""
+    r"""The loss :math:`-\log p(x \mid z) + \beta D_{KL}`, free bits, Adam, and a :math:`\beta` that rises at first."""
 
     def __init__(self, recipe: str, model: PixelModel, config: PixelTrainConfig, folder: Path) -> None:
         super().__init__(
@@ -84,14 +84,18 @@ class PixelTask(AveragedTask):
         )
         warmup = getattr(config, "kl_warmup", 0)
         self.kl_weight = LinearSchedule(0.0, 1.0, warmup) if warmup else None
+        self.free_nats = getattr(config, "free_bits", 0.0)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         log_p_x, kl = cast(PixelModel, self.model).measure(x, **self.step_noise(x))
-        total = kl.sum(-1)
+        penalty = kl.sum(-1).mean()
         beta = 1.0 if self.kl_weight is None else self.kl_weight(self.global_step + 1)
         with torch.no_grad():
-            self.epoch_terms += torch.cat([(log_p_x - total).mean()[None], kl.mean(0)])
-        return self.logged((beta * total - log_p_x).mean(), x)
+            self.epoch_terms += torch.cat([(log_p_x.mean() - penalty)[None], kl.mean(0)])
+        # Without free bits no floor: estimates of a divergence may be negative.
+        if self.free_nats:
+            penalty = free_bits(kl, self.free_nats, all_processes=self.trainer.world_size > 1)
+        return self.logged(beta * penalty - log_p_x.mean(), x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch

@@ -19,7 +19,9 @@ def main(npz, folder):
     with np.load(npz) as archive:
         images = split_mnist(Mnist(**archive, source=npz))
     # float64 leaves nothing but the order of summation to differ.
-    config = PixelVAETrainConfig(data="dynamic", epochs=2, batch_size=50, kl_warmup=5, precision="64-true")
+    config = PixelVAETrainConfig(
+        data="dynamic", epochs=2, batch_size=50, kl_warmup=5, free_bits=0.05, precision="64-true"
+    )
     for levels in (1, 2):
         model = PixelVAEConfig(
             levels,

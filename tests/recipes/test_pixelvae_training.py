@@ -112,9 +112,19 @@ def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
                 assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-9), (levels, name)
 
 
-def test_bad_warmup():
-    with pytest.raises(ValueError, match="kl_warmup must be >= 0, got -1"):
-        replace(SHORT, kl_warmup=-1)
+def test_free_bits(images, tmp_path):
+    """Below the floor the terms count as the floor, above it as they are."""
+    for floor in (1e-6, 1e3):
+        run(images, tmp_path / str(floor), replace(SHORT, epochs=1, kl_warmup=0, free_bits=floor))
+        row = metrics(tmp_path / str(floor))[0]
+        loss, elbo, kl = (float(row[name]) for name in ("loss", "train_elbo", "train_kl"))
+        assert loss == pytest.approx(-elbo - kl + max(kl, floor), rel=1e-6)
+
+
+def test_bad_values():
+    for name, value in (("kl_warmup", -1), ("free_bits", -0.5), ("free_bits", math.inf)):
+        with pytest.raises(ValueError, match=f"{name} must be >= 0.*, got {value}"):
+            replace(SHORT, **{name: value})
 
 
 # Command line
