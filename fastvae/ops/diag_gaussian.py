@@ -27,7 +27,7 @@ def _fwd_cpu(
     x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
     if given:
         noise = _checks.cast(noise, x.dtype)
-    z, log_q = empty(x, shape), x.new_empty(shape[:-1])
+    z, log_q = empty(x, shape), empty(x, shape[:-1])
     kept = empty(x, shape) if keep else x.new_empty(0)
     extension().diag_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
