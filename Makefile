@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format aot sanitize wheel bench gpu-check clean
+.PHONY: demo test lint format aot sanitize wheel bench gpu-check gpu-tune clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -52,6 +52,10 @@ bench: $(VENV)/installed
 # On a machine with a GPU whose Python already has torch and the build tools; takes no network.
 gpu-check:
 	$(PYTHON) -m bench.gpu_check
+
+# There too: the kernels with other tiles than their rules choose.
+gpu-tune:
+	$(PYTHON) -m bench.gpu_check --tune
 
 clean:
 	rm -rf build dist demo-out

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import environment, registry, report, results, roofline, runner, timing
+from . import environment, registry, report, results, roofline, runner, timing, tuning
 from .registry import Case, Shape
 
 _BUSY = 0.5
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     rows = run(cases, providers, options)
-    print(report.table(rows))
+    print(tuning.table(rows) if options.tune else report.table(rows))
     if options.report is not None:
         report.write(rows, options.report)
     return 1 if any("error" in row and row["provider"] in ("fastvae", "reference") for row in rows) else 0
@@ -59,7 +59,12 @@ def run(cases: Sequence[Case], providers: Sequence[str], options: argparse.Names
             if time.monotonic() > deadline:
                 left_out.append(str(case))
                 continue
-            new = runner.measure(case, providers, limits, settings)
+            if options.tune:
+                task = tuning.with_alternatives(registry.task_of(case), case)
+                new = runner.measure(case, ["fastvae", *task.peers], limits, settings, task)
+                new = [row | {"kind": "tuning"} for row in new]
+            else:
+                new = runner.measure(case, providers, limits, settings)
             new = [row | {"run": run_id, "environment": described, "quick": options.quick} for row in new]
             rows += new
             if options.json:
@@ -161,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help=f"{device} by default here")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's number by default")
     parser.add_argument("--graphs", action="store_true", help="on CUDA: time replays of CUDA graphs as well")
+    parser.add_argument(
+        "--tune", action="store_true", help="the Triton kernels with other tiles than their rules choose"
+    )
     parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it runs, not how fast")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no further case after this time")
     parser.add_argument(

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from . import environment, report, results
+from . import environment, report, results, tuning
 from .steps import Step, run_step
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +86,18 @@ _MEASUREMENTS = (
         30,
     ),
 )
+# With --tune: the kernels with other tiles than their rules choose.
+_TUNED = (
+    ("tune masked_linear", "--op masked_linear --entry linear --shape 16384x1920 --dtype bf16 --mode fwdbwd", 55),
+    ("tune masked_conv2d", "--op masked_conv2d --entry convolution --dtype bf16 --mode fwdbwd", 60),
+    ("tune tril_gaussian", "--op tril_gaussian --entry rsample --dtype fp32 --shape 4096x256,65536x64", 50),
+    ("tune autoregressive_inverse", "--op autoregressive_inverse --entry inverse --shape 1024x64 --mode fwd", 35),
+    ("tune causal_sampler", "--op causal_sampler --shape 64x784", 45),
+    ("tune diag_gaussian", "--op diag_gaussian --entry rsample --dtype fp32,bf16 --shape 65536x1024", 45),
+    ("tune logistic_mixture", "--op logistic_mixture --mode fwdbwd", 35),
+    ("tune autoregressive_flow", "--op autoregressive_flow --entry flow --dtype bf16 --mode fwdbwd", 45),
+    ("tune gated_activation", "--op gated_activation --dtype bf16 --mode fwdbwd", 35),
+)
 _REHEARSED = (
     (
         "bench",
@@ -110,12 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = "cpu" if options.rehearse else "cuda"
     folder = options.out or (_ROOT / "build" / "gpu-check" if options.rehearse else _results_folder())
-    records = folder / "gpu-check.jsonl"
+    records = folder / ("gpu-tune.jsonl" if options.tune else "gpu-check.jsonl")
     records.unlink(missing_ok=True)
     header = {"kind": "header", "environment": environment.describe(device), "rehearsal": options.rehearse}
     results.append(records, [header])
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as stage:
-        steps = _steps(Path(stage), records, options.rehearse)
+        steps = _steps(Path(stage), records, options.rehearse, options.tune)
         done = _run(steps, records, time.monotonic() + options.limit, Path(stage))
     page = _write_page(records)
     print(f"results: {records.name} and {page.name} in {os.path.relpath(folder)}")
@@ -144,14 +156,16 @@ def missing(*, needs_gpu: bool) -> list[str]:
     return lacking
 
 
-def _steps(stage: Path, records: Path, rehearse: bool) -> list[Step]:
+def _steps(stage: Path, records: Path, rehearse: bool, tune: bool = False) -> list[Step]:
     """All steps; they run where the built package is the only ``fastvae`` in sight."""
     source, place = stage / "source", stage / "run"
     shutil.copytree(_ROOT, source, ignore=_NOT_COPIED)
     shutil.copytree(source, place, ignore=lambda folder, names: ["fastvae"] if Path(folder) == source else [])
     python = sys.executable
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
-    if rehearse:
+    if tune:
+        steps = [_measurement(place, records, *which, "--device", "cuda", "--tune") for which in _TUNED]
+    elif rehearse:
         checks = [Step("tests", _pytest("tests/bench"), 250, place)]
         steps = [*checks, *(_measurement(place, records, *which) for which in _REHEARSED)]
     else:
@@ -269,7 +283,8 @@ def _page(found: Sequence[results.Row]) -> str:
     for record in found:
         if record["kind"] == "left_out":
             lines += ["", f"Left out for want of time: {'; '.join(record['cases'])}."]
-    return "\n".join([*lines, "", "## Measurements", "", report.table(found)])
+    tuned = [record for record in found if record["kind"] == "tuning"]
+    return "\n".join([*lines, "", "## Measurements", "", tuning.table(tuned) if tuned else report.table(found)])
 
 
 def _results_folder() -> Path:
@@ -280,10 +295,12 @@ def _results_folder() -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_check",
-        description="Builds, tests and measures on a GPU, and writes gpu-check.jsonl and gpu-check.md.",
+        description="Builds, tests and measures on a GPU, and writes gpu-check.jsonl and gpu-check.md; with --tune "
+        "measures other tiles than the kernels' rules choose, and writes gpu-tune.jsonl and gpu-tune.md.",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; bench/results/<GPU> by default")
     parser.add_argument("--limit", type=float, default=_LIMIT_S, metavar="SECONDS", help=f"for all; {_LIMIT_S:g}")
+    parser.add_argument("--tune", action="store_true", help="other tiles than the kernels' rules choose")
     parser.add_argument("--rehearse", action="store_true", help="what goes on a CPU, in miniature, into build/")
     return parser
 

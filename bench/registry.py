@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,12 +126,13 @@ class Peer:
     """Another way to the same result, on inputs of its own making.
 
     Without ``comparable`` its result is of another network of the same size, or of another direction: the task's check
-    does not apply.
+    does not apply. Its calls, backward passes included, run within ``around()``.
     """
 
     function: Callable[[Case], Function]
     adapt: Callable[[Case, Inputs], Inputs] = field(default=lambda case, inputs: inputs)
     comparable: bool = True
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,9 @@ class Task:
                 return self.compiled(case)
             return torch.compile(self.reference(case), dynamic=False)
         return self.peers[provider].function(case)
+
+    def around(self, provider: str) -> Callable[[], AbstractContextManager[None]]:
+        return self.peers[provider].around if provider in self.peers else nullcontext
 
     def adapt(self, case: Case, provider: str, inputs: Inputs) -> Inputs:
         return self.peers[provider].adapt(case, inputs) if provider in self.peers else inputs

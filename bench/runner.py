@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +60,30 @@ def prepare(task: Task, case: Case, provider: str, sets: Sequence[Inputs]) -> Pr
     with torch.no_grad():
         own = [task.adapt(case, provider, inputs) for inputs in sets]
     own = [tuple(t.detach().requires_grad_(differentiated) for t in inputs) for inputs in own]
+    around = task.around(provider)
     start = time.perf_counter()
-    with torch.set_grad_enabled(case.mode != "fwd"):
+    with around(), torch.set_grad_enabled(case.mode != "fwd"):
         outputs = function(*own[0])
     first_s = time.perf_counter() - start
     wrong = task.check(case, sets[0], outputs) if task.check and task.checks(provider) else None
     if wrong:
         raise RuntimeError(f"wrong result: {wrong}")
     if not differentiated:
-        return Prepared([_forward(function, inputs) for inputs in own], list(own[0]), first_s)
+        return Prepared([_within(around, _forward(function, inputs)) for inputs in own], list(own[0]), first_s)
     upstream = [torch.randn_like(t) for t in _as_tuple(outputs)]
-    return Prepared([_both(function, inputs, upstream) for inputs in own], [*own[0], *upstream], first_s)
+    calls = [_within(around, _both(function, inputs, upstream)) for inputs in own]
+    return Prepared(calls, [*own[0], *upstream], first_s)
+
+
+def _within(around: Callable[[], AbstractContextManager[None]], call: Callable[[], Any]) -> Callable[[], Any]:
+    if around is nullcontext:
+        return call
+
+    def guarded() -> Any:
+        with around():
+            return call()
+
+    return guarded
 
 
 def _forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
@@ -88,9 +102,14 @@ def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def measure(case: Case, providers: Sequence[str], limits: roofline.Limits, settings: Settings) -> list[dict[str, Any]]:
-    """The rows of ``case``, one per provider and timer; a provider that fails leaves a row that says so."""
-    task = registry.task_of(case)
+def measure(
+    case: Case, providers: Sequence[str], limits: roofline.Limits, settings: Settings, task: Task | None = None
+) -> list[dict[str, Any]]:
+    """The rows of ``case``, one per provider and timer; a provider that fails leaves a row that says so.
+
+    ``task`` stands in for the registered one.
+    """
+    task = task or registry.task_of(case)
     # Compiled code of earlier cases would count against the limit of recompilations.
     torch._dynamo.reset()
     if case.device == "cuda":

@@ -47,6 +47,16 @@ def test_measurements_name_what_exists():
         assert command._providers(options)
 
 
+def test_tuning_fits_and_names_what_exists(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.shutil, "copytree", lambda *_, **__: None)
+    steps = gpu_check._steps(tmp_path, tmp_path / "gpu-tune.jsonl", False, True)
+    assert sum(step.limit_s for step in steps) <= gpu_check._LIMIT_S
+    assert [step.name for step in steps[2:]] == [name for name, _, _ in gpu_check._TUNED]
+    for _, selection, _ in gpu_check._TUNED:
+        options = command._parser().parse_args([*selection.split(), "--device", "cuda", "--tune", "--list"])
+        assert command._cases(options)
+
+
 def test_sanitizer_is_left_out_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
     record = run_step(Step("memcheck", gpu_check._sanitizer("memcheck"), 60, tmp_path), 60, os.environ)
