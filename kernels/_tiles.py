@@ -14,6 +14,8 @@ from ._launch import warp_size
 _WARPS = 4
 # Enough programs for two waves on the largest devices; with fewer, warps share a row instead of owning some each.
 _BUSY = 1024
+# Programs that a sum is split into, if there is enough of it: two for each multiprocessor.
+_SPLIT_PROGRAMS = 264
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -52,6 +54,13 @@ def row_tile(rows: int, columns: int, vector: int) -> RowTile:
     block = min(next_power_of_2(columns), per_warp if rows >= _BUSY else 8 * per_warp)
     block_rows = min(max(_WARPS * per_warp // block, 1), next_power_of_2(rows))
     return RowTile(block_rows, block, max(block_rows * block // per_warp, 1))
+
+
+def split_sum(terms: int, programs: int, least: int) -> tuple[int, int]:
+    """(splits, terms of each) such that all programs together keep a device busy; a split has `least` terms or more."""
+    splits = max(min(ceil_div(_SPLIT_PROGRAMS, max(programs, 1)), terms // least), 1)
+    per_split = max(ceil_div(ceil_div(terms, splits), least), 1) * least
+    return max(ceil_div(terms, per_split), 1), per_split
 
 
 class SampleTile(NamedTuple):

@@ -16,11 +16,9 @@ from torch import Tensor
 from ._activations import slope
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import in_tf32, launch_options, precision
-from ._tiles import ceil_div, next_power_of_2
+from ._tiles import ceil_div, next_power_of_2, split_sum
 from .masked_conv2d import Taps, both_channels_last, conv_tile, folds, image_like, pack, rule_of, sum_over_taps
 
-# Programs that sums over pixels are split into, if there are pixels enough for as many: two for each multiprocessor.
-_SPLIT_PROGRAMS = 264
 _SUM_BLOCK = 256
 # Pixels, channels and warps of a tile without products.
 _PRE_PIXELS, _PRE_CHANNELS, _PRE_WARPS = 16, 64, 4
@@ -161,13 +159,6 @@ def _masked_conv2d_bwd_sum_kernel(
     tl.store(d_weight_ptr + at, total.to(d_weight_ptr.dtype.element_ty), at < size)
 
 
-def _splits(pixels: int, programs: int, least: int) -> tuple[int, int]:
-    """(splits, pixels of each) such that all programs together keep a device busy; a split has `least` or more."""
-    splits = max(min(ceil_div(_SPLIT_PROGRAMS, max(programs, 1)), pixels // least), 1)
-    per_split = max(ceil_div(ceil_div(pixels, splits), least), 1) * least
-    return max(ceil_div(pixels, per_split), 1), per_split
-
-
 def _pre_gradients(
     d_y: Tensor, at: Tensor, activation: str, has_bias: bool, channels_last: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +171,7 @@ def _pre_gradients(
     kept = d_y if activation == "identity" else at
     block = min(next_power_of_2(outputs), _PRE_CHANNELS)
     out_blocks = ceil_div(outputs, block)
-    splits, per_split = _splits(pixels, out_blocks, _PRE_PIXELS)
+    splits, per_split = split_sum(pixels, out_blocks, _PRE_PIXELS)
     parts = d_y.new_empty((splits, outputs) if has_bias else 0, dtype=wide)
     launch(
         _masked_conv2d_bwd_pre_kernel, splits * out_blocks,
@@ -219,7 +210,7 @@ def _weight_gradient(
     tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))
     blocks = groups * ceil_div(n_out, tile.rows)
     blocks *= ceil_div(inner, tile.columns) * (1 if fold else taps.count)
-    splits, per_split = _splits(pixels, blocks, 4 * tile.inner)
+    splits, per_split = split_sum(pixels, blocks, 4 * tile.inner)
     parts = x.new_empty((splits, outputs, taps.count, n_in), dtype=compute_dtype(x.dtype))
     launch(
         _masked_conv2d_bwd_weight_kernel, splits * blocks,

@@ -24,10 +24,7 @@ from ._matrix import (
     staircase,
     tiles_at_once,
 )
-from ._tiles import ceil_div, next_power_of_2, row_tile, vector_width
-
-# Programs that sums over rows are split into, if there are rows enough for as many: two for each multiprocessor.
-_SPLIT_PROGRAMS = 264
+from ._tiles import ceil_div, next_power_of_2, row_tile, split_sum, vector_width
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
@@ -198,13 +195,6 @@ def _masked_linear_bwd_sum_kernel(
             tl.store(d_scale_ptr + out, tl.sum(total, 1).to(d_scale_ptr.dtype.element_ty), exists)
 
 
-def _splits(rows: int, programs: int, least: int) -> tuple[int, int]:
-    """(splits, rows of each) such that all programs together keep a device busy; a split has `least` rows or more."""
-    splits = max(min(ceil_div(_SPLIT_PROGRAMS, max(programs, 1)), rows // least), 1)
-    per_split = ceil_div(ceil_div(rows, splits), least) * least
-    return max(ceil_div(rows, max(per_split, 1)), 1), per_split
-
-
 def masked_linear_bwd(
     d_y: Tensor,
     saved_or_y: Tensor,
@@ -226,7 +216,7 @@ def masked_linear_bwd(
     if activation != "identity" or has_bias:
         row = row_tile(n, outputs, vector_width(x.dtype, outputs))
         out_blocks = ceil_div(outputs, row.columns)
-        bias_splits, rows_per_split = _splits(n, out_blocks, row.rows)
+        bias_splits, rows_per_split = split_sum(n, out_blocks, row.rows)
         bias_parts = x.new_empty((bias_splits, outputs) if has_bias else 0, dtype=dtype)
         if activation != "identity":
             d_pre = x.new_empty((n, outputs))
@@ -251,7 +241,7 @@ def masked_linear_bwd(
     # Splits of the rows make programs, too.
     tile = matrix_tile(outputs * max(n // 512, 1), inputs, x.dtype)
     blocks = tile.programs(outputs, inputs)
-    splits, rows_per_split = _splits(n, blocks, 4 * tile.inner)
+    splits, rows_per_split = split_sum(n, blocks, 4 * tile.inner)
     parted = has_scale or splits > 1
     weight_parts = x.new_empty((splits, outputs, inputs), dtype=dtype) if parted else d_weight
     launch(

@@ -25,8 +25,8 @@ class GatedActivation(nn.Module):
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
-        ``x`` ``(N, 2F, H, W)`` and ``condition`` ``(N, 2F)``, ``(N, 2F, 1, 1)``, ``(N, 2F, H, W)`` or None to
-        ``(N, F, H, W)``.
+        ``x`` ``(N, 2F, H, W)`` and ``condition`` ``(N, 2F)``, ``(N, 2F, 1, 1)``, ``(N, 2F, H, W)`` (or 1 for N) or None
+        to ``(N, F, H, W)``.
 
     Raises:
         ValueError: an unknown kind, or shapes that do not fit.
@@ -240,10 +240,16 @@ class GatedMaskedConv2d(nn.Module):
     def forward(self, vertical: Tensor, horizontal: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u = self.vertical(vertical)
         h = self.horizontal(horizontal) + self.vertical_to_horizontal(u)
-        h = self.output(self.gate(h, self.horizontal_condition(context)))
+        h = self.output(self._gated(h, self.horizontal_condition(context)))
         if self.residual:
             h = h + horizontal
-        return u if self.vertical_condition is None else self.gate(u, self.vertical_condition(context)), h
+        return u if self.vertical_condition is None else self._gated(u, self.vertical_condition(context)), h
+
+    def _gated(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        if condition is not None:
+            check_condition(condition, x)
+        gated: Tensor = self.gate(x, condition)
+        return gated
 
     def extra_repr(self) -> str:
         return f"residual={self.residual}, last={self.last}"

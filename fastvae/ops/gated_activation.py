@@ -120,7 +120,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
     Args:
         x: images, ``(N, 2F, H, W)``, contiguous or channels-last, of which the first F channels are a.
         condition: what is added to x, one vector for each image, ``(N, 2F)`` or ``(N, 2F, 1, 1)``, or a map
-            ``(N, 2F, H, W)``; None for nothing.
+            ``(N, 2F, H, W)``; with 1 in place of N the same for all; None for nothing.
         kind: ``"tanh"`` or ``"linear"``.
         impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
 
@@ -156,13 +156,16 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         raise ValueError(f"x must have shape (N, 2F, H, W) with F >= 1, got {tuple(x.shape)}")
     if condition is not None:
         n, c, h, w = x.shape
-        if condition.shape != x.shape and condition.shape not in ((n, c), (n, c, 1, 1)):
+        fits = condition.dim() in (2, 4) and condition.shape[0] in (1, n)
+        if not fits or condition.shape[1:] not in ((c,), (c, 1, 1), (c, h, w)):
             raise ValueError(
-                f"condition must have shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, {c}, {h}, {w}) for x "
-                f"{tuple(x.shape)}, got {tuple(condition.shape)}"
+                f"condition must have shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, {c}, {h}, {w}), or that of one image, "
+                f"for x {tuple(x.shape)}, got {tuple(condition.shape)}"
             )
         if condition.dim() == 2:
             condition = condition[:, :, None, None]
+        if condition.shape[0] != n:
+            condition = condition.expand(n, *condition.shape[1:])
     chosen = backend.resolve(impl, x)
     if chosen == "reference":
         return reference.gated_activation(x, condition, kind)

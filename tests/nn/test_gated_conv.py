@@ -291,8 +291,8 @@ ERRORS = [
         lambda: GatedMaskedConv2d(4, 4, context_channels=3)(X, X, torch.zeros(2, 3)),
         r"context must have shape \(N, 3, H, W\), got \(2, 3\)",
     ),
-    (lambda: GatedMaskedConv2d(4, 4, context_channels=3)(X, X, torch.zeros(2, 3, 4, 5)), "condition must have shape"),
-    (lambda: GatedMaskedConv2d(4, 4, context_features=3)(X, X, torch.zeros(1, 3)), "condition must have shape"),
+    (lambda: GatedMaskedConv2d(4, 4, context_channels=3)(X, X, torch.zeros(2, 3, 4, 5)), "context must belong to"),
+    (lambda: GatedMaskedConv2d(4, 4, context_features=3)(X, X, torch.zeros(5, 3)), "context must belong to"),
     (lambda: DownShiftedConv2d(1, 1, (2, 2)), r"kernel_size must have an odd width, got \(2, 2\)"),
     (lambda: DownRightShiftedConv2d(1, 1, 0), "kernel_size must be >= 1, got 0"),
 ]

@@ -228,6 +228,23 @@ def test_autocast(dtype, impl):
         F.gated_activation(x, condition, impl=impl)
 
 
+@pytest.mark.parametrize("impl", ["reference", "cpp", "triton"])
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 1, 1), (1, 4, 3, 3)], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_condition_of_all_images(impl, shape, last):
+    device = device_of(impl)
+    x, one = torch.randn(2, 4, 3, 3, device=device), torch.randn(shape, device=device)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    results = []
+    for condition in (one, one.repeat(2, *[1] * (one.dim() - 1))):
+        leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, condition)]
+        y = F.gated_activation(*leaves, impl=impl)
+        d_x, d_condition = torch.autograd.grad(y.square().sum(), leaves)
+        results.append((y, d_x, d_condition.sum_to_size(shape)))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("name", ["fwd", "bwd"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("condition", ["none", "vector", "map"])
@@ -286,7 +303,7 @@ ERRORS = [
     (lambda: F.gated_activation(X[:, :3]), ValueError, r"x must have shape \(N, 2F, H, W\).*got \(2, 3, 3, 3\)"),
     (lambda: F.gated_activation(X[:, :0]), ValueError, "F >= 1"),
     (lambda: F.gated_activation(X, X[:, :2]), ValueError, r"condition must have shape \(2, 4\).*got \(2, 2, 3, 3\)"),
-    (lambda: F.gated_activation(X, X[:1]), ValueError, "condition must have shape"),
+    (lambda: F.gated_activation(X, X.repeat(2, 1, 1, 1)), ValueError, "condition must have shape"),
     (lambda: F.gated_activation(X, torch.zeros(4)), ValueError, "condition must have shape"),
     (lambda: F.gated_activation(X, 1.0), TypeError, "condition must be a tensor, got float"),
     (lambda: F.gated_activation(X, X.double()), TypeError, "condition must have the dtype of x"),
