@@ -159,8 +159,8 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         fits = condition.dim() in (2, 4) and condition.shape[0] in (1, n)
         if not fits or condition.shape[1:] not in ((c,), (c, 1, 1), (c, h, w)):
             raise ValueError(
-                f"condition must have shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, {c}, {h}, {w}), or 1 in place of {n}, "
-                f"for x {tuple(x.shape)}, got {tuple(condition.shape)}"
+                f"condition must have shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, {c}, {h}, {w}), or 1 for {n}, for x "
+                f"{tuple(x.shape)}, got {tuple(condition.shape)}"
             )
         if condition.dim() == 2:
             condition = condition[:, :, None, None]
