@@ -86,7 +86,8 @@ class Program:
 
         self.jobs = integers([number for jobs in by_pass for job in jobs for number in job])
         self.lists, self.buffers, self.colors = integers(self._lists), integers(buffers), integers(plan.image_colors)
-        self._index, self._fixed_numbers = torch.cat(self._parts).to(device), torch.tensor([*self._fixed]).to(device)
+        self._index = torch.cat(self._parts).int().to(device)
+        self._fixed_numbers = torch.tensor([*self._fixed]).to(device)
 
     def numbers(self, binding: Binding) -> Tensor:
         parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
@@ -162,4 +163,5 @@ class Program:
         ]  # fmt: skip
 
 
-_program = functools.lru_cache(maxsize=32)(Program)
+# Few: each holds as many integers on the device as the network has weights.
+_program = functools.lru_cache(maxsize=16)(Program)
