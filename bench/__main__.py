@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(tuning.table(rows) if options.tune else report.table(rows))
     if options.report is not None:
         report.write(rows, options.report)
-    return 1 if any("error" in row and row["provider"] in ("fastvae", "reference") for row in rows) else 0
+    return 1 if any("error" in row and row["provider"] in ("fastvae", "reference", "rule") for row in rows) else 0
 
 
 def run(cases: Sequence[Case], providers: Sequence[str], options: argparse.Namespace) -> list[results.Row]:
@@ -61,7 +61,7 @@ def run(cases: Sequence[Case], providers: Sequence[str], options: argparse.Names
                 continue
             if options.tune:
                 task = tuning.with_alternatives(registry.task_of(case), case)
-                new = runner.measure(case, ["fastvae", *task.peers], limits, settings, task)
+                new = runner.measure(case, [*task.peers], limits, settings, task)
                 new = [row | {"kind": "tuning"} for row in new]
             else:
                 new = runner.measure(case, providers, limits, settings)

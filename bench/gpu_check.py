@@ -88,10 +88,18 @@ _MEASUREMENTS = (
 )
 # With --tune: the kernels with other tiles than their rules choose.
 _TUNED = (
-    ("tune masked_linear", "--op masked_linear --entry linear --shape 16384x1920 --dtype bf16 --mode fwdbwd", 55),
+    (
+        "tune masked_linear",
+        "--op masked_linear --entry linear --shape 16384x1920 --dtype bf16 --mode fwdbwd",
+        55,
+    ),
     ("tune masked_conv2d", "--op masked_conv2d --entry convolution --dtype bf16 --mode fwdbwd", 60),
     ("tune tril_gaussian", "--op tril_gaussian --entry rsample --dtype fp32 --shape 4096x256,65536x64", 50),
-    ("tune autoregressive_inverse", "--op autoregressive_inverse --entry inverse --shape 1024x64 --mode fwd", 35),
+    (
+        "tune autoregressive_inverse",
+        "--op autoregressive_inverse --entry inverse --shape 1024x64 --mode fwd",
+        35,
+    ),
     ("tune causal_sampler", "--op causal_sampler --shape 64x784", 45),
     ("tune diag_gaussian", "--op diag_gaussian --entry rsample --dtype fp32,bf16 --shape 65536x1024", 45),
     ("tune logistic_mixture", "--op logistic_mixture --mode fwdbwd", 35),
@@ -164,7 +172,7 @@ def _steps(stage: Path, records: Path, rehearse: bool, tune: bool = False) -> li
     python = sys.executable
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
     if tune:
-        steps = [_measurement(place, records, *which, "--device", "cuda", "--tune") for which in _TUNED]
+        steps = [_measurement(place, records, *which, "--device", "cuda", "--tune", "--graphs") for which in _TUNED]
     elif rehearse:
         checks = [Step("tests", _pytest("tests/bench"), 250, place)]
         steps = [*checks, *(_measurement(place, records, *which) for which in _REHEARSED)]
@@ -277,7 +285,7 @@ def _page(found: Sequence[results.Row]) -> str:
     for record in found:
         if record["kind"] == "step":
             # The last line of a measurement that went well is that of its table, which follows.
-            tells = record["outcome"] != "ok" or not record["name"].startswith("bench")
+            tells = record["outcome"] != "ok" or not record["name"].startswith(("bench", "tune"))
             last = (record.get("output") or [""])[-1].replace("|", "\\|") if tells else ""
             lines.append(f"| {record['name']} | {record['outcome']} | {record.get('seconds', '')} | {last} |")
     for record in found:
@@ -300,8 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; bench/results/<GPU> by default")
     parser.add_argument("--limit", type=float, default=_LIMIT_S, metavar="SECONDS", help=f"for all; {_LIMIT_S:g}")
-    parser.add_argument("--tune", action="store_true", help="other tiles than the kernels' rules choose")
-    parser.add_argument("--rehearse", action="store_true", help="what goes on a CPU, in miniature, into build/")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--tune", action="store_true", help="other tiles than the kernels' rules choose")
+    kind.add_argument("--rehearse", action="store_true", help="what goes on a CPU, in miniature, into build/")
     return parser
 
 

@@ -1,7 +1,8 @@
 """``python -m bench --tune``: the kernels with other tiles than their rules choose, in turns with the rules'.
 
-An alternative sets constants of kernel modules while a call launches. Results go to the rows of the run as providers of
-their own, named after what they set; one that does not compile, or gives a wrong result, leaves a row that says so.
+An alternative sets constants of kernel modules while a call launches. Each is a provider of its own, named after what
+it sets, beside the provider ``rule``, which sets nothing; one that does not compile, or gives a wrong output, leaves a
+row that says so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from . import report, results
@@ -34,27 +36,38 @@ class Alternative:
     name: str
     values: Mapping[tuple[str, str], Any]
 
+    @cached_property
+    def _settings(self) -> list[tuple[dict[str, Any], str, Any]]:
+        return [
+            (vars(importlib.import_module(f"fastvae.kernels.{module}")), name, value)
+            for (module, name), value in self.values.items()
+        ]
+
     @contextmanager
     def applied(self) -> Iterator[None]:
-        places = [(importlib.import_module(f"fastvae.kernels.{module}"), name) for module, name in self.values]
-        before = [getattr(module, name) for module, name in places]
-        for (module, name), value in zip(places, self.values.values(), strict=True):
-            setattr(module, name, value)
+        before = [names[name] for names, name, _ in self._settings]
+        for names, name, value in self._settings:
+            names[name] = value
         try:
             yield
         finally:
-            for (module, name), value in zip(places, before, strict=True):
-                setattr(module, name, value)
+            for (names, name, _), value in zip(self._settings, before, strict=True):
+                names[name] = value
 
 
 def _matrix_tiles(case: Case) -> list[Alternative]:
+    from fastvae.kernels import _matrix
+
     half = case.itemsize == 2
-    table = "_HALF_TILES" if half else "_FLOAT_TILES"
-    found = []
-    for shape in _HALF if half else _SINGLE:
-        values = {("_matrix", table): (shape,), ("_matrix", "_TF32_TILES"): (shape,)}
-        found.append(Alternative("tile " + "x".join(map(str, shape)), values))
-    return found
+    tables = ("_HALF_TILES",) if half else ("_FLOAT_TILES", "_TF32_TILES")
+    return [
+        Alternative(
+            "tile " + "x".join(map(str, shape)),
+            # Where a tile does not fit, the rule's own stay.
+            {("_matrix", table): (shape, *getattr(_matrix, table)) for table in tables},
+        )
+        for shape in (_HALF if half else _SINGLE)
+    ]
 
 
 def _conv_tiles(case: Case) -> list[Alternative]:
@@ -122,24 +135,27 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
 
 
 def with_alternatives(task: Task, case: Case) -> Task:
-    """The task with an alternative's provider for each of its op's."""
+    """The task with the providers ``rule`` and those of its op's alternatives."""
 
     def triton(case: Case, impl: str = "triton") -> Function:
         return task.fastvae(case, "triton")
 
-    peers = {other.name: Peer(triton, around=other.applied) for other in ALTERNATIVES[task.op](case)}
-    return replace(task, fastvae=triton, peers=peers)
+    tried = [Alternative("rule", {}), *ALTERNATIVES[task.op](case)]
+    return replace(task, peers={each.name: Peer(triton, around=each.applied) for each in tried})
 
 
 def table(rows: Sequence[results.Row]) -> str:
     """Of each case the rule's time, and how many times faster the alternatives are."""
     lines = ["| case | rule | alternatives, from the fastest |", "| --- | ---: | --- |"]
     for group in results.by_case({**row, "kind": "row"} for row in rows):
-        rule = group.pop("fastvae", None)
-        if rule is None:
-            continue
-        timed = sorted((row for row in group.values()), key=lambda row: row["p50_us"])
-        others = "; ".join(f"{row['provider']}: {rule['p50_us'] / row['p50_us']:.3f} x" for row in timed)
-        name = " ".join(str(rule[key]) for key in ("op", "entry", "variant", "mode", "shape", "dtype", "timer"))
-        lines.append(f"| {name} | {report.duration(rule['p50_us'])} | {others} |")
+        timed = sorted((row for row in group.values() if "error" not in row), key=lambda row: row["p50_us"])
+        said = [f"{row['provider']}: {row['error']}" for row in group.values() if "error" in row]
+        rule = next((row for row in timed if row["provider"] == "rule"), None)
+        if rule is not None:
+            ratios = ((row["provider"], rule["p50_us"] / row["p50_us"]) for row in timed if row is not rule)
+            said = [f"{name}: {ratio:.3f} x" for name, ratio in ratios] + said
+        row = next(iter(group.values()))
+        name = " ".join(str(row.get(key, "")) for key in ("op", "entry", "variant", "mode", "shape", "dtype", "timer"))
+        time = "failed" if rule is None else report.duration(rule["p50_us"])
+        lines.append(f"| {name} | {time} | {'; '.join(said)} |")
     return "\n".join(lines)

@@ -156,7 +156,8 @@ struct GradientOfLayer {
   Blocks<T> in, d_out;
   LayerGradients<T> to;
 
-  int64_t panels() const { return (s.layer.in + kPanel<T> - 1) / kPanel<T>; }
+  // One at least: without inputs there still are biases.
+  int64_t panels() const { return std::max<int64_t>((s.layer.in + kPanel<T> - 1) / kPanel<T>, 1); }
   int64_t groups() const { return (s.layer.out + kOutputsPerTask - 1) / kOutputsPerTask; }
   int64_t tasks() const { return panels() * groups(); }
 

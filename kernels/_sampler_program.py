@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,10 +24,19 @@ JOB_FIELDS, BUFFER_FIELDS = 14, 5
 Shape = tuple[int, ...]
 
 
+# Of each plan, which lives as long as its sampler: CUDA graphs read a program's tensors.
+_PROGRAMS: WeakKeyDictionary[Plan, dict[Any, Program]] = WeakKeyDictionary()
+
+
 def program_of(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
     """Made once for a plan and its shapes: a later call copies nothing to the device, and may stand in a CUDA graph."""
-    shapes = tuple(tuple(t.shape) for t in binding.weights), tuple(tuple(t.shape) for t in binding.constants)
-    return _program(plan, *shapes, tuple(b is not None for b in binding.biases), width, device)
+    weights = tuple(tuple(t.shape) for t in binding.weights)
+    constants = tuple(tuple(t.shape[1:]) for t in binding.constants)
+    key = weights, constants, tuple(b is not None for b in binding.biases), width, device
+    known = _PROGRAMS.setdefault(plan, {})
+    if key not in known:
+        known[key] = Program(plan, *key)
+    return known[key]
 
 
 class Program:
@@ -35,6 +44,7 @@ class Program:
 
     Its numbers are a selection, in an order of their own, of what is fixed, the weights and the biases, one after
     another: entry ``index[i]`` of these is number i. Entry 0 is a zero, which stands for what is masked or absent.
+    ``constants`` are the shapes of an image's part.
     """
 
     def __init__(
@@ -46,7 +56,7 @@ class Program:
         width: int,
         device: torch.device,
     ) -> None:
-        self._plan, self._lists = plan, list[int]()
+        self._lists = list[int]()
         buffers: list[int] = []
         self.image_numbers = 0
         for buffer in plan.buffers:
@@ -65,17 +75,18 @@ class Program:
             self._biases.append(torch.arange(end, end + shape[0]) if has_bias else None)
             end += shape[0] * has_bias
         self._constants = list[tuple[int, Shape]]()
-        end = 0
+        self._constant_numbers = 0
         for shape in constants:
-            self._constants.append((end, shape))
-            end += math.prod(shape)
+            self._constants.append((self._constant_numbers, shape))
+            self._constant_numbers += math.prod(shape)
         self._parts, self._count = [torch.zeros(1, dtype=torch.long)], 1
 
         by_pass: list[list[list[int]]] = [[] for _ in range(plan.num_colors + 2)]
         for node in plan.nodes:
             passes = plan.buffers[node.dst.buffer].passes_of(node.dst)
             for current in sorted(set(passes)):
-                by_pass[current + 1].append(self._job(node, [c for c, own in enumerate(passes) if own == current]))
+                chosen = [c for c, own in enumerate(passes) if own == current]
+                by_pass[current + 1].append(self._job(plan, node, chosen))
         for color in range(plan.num_colors):
             by_pass[color + 1].append([DRAW, color, *[0] * (JOB_FIELDS - 2)])
         self.row_jobs, self.pixel_jobs = len(by_pass[0]), sum(len(jobs) for jobs in by_pass[1:])
@@ -87,14 +98,16 @@ class Program:
         self.jobs = integers([number for jobs in by_pass for job in jobs for number in job])
         self.lists, self.buffers, self.colors = integers(self._lists), integers(buffers), integers(plan.image_colors)
         self._index = torch.cat(self._parts).int().to(device)
-        self._fixed_numbers = torch.tensor([*self._fixed]).to(device)
+        self._fixed_numbers = torch.tensor([*self._fixed], dtype=torch.float32).to(device)
+        del self._parts, self._weights, self._biases, self._lists
 
     def numbers(self, binding: Binding) -> Tensor:
         parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
         return torch.cat([self._fixed_numbers, *(t.flatten() for t in parts)])[self._index]
 
     def constants(self, binding: Binding) -> Tensor:
-        return torch.cat([t.flatten() for t in binding.constants]) if binding.constants else self._fixed_numbers
+        """An image's constants together."""
+        return torch.cat([t.flatten(1) for t in binding.constants], 1) if binding.constants else self._fixed_numbers
 
     def _list(self, values: Sequence[int]) -> int:
         self._lists += values
@@ -111,15 +124,15 @@ class Program:
     def _channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
         return self._list([span.first + c for span in spans for c in chosen])
 
-    def _job(self, node: Node, chosen: list[int]) -> list[int]:
+    def _job(self, plan: Plan, node: Node, chosen: list[int]) -> list[int]:
         count = len(chosen)
         to = [_OPS[node.op], count, node.dst.buffer, self._channels([node.dst], chosen)]
         if node.op == "conv":
-            return [*to, *self._conv(node, chosen), 0, 0]
+            return [*to, *self._conv(plan, node, chosen), 0, 0]
         if node.op == "constant":
             first, shape = self._constants[node.index]
-            image, channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:4]
-            return [*to, 0, 0, -1, first, row, image, channel, 0, column, 0]
+            channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:3]
+            return [*to, 0, 0, -1, first, row, self._constant_numbers, channel, 0, column, 0]
         if node.op == "gate":
             half = node.dst.channels
             halves = [[span.part(i * half, half) for i in (0, 1)] for span in (node.src, node.condition) if span]
@@ -138,7 +151,7 @@ class Program:
         operands = [a.buffer, self._channels([a], chosen), b.buffer, self._channels([b], chosen)]
         return [*to, *operands, 0, 0, 0, 0, 0, 0]
 
-    def _conv(self, node: Any, chosen: list[int]) -> list[int]:
+    def _conv(self, plan: Plan, node: Any, chosen: list[int]) -> list[int]:
         """Source, its terms, weights (terms, outputs) and bias."""
         first, inputs = node.group * node.dst.channels, node.src.channels
         rows = torch.tensor(chosen, dtype=torch.long)
@@ -153,7 +166,7 @@ class Program:
         matrix = torch.cat(parts) if parts else rows.new_zeros(0, len(chosen))
         bias = self._biases[node.layer]
         offset = rows.new_zeros(len(chosen)) if bias is None else bias[first : first + node.dst.channels][rows]
-        channels = self._plan.buffers[node.src.buffer].channels
+        channels = plan.buffers[node.src.buffer].channels
         terms = [dy for _, dy, _ in node.taps for _ in range(inputs)]
         terms += [dx * channels + node.src.first + i for _, _, dx in node.taps for i in range(inputs)]
         activation = _ACTIVATIONS.index(node.activation)
@@ -161,7 +174,3 @@ class Program:
             node.src.buffer, self._list(terms), -1, 0, len(terms) // 2, self._numbers(matrix), self._numbers(offset),
             activation,
         ]  # fmt: skip
-
-
-# Few: each holds as many integers on the device as the network has weights.
-_program = functools.lru_cache(maxsize=16)(Program)

@@ -17,7 +17,7 @@ constexpr int64_t kTaskPixels = 4 * kLanes;
 // (1 - e^-d) / d, the mean of e^-t over [0, d], as a quotient: dividing by both its terms at once saves a division.
 template <class V>
 struct Quotient {
-  V over, under;
+  V numerator, denominator;
 };
 
 FASTVAE_INLINE Quotient<FloatVector> mean_decay(FloatVector d, FloatVector end) {
@@ -85,18 +85,19 @@ struct Bin {
     const Vector product = near_tail * factor;
     const Vector far_tail = at.inside ? (within ? factor : product) : zero, end = within ? product : factor;
     auto mean_density = mean_decay(d, end);
-    mean_density.over = at.inside ? mean_density.over : one;
-    mean_density.under = at.inside ? mean_density.under : one;
+    mean_density.numerator = at.inside ? mean_density.numerator : one;
+    mean_density.denominator = at.inside ? mean_density.denominator : one;
     const Vector tails = (1 + near_tail) * (1 + far_tail);
-    const Vector reciprocal = 1 / (tails * mean_density.over * mean_density.under);
+    const Vector reciprocal = 1 / (tails * mean_density.numerator * mean_density.denominator);
     linear = (at.inside ? log_width - clamped : zero) - positive_part(near);
-    ratio = mean_density.over * mean_density.over * reciprocal;
+    ratio = mean_density.numerator * mean_density.numerator * reciprocal;
     // sigma(a - h) and sigma(-a - h)
-    const Vector per_tails = mean_density.over * mean_density.under * reciprocal;
+    const Vector per_tails = mean_density.numerator * mean_density.denominator * reciprocal;
     const Vector d_near = (within ? near_tail : one) * (1 + far_tail) * per_tails;
     const Vector d_far = far_tail * (1 + near_tail) * per_tails;
     const Vector d_a = d_far - d_near;
-    const Vector narrowed = at.inside ? end * tails * mean_density.under * mean_density.under * reciprocal : zero;
+    const Vector narrowed =
+        at.inside ? end * tails * mean_density.denominator * mean_density.denominator * reciprocal : zero;
     d_mean = -(inverse_scale * (away * d_a));
     const Vector d_clamped = -(a * d_a + (h * (d_near + d_far) + narrowed));
     d_log_scale = log_scale < kLeastLogScale ? zero : d_clamped;

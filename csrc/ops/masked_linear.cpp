@@ -72,7 +72,7 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
                          FASTVAE_INLINE_LAMBDA { store(d_inputs + k * kLanes + lane, sum); });
     lanes_to_samples(d_inputs, in, s.inputs.places(), lanes, d_x + block * kLanes * in, in);
   });
-  if (gradients.d_weight)
+  if (gradients.d_weight || gradients.d_bias)
     layer_gradients<T>({{s, Blocks<T>{kept.get(), block_size, samples},
                          Blocks<T>{kept.get() + in * kLanes, block_size, samples}, gradients}});
 }

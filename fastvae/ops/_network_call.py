@@ -40,7 +40,7 @@ class NetworkCall(NamedTuple):
         return context_term, tensors[: self.layers], optional[: self.layers], optional[self.layers :]
 
     def wanted(self, needs: Sequence[bool]) -> tuple[bool, bool]:
-        """Whether gradients of the context term and of the layers are, by those that autograd needs."""
+        """Of the context term, of the layers: whether ``needs``, one for each tensor, asks for a gradient."""
         if not self.present[0]:
             return False, any(needs)
         return needs[self.layers], any(needs[: self.layers]) or any(needs[self.layers + 1 :])
@@ -48,7 +48,7 @@ class NetworkCall(NamedTuple):
     def gradients(
         self, needs: Sequence[bool], d_context_term: Tensor | None, d_w: Tensors, d_b: Tensors, d_s: Tensors
     ) -> Optional:
-        """The gradients, of which no list is empty unless it is not wanted, in the order of the tensors."""
+        """In the order of the tensors, None where not needed. Lists are empty where no layer's gradient is wanted."""
         if not d_w:
             return [d_context_term if need else None for need in needs]
         context = (d_context_term,) if self.present[0] else ()
@@ -59,7 +59,7 @@ class NetworkCall(NamedTuple):
 def prepared(
     x: Tensor, context_term: Tensor | None, parameters: MadeParameters, fields: list[int]
 ) -> tuple[Tensor, NetworkCall, list[Tensor]]:
-    """Rows of samples, and the network laid out for the extension."""
+    """Rows of samples, and the network's tensors with contiguous rows."""
     weights, biases, scales, degrees, normalized = parameters
     assert degrees is not None
     if context_term is not None:
@@ -85,14 +85,16 @@ def factors(weights: Tensors, scales: Optional, call: NetworkCall) -> tuple[Opti
     ], norms
 
 
-def keep(ctx: Any, call: NetworkCall, saved: Tensor, weights: Tensors, scales: Optional, norms: Optional) -> None:
+def save_network(
+    ctx: Any, call: NetworkCall, saved: Tensor, weights: Tensors, scales: Optional, norms: Optional
+) -> None:
     has_scales = any(call.present[call.layers + 1 :])
     ctx.save_for_backward(saved, *weights, *((*scales, *norms) if has_scales else ()))
     ctx.call = call
 
 
-def kept(ctx: Any) -> tuple[Tensor, Tensors, Optional, Optional]:
-    """What ``keep`` was given: activations, weights, row factors and norms."""
+def saved_network(ctx: Any) -> tuple[Tensor, Tensors, Optional, Optional]:
+    """What ``save_network`` was given: activations, weights, row factors and norms."""
     saved, *rest = ctx.saved_tensors
     count = ctx.call.layers
     nothing = [None] * count

@@ -19,7 +19,7 @@ from ..structure import MadeStructure
 from . import _checks
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
-from ._network_call import NetworkCall, Optional, Tensors, factors, keep, kept, prepared
+from ._network_call import NetworkCall, Optional, Tensors, factors, prepared, save_network, saved_network
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
@@ -190,13 +190,13 @@ class _AutoregressiveFlow(torch.autograd.Function):
         context_term, w, b, s = call.unflat(tensors)
         s, norms = factors(w, s, call)
         out, log_det, saved = FWD.on("cpp", x)(x, context_term, w, b, s, call.degrees, call.fields, True)
-        keep(ctx, call, saved, w, s, norms)
+        save_network(ctx, call, saved, w, s, norms)
         return out, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), *kept(ctx))
+        d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), *saved_network(ctx))
         return None, d_x, *gradients
 
 

@@ -15,7 +15,7 @@ from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import check_kind, check_network, structure_fields
-from ._network_call import NetworkCall, Optional, Tensors, factors, keep, kept, prepared
+from ._network_call import NetworkCall, Optional, Tensors, factors, prepared, save_network, saved_network
 from .autoregressive_flow import NETWORK, step_gradients
 
 
@@ -62,13 +62,13 @@ class _AutoregressiveInverse(torch.autograd.Function):
         context_term, w, b, s = call.unflat(tensors)
         s, norms = factors(w, s, call)
         x, log_det, saved = FWD.on("cpp", z)(z, context_term, w, b, s, call.degrees, call.fields, True)
-        keep(ctx, call, saved, w, s, norms)
+        save_network(ctx, call, saved, w, s, norms)
         return x, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
-        saved, w, s, norms = kept(ctx)
+        saved, w, s, norms = saved_network(ctx)
         needs, d_log_det = ctx.needs_input_grad[2:], d_log_det.contiguous()
         d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, w, s, ctx.call.degrees, ctx.call.fields)
         if not any(needs):

@@ -168,8 +168,9 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         sigmoids are evaluated without cancellation, and so need no approximation for narrow or far bins. Log-scales
         below -7 count as -7 and get no gradient. The values of ``x`` are not checked, which would read them back from a
         GPU; a value between levels has the probability of the bin around it. Contiguous and channels-last ``params``
-        are read as they lie, and the gradient has their layout. Deterministic; differentiable once with respect to
-        ``params`` (the reference, any number of times).
+        are read as they lie, and the gradient has their layout. Where ``params`` requires a gradient, a CPU computes
+        the derivatives on the way forward, and keeps them in its stead: float32 or float64 maps of that size.
+        Deterministic; differentiable once with respect to ``params`` (the reference, any number of times).
 
         Behind the logits, the original PixelCNN++ has means, log-scales and coefficients of one channel side by side.
         ``.unflatten(-1, (3, 3, K)).transpose(-3, -2).flatten(-3)`` of that part of its last dimension gives this order.

@@ -41,10 +41,6 @@ def _fwd_cpu(
     return _checks.cast(y, dtype), pre
 
 
-def _fwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, Tensor]:
-    return launcher(*args)
-
-
 def _fwd_fake(
     x: Tensor,
     weight: Tensor,
@@ -127,7 +123,7 @@ def _norm_bwd_cpu(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tens
 FWD = define(
     "masked_linear_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? weight_scale, Tensor in_degrees,"
     " Tensor out_degrees, str activation, bool keep) -> (Tensor y, Tensor pre)",
-    module="masked_linear", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
+    module="masked_linear", cpu=_fwd_cpu, fake=_fwd_fake,
 )  # fmt: skip
 BWD = define(
     "masked_linear_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? weight_scale, Tensor in_degrees,"

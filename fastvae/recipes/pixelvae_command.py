@@ -33,7 +33,8 @@ def add_to(recipes: Any) -> None:
     add_model(command)
     add = add_training(command, PixelVAETrainConfig)
     add("--kl-warmup", "kl_warmup", "steps until the KL terms have weight 1", type=natural, metavar="N")
-    add("--free-bits", "free_bits", "free nats of each latent's KL", type=float, metavar="L")
+    text = "free nats of each KL term, a sum over its latent's dimensions"
+    add("--free-bits", "free_bits", text, type=float, metavar="L")
     add_evaluation(command)
 
 

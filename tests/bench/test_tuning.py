@@ -50,6 +50,32 @@ def test_run(tmp_path, monkeypatch, capsys):
     assert {row["kind"] for row in rows} == {"tuning"}
     assert all(row["p50_us"] > 0 for row in rows)
     names = [alternative.name for alternative in tuning.ALTERNATIVES["diag_gaussian"](case_of("diag_gaussian"))]
-    assert [row["provider"] for row in rows] == ["fastvae", *names]
+    assert [row["provider"] for row in rows] == ["rule", *names]
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in names)
+
+
+def test_table_tells_failures():
+    case = {"kind": "tuning", "run": "r", "op": "o", "entry": "e", "variant": "", "mode": "fwd", "shape": "1x1"}
+    case |= {"dtype": "float32", "device": "cuda", "environment": {"gpu": {"name": "a GPU"}}}
+    rows = [
+        {**case, "provider": name, "timer": "events", "p50_us": time}
+        for name, time in (("rule", 10.0), ("slow", 20.0), ("quick", 5.0))
+    ]
+    rows.append({**case, "provider": "bad", "error": "OutOfResources"})
+    assert tuning.table(rows).splitlines()[2:] == [
+        "| o e  fwd 1x1 float32 events | 10 µs | quick: 2.000 x; slow: 0.500 x; bad: OutOfResources |"
+    ]
+    failed = [{**row, "error": "no"} if row["provider"] == "rule" else row for row in rows]
+    assert "| failed | rule: no; bad: OutOfResources |" in tuning.table(failed)
+
+
+@pytest.mark.parametrize("columns", [64, 320, 1920])
+def test_tiles_that_do_not_fit_leave_the_rule(columns):
+    from fastvae.kernels._matrix import matrix_tile
+
+    for alternative in tuning.ALTERNATIVES["masked_linear"](case_of("masked_linear", "bfloat16")):
+        with alternative.applied():
+            tile = matrix_tile(16384, columns, torch.bfloat16)
+        wanted = tuple(map(int, alternative.name.removeprefix("tile ").split("x")))
+        assert tile == wanted or columns % wanted[1] or tile.programs(16384, columns) >= 132

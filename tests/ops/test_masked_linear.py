@@ -22,6 +22,7 @@ SHAPES = [
     ((5,), 63, 65),
     ((4,), 65, 1),  # one output
     ((4,), 1, 65),  # one input
+    ((4,), 0, 7),  # none: biases alone
     ((2, 3), 20, 18),  # two batch dimensions
     ((), 12, 10),  # no batch dimension
     ((2, 0, 3), 4, 4),  # no rows among several dimensions
