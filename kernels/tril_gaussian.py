@@ -156,7 +156,7 @@ def tril_gaussian_fwd(
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
     dense = tril.ndim == 3
-    tile = tril_tile(samples, n, d, height=16)
+    tile = tril_tile(samples, n, d, height=8)
     launch(
         _tril_gaussian_fwd_kernel,
         ceil_div(samples, tile.samples) * ceil_div(n, tile.rows) * ceil_div(d, tile.i),
