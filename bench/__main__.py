@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(cases: Sequence[Case], providers: Sequence[str], options: argparse.Namespace) -> list[results.Row]:
     """Measures the cases one after the other; rows go to the file as soon as their case is done."""
+    # Kernels and what they are compared with multiply float32 alike.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     plan = timing.QUICK if options.quick else timing.Plan()
     settings = runner.Settings(plan, graphs=options.graphs)
     described: dict[str, Any] = environment.describe(options.device)

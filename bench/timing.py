@@ -103,9 +103,15 @@ class GraphSampler:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            for call in calls:
-                call()
+        try:
+            with torch.cuda.graph(self._graph):
+                for call in calls:
+                    call()
+        except Exception:
+            # A capture that was broken off leaves the default generator waiting for it, and every later draw failing.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
+            raise
         self._replays = EventSampler([self._graph.replay])
 
     def sample(self, repetitions: int) -> float:

@@ -77,6 +77,8 @@ def _specialise(kernel: Any, args: Sequence[Any], constexprs: dict[str, Any]) ->
         elif isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):

@@ -294,6 +294,10 @@ def aot_cases() -> list[AotCase]:
         parameters = meta(n, outputs, 28, 28) if given else None
         args = (plan, binding, head, images, kept, meta(n, columns), 1.0, parameters)
         cases.append(AotCase(name, causal_sampler, args))
+        if head[0] == 0:
+            finished = meta(n, outputs, 28, 28)
+            args = (plan, binding, head, images, None, None, 1.0, finished)
+            cases.append(AotCase("parameters of finished images", causal_sampler, args))
     return cases
 
 

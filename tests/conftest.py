@@ -10,6 +10,10 @@ if not torch.cuda.is_available():
 import hypothesis
 import pytest
 
+# On a GPU: what deterministic products of cuBLAS need, and float32 convolutions that are float32.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+torch.backends.cudnn.allow_tf32 = False
+
 hypothesis.settings.register_profile("fastvae", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("fastvae")
 

@@ -149,10 +149,18 @@ class MADE(nn.Module):
 
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:
         """With weight normalisation: sets gains and biases from the first batch in training mode; whether it did."""
-        if not self._wants_initialization or not self.training or bool(self.initialized):
+        if not self._wants_initialization or not self.training:
+            return False
+        # Read from the device once: a capture of a CUDA graph could not wait for it.
+        self._wants_initialization = False
+        if bool(self.initialized):
             return False
         self.initialize(x, context)
         return True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._wants_initialization = not bool(self.initialized)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         term = self.context_term(x, context)

@@ -248,7 +248,7 @@ def training_step(
         model = IAFVAE(IAFVAEConfig(posterior, depth=depth, width=width, impl=impl)).to(device)
         x = (torch.rand(batch_size, model.config.data_features) < 0.13).float().to(device)
         model.initialize_from(x)
-    optimizer = torch.optim.Adamax(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adamax(model.parameters(), lr=1e-4, capturable=x.is_cuda)
 
     def step() -> Tensor:
         loss, *_ = model.loss(x, 0.01)

@@ -33,12 +33,13 @@ def mask_of(
     at most the second.
     """
     outputs, inputs, height, width = weight_shape
-    kept = set(taps)
-    counts = torch.tensor([tap in kept for tap in range(height * width)], device=device).expand(outputs, inputs, -1)
+    # Taps are one range; compared on the device, since a CUDA graph takes no copies from the host.
+    first, last = (taps[0], taps[-1]) if taps else (0, -1)
+    tap = torch.arange(height * width, device=device)
+    counts = ((tap >= first) & (tap <= last)).expand(outputs, inputs, -1)
     if in_degrees is not None and out_degrees is not None:
         rule = in_degrees.view(groups, 1, inputs) <= out_degrees.view(groups, outputs // groups, 1)
-        at_origin = torch.arange(height * width, device=device) == origin_tap
-        counts = torch.where(at_origin, rule.reshape(outputs, inputs, 1), counts)
+        counts = torch.where(tap == origin_tap, rule.reshape(outputs, inputs, 1), counts)
     return counts.reshape(outputs, inputs, height, width)
 
 

@@ -20,6 +20,7 @@ from fastvae.recipes.pixelcnn import BinaryPixelCNN
 from fastvae.sampling.likelihoods import Categorical, LogisticMixture
 from fastvae.sampling.sampler import CausalSampler
 
+pytest.importorskip("constriction", reason="needs the extra compress")
 WORD = 32
 IMPLEMENTATIONS = ("cpp", "reference")
 
