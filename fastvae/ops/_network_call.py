@@ -13,7 +13,7 @@ from . import _checks
 from .masked_linear import NORM
 
 Tensors = Sequence[Tensor]
-Optional = Sequence[Tensor | None]
+OptionalTensors = Sequence[Tensor | None]
 
 
 class NetworkCall(NamedTuple):
@@ -33,7 +33,7 @@ class NetworkCall(NamedTuple):
     def with_biases(self) -> tuple[bool, ...]:
         return self.present[1 : self.layers + 1]
 
-    def unflat(self, tensors: Tensors) -> tuple[Tensor | None, Tensors, Optional, Optional]:
+    def unflat(self, tensors: Tensors) -> tuple[Tensor | None, Tensors, OptionalTensors, OptionalTensors]:
         """Context term, weights, biases and row factors."""
         rest = iter(tensors[self.layers :])
         context_term, *optional = [next(rest) if there else None for there in self.present]
@@ -47,7 +47,7 @@ class NetworkCall(NamedTuple):
 
     def gradients(
         self, needs: Sequence[bool], d_context_term: Tensor | None, d_w: Tensors, d_b: Tensors, d_s: Tensors
-    ) -> Optional:
+    ) -> OptionalTensors:
         """In the order of the tensors, None where not needed. Lists are empty where no layer's gradient is wanted."""
         if not d_w:
             return [d_context_term if need else None for need in needs]
@@ -71,7 +71,7 @@ def prepared(
     return _checks.rows(x, x.shape[-1]), call, tensors
 
 
-def factors(weights: Tensors, scales: Optional, call: NetworkCall) -> tuple[Optional, Optional]:
+def factors(weights: Tensors, scales: OptionalTensors, call: NetworkCall) -> tuple[OptionalTensors, OptionalTensors]:
     """The rows' factors and, where ``scales`` are gains, the norms that they are divided by."""
     if not call.normalized:
         return scales, [None] * call.layers
@@ -86,14 +86,14 @@ def factors(weights: Tensors, scales: Optional, call: NetworkCall) -> tuple[Opti
 
 
 def save_network(
-    ctx: Any, call: NetworkCall, saved: Tensor, weights: Tensors, scales: Optional, norms: Optional
+    ctx: Any, call: NetworkCall, saved: Tensor, weights: Tensors, scales: OptionalTensors, norms: OptionalTensors
 ) -> None:
     has_scales = any(call.present[call.layers + 1 :])
     ctx.save_for_backward(saved, *weights, *((*scales, *norms) if has_scales else ()))
     ctx.call = call
 
 
-def saved_network(ctx: Any) -> tuple[Tensor, Tensors, Optional, Optional]:
+def saved_network(ctx: Any) -> tuple[Tensor, Tensors, OptionalTensors, OptionalTensors]:
     """What ``save_network`` was given: activations, weights, row factors and norms."""
     saved, *rest = ctx.saved_tensors
     count = ctx.call.layers

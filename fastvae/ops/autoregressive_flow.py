@@ -19,12 +19,12 @@ from ..structure import MadeStructure
 from . import _checks
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
-from ._network_call import NetworkCall, Optional, Tensors, factors, prepared, save_network, saved_network
+from ._network_call import NetworkCall, OptionalTensors, Tensors, factors, prepared, save_network, saved_network
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
 
-def computed(tensors: Optional, dtype: torch.dtype) -> Any:
+def computed(tensors: OptionalTensors, dtype: torch.dtype) -> Any:
     """``tensors``, all of ``dtype``, in the dtype that the extension computes in."""
     if dtype is torch.float32 or dtype is torch.float64:
         return tensors
@@ -32,7 +32,7 @@ def computed(tensors: Optional, dtype: torch.dtype) -> Any:
 
 
 def all_layer_fields(
-    weights: Tensors, biases: Optional, scales: Optional, degrees: Tensors, norms: Optional
+    weights: Tensors, biases: OptionalTensors, scales: OptionalTensors, degrees: Tensors, norms: OptionalTensors
 ) -> list[int]:
     fields: list[int] = []
     for i, (w, b, s, norm) in enumerate(zip(weights, biases, scales, norms, strict=True)):
@@ -50,8 +50,8 @@ def fwd_cpu(
     x: Tensor,
     context_term: Tensor | None,
     weights: Tensors,
-    biases: Optional,
-    scales: Optional,
+    biases: OptionalTensors,
+    scales: OptionalTensors,
     degrees: Tensors,
     structure: Sequence[int],
     keep: bool,
@@ -100,8 +100,8 @@ def _bwd_cpu(
     d_log_det: Tensor,
     saved: Tensor,
     weights: Tensors,
-    scales: Optional,
-    norms: Optional,
+    scales: OptionalTensors,
+    norms: OptionalTensors,
     degrees: Tensors,
     structure: Sequence[int],
     with_biases: Sequence[bool],
@@ -137,7 +137,7 @@ def _bwd_fake(
     d_log_det: Any,
     saved: Tensor,
     weights: Tensors,
-    scales: Optional,
+    scales: OptionalTensors,
     norms: Any,
     degrees: Tensors,
     structure: Any,
@@ -173,8 +173,14 @@ BWD = define(
 
 
 def step_gradients(
-    ctx: Any, d_out: Tensor, d_log_det: Tensor, saved: Tensor, weights: Tensors, scales: Optional, norms: Optional
-) -> tuple[Tensor, Optional]:
+    ctx: Any,
+    d_out: Tensor,
+    d_log_det: Tensor,
+    saved: Tensor,
+    weights: Tensors,
+    scales: OptionalTensors,
+    norms: OptionalTensors,
+) -> tuple[Tensor, OptionalTensors]:
     """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
     call, needs = ctx.call, ctx.needs_input_grad[2:]
     d_x, d_context, *of_layers = BWD.on("cpp", d_out)(

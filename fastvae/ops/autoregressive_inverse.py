@@ -15,7 +15,7 @@ from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
 from ._library import define, empty, extension, needs_grad, once_differentiable
 from ._network import check_kind, check_network, structure_fields
-from ._network_call import NetworkCall, Optional, Tensors, factors, prepared, save_network, saved_network
+from ._network_call import NetworkCall, OptionalTensors, Tensors, factors, prepared, save_network, saved_network
 from .autoregressive_flow import NETWORK, step_gradients
 
 
@@ -28,7 +28,7 @@ def _bwd_cpu(
     d_log_det: Tensor,
     saved: Tensor,
     weights: Tensors,
-    scales: Optional,
+    scales: OptionalTensors,
     degrees: Tensors,
     structure: Sequence[int],
 ) -> Tensor:
