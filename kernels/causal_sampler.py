@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._activations import activate, sigmoid
 from ._launch import AotCase, launch, meta
+from ._matrix import launch_options
 from ._sampler_program import BUFFER_FIELDS, DRAW, JOB_FIELDS, program_of
 from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # Images of a program: the least that a matrix product takes.
 _IMAGES = 16
-_BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 32, 32, 16, 4
+_BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 32, 32, 16, 8
 _JOB, _BUFFER = tl.constexpr(JOB_FIELDS), tl.constexpr(BUFFER_FIELDS)
 _BERNOULLI, _CATEGORICAL = tl.constexpr(0), tl.constexpr(1)
 _LEAST_LOG_SCALE = tl.constexpr(-7.0)
@@ -325,5 +326,5 @@ def causal_sampler(
         C=channels, COLORS=plan.num_colors, HEAD=kind, COMPONENTS=components, LEVELS=levels,
         BLOCK_L=min(next_power_of_2(components if kind > 1 else levels), _BLOCK_L), SAMPLES=uniforms is not None,
         HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=_IMAGES, BLOCK_O=_BLOCK_O,
-        BLOCK_K=_BLOCK_K, num_warps=_WARPS,
+        BLOCK_K=_BLOCK_K, **launch_options(_WARPS),
     )  # fmt: skip
