@@ -114,7 +114,7 @@ class MADE(nn.Module):
         )
         self.initialized: Tensor
         self.register_buffer("initialized", torch.tensor(not weight_norm))
-        self._wants_initialization = weight_norm
+        self._weight_norm = self._wants_initialization = weight_norm
 
     def masked_layers(self) -> list[MaskedLinear]:
         return list(self.layers)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ class MADE(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._wants_initialization = not bool(self.initialized)
+        self._wants_initialization = self._weight_norm
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         term = self.context_term(x, context)

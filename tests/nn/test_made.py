@@ -191,6 +191,23 @@ def test_initialised_checkpoints_stay_as_they_are():
     assert MADE(5, (20, 24)).initialized
 
 
+def test_loading_decides_anew_whether_to_initialize():
+    """A network that has seen that it is initialised takes an untrained checkpoint for what it is; on any device."""
+    net, x = MADE(5, (20, 24), weight_norm=True), torch.randn(50, 5)
+    net(x)
+    untrained = MADE(5, (20, 24), weight_norm=True).state_dict()
+    net.load_state_dict(untrained)
+    assert not net.initialized
+    net(x)
+    assert net.initialized
+    with torch.device("meta"):
+        empty = MADE(5, (20, 24), weight_norm=True)
+    with pytest.warns(UserWarning, match="no-op"):
+        empty.load_state_dict(untrained)
+    empty.load_state_dict(untrained, assign=True)
+    assert not empty.initialized
+
+
 @pytest.mark.parametrize("name", ["residual", "residual, context", "context"])
 def test_initialisation_of_every_form(name):
     net = MADE(5, **{"hidden_features": (20, 24), **FORMS[name]}, weight_norm=True)
