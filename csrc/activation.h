@@ -14,9 +14,6 @@ namespace {
 // As numbered by fastvae/ops/_network.py.
 enum class Activation : int64_t { kIdentity, kRelu, kElu, kTanh, kSoftplus, kGelu, kSilu };
 
-using FloatVector = Simd<float>::Vector;
-using DoubleVector = Simd<double>::Vector;
-
 // libm, lane by lane: for float64, whose users check gradients, and for what is rare.
 template <class V, class Function>
 FASTVAE_INLINE V each_lane(V x, const Function& function) {
@@ -26,18 +23,9 @@ FASTVAE_INLINE V each_lane(V x, const Function& function) {
 
 // e^x - 1 = 2^n (e^r - 1) + (2^n - 1) for x <= 0, to about 1 ulp; NaN stays NaN.
 FASTVAE_INLINE FloatVector expm1_of_negative(FloatVector x) {
-  x = x < -20.0f ? FloatVector{} - 20.0f : x;                 // where the result is -1; written so that NaN passes
-  const FloatVector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are n
-  const FloatVector whole = shifted - 12582912.0f;
-  const FloatVector scale = bit_cast<FloatVector>((bit_cast<I32>(shifted) << 23) + 0x3F800000);
-  const FloatVector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  FloatVector p = r * (1.0f / 5040) + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r * r + r;
-  return p * scale + (scale - 1.0f);
+  const auto [n, r, bits] = reduce(at_least(x, FloatVector{} - 20.0f));  // below, the result is -1
+  const FloatVector scale = bit_cast<FloatVector>((bits << 23) + 0x3F800000);
+  return (exp_rest(r) * (r * r) + r) * scale + (scale - 1.0f);
 }
 
 FASTVAE_INLINE DoubleVector expm1_of_negative(DoubleVector x) {
@@ -71,7 +59,7 @@ FASTVAE_INLINE DoubleVector log1p_unit(DoubleVector t) {
 
 template <class V>
 FASTVAE_INLINE V positive_part(V x) {
-  return x < 0 ? V{} : x;  // written so that NaN passes
+  return at_least(x, V{});
 }
 
 template <class V>

@@ -14,8 +14,7 @@ enum class Kind : int64_t { kNone, kGated, kExp, kClampedExp, kSoftplus, kSigmoi
 
 template <class V>
 FASTVAE_INLINE V clamped(V x, double low, double high) {
-  x = x < low ? V{} + low : x;  // written so that NaN passes
-  return x > high ? V{} + high : x;
+  return at_most(at_least(x, V{} + low), V{} + high);
 }
 
 FASTVAE_INLINE FloatVector log_of(FloatVector x) { return x < __builtin_inff() ? log_unit(x) : x; }  // NaN passes
@@ -24,8 +23,7 @@ FASTVAE_INLINE DoubleVector log_of(DoubleVector x) {
 }
 
 FASTVAE_INLINE FloatVector clamped(FloatVector x, float low, float high) {
-  x = x < low ? FloatVector{} + low : x;
-  return x > high ? FloatVector{} + high : x;
+  return at_most(at_least(x, FloatVector{} + low), FloatVector{} + high);
 }
 
 // Of one scale logit: log a, a, d log a / ds, and c with which the shift is multiplied.

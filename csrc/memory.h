@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <new>
 
 namespace fastvae {
@@ -15,6 +16,18 @@ void give_back(void* block);
 size_t release_blocks();
 
 namespace {
+
+// Small arrays that begin a cache line, lest every vector of them lie in two.
+constexpr std::align_val_t kLine{64};
+struct DeleteLines {
+  void operator()(void* p) const { ::operator delete(p, kLine); }
+};
+template <class T>
+using Lines = std::unique_ptr<T[], DeleteLines>;
+template <class T>
+Lines<T> make_lines(int64_t count) {
+  return Lines<T>(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), kLine)));
+}
 
 // Memory for a call, whole vectors of it, out of the pool.
 template <class T>

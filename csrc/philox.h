@@ -3,16 +3,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
+#include "memory.h"
 #include "simd.h"
 #include "types.h"
 #include "vecmath.h"
 
 namespace fastvae {
 namespace {
-
-using Floats = Simd<float>::Vector;
 
 // Counters of one step, which makes four vectors of normals of them.
 constexpr int64_t kStep = Simd<float>::kWidth;
@@ -33,6 +31,11 @@ FASTVAE_INLINE PerCounter all(int64_t value) {
 
 FASTVAE_INLINE PerCounter load_counters(const uint64_t* p) { return {load(p), load(p + kStep / 2)}; }
 
+// The counters of a step.
+struct Step {
+  PerCounter column, row, sample;
+};
+
 // Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, 2011). Each 32-bit word stays in the low half of a 64-bit lane: a
 // product's low half is then already in place, and its garbage above is ignored by the next multiplication.
 class Philox {
@@ -46,23 +49,35 @@ class Philox {
     }
   }
 
-  // The four words of kStep counters: word w at out + w * kBatch.
-  FASTVAE_INLINE void words(PerCounter column, PerCounter row, PerCounter sample, uint32_t* out) const {
-    U64 a[4] = {column.low, row.low, row.low >> 32, sample.low};
-    U64 b[4] = {column.high, row.high, row.high >> 32, sample.high};
+  // The four words of the counters of two steps: word w at out + w * kBatch. One step alone would leave the processor
+  // waiting for its products.
+  FASTVAE_INLINE void words(const Step& one, uint32_t* one_out, const Step& other, uint32_t* other_out) const {
+    U64 c[4][4] = {{one.column.low, one.row.low, one.row.low >> 32, one.sample.low},
+                   {one.column.high, one.row.high, one.row.high >> 32, one.sample.high},
+                   {other.column.low, other.row.low, other.row.low >> 32, other.sample.low},
+                   {other.column.high, other.row.high, other.row.high >> 32, other.sample.high}};
+    for (int round = 0; round < 2; ++round)
+      for (auto& counters : c) turn(counters, keys_[round]);
+    // The compiler is not to know that these are the keys of the last call, too: of all of them in registers most would
+    // be spilled, and the words with them. The first two rounds' pay, where much depends on row or column alone.
+    const uint64_t (*keys)[2] = keys_;
+    asm("" : "+r"(keys) : "r"(one_out));
 #pragma GCC unroll 10
-    for (int round = 0; round < kRounds; ++round) {
-      turn(a, round);
-      turn(b, round);
+    for (int round = 2; round < kRounds; ++round)
+#pragma GCC unroll 4
+      for (auto& counters : c) turn(counters, keys[round]);
+#pragma GCC unroll 4
+    for (int w = 0; w < 4; ++w) {
+      store(one_out + w * kBatch, low_halves(c[0][w], c[1][w]));
+      store(other_out + w * kBatch, low_halves(c[2][w], c[3][w]));
     }
-    for (int w = 0; w < 4; ++w) store(out + w * kBatch, low_halves(a[w], b[w]));
   }
 
  private:
-  FASTVAE_INLINE void turn(U64* c, int round) const {
+  static FASTVAE_INLINE void turn(U64 (&c)[4], const uint64_t (&key)[2]) {
     const U64 p0 = multiply_low_halves(c[0], U64{} + 0xD2511F53u), p1 = multiply_low_halves(c[2], U64{} + 0xCD9E8D57u);
-    c[0] = (p1 >> 32) ^ c[1] ^ (U64{} + keys_[round][0]);
-    c[2] = (p0 >> 32) ^ c[3] ^ (U64{} + keys_[round][1]);
+    c[0] = (p1 >> 32) ^ c[1] ^ (U64{} + key[0]);
+    c[2] = (p0 >> 32) ^ c[3] ^ (U64{} + key[1]);
     c[1] = p1;
     c[3] = p0;
   }
@@ -71,13 +86,15 @@ class Philox {
 };
 
 // Two normals from two words (Box, Muller, 1958); the two high bits of b turn the angle of its low thirty by quarters.
-FASTVAE_INLINE void box_muller(U32 a, U32 b, Floats& even, Floats& odd) {
-  const Floats u = to_floats((I32)(a >> 1)) * 0x1p-31f + 0x1p-32f;
-  const Floats r = square_root(-2.0f * log_unit(u));
-  const Floats angle = to_floats((I32)(b << 2)) * (0.785398163f * 0x1p-31f);
-  const Floats c = cos_quarter(angle), s = sin_quarter(angle);
+FASTVAE_INLINE void box_muller(U32 a, U32 b, FloatVector& even, FloatVector& odd) {
+  constexpr int kBits = 31;
+  const FloatVector u = to_floats((I32)(a >> 1)) + 0.5f;  // 2^31 times a uniform number
+  // sqrt(-2 ln u) (cos, sin), whose sqrt(2) cosine and sine contain.
+  const FloatVector r = square_root(-log_unit<kBits>(u));
+  const FloatVector angle = to_floats((I32)(b << 2)) * (1.11072073f * 0x1p-31f);  // sqrt(2) pi / 4
+  const FloatVector c = sqrt2_cos(angle), s = sqrt2_sin(angle);
   const I32 swap = (I32)b < 0;
-  const Floats signed_r = (Floats)((U32)r ^ (b << 1 & 0x80000000u));
+  const FloatVector signed_r = (FloatVector)((U32)r ^ (b << 1 & 0x80000000u));
   even = signed_r * (swap ? s : c);
   odd = signed_r * (swap ? c : s);
 }
@@ -85,7 +102,7 @@ FASTVAE_INLINE void box_muller(U32 a, U32 b, Floats& even, Floats& odd) {
 // The normals of kStep counters from their words, lane l of them at out + l * pitch.
 template <class T>
 FASTVAE_INLINE void store_normals(const uint32_t* words, T* out, int64_t pitch) {
-  Floats even, odd;
+  FloatVector even, odd;
   for (int l = 0; l < 4; l += 2) {
     box_muller(load(words + l * kBatch), load(words + (l + 1) * kBatch), even, odd);
     store_as(out + l * pitch, even);
@@ -110,11 +127,12 @@ class NoiseRows {
     packed_ = padded_ * 4 > quarter_ * 5;
     most_ = std::max<int64_t>(1, kBatch / (packed_ ? quarter_ : padded_));
     if (!source_.seed) return;
-    values_.reset(new T[(most_ - 1) * extent_.columns + 3 * quarter_ + padded_]);
-    words_.reset(new uint32_t[4 * kBatch]);
+    values_ = make_lines<T>((most_ - 1) * extent_.columns + 3 * quarter_ + padded_);
+    words_ = make_lines<uint32_t>(4 * kBatch);
     if (!packed_) return;
-    lanes_.reset(new T[4 * kBatch + kStep]);
-    counters_.reset(new uint64_t[3 * kBatch]());
+    lanes_ = make_lines<T>(4 * kBatch + kStep);
+    counters_ = make_lines<uint64_t>(3 * kBatch);
+    std::fill_n(counters_.get(), 3 * kBatch, 0);
     for (int64_t r = 0, t = 0; r < most_; ++r)
       for (int64_t c = 0; c < quarter_; ++c, ++t)
         counters_[t] = static_cast<uint64_t>(c), counters_[kBatch + t] = static_cast<uint64_t>(r);
@@ -161,13 +179,19 @@ class NoiseRows {
     for (int i = 0; i < kStep / 2; ++i) start.low[i] += static_cast<uint64_t>(i);
     start.high = start.low + static_cast<uint64_t>(kStep / 2);
     uint32_t* const words = words_.get();
-    for (int64_t r = 0; r < count; ++r) {
-      const PerCounter row = all(row_of(item + r)), sample = all(sample_of(item + r));
-      for (int64_t c = 0; c < length; c += kStep) {
-        meanwhile(item + r, 4 * (first + c));
-        philox_.words({start.low + static_cast<uint64_t>(c), start.high + static_cast<uint64_t>(c)}, row, sample,
-                      words + r * length + c);
-      }
+    const auto step = [&](int64_t r, int64_t c) -> Step {
+      meanwhile(item + r, 4 * (first + c));
+      return {{start.low + static_cast<uint64_t>(c), start.high + static_cast<uint64_t>(c)},
+              all(row_of(item + r)),
+              all(sample_of(item + r))};
+    };
+    for (int64_t r = 0, c = 0; r < count;) {
+      int64_t next_r = r, next_c = c + kStep;
+      if (next_c == length) ++next_r, next_c = 0;
+      if (next_r == count) next_r = r, next_c = c;  // the last of an odd number of steps, twice
+      philox_.words(step(r, c), words + r * length + c, step(next_r, next_c), words + next_r * length + next_c);
+      r = next_r, c = next_c + kStep;
+      if (c == length) ++r, c = 0;
     }
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = length - kStep; c >= 0; c -= kStep)
@@ -184,11 +208,12 @@ class NoiseRows {
         std::fill_n(rows + r * quarter_, quarter_, static_cast<uint64_t>(row_of(item + r)));
         std::fill_n(samples + r * quarter_, quarter_, static_cast<uint64_t>(sample_of(item + r)));
       }
-    for (int64_t t = 0; t < counters; t += kStep) {
+    const auto step = [&](int64_t t) -> Step {
       const PerCounter row = load_counters(rows + t);
-      philox_.words(load_counters(columns + t), {row.low + moved, row.high + moved}, load_counters(samples + t),
-                    words_.get() + t);
-    }
+      return {load_counters(columns + t), {row.low + moved, row.high + moved}, load_counters(samples + t)};
+    };
+    for (int64_t t = 0; t < counters; t += 2 * kStep)
+      philox_.words(step(t), words_.get() + t, step(t + kStep), words_.get() + t + kStep);
     for (int64_t t = 0; t < counters; t += kStep) store_normals(words_.get() + t, lanes_.get() + t, kBatch);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t l = 0; l < 4; ++l) {
@@ -203,9 +228,9 @@ class NoiseRows {
   int64_t quarter_, padded_, most_ = 1, first_ = 0;
   bool packed_ = false;
   Philox philox_;
-  std::unique_ptr<T[]> values_, lanes_;
-  std::unique_ptr<uint32_t[]> words_;
-  std::unique_ptr<uint64_t[]> counters_;
+  Lines<T> values_, lanes_;
+  Lines<uint32_t> words_;
+  Lines<uint64_t> counters_;
 };
 
 }  // namespace

@@ -28,6 +28,8 @@ using U64 = uint64_t __attribute__((vector_size(kVectorBytes)));
 using I64 = int64_t __attribute__((vector_size(kVectorBytes)));
 using U32 = uint32_t __attribute__((vector_size(kVectorBytes)));
 using I32 = int32_t __attribute__((vector_size(kVectorBytes)));
+using FloatVector = float __attribute__((vector_size(kVectorBytes)));
+using DoubleVector = double __attribute__((vector_size(kVectorBytes)));
 
 // 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
 FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
@@ -87,35 +89,34 @@ FASTVAE_INLINE void fence_streams() {
 }
 
 // The first count numbers at p and zeros; what stands behind them is not touched, be it NaN or no memory at all.
-FASTVAE_INLINE Simd<float>::Vector load_first(const float* p, int64_t count) {
+FASTVAE_INLINE FloatVector load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)
-  return (Simd<float>::Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+  return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
 #elif defined(__AVX2__)
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return (Simd<float>::Vector)_mm256_maskload_ps(p,
-                                                 _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+  return (FloatVector)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
 #else
-  Simd<float>::Vector v{};
+  FloatVector v{};
   for (int64_t i = 0; i < count; ++i) v[i] = p[i];
   return v;
 #endif
 }
 
-FASTVAE_INLINE Simd<double>::Vector load_first(const double* p, int64_t count) {
+FASTVAE_INLINE DoubleVector load_first(const double* p, int64_t count) {
 #if defined(__AVX512F__)
-  return (Simd<double>::Vector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p);
+  return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p);
 #elif defined(__AVX2__)
   const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
-  return (Simd<double>::Vector)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
+  return (DoubleVector)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
 #else
-  Simd<double>::Vector v{};
+  DoubleVector v{};
   for (int64_t i = 0; i < count; ++i) v[i] = p[i];
   return v;
 #endif
 }
 
 // Writes the first count lanes at p and nothing behind them.
-FASTVAE_INLINE void store_first(float* p, Simd<float>::Vector v, int64_t count) {
+FASTVAE_INLINE void store_first(float* p, FloatVector v, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), (__m512)v);
 #elif defined(__AVX2__)
@@ -126,7 +127,7 @@ FASTVAE_INLINE void store_first(float* p, Simd<float>::Vector v, int64_t count) 
 #endif
 }
 
-FASTVAE_INLINE void store_first(double* p, Simd<double>::Vector v, int64_t count) {
+FASTVAE_INLINE void store_first(double* p, DoubleVector v, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1u), (__m512d)v);
 #elif defined(__AVX2__)
@@ -138,25 +139,63 @@ FASTVAE_INLINE void store_first(double* p, Simd<double>::Vector v, int64_t count
 }
 
 // Numbers drawn in single precision, stored as the kernel's.
-FASTVAE_INLINE void store_as(float* p, Simd<float>::Vector v) { store(p, v); }
-FASTVAE_INLINE void store_as(double* p, Simd<float>::Vector v) {
+FASTVAE_INLINE void store_as(float* p, FloatVector v) { store(p, v); }
+FASTVAE_INLINE void store_as(double* p, FloatVector v) {
   using Doubles = double __attribute__((vector_size(2 * kVectorBytes)));
   const Doubles wide = __builtin_convertvector(v, Doubles);
   __builtin_memcpy(p, &wide, sizeof(wide));
 }
 
-FASTVAE_INLINE Simd<float>::Vector square_root(Simd<float>::Vector v) {
+// x < bound ? bound : x and x > bound ? bound : x. NaN in x passes, as it does through the instructions, which
+// compilers do not take for such a selection between vectors.
+template <class V>
+FASTVAE_INLINE V at_least(V x, V bound) {
+  return x < bound ? bound : x;
+}
+template <class V>
+FASTVAE_INLINE V at_most(V x, V bound) {
+  return x > bound ? bound : x;
+}
 #if defined(__AVX512F__)
-  return (Simd<float>::Vector)_mm512_sqrt_ps((__m512)v);
+FASTVAE_INLINE FloatVector at_least(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm512_max_ps((__m512)bound, (__m512)x);
+}
+FASTVAE_INLINE FloatVector at_most(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm512_min_ps((__m512)bound, (__m512)x);
+}
+FASTVAE_INLINE DoubleVector at_least(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm512_max_pd((__m512d)bound, (__m512d)x);
+}
+FASTVAE_INLINE DoubleVector at_most(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm512_min_pd((__m512d)bound, (__m512d)x);
+}
 #elif defined(__AVX2__)
-  return (Simd<float>::Vector)_mm256_sqrt_ps((__m256)v);
+FASTVAE_INLINE FloatVector at_least(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm256_max_ps((__m256)bound, (__m256)x);
+}
+FASTVAE_INLINE FloatVector at_most(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm256_min_ps((__m256)bound, (__m256)x);
+}
+FASTVAE_INLINE DoubleVector at_least(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm256_max_pd((__m256d)bound, (__m256d)x);
+}
+FASTVAE_INLINE DoubleVector at_most(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm256_min_pd((__m256d)bound, (__m256d)x);
+}
+#endif
+
+FASTVAE_INLINE FloatVector square_root(FloatVector v) {
+#if defined(__AVX512F__)
+  return (FloatVector)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (FloatVector)_mm256_sqrt_ps((__m256)v);
 #else
   for (int i = 0; i < Simd<float>::kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
 #endif
 }
 
-FASTVAE_INLINE Simd<float>::Four fold_to_four(Simd<float>::Vector v) {
+FASTVAE_INLINE Simd<float>::Four fold_to_four(FloatVector v) {
 #ifdef __AVX512F__
   using Eight = float __attribute__((vector_size(32)));
   const Eight half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
@@ -167,7 +206,7 @@ FASTVAE_INLINE Simd<float>::Four fold_to_four(Simd<float>::Vector v) {
 #endif
 }
 
-FASTVAE_INLINE Simd<double>::Four fold_to_four(Simd<double>::Vector v) {
+FASTVAE_INLINE Simd<double>::Four fold_to_four(DoubleVector v) {
 #ifdef __AVX512F__
   return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
 #else

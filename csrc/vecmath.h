@@ -25,18 +25,18 @@ struct IntegersOf<double> {
   using Type = int64_t;
 };
 template <>
-struct IntegersOf<Simd<float>::Vector> {
+struct IntegersOf<FloatVector> {
   using Type = I32;
 };
 template <>
-struct IntegersOf<Simd<double>::Vector> {
+struct IntegersOf<DoubleVector> {
   using Type = I64;
 };
 template <class V>
 using Integers = typename IntegersOf<V>::Type;
 
 FASTVAE_INLINE float to_floats(int32_t n) { return static_cast<float>(n); }
-FASTVAE_INLINE Simd<float>::Vector to_floats(I32 n) { return __builtin_convertvector(n, Simd<float>::Vector); }
+FASTVAE_INLINE FloatVector to_floats(I32 n) { return __builtin_convertvector(n, FloatVector); }
 
 // p 2^n in two factors, since 2^n itself leaves the normal range at both ends; n_as_float is n too.
 template <class V>
@@ -53,37 +53,49 @@ FASTVAE_INLINE V scale_f64(V p, V /* n_as_float */, Integers<V> n) {
 
 #ifdef __AVX512F__
 template <>
-FASTVAE_INLINE Simd<float>::Vector scale_f32(Simd<float>::Vector p, Simd<float>::Vector n_as_float, I32) {
-  return (Simd<float>::Vector)_mm512_scalef_ps((__m512)p, (__m512)n_as_float);
+FASTVAE_INLINE FloatVector scale_f32(FloatVector p, FloatVector n_as_float, I32) {
+  return (FloatVector)_mm512_scalef_ps((__m512)p, (__m512)n_as_float);
 }
 
 template <>
-FASTVAE_INLINE Simd<double>::Vector scale_f64(Simd<double>::Vector p, Simd<double>::Vector n_as_float, I64) {
-  return (Simd<double>::Vector)_mm512_scalef_pd((__m512d)p, (__m512d)n_as_float);
+FASTVAE_INLINE DoubleVector scale_f64(DoubleVector p, DoubleVector n_as_float, I64) {
+  return (DoubleVector)_mm512_scalef_pd((__m512d)p, (__m512d)n_as_float);
 }
 #endif
 
+// x = n ln 2 + r with the integer n that leaves r within half of ln 2.
+template <class V>
+struct Reduced {
+  V n, r;
+  Integers<V> bits;  // n in their low 22 bits, as a complement of two
+};
+
+template <class V>
+FASTVAE_INLINE Reduced<V> reduce(V x) {
+  const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
+  const V n = shifted - 12582912.0f;
+  return {n, (x - n * 0.693359375f) + n * 2.12194440e-4f, bit_cast<Integers<V>>(shifted)};
+}
+
+// (e^r - 1 - r) / r^2 of a reduced r: the polynomial for which the greatest relative error of e^r is least, 4e-9.
+template <class V>
+FASTVAE_INLINE V exp_rest(V r) {
+  V p = r * 1.38145988e-3f + 8.36871658e-3f;
+  p = p * r + 4.16683890e-2f;
+  p = p * r + 1.66665211e-1f;
+  return p * r + 4.99999940e-1f;
+}
+
 template <class V>
 FASTVAE_INLINE V exp_f32(V x) {
-  x = x > 90.0f ? V{} + 90.0f : x;  // written so that NaN passes
-  x = x < -105.0f ? V{} - 105.0f : x;
-  const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
-  const Integers<V> n = bit_cast<Integers<V>>(shifted) - 0x4B400000;
-  const V whole = shifted - 12582912.0f;
-  const V r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  V p = r * (1.0f / 5040) + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
-  return scale_f32(p, whole, n);
+  const Reduced<V> x_of = reduce(at_least(at_most(x, V{} + 90.0f), V{} - 105.0f));
+  const V p = (exp_rest(x_of.r) * x_of.r + 1.0f) * x_of.r + 1.0f;
+  return scale_f32(p, x_of.n, x_of.bits - 0x4B400000);
 }
 
 template <class V>
 FASTVAE_INLINE V exp_f64(V x) {
-  x = x > 710.0 ? V{} + 710.0 : x;
-  x = x < -750.0 ? V{} - 750.0 : x;
+  x = at_least(at_most(x, V{} + 710.0), V{} - 750.0);
   const V shifted = x * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
   const Integers<V> n = bit_cast<Integers<V>>(shifted) - 0x4338000000000000;
   const V whole = shifted - 6755399441055744.0;
@@ -103,11 +115,11 @@ FASTVAE_INLINE V exp_f64(V x) {
   return scale_f64(p, whole, n);
 }
 
-// e^x to about 1 ulp; overflow gives inf, underflow goes through denormals to 0, NaN stays NaN.
+// e^x to 1 or 2 ulp; overflow gives inf, underflow goes through denormals to 0, NaN stays NaN.
 FASTVAE_INLINE float exp(float x) { return exp_f32(x); }
 FASTVAE_INLINE double exp(double x) { return exp_f64(x); }
-FASTVAE_INLINE Simd<float>::Vector exp(Simd<float>::Vector x) { return exp_f32(x); }
-FASTVAE_INLINE Simd<double>::Vector exp(Simd<double>::Vector x) { return exp_f64(x); }
+FASTVAE_INLINE FloatVector exp(FloatVector x) { return exp_f32(x); }
+FASTVAE_INLINE DoubleVector exp(DoubleVector x) { return exp_f64(x); }
 
 template <class T>
 FASTVAE_INLINE void exp_row(const T* x, int64_t count, T* out) {
@@ -117,14 +129,39 @@ FASTVAE_INLINE void exp_row(const T* x, int64_t count, T* out) {
   if (i < count) store_first(out + i, exp(load_first(x + i, count - i)), count - i);
 }
 
-// ln u for normal u in (0, 1], Cephes' logf.
-template <class V>
-FASTVAE_INLINE V log_unit(V u) {
+#ifdef __AVX512F__
+FASTVAE_INLINE FloatVector choose(const float (&of)[16], I32 low_bits) {
+  return (FloatVector)_mm512_permutexvar_ps((__m512i)low_bits, (__m512)load(of));
+}
+#endif
+
+// ln(u 2^-shift) for normal u > 0, to 2 ulp.
+template <int shift = 0>
+FASTVAE_INLINE FloatVector log_unit(FloatVector u) {
   // The exponent that leaves the mantissa in [sqrt(1/2), sqrt(2)).
-  const Integers<V> bits = bit_cast<Integers<V>>(u) - 0x3F3504F3;
-  const V e = to_floats(bits >> 23);
-  const V f = bit_cast<V>((bits & 0x007FFFFF) + 0x3F3504F3) - 1.0f;
-  V p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  const I32 bits = bit_cast<I32>(u) - (0x3F3504F3 + (shift << 23));
+  const FloatVector exponent = to_floats(bits >> 23);
+  const FloatVector mantissa = bit_cast<FloatVector>((bits & 0x007FFFFF) + 0x3F3504F3);
+#ifdef __AVX512F__
+  // That interval in sixteenths: the reciprocals of their middles, which leave a factor 1 + f with |f| < 0.05, and the
+  // logarithms of these middles. The two next to 1 have the middle 1, so that small logarithms lose nothing.
+  alignas(64) static constexpr float reciprocal[16] = {
+      1.38363922f, 1.32629204f, 1.27350938f,  1.22476709f,  1.17961836f,  1.13768005f,  1.09862125f,  1.06215549f,
+      1.0f,        1.0f,        0.934174716f, 0.882640958f, 0.836495638f, 0.794935584f, 0.757309794f, 0.723084867f};
+  alignas(64) static constexpr float logarithm[16] = {-0.324717141f, -0.282387107f, -0.241776383f,  -0.202750694f,
+                                                      -0.165190961f, -0.128991148f, -0.0940559838f, -0.06030032f,
+                                                      0.0f,          0.0f,          0.0680917956f,  0.124836777f,
+                                                      0.178533973f,  0.229494194f,  0.27798287f,    0.324228682f};
+  const FloatVector f = mantissa * choose(reciprocal, bits >> 19) - 1.0f;
+  FloatVector p = f * 0.2f - 0.25f;
+  p = p * f + 1.0f / 3;
+  p = p * f - 0.5f;
+  p = p * (f * f) + f;
+  return p + (exponent * 0.693147181f + choose(logarithm, bits >> 19));
+#else
+  // Cephes' logf.
+  const FloatVector f = mantissa - 1.0f;
+  FloatVector p = f * 7.0376836292e-2f - 1.1514610310e-1f;
   p = p * f + 1.1676998740e-1f;
   p = p * f - 1.2420140846e-1f;
   p = p * f + 1.4249322787e-1f;
@@ -132,22 +169,28 @@ FASTVAE_INLINE V log_unit(V u) {
   p = p * f + 2.0000714765e-1f;
   p = p * f - 2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
-  const V square = f * f;
-  return (f + (f * square * p - e * 2.12194440e-4f - 0.5f * square)) + e * 0.693359375f;
+  p = p * f - 0.5f;
+  return p * (f * f) + f + exponent * 0.693147181f;
+#endif
 }
 
-// sin and cos on [-pi/4, pi/4], Cephes' sinf and cosf.
-template <class V>
-FASTVAE_INLINE V sin_quarter(V a) {
-  const V square = a * a;
-  return a + a * square * ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f);
+// sqrt(2) sin and cos of a / sqrt(2), for |a| up to sqrt(2) pi / 4, by Cephes' polynomials.
+FASTVAE_INLINE FloatVector sqrt2_sin(FloatVector a) {
+  const FloatVector square = a * a;
+  FloatVector p = square * (-1.9515295891e-4f / 8) + 8.3321608736e-3f / 4;
+  p = p * square - 1.6666654611e-1f / 2;
+  return a * square * p + a;
 }
 
-template <class V>
-FASTVAE_INLINE V cos_quarter(V a) {
-  const V square = a * a;
-  const V p = (2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f;
-  return 1.0f - 0.5f * square + square * square * p;
+FASTVAE_INLINE FloatVector sqrt2_cos(FloatVector a) {
+  constexpr double sqrt2 = 1.41421356237309505;
+  constexpr float c0 = sqrt2, c1 = sqrt2 / 4, c2 = 4.166664568298827e-2 * sqrt2 / 4,
+                  c3 = 1.388731625493765e-3 * sqrt2 / 8, c4 = 2.443315711809948e-5 * sqrt2 / 16;
+  const FloatVector square = a * a;
+  FloatVector p = square * c4 - c3;
+  p = p * square + c2;
+  p = p * square - c1;
+  return p * square + c0;
 }
 
 }  // namespace

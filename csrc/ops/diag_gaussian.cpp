@@ -1,8 +1,8 @@
 #include "diag_gaussian.h"
 
 #include <algorithm>
-#include <memory>
 
+#include "../memory.h"
 #include "../parallel.h"
 #include "../philox.h"
 #include "../stream.h"
@@ -55,7 +55,7 @@ void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z
   const int64_t d = e.columns;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   NoiseRows<T> noise(source, e);
-  const std::unique_ptr<T[]> shared(e.samples > 1 ? new T[d] : nullptr);
+  const Lines<T> shared = e.samples > 1 ? make_lines<T>(d) : nullptr;
   T* const sigma = shared.get();
   int64_t scaled_row = -1;
   for (int64_t first = begin; first < end; first += noise.most()) {

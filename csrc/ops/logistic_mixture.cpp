@@ -43,11 +43,6 @@ FASTVAE_INLINE DoubleVector log(DoubleVector x) {
   return each_lane(x, [](double v) { return std::log(v); });
 }
 
-template <class V>
-FASTVAE_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
-
 // A channel of a vector of pixels. What lies below the lowest level's upper edge, or above the highest level's lower
 // edge, reaches to infinity.
 template <class T>
@@ -187,8 +182,8 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
     }
     const Vector log_p = linear + log(ratio);
     store(joint + i, log_p);
-    largest_logit = larger(logit, largest_logit);
-    largest = k ? larger(log_p, largest) : log_p;
+    largest_logit = at_least(largest_logit, logit);
+    largest = k ? at_least(largest, log_p) : log_p;
   }
 
   Vector sum_of_weights{}, total{};

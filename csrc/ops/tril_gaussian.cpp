@@ -1,8 +1,8 @@
 #include "tril_gaussian.h"
 
 #include <algorithm>
-#include <memory>
 
+#include "../memory.h"
 #include "../parallel.h"
 #include "../philox.h"
 #include "../stream.h"
@@ -53,6 +53,15 @@ FASTVAE_INLINE void four_rows(Tril<T> tril, int64_t n, int64_t i, T** rows) {
   for (int h = 0; h < 4; ++h) rows[h] = tril.row(n, i + h);
 }
 
+// Asks for rows i to i + 3 of a dense matrix that is worked on next: processors do not foresee rows that grow. Of short
+// rows all is fetched, though only what is below the diagonal is read: lines one after another they do foresee.
+template <class T>
+FASTVAE_INLINE void fetch_four_rows(Tril<const T> tril, int64_t n, int64_t i, int64_t d) {
+  constexpr int64_t line = 64 / sizeof(T), short_row = 8 * line;
+  for (int64_t h = i; h < i + 4; ++h)
+    for (int64_t j = 0, end = d <= short_row ? d : h; j < end; j += line) __builtin_prefetch(tril.row(n, h) + j, 0, 2);
+}
+
 // Whether the rows of a dense gradient, diagonal and all, are written past the caches.
 template <class T>
 bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
@@ -66,7 +75,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
     NoiseRows<T> noise(source, e);
-    const std::unique_ptr<T[]> sigma(new T[d]);
+    const Lines<T> sigma = make_lines<T>(d);
     int64_t scaled_row = -1;
     for (int64_t first = begin; first < end; first += noise.most()) {
       const int64_t last = std::min(end, first + noise.most());
@@ -78,7 +87,9 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
         if (eps) std::copy_n(x, d, eps + (k * e.rows + n) * d);
         if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
         scaled_row = n;
+        const bool fetch_next = tril.row_stride && k == 0 && n + 1 < e.rows;
         for (int64_t i = 0; i < whole; i += 4) {
+          if (fetch_next) fetch_four_rows(tril, n + 1, i, d);
           const T* rows[4];
           four_rows(tril, n, i, rows);
           const auto sums = dot_four_rows<true>(rows, x, i);
@@ -209,15 +220,17 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> t
   const int64_t d = e.columns, whole = d / 4 * 4;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> sigma(new T[d]);
+    const Lines<T> sigma = make_lines<T>(d);
     int64_t scaled_row = -1;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / e.samples, at = (item % e.samples) * e.rows + n;
+      const int64_t n = item / e.samples, k = item % e.samples, at = k * e.rows + n;
       const T *x = z + at * d, *m = mu.row(n), *s = sigma.get();
       T* y = eps + at * d;
       if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
       scaled_row = n;
+      const bool fetch_next = tril.row_stride && k == 0 && n + 1 < e.rows;
       for (int64_t i = 0; i < whole; i += 4) {
+        if (fetch_next) fetch_four_rows(tril, n + 1, i, d);
         const T* rows[4];
         four_rows(tril, n, i, rows);
         auto sums = dot_four_rows<false>(rows, y, i);
@@ -262,7 +275,7 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
   const int64_t d = e.columns;
   const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
   parallel_ranges(e.rows, d * (d + kWorkPerNormal) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> scratch(new T[2 * d]);
+    const Lines<T> scratch = make_lines<T>(2 * d);
     T *sigma = scratch.get(), *w = sigma + d;
     for (int64_t n = begin; n < end; ++n) {
       T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
