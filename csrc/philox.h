@@ -193,9 +193,14 @@ class NoiseRows {
       r = next_r, c = next_c + kStep;
       if (c == length) ++r, c = 0;
     }
+    store_rows(count, first, length);
+  }
+
+  // Compiled once: copies of it could fuse other products with sums, and a normal would depend on who draws it.
+  __attribute__((noinline)) void store_rows(int64_t count, int64_t first, int64_t length) {
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = length - kStep; c >= 0; c -= kStep)
-        store_normals(words + r * length + c, values_.get() + r * extent_.columns + first + c, quarter_);
+        store_normals(words_.get() + r * length + c, values_.get() + r * extent_.columns + first + c, quarter_);
   }
 
   void draw_packed(int64_t item, int64_t count) {

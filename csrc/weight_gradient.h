@@ -4,6 +4,7 @@
 #include "memory.h"
 #include "parallel.h"
 #include "staircase.h"
+#include "stream.h"
 
 namespace fastvae {
 namespace {
@@ -44,12 +45,14 @@ void pack_panel(Blocks<T> in, int64_t first, int64_t inputs, T* panel) {
   }
 }
 
-// Rows r, ... of the gradient's panel out of the sums of its first vectors: zero where the mask is.
+// Rows r, ... of the gradient's panel out of the sums of its first vectors: zero where the mask is. A large gradient is
+// written past the caches, unless its rows are read again for their factors.
 template <int count, int vectors, class T>
 FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t first,
                                    const typename Simd<T>::Vector (*acc)[vectors > 0 ? vectors : 1], T* d_weight) {
   constexpr int64_t width = Simd<T>::kWidth;
   const int64_t columns = std::min(kPanel<T>, s.layer.in - first);
+  const bool streaming = s.inputs.sorted() && !s.layer.scale && streams(d_weight, s.layer.out, s.layer.in);
   for (int h = 0; h < count; ++h) {
     T* row = d_weight + s.outputs.at(r + h) * s.layer.in;
     const int64_t kept = s.prefix[r + h] - first;
@@ -60,6 +63,8 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
       if (v < vectors) sums = kept >= c + width ? acc[h][v] : first_lanes<T>(acc[h][v], kept - c);
       if (!s.inputs.sorted()) {
         for (int64_t i = c; i < std::min(columns, c + width); ++i) row[s.inputs.at(first + i)] = sums[i - c];
+      } else if (streaming) {
+        stream(row + first + c, sums);
       } else if (c + width <= columns) {
         store(row + first + c, sums);
       } else {
@@ -169,6 +174,7 @@ struct GradientOfLayer {
     weight_gradient(s, d_out, panel.get(), begin, end, first, to.d_weight);
     if (first == 0 && to.d_bias)
       for (int64_t r = begin; r < end; ++r) to.d_bias[s.outputs.at(r)] = sum_samples(d_out, r);
+    fence_streams();
   }
 };
 
