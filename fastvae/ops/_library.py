@@ -70,6 +70,16 @@ def needs_grad(*tensors: Tensor) -> bool:
     return False
 
 
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)`` without its preparations for torch.func, which no kernel runs under.
+
+    They take as long as a small kernel. A compiler knows the usual call only.
+    """
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
 def extension() -> Any:
     """The compiled extension, or the error that says why there is none."""
     if backend._C is None:

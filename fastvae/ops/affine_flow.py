@@ -11,7 +11,7 @@ from .. import backend
 from ..reference import affine_flow as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 from ._network import KIND_IDS, check_kind
 
 
@@ -170,7 +170,7 @@ def affine_flow(
     z, shift = _checks.rows(z, d), _checks.rows(shift, d)
     logit = _checks.rows(rest[0], d) if rest else None
     if needs_grad(z, shift, *rest):
-        out, log_det = _AffineFlow.apply(z, shift, logit, (kind, inverse, chosen))
+        out, log_det = apply(_AffineFlow, z, shift, logit, (kind, inverse, chosen))
     else:
         out, log_det = FWD.on(chosen, z)(z, shift, logit, kind, inverse)
     return _checks.shaped(out, (*batch, d)), _checks.shaped(log_det, batch)

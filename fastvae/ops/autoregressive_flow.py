@@ -17,7 +17,7 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
 from ._network_call import NetworkCall, OptionalTensors, Tensors, factors, prepared, save_network, saved_network
 from .affine_flow import affine_flow
@@ -274,7 +274,7 @@ def _run(
     batch, d = x.shape[:-1], x.shape[-1]
     x, call, tensors = prepared(x, context_term, parameters, structure_fields(structure, kind))
     if needs_grad(x, *tensors):
-        out, log_det = _AutoregressiveFlow.apply(call, x, *tensors)
+        out, log_det = apply(_AutoregressiveFlow, call, x, *tensors)
     else:
         context_term, w, b, s = call.unflat(tensors)
         s, _ = factors(w, s, call)

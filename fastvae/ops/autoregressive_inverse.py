@@ -13,7 +13,7 @@ from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 from ._network import check_kind, check_network, structure_fields
 from ._network_call import NetworkCall, OptionalTensors, Tensors, factors, prepared, save_network, saved_network
 from .autoregressive_flow import NETWORK, step_gradients
@@ -160,9 +160,9 @@ def autoregressive_inverse(
         parameters = autoregressive_flow.with_factors(parameters, chosen)
     z, call, tensors = prepared(z, context_term, parameters, structure_fields(structure, kind))
     if chosen == "triton":
-        x, log_det = _TritonInverse.apply(call, structure, kind, z, *tensors)
+        x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
     elif needs_grad(z, *tensors):
-        x, log_det = _AutoregressiveInverse.apply(call, z, *tensors)
+        x, log_det = apply(_AutoregressiveInverse, call, z, *tensors)
     else:
         context_term, w, b, s = call.unflat(tensors)
         s, _ = factors(w, s, call)

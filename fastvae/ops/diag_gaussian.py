@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import backend, rng
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
@@ -209,5 +209,5 @@ def diag_gaussian_rsample(
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
-        return _DiagGaussianRsample.apply(mu, log_sigma, noise, (shape, row_offset, chosen))
+        return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, chosen))
     return FWD.on(chosen, mu)(mu, log_sigma, noise, shape, row_offset, False)[:2]

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -200,7 +200,7 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
     z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     if needs_grad(z, mu, log_sigma):
-        return _DiagGaussianLogProb.apply(z, mu, log_sigma, chosen)
+        return apply(_DiagGaussianLogProb, z, mu, log_sigma, chosen)
     return LOG_PROB_FWD.on(chosen, mu)(z, mu, log_sigma)
 
 
@@ -258,5 +258,5 @@ def diag_gaussian_kl(
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]
     parameters = [_checks.rows(p, d) for p in parameters]
     if needs_grad(*parameters):
-        return _checks.shaped(_DiagGaussianKL.apply(chosen, *parameters), batch)
+        return _checks.shaped(apply(_DiagGaussianKL, chosen, *parameters), batch)
     return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(chosen, mu)(*parameters), batch)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..reference import gated_activation as reference
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 
 # The extension's numbers (csrc/gate.h).
 KIND_IDS = {kind: index for index, kind in enumerate(reference.KINDS)}
@@ -170,5 +170,5 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
     if chosen == "reference":
         return reference.gated_activation(x, condition, kind)
     if needs_grad(x) or (condition is not None and needs_grad(condition)):
-        return _GatedActivation.apply(x, condition, kind, chosen)
+        return apply(_GatedActivation, x, condition, kind, chosen)
     return FWD.on(chosen, x)(x, condition, kind)

@@ -12,7 +12,7 @@ from ..reference import logistic_mixture as reference
 from ..reference.diag_gaussian import compute_dtype
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 
 MOST_LEVELS = 1 << 16
 
@@ -194,5 +194,5 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
     if chosen == "reference":
         return reference.logistic_mixture_log_prob(x, params, levels)
     if needs_grad(params):
-        return _LogisticMixtureLogProb.apply(x, params, levels, chosen)
+        return apply(_LogisticMixtureLogProb, x, params, levels, chosen)
     return FWD.on(chosen, params)(x, params, levels, False)[0]

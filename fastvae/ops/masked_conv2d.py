@@ -13,7 +13,7 @@ from ..conv_structure import ConvStructure, pair
 from ..reference import masked_conv2d as reference
 from . import _checks
 from ._convolution import check_shapes, lowered_degrees, padding_of, structure_of
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 from ._network import ACTIVATION_IDS, NEED_PRE, activation_of
 
 
@@ -347,5 +347,5 @@ def masked_conv2d_of(
     else:
         args = (batched, weight, bias, in_degrees, out_degrees, *how)
         tensors = (batched, weight) if bias is None else (batched, weight, bias)
-        y = _MaskedConv2d.apply(*args, chosen) if needs_grad(*tensors) else FWD.on(chosen, batched)(*args, False)[0]
+        y = apply(_MaskedConv2d, *args, chosen) if needs_grad(*tensors) else FWD.on(chosen, batched)(*args, False)[0]
     return y if x.dim() == 4 else y.squeeze(0)

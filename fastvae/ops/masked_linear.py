@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..reference import masked_linear as reference
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees, layer_fields
 
 
@@ -269,7 +269,7 @@ def masked_linear(
     weight_scale = None if weight_scale is None else weight_scale.contiguous()
     tensors = [t for t in (x, weight, bias, weight_scale) if t is not None]
     args = (x, weight, bias, weight_scale, in_degrees, out_degrees, activation)
-    y = _MaskedLinear.apply(*args, chosen) if needs_grad(*tensors) else FWD.on(chosen, x)(*args, False)[0]
+    y = apply(_MaskedLinear, *args, chosen) if needs_grad(*tensors) else FWD.on(chosen, x)(*args, False)[0]
     return _checks.shaped(y, (*batch, out))
 
 
@@ -304,5 +304,5 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
         return reference.masked_norm(weight, in_degrees, out_degrees)
     weight = _checks.rows(weight, weight.shape[1])
     if needs_grad(weight):
-        return _MaskedNorm.apply(weight, in_degrees, out_degrees, chosen)
+        return apply(_MaskedNorm, weight, in_degrees, out_degrees, chosen)
     return NORM.on(chosen, weight)(weight, in_degrees, out_degrees)

@@ -12,7 +12,7 @@ from .. import backend, rng
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 
 # `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
 # rather than draw them again.
@@ -239,5 +239,5 @@ def tril_gaussian_rsample(
     tril = _checks.matrices(tril, d, packed)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma, tril):
-        return _TrilGaussianRsample.apply(mu, log_sigma, tril, noise, (shape, row_offset, chosen))
+        return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, chosen))
     return FWD.on(chosen, mu)(mu, log_sigma, tril, noise, shape, row_offset, False)[:2]

@@ -11,7 +11,7 @@ from .. import backend
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import define, empty, extension, needs_grad, once_differentiable
+from ._library import apply, define, empty, extension, needs_grad, once_differentiable
 from .tril_gaussian import layout, tril_shape
 
 
@@ -186,7 +186,7 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
     if needs_grad(z, mu, log_sigma, tril):
-        return _TrilGaussianLogProb.apply(z, mu, log_sigma, tril, chosen)
+        return apply(_TrilGaussianLogProb, z, mu, log_sigma, tril, chosen)
     return LOG_PROB_FWD.on(chosen, mu)(z, mu, log_sigma, tril)[0]
 
 
@@ -229,5 +229,5 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
     if needs_grad(mu, log_sigma, tril):
-        return _checks.shaped(_TrilGaussianKL.apply(mu, log_sigma, tril, chosen), batch)
+        return _checks.shaped(apply(_TrilGaussianKL, mu, log_sigma, tril, chosen), batch)
     return _checks.shaped(KL_FWD.on(chosen, mu)(mu, log_sigma, tril), batch)
