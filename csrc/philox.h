@@ -58,8 +58,8 @@ class Philox {
                    {other.column.high, other.row.high, other.row.high >> 32, other.sample.high}};
     for (int round = 0; round < 2; ++round)
       for (auto& counters : c) turn(counters, keys_[round]);
-    // The compiler is not to know that these are the keys of the last call, too: of all of them in registers most would
-    // be spilled, and the words with them. The first two rounds' pay, where much depends on row or column alone.
+    // The compiler is not to know that these are the keys of the last call, too: with all of them in registers it would
+    // spill words at every round. The first two rounds' it may keep: much there depends on row or column alone.
     const uint64_t (*keys)[2] = keys_;
     asm("" : "+r"(keys) : "r"(one_out));
 #pragma GCC unroll 10

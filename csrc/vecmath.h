@@ -88,9 +88,8 @@ FASTVAE_INLINE V exp_rest(V r) {
 
 template <class V>
 FASTVAE_INLINE V exp_f32(V x) {
-  const Reduced<V> x_of = reduce(at_least(at_most(x, V{} + 90.0f), V{} - 105.0f));
-  const V p = (exp_rest(x_of.r) * x_of.r + 1.0f) * x_of.r + 1.0f;
-  return scale_f32(p, x_of.n, x_of.bits - 0x4B400000);
+  const auto [n, r, bits] = reduce(at_least(at_most(x, V{} + 90.0f), V{} - 105.0f));
+  return scale_f32((exp_rest(r) * r + 1.0f) * r + 1.0f, n, bits - 0x4B400000);
 }
 
 template <class V>
