@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from .report import machine_of
 from .results import Row
@@ -77,11 +78,12 @@ def _speedups(groups: Sequence[Group], machine: str, path: Path) -> Path:
         row = _timed(group)
         title = " ".join(filter(None, (row["op"], row["entry"], row["variant"])))
         panels.setdefault(title, []).append(group)
-    providers = [name for name in _STYLES if name != "reference" and any(name in group for group in groups)]
+    providers = _present(groups)
     columns = min(2, len(panels))
     lines = [list(panels.items())[start : start + columns] for start in range(0, len(panels), columns)]
-    longest = [max(len(members) for _, members in line) for line in lines]
-    heights = [count * (len(providers) + 1) * _BAR + 0.8 for count in longest]
+    # Bars and gaps of a line's longest panel: the same for all of them, so that bars are equally thick.
+    longest = [max(len(members) * (len(_present(members)) + 1) for _, members in line) for line in lines]
+    heights = [count * _BAR + 0.8 for count in longest]
     figure, grid = plt.subplots(
         len(lines),
         columns,
@@ -93,37 +95,41 @@ def _speedups(groups: Sequence[Group], machine: str, path: Path) -> Path:
     )
     for line, axes, count in zip(lines, grid, longest, strict=True):
         for (title, members), axis in zip(line, axes, strict=False):
-            _bars(axis, members, providers)
-            # The same for a whole line of panels, so that all bars are equally thick.
-            axis.set_ylim(count - 0.4, -0.6)
+            _bars(axis, members)
+            axis.set_ylim(count, 0)
             axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
         for axis in axes[len(line) :]:
             axis.set_axis_off()
     _speed_axis(grid[0][0], [_speed(group, name) for group in groups for name in providers])
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(providers), frameon=False, fontsize=9)
+    handles = [Patch(color=_STYLES[name][0], label=_STYLES[name][2]) for name in providers]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=9)
     figure.suptitle(f"Speed relative to eager PyTorch (longer to the right is faster)\n{machine}", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
 
 
-def _bars(axis: Axes, groups: Sequence[Group], providers: Sequence[str]) -> None:
-    centres = np.arange(len(groups))
-    thickness = 1 / (len(providers) + 1)
+def _present(groups: Sequence[Group]) -> list[str]:
+    return [name for name in _STYLES if name != "reference" and any(name in group for group in groups)]
+
+
+def _bars(axis: Axes, groups: Sequence[Group]) -> None:
+    """A unit of height for every bar, and half a one above and below each group."""
+    providers = _present(groups)
+    tops = np.arange(len(groups)) * (len(providers) + 1) + 0.5
     for index, name in enumerate(providers):
-        colour, _, label = _STYLES[name]
+        colour = _STYLES[name][0]
         speeds = [_speed(group, name) for group in groups]
-        offsets = centres + (index - (len(providers) - 1) / 2) * thickness
+        offsets = tops + index + 0.5
         # Bars start at 1, the speed of eager, so that what is slower points to the left.
-        axis.barh(offsets, [speed - 1 for speed in speeds], thickness * 0.92, left=1, color=colour, label=label)
+        axis.barh(offsets, [speed - 1 for speed in speeds], 0.92, left=1, color=colour)
         for offset, speed in zip(offsets, speeds, strict=True):
             if np.isfinite(speed):
                 text = f"{speed:.2g}x" if speed < 10 else f"{speed:.0f}x"
                 place: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
                 axis.annotate(text, (max(speed, 1), offset), **place)
     axis.axvline(1, color="#222222", linewidth=0.8)
-    axis.set_yticks(centres, [_label(group) for group in groups], fontsize=8)
+    axis.set_yticks(tops + len(providers) / 2, [_label(group) for group in groups], fontsize=8)
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right", "left"):
