@@ -1,5 +1,5 @@
-// The extension's face: addresses and sizes in, nothing out. Python's launchers have checked device, dtype, layout and
-// extent before a call comes here, and own all memory.
+// The extension's face. Here, and for images: addresses and sizes in, nothing out; Python's launchers have checked
+// device, dtype, layout and extent before a call comes here, and own all memory.
 #include "bindings.h"
 
 #include <nanobind/ndarray.h>
@@ -182,60 +182,6 @@ void set_isa(const std::string& name) {
     throw nb::value_error("isa must be one of available_isas(); this processor cannot run the one asked for");
 }
 
-// What a masked layer is made of, in the order of MaskedLayer; Python hands over one run of integers for each layer.
-constexpr size_t kLayerFields = 9;
-
-template <class T>
-MaskedLayer<T> masked_layer(const int64_t* f) {
-  return {at<const T>(f[0]),
-          at<const T>(f[1]),
-          at<const T>(f[2]),
-          at<const T>(f[3]),
-          at<const int64_t>(f[4]),
-          at<const int64_t>(f[5]),
-          f[6],
-          f[7],
-          f[8]};
-}
-
-// structure: features, parameters of each, activation, kind, residual, interleaved.
-template <class T>
-NetworkSpec<T> network_spec(const Integers& layers, const Integers& structure) {
-  NetworkSpec<T> spec{{}, structure[0], structure[1], structure[2], structure[3], structure[4] != 0, structure[5] != 0};
-  for (size_t i = 0; i < layers.size(); i += kLayerFields) spec.layers.push_back(masked_layer<T>(layers.data() + i));
-  return spec;
-}
-
-void masked_linear_fwd(bool is_double, const Integers& layer, int64_t activation, Address x, int64_t x_stride,
-                       Address y, Address pre, int64_t samples) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().masked_linear.fwd(masked_layer<T>(layer.data()), activation, matrix<T>(x, x_stride), at<T>(y),
-                                        at<T>(pre), samples);
-  });
-}
-
-void masked_linear_bwd(bool is_double, const Integers& layer, int64_t activation, Address d_y, Address y, Address x,
-                       int64_t x_stride, Address d_x, Address d_weight, Address d_bias, Address d_scale,
-                       int64_t samples) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().masked_linear.bwd(masked_layer<T>(layer.data()), activation, at<const T>(d_y), at<const T>(y),
-                                        matrix<T>(x, x_stride), at<T>(d_x),
-                                        {at<T>(d_weight), at<T>(d_bias), at<T>(d_scale)}, samples);
-  });
-}
-
-void masked_norm_fwd(bool is_double, const Integers& layer, Address norm) {
-  typed(is_double,
-        [&]<class T>(T) { current().of<T>().masked_linear.norm_fwd(masked_layer<T>(layer.data()), at<T>(norm)); });
-}
-
-void masked_norm_bwd(bool is_double, const Integers& layer, Address d_norm, Address norm, Address d_weight) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().masked_linear.norm_bwd(masked_layer<T>(layer.data()), at<const T>(d_norm), at<const T>(norm),
-                                             at<T>(d_weight));
-  });
-}
-
 void affine_flow_fwd(bool is_double, int64_t kind, bool inverse, Address z, int64_t z_stride, Address shift,
                      int64_t shift_stride, Address scale_logit, int64_t scale_logit_stride, Address out,
                      Address log_det, int64_t rows, int64_t columns) {
@@ -257,52 +203,11 @@ void affine_flow_bwd(bool is_double, int64_t kind, bool inverse, Address d_out, 
   });
 }
 
-void autoregressive_flow_fwd(bool is_double, const Integers& layers, const Integers& structure, Address x,
-                             int64_t x_stride, Address context_term, Address out, Address log_det, Address saved,
-                             int64_t samples) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().autoregressive_flow.fwd(network_spec<T>(layers, structure), matrix<T>(x, x_stride),
-                                              at<const T>(context_term), at<T>(out), at<T>(log_det), at<T>(saved),
-                                              samples);
-  });
-}
-
-// gradients: of each layer where its weight's, bias's and factors' go.
-void autoregressive_flow_bwd(bool is_double, const Integers& layers, const Integers& structure, Address d_out,
-                             Address d_log_det, Address saved, Address d_x, Address d_context_term,
-                             const Integers& gradients, int64_t samples) {
-  typed(is_double, [&]<class T>(T) {
-    std::vector<LayerGradients<T>> to;
-    for (size_t i = 0; i < gradients.size(); i += 3)
-      to.push_back({at<T>(gradients[i]), at<T>(gradients[i + 1]), at<T>(gradients[i + 2])});
-    current().of<T>().autoregressive_flow.bwd(network_spec<T>(layers, structure), at<const T>(d_out),
-                                              at<const T>(d_log_det), at<const T>(saved), at<T>(d_x),
-                                              at<T>(d_context_term), to, samples);
-  });
-}
-
-void autoregressive_inverse_fwd(bool is_double, const Integers& layers, const Integers& structure, Address z,
-                                int64_t z_stride, Address context_term, Address x, Address log_det, Address saved,
-                                int64_t samples) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().autoregressive_flow.inverse(network_spec<T>(layers, structure), matrix<T>(z, z_stride),
-                                                  at<const T>(context_term), at<T>(x), at<T>(log_det), at<T>(saved),
-                                                  samples);
-  });
-}
-
-void autoregressive_inverse_bwd(bool is_double, const Integers& layers, const Integers& structure, Address d_x,
-                                Address d_log_det, Address saved, Address d_z, int64_t samples) {
-  typed(is_double, [&]<class T>(T) {
-    current().of<T>().autoregressive_flow.inverse_bwd(network_spec<T>(layers, structure), at<const T>(d_x),
-                                                      at<const T>(d_log_det), at<const T>(saved), at<T>(d_z), samples);
-  });
-}
-
 }  // namespace
 
 NB_MODULE(_C, m) {
   bind_images(m);
+  bind_networks(m);
   m.def("isa", [] { return std::string(current().isa); });
   m.def("available_isas", available_isas);
   m.def("set_isa", set_isa);
@@ -316,16 +221,8 @@ NB_MODULE(_C, m) {
   m.def("diag_gaussian_kl_bwd", diag_gaussian_kl_bwd);
   m.def("diag_gaussian_kl_prior_fwd", diag_gaussian_kl_prior_fwd);
   m.def("diag_gaussian_kl_prior_bwd", diag_gaussian_kl_prior_bwd);
-  m.def("masked_linear_fwd", masked_linear_fwd);
-  m.def("masked_linear_bwd", masked_linear_bwd);
-  m.def("masked_norm_fwd", masked_norm_fwd);
-  m.def("masked_norm_bwd", masked_norm_bwd);
   m.def("affine_flow_fwd", affine_flow_fwd);
   m.def("affine_flow_bwd", affine_flow_bwd);
-  m.def("autoregressive_flow_fwd", autoregressive_flow_fwd);
-  m.def("autoregressive_flow_bwd", autoregressive_flow_bwd);
-  m.def("autoregressive_inverse_fwd", autoregressive_inverse_fwd);
-  m.def("autoregressive_inverse_bwd", autoregressive_inverse_bwd);
   m.def("tril_gaussian_fwd", tril_gaussian_fwd);
   m.def("tril_gaussian_bwd", tril_gaussian_bwd);
   m.def("tril_gaussian_log_prob_fwd", tril_gaussian_log_prob_fwd);

@@ -11,8 +11,9 @@
 
 namespace fastvae {
 
-// Adds the functions on images to the module.
+// Add the functions on images, and those on masked layers and networks, to the module.
 void bind_images(nanobind::module_& m);
+void bind_networks(nanobind::module_& m);
 
 namespace {
 

@@ -6,12 +6,10 @@
 #include <utility>
 
 #include "simd.h"
+#include "types.h"
 
 namespace fastvae {
 namespace {
-
-// Samples of a block, whatever the instruction set: saved activations have one layout.
-constexpr int64_t kLanes = 64;
 
 // Lanes [begin, end) of a block, whole vectors, of which the first count - begin hold samples.
 struct LaneRange {

@@ -20,18 +20,39 @@ FASTVAE_INLINE void each_vector(int64_t begin, int64_t end, LaneRange lanes, con
     for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) body(r * kLanes + lane);
 }
 
-// Where a block keeps what: rows of kLanes numbers. -1: not kept.
+// Where a block keeps what of a hidden layer: rows of kLanes numbers. -1: not kept.
 struct HiddenRows {
   int64_t pre, post;
 };
 
+// The rows of a block: features, hidden layers, parameters.
+struct RowLayout {
+  template <class T>
+  explicit RowLayout(const NetworkSpec<T>& spec) : rows(spec.features) {
+    const size_t layers = spec.layers.size() - 1;
+    for (size_t l = 0; l < layers; ++l) {
+      const bool stream = spec.residual && l % 2 == 0;
+      HiddenRows at{-1, -1};
+      if (stream || needs_pre(static_cast<Activation>(spec.activation))) at.pre = rows, rows += spec.layers[l].out;
+      if (!(spec.residual && l == layers - 1)) at.post = rows, rows += spec.layers[l].out;
+      hidden.push_back(at);
+    }
+    params = rows;
+    rows += spec.layers.back().out;
+  }
+
+  LocalVector<HiddenRows> hidden;
+  int64_t params, rows;
+};
+
 template <class T>
-class Network {
+class Network : public RowLayout {
  public:
   using Vector = typename Simd<T>::Vector;
 
   explicit Network(const NetworkSpec<T>& spec)
-      : features(spec.features),
+      : RowLayout(spec),
+        features(spec.features),
         activation(static_cast<Activation>(spec.activation)),
         kind(static_cast<Kind>(spec.kind)),
         residual(spec.residual),
@@ -40,17 +61,6 @@ class Network {
     layers.reserve(spec.layers.size());
     for (const auto& layer : spec.layers) layers.emplace_back(layer);
     hidden_layers = static_cast<int64_t>(layers.size()) - 1;
-    rows = features;
-    for (int64_t l = 0; l < hidden_layers; ++l) {
-      const int64_t width = layers[l].layer.out;
-      const bool stream = residual && l % 2 == 0;
-      HiddenRows at{-1, -1};
-      if (stream || needs_pre(activation)) at.pre = rows, rows += width;
-      if (!(residual && l == hidden_layers - 1)) at.post = rows, rows += width;
-      hidden.push_back(at);
-    }
-    params = rows;
-    rows += layers.back().layer.out;
   }
 
   // What a layer multiplies.
@@ -137,8 +147,7 @@ class Network {
   }
 
   LocalVector<Staircase<T>> layers;
-  LocalVector<HiddenRows> hidden;
-  int64_t features, hidden_layers = 0, params = 0, rows = 0;
+  int64_t features, hidden_layers = 0;
   Activation activation;
   Kind kind;
   bool residual;

@@ -54,6 +54,9 @@ struct NetworkSpec {
   bool residual, interleaved;
 };
 
+// Samples of a block of activations, whatever the instruction set: what is saved has one layout.
+constexpr int64_t kLanes = 64;
+
 // Where gradients of layers go; those of absent biases and factors are null.
 template <class T>
 struct LayerGradients {

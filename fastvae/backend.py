@@ -79,11 +79,18 @@ def resolve(impl: str, like: Tensor, eps: Tensor | None = None) -> str:
 def _unruled(eps: Tensor | None) -> str | None:
     if eps is not None and eps.requires_grad:
         return "eps requires a gradient, which only impl='reference' gives"
-    if not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    ):
+    if not torch.compiler.is_compiling() and _transforming():
         return "torch.func transforms and forward-mode differentiation need impl='reference'"
     return None
+
+
+def _transforming() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def runs_plainly() -> bool:
+    """Whether the C++ kernels are there and nobody looks on who must see ops: compiler, dispatch mode, transform."""
+    return not (_C is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _transforming())
 
 
 def release_memory() -> int:

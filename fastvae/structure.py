@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -62,6 +62,8 @@ class MadeStructure:
     activation: str = "elu"
     residual: bool = False
     layout: str = "blocked"
+    # Its numbers as the C++ extension takes them, by kind of the flow step, once ``fastvae.ops`` has made them.
+    fields: dict[str | None, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.features < 1:

@@ -252,8 +252,13 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, c
 }
 
 template <class T>
+int64_t saved_rows(const NetworkSpec<T>& spec) {
+  return RowLayout(spec).rows;
+}
+
+template <class T>
 AutoregressiveFlow<T> kernels() {
-  return {fwd<T>, bwd<T>, inverse<T>, inverse_bwd<T>};
+  return {saved_rows<T>, fwd<T>, bwd<T>, inverse<T>, inverse_bwd<T>};
 }
 
 }  // namespace

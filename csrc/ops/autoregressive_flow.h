@@ -7,7 +7,9 @@ namespace fastvae {
 
 template <class T>
 struct AutoregressiveFlow {
-  // `saved` is (ceil(N / kLanes), rows, kLanes), rows as csrc/network.h lays them out, or null.
+  // Rows of a block of saved activations, as csrc/network.h lays them out.
+  int64_t (*saved_rows)(const NetworkSpec<T>& network);
+  // `saved` is (ceil(N / kLanes), saved_rows, kLanes), or null.
   // out is (N, D) with log_det (N), or (N, P D) for a network alone; context_term, (N, H), may be null.
   void (*fwd)(const NetworkSpec<T>& network, Matrix<T> x, const T* context_term, T* out, T* log_det, T* saved,
               int64_t samples);

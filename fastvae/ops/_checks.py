@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,6 +157,13 @@ def compute(t: Tensor) -> Tensor:
     """``t`` in the dtype that the C++ kernels compute in."""
     dtype = t.dtype
     return t if dtype is torch.float32 or dtype is torch.float64 else t.float()
+
+
+def computed(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Sequence[Any]:
+    """``tensors``, all of ``dtype``, in the dtype that the C++ kernels compute in."""
+    if dtype is torch.float32 or dtype is torch.float64:
+        return tensors
+    return [None if t is None else t.float() for t in tensors]
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

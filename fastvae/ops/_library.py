@@ -46,7 +46,8 @@ def define(
 ) -> Op:
     """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``.
 
-    ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's.
+    A launcher may return None for an output that there is not; the dispatcher, which knows tensors only, hands out an
+    empty one. ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's.
     """
     name = schema.partition("(")[0]
 
@@ -56,10 +57,19 @@ def define(
         return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, cpu, "CPU")
-    _LIBRARY.impl(name, triton, "CUDA")
+    _LIBRARY.impl(name, _without_none(cpu), "CPU")
+    _LIBRARY.impl(name, _without_none(triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
+
+
+def _without_none(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    def filled(like: Tensor, outputs: Any) -> Any:
+        if isinstance(outputs, (tuple, list)):
+            return type(outputs)(filled(like, t) for t in outputs)
+        return like.new_empty(0) if outputs is None else outputs
+
+    return lambda *args: filled(args[0], launcher(*args))
 
 
 def needs_grad(*tensors: Tensor) -> bool:
@@ -87,8 +97,8 @@ def extension() -> Any:
     return backend._C
 
 
-# Outputs from this size on live in blocks of the extension, which it keeps: the first touch of fresh pages would cost
-# more than the kernel that fills them.
+# Outputs from this size on live in blocks of the extension, which it keeps (csrc/tensors.cpp, which has the same
+# number): the first touch of fresh pages would cost more than the kernel that fills them.
 _BLOCK_BYTES = 1 << 20
 
 

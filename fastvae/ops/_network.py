@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..reference.affine_flow import KINDS
@@ -50,30 +51,14 @@ def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tenso
     return degrees.long().contiguous()
 
 
-def layer_fields(
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    in_degrees: Tensor,
-    out_degrees: Tensor,
-    norm: Tensor | None = None,
-) -> list[int]:
-    """A masked layer for the extension: addresses and sizes, in the order of csrc/types.h."""
-    return [
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if scale is None else scale.data_ptr(),
-        0 if norm is None else norm.data_ptr(),
-        in_degrees.data_ptr(),
-        out_degrees.data_ptr(),
-        weight.shape[1],
-        weight.shape[0],
-        weight.stride(0),
-    ]
-
-
 def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
-    return [
+    """A structure's numbers for the extension (csrc/types.h), made, and the kind checked, once for each kind."""
+    fields = structure.fields.get(kind)
+    if fields is not None:
+        return fields
+    if kind is not None:
+        check_kind(kind, structure)
+    fields = [
         structure.features,
         structure.params_per_feature,
         ACTIVATION_IDS[structure.activation],
@@ -81,6 +66,9 @@ def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
         int(structure.residual),
         int(structure.layout == "interleaved"),
     ]
+    if not torch.compiler.is_compiling():
+        structure.fields[kind] = fields
+    return fields
 
 
 def saved_rows(widths: Sequence[int], activation: int, residual: bool) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from .. import backend
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import row_factors
+from ..structure import MadeStructure
 from . import _checks
+from ._library import extension
 from .masked_linear import NORM
 
 Tensors = Sequence[Tensor]
@@ -29,36 +33,57 @@ class NetworkCall(NamedTuple):
     fields: list[int]
     normalized: bool
 
-    @property
-    def with_biases(self) -> tuple[bool, ...]:
-        return self.present[1 : self.layers + 1]
-
     def unflat(self, tensors: Tensors) -> tuple[Tensor | None, Tensors, OptionalTensors, OptionalTensors]:
         """Context term, weights, biases and row factors."""
         rest = iter(tensors[self.layers :])
         context_term, *optional = [next(rest) if there else None for there in self.present]
         return context_term, tensors[: self.layers], optional[: self.layers], optional[self.layers :]
 
-    def wanted(self, needs: Sequence[bool]) -> tuple[bool, bool]:
-        """Of the context term, of the layers: whether ``needs``, one for each tensor, asks for a gradient."""
-        if not self.present[0]:
-            return False, any(needs)
-        return needs[self.layers], any(needs[: self.layers]) or any(needs[self.layers + 1 :])
+    def with_factors(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
+        """The tensors with gains turned into factors, and what the backward pass needs of them.
 
-    def gradients(
-        self, needs: Sequence[bool], d_context_term: Tensor | None, d_w: Tensors, d_b: Tensors, d_s: Tensors
-    ) -> OptionalTensors:
-        """In the order of the tensors, None where not needed. Lists are empty where no layer's gradient is wanted."""
-        if not d_w:
-            return [d_context_term if need else None for need in needs]
-        context = (d_context_term,) if self.present[0] else ()
-        ordered = (*d_w, *context, *d_b, *d_s)
-        return ordered if all(needs) else [g if need else None for g, need in zip(ordered, needs, strict=True)]
+        That is the weights, then the factors and, where they come from gains, the norms that those are divided by.
+        """
+        count = self.layers
+        weights = tensors[:count]
+        scaled = [i for i, there in enumerate(self.present[count + 1 :]) if there]
+        if not scaled:
+            return tensors, weights
+        others, scales = tensors[: -len(scaled)], tensors[-len(scaled) :]
+        if not self.normalized:
+            return tensors, (*weights, *scales)
+        norms = [NORM.on("cpp", weights[i])(weights[i], self.degrees[i], self.degrees[i + 1]) for i in scaled]
+        factors = [row_factors(gain, norm) for gain, norm in zip(scales, norms, strict=True)]
+        return (*others, *factors), (*weights, *factors, *norms)
+
+
+def ready(
+    x: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    fields: list[int],
+    impl: str,
+) -> tuple[NetworkCall, Tensors] | None:
+    """The C++ kernels' call where all is as they take it, recognised at once; None where there is more to be checked.
+
+    ``check_network`` and ``prepared`` would come to the same, but for a small network they take as long as the kernels.
+    """
+    if impl not in ("auto", "cpp") or not backend.runs_plainly():
+        return None
+    weights, biases, scales, degrees, normalized = parameters
+    if degrees is None:
+        degrees = structure.degree_tensors("cpu")
+    found = extension().network_tensors(x, context_term, weights, biases, scales, degrees, fields)
+    if found is None:
+        return None
+    tensors, present = found
+    return NetworkCall(len(weights), present, degrees, fields, normalized), tensors
 
 
 def prepared(
     x: Tensor, context_term: Tensor | None, parameters: MadeParameters, fields: list[int]
-) -> tuple[Tensor, NetworkCall, list[Tensor]]:
+) -> tuple[Tensor, NetworkCall, Tensors]:
     """Rows of samples, and the network's tensors with contiguous rows."""
     weights, biases, scales, degrees, normalized = parameters
     assert degrees is not None
@@ -71,31 +96,16 @@ def prepared(
     return _checks.rows(x, x.shape[-1]), call, tensors
 
 
-def factors(weights: Tensors, scales: OptionalTensors, call: NetworkCall) -> tuple[OptionalTensors, OptionalTensors]:
-    """The rows' factors and, where ``scales`` are gains, the norms that they are divided by."""
-    if not call.normalized:
-        return scales, [None] * call.layers
-    norms = [
-        None if gain is None else NORM.on("cpp", w)(w, call.degrees[i], call.degrees[i + 1])
-        for i, (w, gain) in enumerate(zip(weights, scales, strict=True))
-    ]
-    return [
-        None if gain is None or norm is None else row_factors(gain, norm)
-        for gain, norm in zip(scales, norms, strict=True)
-    ], norms
+def computed(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """``tensors``, all of ``dtype``, in the dtype that the C++ kernels compute in."""
+    return tensors if dtype in (torch.float32, torch.float64) else [t.float() for t in tensors]
 
 
-def save_network(
-    ctx: Any, call: NetworkCall, saved: Tensor, weights: Tensors, scales: OptionalTensors, norms: OptionalTensors
-) -> None:
-    has_scales = any(call.present[call.layers + 1 :])
-    ctx.save_for_backward(saved, *weights, *((*scales, *norms) if has_scales else ()))
+def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:
+    """The tensors' gradients, None for those that nobody needs."""
+    return gradients if all(needs) else [g if need else None for g, need in zip(gradients, needs, strict=True)]
+
+
+def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors) -> None:
+    ctx.save_for_backward(saved, *kept)
     ctx.call = call
-
-
-def saved_network(ctx: Any) -> tuple[Tensor, Tensors, OptionalTensors, OptionalTensors]:
-    """What ``save_network`` was given: activations, weights, row factors and norms."""
-    saved, *rest = ctx.saved_tensors
-    count = ctx.call.layers
-    nothing = [None] * count
-    return saved, rest[:count], rest[count : 2 * count] or nothing, rest[2 * count :] or nothing

@@ -17,27 +17,12 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
-from ._network import LANES, check_kind, check_network, layer_fields, saved_rows, structure_fields
-from ._network_call import NetworkCall, OptionalTensors, Tensors, factors, prepared, save_network, saved_network
+from ._checks import cast
+from ._library import apply, define, extension, needs_grad, once_differentiable
+from ._network import LANES, check_network, saved_rows, structure_fields
+from ._network_call import NetworkCall, OptionalTensors, Tensors, computed, only_needed, prepared, ready, save_network
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
-
-
-def computed(tensors: OptionalTensors, dtype: torch.dtype) -> Any:
-    """``tensors``, all of ``dtype``, in the dtype that the extension computes in."""
-    if dtype is torch.float32 or dtype is torch.float64:
-        return tensors
-    return [None if t is None else t.float() for t in tensors]
-
-
-def all_layer_fields(
-    weights: Tensors, biases: OptionalTensors, scales: OptionalTensors, degrees: Tensors, norms: OptionalTensors
-) -> list[int]:
-    fields: list[int] = []
-    for i, (w, b, s, norm) in enumerate(zip(weights, biases, scales, norms, strict=True)):
-        fields += layer_fields(w, b, s, degrees[i], degrees[i + 1], norm)
-    return fields
 
 
 def saved_shape(n: int, degrees: Tensors, structure: Sequence[int]) -> tuple[int, int, int]:
@@ -46,163 +31,119 @@ def saved_shape(n: int, degrees: Tensors, structure: Sequence[int]) -> tuple[int
 
 
 def fwd_cpu(
-    entry: str,
+    inverse: bool,
     x: Tensor,
-    context_term: Tensor | None,
-    weights: Tensors,
-    biases: OptionalTensors,
-    scales: OptionalTensors,
+    tensors: Tensors,
+    present: Sequence[bool],
     degrees: Tensors,
     structure: Sequence[int],
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs ``entry``, the step or its inverse, which take the same arguments."""
-    n, dtype, alone = x.shape[0], x.dtype, structure[3] == 0
-    point, context = computed((x, context_term), dtype)
-    w, b, s = (computed(part, dtype) for part in (weights, biases, scales))  # alive until the kernel has run
-    out = empty(point, (n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
-    log_det = point.new_empty(0 if alone else n)
-    saved = empty(point, saved_shape(n, degrees, structure) if keep else (0,))
-    getattr(extension(), entry)(
-        point.dtype == torch.float64, all_layer_fields(w, b, s, degrees, [None] * len(w)), list(structure),
-        point.data_ptr(), point.stride(0), 0 if context is None else context.data_ptr(), out.data_ptr(),
-        log_det.data_ptr(), saved.data_ptr() if keep else 0, n,
-    )  # fmt: skip
-    return _checks.cast(out, dtype), log_det, saved
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Runs the step or its ``inverse``, which take the same arguments."""
+    dtype = x.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        x, tensors = x.float(), computed(tensors, dtype)
+    out, log_det, saved = extension().autoregressive_flow_fwd(inverse, x, tensors, present, degrees, structure, keep)
+    return cast(out, dtype), log_det, saved
 
 
 def fwd_fake(
-    x: Tensor,
-    context_term: Any,
-    weights: Any,
-    biases: Any,
-    scales: Any,
-    degrees: Tensors,
-    structure: Sequence[int],
-    keep: bool,
+    x: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Sequence[int], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, alone = x.shape[0], structure[3] == 0
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     out = x.new_empty((n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
-    saved = saved_shape(n, degrees, structure) if keep else (0,)
-    return out, x.new_empty(0 if alone else n, dtype=wide), x.new_empty(saved, dtype=wide)
+    saved = x.new_empty(saved_shape(n, degrees, structure), dtype=wide) if keep else x.new_empty(0)
+    return out, x.new_empty(0 if alone else n, dtype=wide), saved
 
 
-def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fwd_cpu("autoregressive_flow_fwd", *args)
-
-
-Gradients = tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]
+def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    return fwd_cpu(False, *args)
 
 
 def _bwd_cpu(
     d_out: Tensor,
     d_log_det: Tensor,
     saved: Tensor,
-    weights: Tensors,
-    scales: OptionalTensors,
-    norms: OptionalTensors,
+    kept: Tensors,
+    present: Sequence[bool],
+    normalized: bool,
     degrees: Tensors,
     structure: Sequence[int],
-    with_biases: Sequence[bool],
-    with_context: bool,
-    of_layers: bool,
-) -> Gradients:
-    n, dtype = d_out.shape[0], weights[0].dtype
-    g = _checks.compute(d_out)
-    w, s, norms = (computed(part, dtype) for part in (weights, scales, norms))
-    d_x = empty(g, (n, degrees[0].shape[0]))
-    d_context = empty(g, (n, degrees[1].shape[0])) if with_context else g.new_empty(0)
-    d_w, d_b, d_s, targets = [], [], [], [0] * (3 * len(weights))
-    if of_layers:
-        for i, (weight, has_bias, scale) in enumerate(zip(weights, with_biases, scales, strict=True)):
-            d_w.append(empty(g, weight.shape))
-            targets[3 * i] = d_w[-1].data_ptr()
-            if has_bias:
-                d_b.append(g.new_empty(weight.shape[0]))
-                targets[3 * i + 1] = d_b[-1].data_ptr()
-            if scale is not None:
-                d_s.append(g.new_empty(weight.shape[0]))
-                targets[3 * i + 2] = d_s[-1].data_ptr()
-    extension().autoregressive_flow_bwd(
-        g.dtype == torch.float64, all_layer_fields(w, [None] * len(w), s, degrees, norms), list(structure),
-        g.data_ptr(), d_log_det.data_ptr(), saved.data_ptr(), d_x.data_ptr(), d_context.data_ptr(), targets, n,
-    )  # fmt: skip
-    d_w, d_b, d_s = ([_checks.cast(t, dtype) for t in tensors] for tensors in (d_w, d_b, d_s))
-    return _checks.cast(d_x, dtype), _checks.cast(d_context, dtype), d_w, d_b, d_s
+    needs: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    dtype = d_out.dtype
+    if dtype is torch.float32 or dtype is torch.float64:
+        return extension().autoregressive_flow_bwd(
+            d_out, d_log_det, saved, kept, present, normalized, degrees, structure, needs
+        )
+    d_x, gradients = extension().autoregressive_flow_bwd(
+        d_out.float(), d_log_det, saved, computed(kept, dtype), present, normalized, degrees, structure, needs
+    )
+    return d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
 
 
 def _bwd_fake(
     d_out: Tensor,
     d_log_det: Any,
-    saved: Tensor,
-    weights: Tensors,
-    scales: OptionalTensors,
-    norms: Any,
+    saved: Any,
+    kept: Any,
+    present: Sequence[bool],
+    normalized: Any,
     degrees: Tensors,
     structure: Any,
-    with_biases: Sequence[bool],
-    with_context: bool,
-    of_layers: bool,
-) -> Gradients:
-    n, like = d_out.shape[0], weights[0]
-    d_x = like.new_empty((n, degrees[0].shape[0]))
-    d_context = like.new_empty((n, degrees[1].shape[0]) if with_context else 0)
-    if not of_layers:
-        return d_x, d_context, [], [], []
-    d_w = [like.new_empty(w.shape) for w in weights]
-    d_b = [like.new_empty(w.shape[0]) for w, there in zip(weights, with_biases, strict=True) if there]
-    return d_x, d_context, d_w, d_b, [like.new_empty(s.shape) for s in scales if s is not None]
+    needs: Sequence[bool],
+) -> tuple[Tensor, list[Tensor]]:
+    n, (features, *widths) = d_out.shape[0], (d.shape[0] for d in degrees)
+    count = len(widths)
+    shapes: list[tuple[int, ...]] = [(o, i) for o, i in zip(widths, (features, *widths), strict=False)]
+    shapes += [(width,) for width, there in zip((*widths, *widths), present[1:], strict=True) if there]
+    of_layers = any(need for i, need in enumerate(needs) if not (present[0] and i == count))
+    gradients = [d_out.new_empty(shape if of_layers else 0) for shape in shapes]
+    if present[0]:
+        gradients.insert(count, d_out.new_empty((n, widths[0]) if needs[count] else 0))
+    return d_out.new_empty((n, features)), gradients
 
 
-NETWORK = (
-    "Tensor? context_term, Tensor[] weights, Tensor?[] biases, Tensor?[] weight_scales, Tensor[] degrees,"
-    " SymInt[] structure"
-)
+# `tensors`: weights, and what is `present` of the context's term, biases, and factors of the weights' rows.
+NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
     module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake,
 )  # fmt: skip
+# `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
+# whether its gradient is wanted; those of all layers are computed where one of them is.
 BWD = define(
-    "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] weights, Tensor?[] weight_scales,"
-    " Tensor?[] weight_norms, Tensor[] degrees, SymInt[] structure, bool[] with_biases, bool with_context,"
-    " bool of_layers)"
-    " -> (Tensor d_z, Tensor d_context_term, Tensor[] d_weights, Tensor[] d_biases, Tensor[] d_weight_scales)",
+    "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
+    " bool normalized, Tensor[] degrees, SymInt[] structure, bool[] needs) -> (Tensor d_z, Tensor[] d_tensors)",
     module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 
 
 def step_gradients(
-    ctx: Any,
-    d_out: Tensor,
-    d_log_det: Tensor,
-    saved: Tensor,
-    weights: Tensors,
-    scales: OptionalTensors,
-    norms: OptionalTensors,
+    ctx: Any, d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors
 ) -> tuple[Tensor, OptionalTensors]:
     """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
     call, needs = ctx.call, ctx.needs_input_grad[2:]
-    d_x, d_context, *of_layers = BWD.on("cpp", d_out)(
-        d_out, d_log_det, saved, weights, scales, norms, call.degrees, call.fields, call.with_biases,
-        *call.wanted(needs),
-    )  # fmt: skip
-    return d_x, call.gradients(needs, d_context, *of_layers)
+    d_x, gradients = BWD.on("cpp", d_out)(
+        d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
+    )
+    return d_x, only_needed(gradients, needs)
 
 
 class _AutoregressiveFlow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        context_term, w, b, s = call.unflat(tensors)
-        s, norms = factors(w, s, call)
-        out, log_det, saved = FWD.on("cpp", x)(x, context_term, w, b, s, call.degrees, call.fields, True)
-        save_network(ctx, call, saved, w, s, norms)
+        used, kept = call.with_factors(tensors)
+        out, log_det, saved = FWD.on("cpp", x)(x, used, call.present, call.degrees, call.fields, True)
+        save_network(ctx, call, saved, kept)
         return out, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), *saved_network(ctx))
+        saved, *kept = ctx.saved_tensors
+        d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
         return None, d_x, *gradients
 
 
@@ -251,7 +192,6 @@ def autoregressive_flow(
     Returns:
         The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
     """
-    check_kind(kind, structure)
     return _run(z, context_term, parameters, structure, kind, impl)
 
 
@@ -263,6 +203,10 @@ def _run(
     kind: str | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    fields = structure_fields(structure, kind)
+    known = ready(x, context_term, parameters, structure, fields, impl)
+    if known is not None:
+        return _step(x, *known)
     x, context_term, parameters = check_network("x" if kind is None else "z", x, context_term, parameters, structure)
     chosen = backend.resolve(impl, x)
     if chosen == "reference":
@@ -272,15 +216,15 @@ def _run(
     if chosen == "triton":
         return _layer_by_layer(x, context_term, with_factors(parameters, chosen), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
-    x, call, tensors = prepared(x, context_term, parameters, structure_fields(structure, kind))
-    if needs_grad(x, *tensors):
-        out, log_det = apply(_AutoregressiveFlow, call, x, *tensors)
-    else:
-        context_term, w, b, s = call.unflat(tensors)
-        s, _ = factors(w, s, call)
-        out, log_det, _ = FWD.on("cpp", x)(x, context_term, w, b, s, call.degrees, call.fields, False)
+    out, log_det = _step(*prepared(x, context_term, parameters, fields))
     width = structure.output_features if kind is None else d
     return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
+
+
+def _step(x: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    if needs_grad(x, *tensors):
+        return apply(_AutoregressiveFlow, call, x, *tensors)
+    return FWD.on("cpp", x)(x, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
 
 
 def with_factors(parameters: MadeParameters, impl: str) -> MadeParameters:

@@ -13,33 +13,28 @@ from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
-from ._network import check_kind, check_network, structure_fields
-from ._network_call import NetworkCall, OptionalTensors, Tensors, factors, prepared, save_network, saved_network
+from ._library import apply, define, extension, needs_grad, once_differentiable
+from ._network import check_network, structure_fields
+from ._network_call import NetworkCall, Tensors, computed, prepared, ready, save_network
 from .autoregressive_flow import NETWORK, step_gradients
 
 
-def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return autoregressive_flow.fwd_cpu("autoregressive_inverse_fwd", *args)
+def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    return autoregressive_flow.fwd_cpu(True, *args)
 
 
 def _bwd_cpu(
     d_x: Tensor,
     d_log_det: Tensor,
     saved: Tensor,
-    weights: Tensors,
-    scales: OptionalTensors,
+    kept: Tensors,
+    present: Sequence[bool],
     degrees: Tensors,
     structure: Sequence[int],
 ) -> Tensor:
-    g = _checks.compute(d_x)
-    d_z = empty(g, g.shape)
-    w, s = (autoregressive_flow.computed(part, weights[0].dtype) for part in (weights, scales))
-    nothing = [None] * len(w)
-    extension().autoregressive_inverse_bwd(
-        g.dtype == torch.float64, autoregressive_flow.all_layer_fields(w, nothing, s, degrees, nothing),
-        list(structure), g.data_ptr(), d_log_det.data_ptr(), saved.data_ptr(), d_z.data_ptr(), g.shape[0],
-    )  # fmt: skip
+    d_z = extension().autoregressive_inverse_bwd(
+        _checks.compute(d_x), d_log_det, saved, computed(kept, d_x.dtype), present, degrees, structure
+    )
     return _checks.cast(d_z, d_x.dtype)
 
 
@@ -48,8 +43,8 @@ FWD = define(
     module="autoregressive_inverse", cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake,
 )  # fmt: skip
 BWD = define(
-    "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] weights,"
-    " Tensor?[] weight_scales, Tensor[] degrees, SymInt[] structure) -> Tensor d_z",
+    "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
+    " Tensor[] degrees, SymInt[] structure) -> Tensor d_z",
     module="autoregressive_inverse", cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape),
 )  # fmt: skip
 
@@ -59,21 +54,20 @@ class _AutoregressiveInverse(torch.autograd.Function):
     # comes through log_det), and parameters get the gradient of F for the upstream (-d_z, -d_log_det).
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        context_term, w, b, s = call.unflat(tensors)
-        s, norms = factors(w, s, call)
-        x, log_det, saved = FWD.on("cpp", z)(z, context_term, w, b, s, call.degrees, call.fields, True)
-        save_network(ctx, call, saved, w, s, norms)
+        used, kept = call.with_factors(tensors)
+        x, log_det, saved = FWD.on("cpp", z)(z, used, call.present, call.degrees, call.fields, True)
+        save_network(ctx, call, saved, kept)
         return x, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
-        saved, w, s, norms = saved_network(ctx)
-        needs, d_log_det = ctx.needs_input_grad[2:], d_log_det.contiguous()
-        d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, w, s, ctx.call.degrees, ctx.call.fields)
+        saved, *kept = ctx.saved_tensors
+        call, needs, d_log_det = ctx.call, ctx.needs_input_grad[2:], d_log_det.contiguous()
+        d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
         if not any(needs):
             return None, d_z, *(None,) * len(needs)
-        return None, d_z, *step_gradients(ctx, -d_z, -d_log_det, saved, w, s, norms)[1]
+        return None, d_z, *step_gradients(ctx, -d_z, -d_log_det, saved, kept)[1]
 
 
 class _TritonInverse(torch.autograd.Function):
@@ -150,7 +144,10 @@ def autoregressive_inverse(
         Exact up to rounding, which each feature passes on to the later ones. Where 1 / a(s) meets large points the
         result overflows to inf, as the reference's does. Differentiable once (the reference, any number of times).
     """
-    check_kind(kind, structure)
+    fields = structure_fields(structure, kind)
+    known = ready(z, context_term, parameters, structure, fields, impl)
+    if known is not None:
+        return _solve(z, *known)
     z, context_term, parameters = check_network("z", z, context_term, parameters, structure)
     chosen = backend.resolve(impl, z)
     if chosen == "reference":
@@ -158,13 +155,15 @@ def autoregressive_inverse(
     batch, d = z.shape[:-1], z.shape[-1]
     if chosen == "triton":
         parameters = autoregressive_flow.with_factors(parameters, chosen)
-    z, call, tensors = prepared(z, context_term, parameters, structure_fields(structure, kind))
+    z, call, tensors = prepared(z, context_term, parameters, fields)
     if chosen == "triton":
         x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
-    elif needs_grad(z, *tensors):
-        x, log_det = apply(_AutoregressiveInverse, call, z, *tensors)
     else:
-        context_term, w, b, s = call.unflat(tensors)
-        s, _ = factors(w, s, call)
-        x, log_det, _ = FWD.on("cpp", z)(z, context_term, w, b, s, call.degrees, call.fields, False)
+        x, log_det = _solve(z, call, tensors)
     return _checks.shaped(x, (*batch, d)), _checks.shaped(log_det, batch)
+
+
+def _solve(z: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    if needs_grad(z, *tensors):
+        return apply(_AutoregressiveInverse, call, z, *tensors)
+    return FWD.on("cpp", z)(z, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]

@@ -10,12 +10,8 @@ from torch import Tensor
 from .. import backend
 from ..reference import masked_linear as reference
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
-from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees, layer_fields
-
-
-def _computed(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else _checks.compute(t) for t in tensors]
+from ._library import apply, define, extension, needs_grad, once_differentiable
+from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 
 
 def _fwd_cpu(
@@ -27,18 +23,12 @@ def _fwd_cpu(
     out_degrees: Tensor,
     activation: str,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype, (n, out) = x.dtype, (x.shape[0], weight.shape[0])
-    x, w = _checks.compute(x), _checks.compute(weight)
-    b, s = _computed(bias, weight_scale)
-    y = empty(x, (n, out))
-    keep = keep and activation in NEED_PRE
-    pre = empty(x, (n, out)) if keep else x.new_empty(0)
-    extension().masked_linear_fwd(
-        x.dtype == torch.float64, layer_fields(w, b, s, in_degrees, out_degrees), ACTIVATION_IDS[activation],
-        x.data_ptr(), x.stride(0), y.data_ptr(), pre.data_ptr() if keep else 0, n,
-    )  # fmt: skip
-    return _checks.cast(y, dtype), pre
+) -> tuple[Tensor, Tensor | None]:
+    tensors = _checks.computed((x, weight, bias, weight_scale), x.dtype)
+    y, pre = extension().masked_linear_fwd(
+        *tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], keep and activation in NEED_PRE
+    )
+    return _checks.cast(y, x.dtype), pre
 
 
 def _fwd_fake(
@@ -53,8 +43,7 @@ def _fwd_fake(
 ) -> tuple[Tensor, Tensor]:
     y = x.new_empty((x.shape[0], weight.shape[0]))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    kept = keep and activation in NEED_PRE
-    return y, y.new_empty(y.shape if kept else 0, dtype=wide)
+    return y, y.new_empty(y.shape, dtype=wide) if keep and activation in NEED_PRE else x.new_empty(0)
 
 
 def _bwd_cpu(
@@ -67,23 +56,10 @@ def _bwd_cpu(
     out_degrees: Tensor,
     activation: str,
     has_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = x.dtype
-    g, at, x, w = (_checks.compute(t) for t in (d_y, at, x, weight))
-    (s,) = _computed(weight_scale)
-    d_x, d_weight = empty(x, x.shape), empty(x, w.shape)
-    d_bias, d_scale = x.new_empty(w.shape[0] if has_bias else 0), x.new_empty(w.shape[0] if s is not None else 0)
-    extension().masked_linear_bwd(
-        x.dtype == torch.float64, layer_fields(w, None, s, in_degrees, out_degrees), ACTIVATION_IDS[activation],
-        g.data_ptr(), at.data_ptr(), x.data_ptr(), x.stride(0), d_x.data_ptr(), d_weight.data_ptr(),
-        d_bias.data_ptr() if has_bias else 0, 0 if s is None else d_scale.data_ptr(), x.shape[0],
-    )  # fmt: skip
-    d_x, d_weight, d_bias, d_scale = (_checks.cast(t, dtype) for t in (d_x, d_weight, d_bias, d_scale))
-    return d_x, d_weight, d_bias, d_scale
-
-
-def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(args[2].new_empty(0) if t is None else t for t in launcher(*args))
+) -> tuple[Tensor | None, ...]:
+    tensors = _checks.computed((d_y, at, x, weight, weight_scale), x.dtype)
+    gradients = extension().masked_linear_bwd(*tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], has_bias)
+    return tuple([None if t is None else _checks.cast(t, x.dtype) for t in gradients])
 
 
 def _bwd_fake(
@@ -103,21 +79,13 @@ def _bwd_fake(
 
 
 def _norm_cpu(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    w = _checks.compute(weight)
-    norm = w.new_empty(w.shape[0])
-    fields = layer_fields(w, None, None, in_degrees, out_degrees)
-    extension().masked_norm_fwd(w.dtype == torch.float64, fields, norm.data_ptr())
+    norm = extension().masked_norm_fwd(_checks.compute(weight), in_degrees, out_degrees)
     return _checks.cast(norm, weight.dtype)
 
 
 def _norm_bwd_cpu(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    g, norm, w = (_checks.compute(t) for t in (d_norm, norm, weight))
-    d_weight = empty(w, w.shape)
-    extension().masked_norm_bwd(
-        w.dtype == torch.float64, layer_fields(w, None, None, in_degrees, out_degrees), g.data_ptr(), norm.data_ptr(),
-        d_weight.data_ptr(),
-    )  # fmt: skip
-    return _checks.cast(d_weight, weight.dtype)
+    tensors = _checks.computed((d_norm, norm, weight), weight.dtype)
+    return _checks.cast(extension().masked_norm_bwd(*tensors, in_degrees, out_degrees), weight.dtype)
 
 
 FWD = define(
@@ -129,7 +97,7 @@ BWD = define(
     "masked_linear_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? weight_scale, Tensor in_degrees,"
     " Tensor out_degrees, str activation, bool has_bias)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias, Tensor d_weight_scale)",
-    module="masked_linear", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
+    module="masked_linear", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 NORM = define(
     "masked_norm_fwd(Tensor weight, Tensor in_degrees, Tensor out_degrees) -> Tensor norm",

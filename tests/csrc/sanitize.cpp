@@ -139,18 +139,6 @@ struct NetworkInputs {
   }
 };
 
-// As csrc/network.h lays them out.
-template <class T>
-int64_t saved_rows(const NetworkInputs<T>& in) {
-  int64_t rows = in.sizes.front() + in.sizes.back();
-  const int64_t hidden = static_cast<int64_t>(in.sizes.size()) - 2;
-  for (int64_t l = 0; l < hidden; ++l) {
-    if (in.spec.activation >= 5 || (in.spec.residual && l % 2 == 0)) rows += in.sizes[l + 1];
-    if (!in.spec.residual || l < hidden - 1) rows += in.sizes[l + 1];
-  }
-  return rows;
-}
-
 template <class T>
 std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in, const T* points, const T* context,
                            const T* upstream, int64_t n) {
@@ -158,7 +146,8 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
   const int64_t d = spec.features, outputs = in.sizes.back(), width = in.sizes[1];
   const bool alone = spec.kind == 0;
   Results<T> r;
-  const int64_t out_size = n * (alone ? outputs : d), saved_size = (n + 63) / 64 * saved_rows(in) * 64;
+  const int64_t out_size = n * (alone ? outputs : d),
+                saved_size = (n + 63) / 64 * kernels.autoregressive_flow.saved_rows(spec) * 64;
   auto out = r.array(out_size), log_det = r.array(n), d_x = r.array(n * d), d_context = r.array(n * width);
   auto saved = r.array(saved_size);
   std::vector<std::unique_ptr<T[]>> gradients;

@@ -75,7 +75,9 @@ def network_arguments() -> dict[str, tuple]:
     weights = [torch.randn(width, d), torch.randn(2 * d, width)]
     biases, scales = [torch.randn(width), None], [None, torch.rand(2 * d)]
     structure = [d, 2, 6, 1, 0, 0]  # two parameters of each feature, silu, gated
-    network = (context, weights, biases, scales, degrees, structure)
+    kept = (*weights, scales[1])
+    present = [True, True, False, False, True]
+    network = ((*weights, context, biases[0], scales[1]), present, degrees, structure)
     saved, log_det = torch.rand(1, d + 2 * width + 2 * d, 64), torch.randn(n)
     on_device = [t.to(KERNEL) for t in (x, weights[0], biases[0], *degrees[:2], y)]
     x_there, weight, bias, in_degrees, out_degrees, d_y = on_device
@@ -88,21 +90,20 @@ def network_arguments() -> dict[str, tuple]:
         "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False),
         "affine_flow_bwd": (x_there, x_there[:, 0].clone(), *(x_there.clone() for _ in range(3)), "gated", True),
         "autoregressive_flow_fwd": (x, *network, True),
-        "autoregressive_flow_bwd": (
+        "autoregressive_flow_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5),
+        "autoregressive_flow_bwd context": (
             x,
             log_det,
             saved,
-            weights,
-            scales,
-            [None, None],
+            kept,
+            present,
+            False,
             degrees,
             structure,
-            [True, False],
-            True,
-            True,
+            [False, False, True, False, False],
         ),
         "autoregressive_inverse_fwd": (x, *network, True),
-        "autoregressive_inverse_bwd": (x, log_det, saved, weights, scales, degrees, structure),
+        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, degrees, structure),
     }
 
 

@@ -1,0 +1,151 @@
+#include "tensors.h"
+
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+#include <new>
+
+#include "memory.h"
+
+namespace nb = nanobind;
+
+namespace fastvae {
+namespace {
+
+// The part that is used here of DLPack's structures and functions, version 1 (github.com/dmlc/dlpack, dlpack.h).
+struct DlDevice {
+  int32_t type, id;
+};
+struct DlType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
+struct DlTensor {
+  void* data;
+  DlDevice device;
+  int32_t dims;
+  DlType type;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DlExchange {
+  uint32_t major, minor;
+  DlExchange* previous;
+  void *allocate, *from_object, *to_object;
+  int (*view)(void* object, DlTensor* to);
+  void* current_stream;
+};
+constexpr int32_t kDlCpu = 1;
+constexpr uint8_t kDlInt = 0, kDlFloat = 2;
+
+// What is asked of torch once; never given back, as tensors may outlive every static object.
+struct Torch {
+  PyTypeObject *tensor, *parameter;
+  nb::object float32, float64, int64, deterministic;
+  const DlExchange* exchange = nullptr;
+  bool wanted = true;
+
+  Torch() {
+    const nb::module_ torch = nb::module_::import_("torch");
+    const nb::object type = torch.attr("Tensor");
+    tensor = reinterpret_cast<PyTypeObject*>(type.ptr());
+    parameter = reinterpret_cast<PyTypeObject*>(torch.attr("nn").attr("Parameter").ptr());
+    float32 = torch.attr("float32"), float64 = torch.attr("float64"), int64 = torch.attr("int64");
+    deterministic = torch.attr("are_deterministic_algorithms_enabled");
+    const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
+    if (!PyCapsule_CheckExact(capsule.ptr())) return;
+    const auto* found =
+        static_cast<const DlExchange*>(PyCapsule_GetPointer(capsule.ptr(), PyCapsule_GetName(capsule.ptr())));
+    if (!found) throw nb::python_error();
+    if (found->major == 1) exchange = found;
+  }
+};
+
+Torch& torch() {
+  static Torch* const instance = new Torch;
+  return *instance;
+}
+
+bool view_by_exchange(const DlExchange& exchange, nb::handle tensor, TensorView& view) {
+  DlTensor t;
+  if (exchange.view(tensor.ptr(), &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  if (t.device.type != kDlCpu || t.dims > TensorView::kMostDims) return false;
+  view.data = static_cast<char*>(t.data) + t.byte_offset;
+  view.dims = t.dims;
+  for (int i = 0; i < t.dims; ++i) view.shape[i] = t.shape[i], view.stride[i] = t.strides[i];
+  if (t.type.lanes == 1 && t.type.code == kDlFloat && t.type.bits == 32) view.scalar = Scalar::kFloat;
+  if (t.type.lanes == 1 && t.type.code == kDlFloat && t.type.bits == 64) view.scalar = Scalar::kDouble;
+  if (t.type.lanes == 1 && t.type.code == kDlInt && t.type.bits == 64) view.scalar = Scalar::kInt64;
+  return true;
+}
+
+bool view_by_methods(const Torch& torch, nb::handle tensor, TensorView& view) {
+  if (!nb::cast<bool>(tensor.attr("is_cpu"))) return false;
+  const nb::tuple shape(tensor.attr("shape")), stride(tensor.attr("stride")());
+  if (shape.size() > TensorView::kMostDims) return false;
+  view.data = reinterpret_cast<void*>(nb::cast<uintptr_t>(tensor.attr("data_ptr")()));
+  view.dims = static_cast<int>(shape.size());
+  for (int i = 0; i < view.dims; ++i)
+    view.shape[i] = nb::cast<int64_t>(shape[i]), view.stride[i] = nb::cast<int64_t>(stride[i]);
+  const nb::object dtype = tensor.attr("dtype");
+  if (dtype.is(torch.float32)) view.scalar = Scalar::kFloat;
+  if (dtype.is(torch.float64)) view.scalar = Scalar::kDouble;
+  if (dtype.is(torch.int64)) view.scalar = Scalar::kInt64;
+  return true;
+}
+
+}  // namespace
+
+bool try_view(nb::handle tensor, TensorView& view) {
+  view = {};
+  if (tensor.is_none()) return true;
+  const Torch& t = torch();
+  // Subclasses may stand for something else than numbers in memory.
+  if (Py_TYPE(tensor.ptr()) != t.tensor && Py_TYPE(tensor.ptr()) != t.parameter) return false;
+  view.given = true;
+  return t.exchange && t.wanted ? view_by_exchange(*t.exchange, tensor, view) : view_by_methods(t, tensor, view);
+}
+
+TensorView view(nb::handle tensor) {
+  TensorView found;
+  if (!try_view(tensor, found)) throw nb::type_error("the extension takes plain tensors in the memory of the CPU");
+  return found;
+}
+
+nb::object new_tensor(nb::handle like, const TensorView& like_view, std::span<const int64_t> shape) {
+  // Outputs from this size on: the first touch of fresh pages would cost more than the kernel that fills them.
+  constexpr int64_t block_bytes = 1 << 20;
+  int64_t bytes = like_view.is_double() ? sizeof(double) : sizeof(float);
+  for (const int64_t size : shape) bytes *= size;
+  // Under deterministic algorithms torch fills what it allocates.
+  if (bytes >= block_bytes && !nb::cast<bool>(torch().deterministic())) {
+    void* data = take_block(static_cast<size_t>(bytes));
+    if (!data) throw std::bad_alloc();
+    const nb::capsule owner(data, [](void* block) noexcept { give_back(block); });
+    size_t sizes[TensorView::kMostDims];
+    std::copy(shape.begin(), shape.end(), sizes);
+    return nb::cast(nb::ndarray<nb::pytorch, nb::c_contig>(
+        data, shape.size(), sizes, owner, nullptr, like_view.is_double() ? nb::dtype<double>() : nb::dtype<float>()));
+  }
+  static PyObject* const name = PyUnicode_InternFromString("new_empty");
+  // The tensor itself, then sizes as arguments of their own, for which torch takes less time than for a tuple.
+  PyObject* arguments[1 + TensorView::kMostDims] = {like.ptr()};
+  nb::object numbers[TensorView::kMostDims];
+  for (size_t i = 0; i < shape.size(); ++i) {
+    numbers[i] = nb::int_(shape[i]);
+    arguments[i + 1] = numbers[i].ptr();
+  }
+  PyObject* made = PyObject_VectorcallMethod(name, arguments, 1 + shape.size(), nullptr);
+  if (!made) throw nb::python_error();
+  return nb::steal(made);
+}
+
+bool use_exchange(bool wanted) {
+  torch().wanted = wanted;
+  return wanted && torch().exchange;
+}
+
+}  // namespace fastvae

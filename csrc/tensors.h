@@ -1,0 +1,69 @@
+// Torch's tensors as arguments and results of bindings. No header of torch's is needed: tensors are read through the
+// table of C functions that torch >= 2.10 hands out for them (DLPack's exchange API, 50 ns a tensor, where one method
+// of its Python object takes twice that), and by their methods where there is none.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+
+namespace fastvae {
+
+enum class Scalar { kOther, kFloat, kDouble, kInt64 };
+
+// A tensor of up to three dimensions in the memory of the CPU; without data where None was given.
+struct TensorView {
+  static constexpr int kMostDims = 3;
+
+  void* data = nullptr;
+  Scalar scalar = Scalar::kOther;
+  int dims = 0;
+  int64_t shape[kMostDims] = {}, stride[kMostDims] = {};
+  bool given = false;
+
+  bool is_double() const { return scalar == Scalar::kDouble; }
+  bool is_real() const { return scalar == Scalar::kFloat || scalar == Scalar::kDouble; }
+  // Whether the numbers of the last dimension lie side by side; where there is one at most they do.
+  bool contiguous_rows() const { return dims == 0 || stride[dims - 1] == 1 || shape[dims - 1] <= 1; }
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// False for what is no plain tensor (or parameter) in the memory of the CPU; None is an absent one.
+bool try_view(nanobind::handle tensor, TensorView& view);
+// The same, or TypeError.
+TensorView view(nanobind::handle tensor);
+
+// An uninitialised tensor of `like`'s dtype; `like` is float32 or float64. Large ones live in blocks of the pool.
+nanobind::object new_tensor(nanobind::handle like, const TensorView& like_view, std::span<const int64_t> shape);
+inline nanobind::object new_tensor(nanobind::handle like, const TensorView& like_view,
+                                   std::initializer_list<int64_t> shape) {
+  return new_tensor(like, like_view, std::span<const int64_t>(shape.begin(), shape.size()));
+}
+
+// Whether torch's table is used where there is one; tests try both ways. Returns whether it is used now.
+bool use_exchange(bool wanted);
+
+// The items of a list or tuple.
+class Items {
+ public:
+  explicit Items(nanobind::handle sequence)
+      : fast_(nanobind::steal(PySequence_Fast(sequence.ptr(), "expected a list or tuple"))) {
+    if (!fast_.is_valid()) throw nanobind::python_error();
+  }
+  size_t size() const { return static_cast<size_t>(PySequence_Fast_GET_SIZE(fast_.ptr())); }
+  nanobind::handle operator[](size_t i) const {
+    if (i >= size()) throw nanobind::index_error("a list is too short");
+    return PySequence_Fast_GET_ITEM(fast_.ptr(), static_cast<Py_ssize_t>(i));
+  }
+
+ private:
+  nanobind::object fast_;
+};
+
+}  // namespace fastvae
