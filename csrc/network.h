@@ -83,19 +83,18 @@ class Network : public RowLayout {
     T* pre = hidden[l].pre < 0 ? nullptr : block + hidden[l].pre * kLanes;
     T* post = hidden[l].post < 0 ? nullptr : block + hidden[l].post * kLanes;
     T* sums = pre ? pre : post;
-    multiply_rows(s, block + input_rows(l) * kLanes, begin, end, lanes,
-                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-                    Vector h = sum * s.scale(r) + s.bias(r);
-                    if (l == 0 && context_term) h += load(context_term + r * kLanes + lane);
-                    if (carried) h += load(carried + r * kLanes + lane);
-                    store(sums + r * kLanes + lane, h);
-                  });
-    if (!post) return;
-    with_activation(activation, [&](auto a) {
-      each_vector<T>(begin, end, lanes, [&](int64_t at) FASTVAE_INLINE_LAMBDA {
-        store(post + at, activate<decltype(a)::value>(load(sums + at)));
-      });
-    });
+    const auto activated = [&](int64_t from, int64_t to) {
+      if (post) activate_rows(from, to, lanes, sums, post);
+    };
+    multiply_rows(
+        s, block + input_rows(l) * kLanes, begin, end, lanes,
+        [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+          Vector h = sum * s.scale(r) + s.bias(r);
+          if (l == 0 && context_term) h += load(context_term + r * kLanes + lane);
+          if (carried) h += load(carried + r * kLanes + lane);
+          store(sums + r * kLanes + lane, h);
+        },
+        activated);
   }
 
   // Outputs [begin, end) of the last layer, by degree.
@@ -134,6 +133,7 @@ class Network : public RowLayout {
     multiply_columns(next, d_next, begin, end, lanes, [&](int64_t u, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
       store(out + u * kLanes + lane, sum);
     });
+    // A pass of its own: what it reads comes from far away, and is fetched ahead best in one stream.
     if (!last_stream)
       with_activation(activation, [&](auto a) {
         each_vector<T>(begin, end, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
@@ -153,6 +153,16 @@ class Network : public RowLayout {
   bool residual;
 
  private:
+  // Not inlined: products have many kinds of tiles, each of which would get a copy for every activation.
+  __attribute__((noinline)) void activate_rows(int64_t begin, int64_t end, LaneRange lanes, const T* pre,
+                                               T* post) const {
+    with_activation(activation, [&](auto a) {
+      each_vector<T>(begin, end, lanes, [&](int64_t at) FASTVAE_INLINE_LAMBDA {
+        store(post + at, activate<decltype(a)::value>(load(pre + at)));
+      });
+    });
+  }
+
   bool interleaved_;
   int64_t params_per_feature_;
 };

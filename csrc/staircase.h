@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "lanes.h"
@@ -41,9 +42,9 @@ struct Order {
   LocalVector<int32_t> order, place;
 
   Order(const int64_t* degrees, int64_t count) {
-    bool ascending = true;
-    for (int64_t u = 1; u < count; ++u) ascending &= degrees[u - 1] <= degrees[u];
-    if (ascending) return;
+    int64_t descents = 0;  // counted to the end, which vectorises
+    for (int64_t u = 1; u < count; ++u) descents += degrees[u - 1] > degrees[u];
+    if (descents == 0) return;
     order.resize(count), place.resize(count);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return degrees[a] < degrees[b]; });
@@ -66,15 +67,15 @@ class Staircase {
         prefix(layer.out),
         first_output(layer.in + 1),
         rows(layer.out + kAhead) {
-    int64_t seen = 0, unit = 0;
+    int64_t seen = 0;
     for (int64_t r = 0; r < layer.out; ++r) {
       const int64_t output = outputs.at(r), degree = layer.out_degrees[output];
-      while (seen < layer.in && layer.in_degrees[inputs.at(seen)] <= degree) ++seen;
+      for (; seen < layer.in && layer.in_degrees[inputs.at(seen)] <= degree; ++seen)
+        first_output[seen] = static_cast<int32_t>(r);
       prefix[r] = static_cast<int32_t>(seen);
-      for (; unit < seen; ++unit) first_output[unit] = static_cast<int32_t>(r);
       rows[r] = layer.weight + output * layer.stride;
     }
-    for (; unit <= layer.in; ++unit) first_output[unit] = static_cast<int32_t>(layer.out);
+    for (; seen <= layer.in; ++seen) first_output[seen] = static_cast<int32_t>(layer.out);
     std::fill(rows.begin() + layer.out, rows.end(), layer.weight);
   }
 
@@ -88,11 +89,19 @@ class Staircase {
   LocalVector<const T*> rows;         // of the weight, by sorted output
 };
 
-template <int count, int vectors, class T>
-FASTVAE_INLINE void multiply_add(const T* a, const T* in, typename Simd<T>::Vector (&acc)[count][vectors]) {
+// Calls body<0>(), ..., body<count - 1>().
+template <int count, class Body>
+FASTVAE_INLINE void each_number(const Body& body) {
+  [&]<int... number>(std::integer_sequence<int, number...>)
+      FASTVAE_INLINE_LAMBDA { (body.template operator()<number>(), ...); }(std::make_integer_sequence<int, count>{});
+}
+
+// acc[h] += a[h] * in for rows [first, first + count) of the accumulators.
+template <int first, int count, int rows, int vectors, class T>
+FASTVAE_INLINE void multiply_add(const T* a, const T* in, typename Simd<T>::Vector (&acc)[rows][vectors]) {
   typename Simd<T>::Vector b[vectors];
   for (int v = 0; v < vectors; ++v) b[v] = load(in + v * Simd<T>::kWidth);
-  for (int h = 0; h < count; ++h)
+  for (int h = first; h < first + count; ++h)
     for (int v = 0; v < vectors; ++v) acc[h][v] += a[h] * b[v];
 }
 
@@ -103,19 +112,16 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
   const T* w[count];
   for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
   const int32_t* order = s.inputs.order.data();
-  const int64_t whole = s.prefix[r], end = s.prefix[r + count - 1];
-  for (int64_t k = 0; k < whole; ++k) {
-    const int64_t i = sorted ? k : order[k];
-    T a[count];
-    for (int h = 0; h < count; ++h) a[h] = w[h][i];
-    multiply_add<count, vectors>(a, in + k * kLanes, acc);
-  }
-  for (int64_t k = whole; k < end; ++k) {
-    const int64_t i = sorted ? k : order[k];
-    T a[count];
-    for (int h = 0; h < count; ++h) a[h] = k < s.prefix[r + h] ? w[h][i] : T(0);
-    multiply_add<count, vectors>(a, in + k * kLanes, acc);
-  }
+  int64_t k = 0;
+  // On the stairs fewer and fewer of the rows see an input: those from `first` on.
+  each_number<count>([&]<int first>() FASTVAE_INLINE_LAMBDA {
+    for (const int64_t end = s.prefix[r + first]; k < end; ++k) {
+      const int64_t i = sorted ? k : order[k];
+      T a[count];
+      for (int h = first; h < count; ++h) a[h] = w[h][i];
+      multiply_add<first, count - first>(a, in + k * kLanes, acc);
+    }
+  });
   for (int h = 0; h < count; ++h)
     for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, acc[h][v]);
 }
@@ -126,18 +132,21 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
   typename Simd<T>::Vector acc[count][vectors] = {};
   int64_t column[count];
   for (int h = 0; h < count; ++h) column[h] = s.inputs.at(k + h);
-  const int64_t whole = s.first_output[k + count - 1];
-  for (int64_t r = s.first_output[k]; r < whole; ++r) {
-    T a[count];
-    for (int h = 0; h < count; ++h) a[h] = k + h < s.prefix[r] ? s.rows[r][column[h]] : T(0);
-    multiply_add<count, vectors>(a, d_out + r * kLanes, acc);
-  }
-  for (int64_t r = whole; r < s.layer.out; ++r) {
+  int64_t r = s.first_output[k];
+  // On the stairs an output sees the first inputs only.
+  each_number<count - 1>([&]<int last>() FASTVAE_INLINE_LAMBDA {
+    for (const int64_t end = s.first_output[k + last + 1]; r < end; ++r) {
+      T a[count];
+      for (int h = 0; h <= last; ++h) a[h] = s.rows[r][column[h]];
+      multiply_add<0, last + 1>(a, d_out + r * kLanes, acc);
+    }
+  });
+  for (; r < s.layer.out; ++r) {
     const T* row = s.rows[r];
     __builtin_prefetch(s.rows[r + kAhead] + (sorted ? k : column[0]));
     T a[count];
     for (int h = 0; h < count; ++h) a[h] = row[sorted ? k + h : column[h]];
-    multiply_add<count, vectors>(a, d_out + r * kLanes, acc);
+    multiply_add<0, count>(a, d_out + r * kLanes, acc);
   }
   for (int h = 0; h < count; ++h)
     for (int v = 0; v < vectors; ++v) finish(k + h, v * Simd<T>::kWidth, acc[h][v]);
@@ -155,40 +164,50 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
   for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
 }
 
-template <class T, class Tile>
-FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile) {
+// done(begin, end) follows each group of rows, which the nearest cache still holds.
+template <class T, class Tile, class Done>
+FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile, const Done& done) {
   int64_t row = begin;
-  for (; row + kTileRows <= end; row += kTileRows) tile_lanes<kTileRows, T>(row, lanes, tile);
-  for (; row + 2 <= end; row += 2) tile_lanes<2, T>(row, lanes, tile);
-  if (row < end) tile_lanes<1, T>(row, lanes, tile);
+  for (; row + kTileRows <= end; row += kTileRows)
+    tile_lanes<kTileRows, T>(row, lanes, tile), done(row, row + kTileRows);
+  for (; row + 2 <= end; row += 2) tile_lanes<2, T>(row, lanes, tile), done(row, row + 2);
+  if (row < end) tile_lanes<1, T>(row, lanes, tile), done(row, end);
 }
 
-// (W o M) in, for outputs [begin, end): finish(output, lane, sum).
-template <class T, class Finish>
+// (W o M) in, for outputs [begin, end): finish(output, lane, sum), and done(begin, end) for each group of them.
+template <class T, class Finish, class Done>
 void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
-                   const Finish& finish) {
-  tile_rows<T>(begin, end, lanes, [&]<int count, int vectors>(int64_t r, int64_t lane) {
+                   const Finish& finish, const Done& done) {
+  const auto tile = [&]<int count, int vectors>(int64_t r, int64_t lane) {
     const auto at_lane = [&](int64_t row, int64_t offset, typename Simd<T>::Vector sum)
                              FASTVAE_INLINE_LAMBDA { finish(row, lane + offset, sum); };
     if (s.inputs.sorted())
       forward_tile<count, vectors, true>(s, in + lane, r, at_lane);
     else
       forward_tile<count, vectors, false>(s, in + lane, r, at_lane);
-  });
+  };
+  tile_rows<T>(begin, end, lanes, tile, done);
+}
+
+template <class T, class Finish>
+void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
+                   const Finish& finish) {
+  multiply_rows(s, in, begin, end, lanes, finish, [](int64_t, int64_t) {});
 }
 
 // (W o M)^T d_out, for inputs [begin, end): finish(input, lane, sum).
 template <class T, class Finish>
 void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int64_t end, LaneRange lanes,
                       const Finish& finish) {
-  tile_rows<T>(begin, end, lanes, [&]<int count, int vectors>(int64_t k, int64_t lane) {
+  const auto tile = [&]<int count, int vectors>(int64_t k, int64_t lane) {
     const auto at_lane = [&](int64_t unit, int64_t offset, typename Simd<T>::Vector sum)
                              FASTVAE_INLINE_LAMBDA { finish(unit, lane + offset, sum); };
     if (s.inputs.sorted())
       backward_tile<count, vectors, true>(s, d_out + lane, k, at_lane);
     else
       backward_tile<count, vectors, false>(s, d_out + lane, k, at_lane);
-  });
+  };
+  tile_rows<T>(begin, end, lanes, tile, [](int64_t, int64_t) {});
 }
 
 }  // namespace

@@ -53,6 +53,15 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
   constexpr int64_t width = Simd<T>::kWidth;
   const int64_t columns = std::min(kPanel<T>, s.layer.in - first);
   const bool streaming = s.inputs.sorted() && !s.layer.scale && streams(d_weight, s.layer.out, s.layer.in);
+  if constexpr (vectors == kTileVectors) {
+    // Most of a large layer: nothing masked, nothing beyond the last input.
+    if (s.inputs.sorted() && !streaming && s.prefix[r] >= first + kPanel<T>) {
+      for (int h = 0; h < count; ++h)
+        for (int v = 0; v < vectors; ++v)
+          store(d_weight + s.outputs.at(r + h) * s.layer.in + first + v * width, acc[h][v]);
+      return;
+    }
+  }
   for (int h = 0; h < count; ++h) {
     T* row = d_weight + s.outputs.at(r + h) * s.layer.in;
     const int64_t kept = s.prefix[r + h] - first;
@@ -85,7 +94,7 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
     for (int64_t lane = 0; lane < lanes; ++lane) {
       T a[count];
       for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
-      multiply_add<count, vectors>(a, x + lane * kPanel<T>, acc);
+      multiply_add<0, count>(a, x + lane * kPanel<T>, acc);
     }
   }
   store_gradient<count, vectors>(s, r, first, acc, d_weight);
@@ -115,16 +124,26 @@ void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int
   for (; r < end; ++r) gradient_tile<1>(s, d_out, panel, r, first, d_weight);
 }
 
-// The sum over samples of row r.
+// Sums over samples of rows [begin, end), as many at once as a vector holds: alone, each would be folded up by itself.
 template <class T>
-T sum_samples(Blocks<T> blocks, int64_t r) {
-  typename Simd<T>::Vector total{};
-  for (int64_t block = 0; block < blocks.count(); ++block) {
-    const T* row = blocks.data + block * blocks.stride + r * kLanes;
-    const int64_t lanes = blocks.lanes_of(block);
-    for (int64_t lane = 0; lane < lanes; lane += Simd<T>::kWidth) total += load_up_to(row + lane, lanes - lane);
+void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t end, T* d_bias) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  for (int64_t r = begin; r < end; r += width) {
+    const int64_t rows = std::min(width, end - r);
+    typename Simd<T>::Vector totals[width] = {};
+    for (int64_t block = 0; block < blocks.count(); ++block) {
+      const T* first = blocks.data + block * blocks.stride + r * kLanes;
+      const int64_t lanes = blocks.lanes_of(block);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t lane = 0; lane < lanes; lane += width)
+          totals[i] += load_up_to(first + i * kLanes + lane, lanes - lane);
+    }
+    transpose_square<T>(totals);
+    alignas(kVectorBytes) T sums[width];
+    for (int64_t i = 1; i < width; ++i) totals[0] += totals[i];
+    store(sums, totals[0]);
+    for (int64_t i = 0; i < rows; ++i) d_bias[s.outputs.at(r + i)] = sums[i];
   }
-  return sum<T>(total);
 }
 
 // d_weight came without the factors of its rows: their gradient, and then the factors. Of normalised rows, factor
@@ -151,9 +170,6 @@ void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) 
     scale_row(s, r, d_weight, d_scale, [&](int64_t k) { return s.inputs.at(k); });
 }
 
-// Outputs of a task of the weights' gradients: enough of them that packing a panel does not count.
-constexpr int64_t kOutputsPerTask = 192;
-
 // A layer, its inputs and its outputs' adjoints.
 template <class T>
 struct GradientOfLayer {
@@ -163,33 +179,57 @@ struct GradientOfLayer {
 
   // One at least: without inputs there still are biases.
   int64_t panels() const { return std::max<int64_t>((s.layer.in + kPanel<T> - 1) / kPanel<T>, 1); }
-  int64_t groups() const { return (s.layer.out + kOutputsPerTask - 1) / kOutputsPerTask; }
-  int64_t tasks() const { return panels() * groups(); }
 
-  void run(int64_t task) const {
-    const int64_t first = task / groups() * kPanel<T>, begin = task % groups() * kOutputsPerTask;
-    const int64_t end = std::min(begin + kOutputsPerTask, s.layer.out);
+  void run(int64_t first, int64_t begin, int64_t end) const {
     const Scratch<T> panel(in.count() * kLanes * kPanel<T>);
     if (s.prefix[end - 1] > first) pack_panel(in, first, s.layer.in, panel.get());
     weight_gradient(s, d_out, panel.get(), begin, end, first, to.d_weight);
-    if (first == 0 && to.d_bias)
-      for (int64_t r = begin; r < end; ++r) to.d_bias[s.outputs.at(r)] = sum_samples(d_out, r);
+    if (first == 0 && to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
     fence_streams();
   }
 };
 
+// Outputs [begin, end) of the panel of a layer's gradient that begins with input `first`.
+struct GradientTask {
+  int64_t layer, first, begin, end, work;
+};
+
+// Packing a panel for fewer outputs than this would count.
+constexpr int64_t kLeastOutputs = 192;
+
+// Whole panels where those keep all threads busy, else parts of them; the long ones first, lest the last one be long.
+template <class T>
+LocalVector<GradientTask> gradient_tasks(const LocalVector<GradientOfLayer<T>>& layers) {
+  int64_t panels = 0;
+  for (const auto& layer : layers) panels += layer.panels();
+  const bool whole = panels >= 4 * omp_get_max_threads();
+  LocalVector<GradientTask> tasks;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const Staircase<T>& s = layers[l].s;
+    const int64_t step = whole ? std::max<int64_t>(s.layer.out, 1) : kLeastOutputs;
+    for (int64_t first = 0; first < layers[l].panels() * kPanel<T>; first += kPanel<T>)
+      for (int64_t begin = 0; begin < s.layer.out; begin += step) {
+        const int64_t end = std::min(begin + step, s.layer.out), inputs = std::min(s.layer.in - first, kPanel<T>);
+        // The masked part is only filled with zeros.
+        const int64_t seen = std::max(begin, inputs > 0 ? std::min<int64_t>(s.first_output[first], end) : end);
+        tasks.push_back({static_cast<int64_t>(l), first, begin, end, (end - seen) * inputs + (end - begin)});
+      }
+  }
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const GradientTask& a, const GradientTask& b) { return a.work > b.work; });
+  return tasks;
+}
+
 // The gradients of all layers, side by side: a small layer alone would not keep all threads busy.
 template <class T>
 void layer_gradients(const LocalVector<GradientOfLayer<T>>& layers) {
-  int64_t tasks = 0, work = 0;
-  for (const auto& layer : layers) {
-    tasks += layer.tasks();
-    work += layer.s.layer.out * layer.s.layer.in / 2 * layer.in.samples / 4;
-  }
-  parallel_tasks(tasks, work / std::max<int64_t>(tasks, 1), [&](int64_t task) {
-    auto layer = layers.begin();
-    for (; task >= layer->tasks(); ++layer) task -= layer->tasks();
-    layer->run(task);
+  const LocalVector<GradientTask> tasks = gradient_tasks(layers);
+  int64_t work = 0;
+  for (const auto& task : tasks) work += task.work;
+  const int64_t count = static_cast<int64_t>(tasks.size()), samples = layers[0].in.samples;
+  parallel_tasks(count, work * samples / 4 / std::max<int64_t>(count, 1), [&](int64_t i) {
+    const GradientTask& task = tasks[i];
+    layers[task.layer].run(task.first, task.begin, task.end);
   });
   for (const auto& layer : layers) {
     if (!layer.to.d_scale) continue;
