@@ -1,4 +1,4 @@
-// Gradients of a masked layer's weight, bias and factors: sums over all samples, one writer for each number.
+// Gradients of masked layers' weights, biases and factors: sums over all samples, one writer for each number.
 #pragma once
 
 #include "memory.h"
@@ -23,69 +23,84 @@ struct Blocks {
 template <class T>
 constexpr int64_t kPanel = kTileVectors * Simd<T>::kWidth;
 
-// Inputs [first, first + kPanel) of all samples, one row for each sample.
+// A layer's inputs in panels of kPanel, a row of them for each sample: what the sums over samples multiply.
 template <class T>
-void pack_panel(Blocks<T> in, int64_t first, int64_t inputs, T* panel) {
-  constexpr int64_t width = Simd<T>::kWidth;
-  for (int64_t block = 0; block < in.count(); ++block) {
-    const int64_t lanes = in.lanes_of(block);
-    for (int64_t lane = 0; lane < lanes; lane += width)
-      for (int64_t c = 0; c < kPanel<T>; c += width) {
-        typename Simd<T>::Vector square[width];
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < width; ++i) {
-          square[i] = typename Simd<T>::Vector{};
-          if (first + c + i < inputs) square[i] = load(in.data + block * in.stride + (first + c + i) * kLanes + lane);
-        }
-        transpose_square<T>(square);
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < width; ++i)
-          if (lane + i < lanes) store(panel + (block * kLanes + lane + i) * kPanel<T> + c, square[i]);
-      }
-  }
-}
+class PackedInputs {
+ public:
+  PackedInputs(int64_t inputs, int64_t samples)
+      : inputs_(inputs), samples_(samples), data_((inputs + kPanel<T> - 1) / kPanel<T> * samples * kPanel<T>) {}
 
-// Rows r, ... of the gradient's panel out of the sums of its first vectors: zero where the mask is. A large gradient is
-// written past the caches, unless its rows are read again for their factors.
-template <int count, int vectors, class T>
-FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t first,
-                                   const typename Simd<T>::Vector (*acc)[vectors > 0 ? vectors : 1], T* d_weight) {
-  constexpr int64_t width = Simd<T>::kWidth;
-  const int64_t columns = std::min(kPanel<T>, s.layer.in - first);
-  const bool streaming = s.inputs.sorted() && !s.layer.scale && streams(d_weight, s.layer.out, s.layer.in);
-  if constexpr (vectors == kTileVectors) {
-    // Most of a large layer: nothing masked, nothing beyond the last input.
-    if (s.inputs.sorted() && !streaming && s.prefix[r] >= first + kPanel<T>) {
-      for (int h = 0; h < count; ++h)
-        for (int v = 0; v < vectors; ++v)
-          store(d_weight + s.outputs.at(r + h) * s.layer.in + first + v * width, acc[h][v]);
-      return;
+  const T* panel(int64_t first) const { return data_.get() + first * samples_; }
+
+  // Of a block, units in rows of kLanes, the samples in these lanes.
+  void pack(const T* units, int64_t block, LaneRange lanes) const {
+    constexpr int64_t width = Simd<T>::kWidth;
+    const int64_t end = std::min(lanes.end, lanes.count);
+    for (int64_t first = 0; first < inputs_; first += kPanel<T>) {
+      T* to = data_.get() + first * samples_ + block * kLanes * kPanel<T>;
+      for (int64_t lane = lanes.begin; lane < end; lane += width)
+        for (int64_t c = 0; c < kPanel<T>; c += width) {
+          typename Simd<T>::Vector square[width];
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < width; ++i) {
+            square[i] = typename Simd<T>::Vector{};
+            if (first + c + i < inputs_) square[i] = load(units + (first + c + i) * kLanes + lane);
+          }
+          transpose_square<T>(square);
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < width; ++i)
+            if (lane + i < end) store(to + (lane + i) * kPanel<T> + c, square[i]);
+        }
     }
   }
+
+ private:
+  int64_t inputs_, samples_;
+  Scratch<T> data_;
+};
+
+// Where rows of a gradient go, in sorted order of their inputs. What masks cut off is zero there if all of a row is
+// written; otherwise only what counts is.
+template <class T>
+struct GradientRows {
+  T* data;
+  int64_t stride, first_row;
+  const Order* order;  // of rows; null: as they come
+  bool whole, streaming;
+
+  T* row(int64_t r) const { return data + (order ? order->at(r) : r - first_row) * stride; }
+};
+
+template <int count, int vectors, class T>
+FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t first,
+                                   const typename Simd<T>::Vector (*acc)[vectors > 0 ? vectors : 1],
+                                   const GradientRows<T>& to) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  if (!to.whole || (vectors == kTileVectors && !to.streaming && s.prefix[r] >= first + kPanel<T>)) {
+    for (int h = 0; h < count; ++h)
+      for (int v = 0; v < vectors; ++v) store(to.row(r + h) + first + v * width, acc[h][v]);
+    return;
+  }
+  const int64_t columns = std::min(kPanel<T>, s.layer.in - first);
   for (int h = 0; h < count; ++h) {
-    T* row = d_weight + s.outputs.at(r + h) * s.layer.in;
+    T* row = to.row(r + h) + first;
     const int64_t kept = s.prefix[r + h] - first;
     for (int v = 0; v < kTileVectors; ++v) {
       const int64_t c = v * width;
       if (c >= columns) break;
       typename Simd<T>::Vector sums{};
       if (v < vectors) sums = kept >= c + width ? acc[h][v] : first_lanes<T>(acc[h][v], kept - c);
-      if (!s.inputs.sorted()) {
-        for (int64_t i = c; i < std::min(columns, c + width); ++i) row[s.inputs.at(first + i)] = sums[i - c];
-      } else if (streaming) {
-        stream(row + first + c, sums);
-      } else if (c + width <= columns) {
-        store(row + first + c, sums);
-      } else {
-        store_first(row + first + c, sums, columns - c);
-      }
+      if (to.streaming)
+        stream(row + c, sums);
+      else
+        store_up_to(row + c, sums, columns - c);
     }
   }
 }
 
 template <int count, int vectors, class T>
 FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
-                                     T* d_weight) {
+                                     const GradientRows<T>& to) {
   typename Simd<T>::Vector acc[count][vectors] = {};
   for (int64_t block = 0; block < d_out.count(); ++block) {
     const T* g = d_out.data + block * d_out.stride + r * kLanes;
@@ -97,31 +112,33 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
       multiply_add<0, count>(a, x + lane * kPanel<T>, acc);
     }
   }
-  store_gradient<count, vectors>(s, r, first, acc, d_weight);
+  store_gradient<count, vectors>(s, r, first, acc, to);
 }
 
 // No more vectors than the widest of the rows needs: on the stairs a whole panel would be a fifth too much.
 template <int count, class T>
 FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
-                                  T* d_weight) {
+                                  const GradientRows<T>& to) {
   const int64_t kept = s.prefix[r + count - 1] - first;
-  if (kept <= 0) return store_gradient<count, 0, T>(s, r, first, nullptr, d_weight);
+  if (kept <= 0) return store_gradient<count, 0, T>(s, r, first, nullptr, to);
   if constexpr (kTileVectors > 2) {
-    if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, d_weight);
-    if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, d_weight);
+    if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, to);
+    if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, to);
   }
-  if (kept > Simd<T>::kWidth) return gradient_vectors<count, 2>(s, d_out, panel, r, first, d_weight);
-  gradient_vectors<count, 1>(s, d_out, panel, r, first, d_weight);
+  if (kept > Simd<T>::kWidth) return gradient_vectors<count, 2>(s, d_out, panel, r, first, to);
+  gradient_vectors<count, 1>(s, d_out, panel, r, first, to);
 }
 
-// Outputs [begin, end) and inputs [first, first + kPanel) of d_weight, (out, in): sums over samples of d_out in^T, zero
-// where masked.
+// Rows [begin, end) of the weight's gradient: sums over samples of d_out in^T.
 template <class T>
-void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t begin, int64_t end, int64_t first,
-                     T* d_weight) {
-  int64_t r = begin;
-  for (; r + kTileRows <= end; r += kTileRows) gradient_tile<kTileRows>(s, d_out, panel, r, first, d_weight);
-  for (; r < end; ++r) gradient_tile<1>(s, d_out, panel, r, first, d_weight);
+void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const PackedInputs<T>& in, int64_t begin, int64_t end,
+                     const GradientRows<T>& to) {
+  const int64_t inputs = to.whole ? s.layer.in : s.prefix[end - 1];
+  for (int64_t first = 0; first < inputs; first += kPanel<T>) {
+    int64_t r = begin;
+    for (; r + kTileRows <= end; r += kTileRows) gradient_tile<kTileRows>(s, d_out, in.panel(first), r, first, to);
+    for (; r < end; ++r) gradient_tile<1>(s, d_out, in.panel(first), r, first, to);
+  }
 }
 
 // Sums over samples of rows [begin, end), as many at once as a vector holds: alone, each would be folded up by itself.
@@ -146,74 +163,93 @@ void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t
   }
 }
 
-// d_weight came without the factors of its rows: their gradient, and then the factors. Of normalised rows, factor
-// gain / |w|, the gradient is that of the gain, and d_weight loses its part along w.
-template <class T, class Column>
-void scale_row(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale, const Column& column) {
-  const int64_t output = s.outputs.at(r), kept = s.prefix[r];
-  const T *w = s.rows[r], factor = s.layer.scale[output];
-  T* g = d_weight + output * s.layer.in;
-  // A masked weight may be NaN: it is left out, not multiplied by zero.
-  const T along = sum_terms<T>(kept, [&](int64_t k) { return w[column(k)] * g[column(k)]; });
-  const T norm = s.layer.norm ? s.layer.norm[output] : T(0), inverse = norm > 0 ? 1 / norm : T(0);
-  d_scale[output] = s.layer.norm ? along * inverse : along;
-  const T turn = along * inverse * inverse;
-#pragma omp simd
-  for (int64_t k = 0; k < kept; ++k) g[column(k)] = factor * (g[column(k)] - turn * w[column(k)]);
-}
-
+// The rest of a row whose gradient g, without the row's factor, is in sorted order and still near: the gradient of the
+// factor, and the row itself where it belongs. Of normalised rows, factor gain / |w|, the former is that of the gain,
+// and the latter loses its part along w.
 template <class T>
-void scale_gradients(const Staircase<T>& s, int64_t r, T* d_weight, T* d_scale) {
-  if (s.inputs.sorted())
-    scale_row(s, r, d_weight, d_scale, [](int64_t k) { return k; });
-  else
-    scale_row(s, r, d_weight, d_scale, [&](int64_t k) { return s.inputs.at(k); });
+void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradients<T>& to) {
+  const int64_t output = s.outputs.at(r), kept = s.prefix[r];
+  const T *w = s.rows[r], factor = s.scale(r);
+  T* row = to.d_weight + output * s.layer.in;
+  const auto column = [&](int64_t k) { return s.inputs.at(k); };
+  T turn = 0;
+  if (s.layer.scale) {
+    // A masked weight may be NaN: it is left out, not multiplied by zero.
+    const T along = s.inputs.sorted() ? sum_terms<T>(kept, [&](int64_t k) { return w[k] * g[k]; })
+                                      : sum_terms<T>(kept, [&](int64_t k) { return w[column(k)] * g[k]; });
+    const T norm = s.layer.norm ? s.layer.norm[output] : T(0), inverse = norm > 0 ? 1 / norm : T(0);
+    to.d_scale[output] = s.layer.norm ? along * inverse : along;
+    turn = along * inverse * inverse;
+  }
+  if (!s.inputs.sorted()) {
+    for (int64_t k = 0; k < kept; ++k)
+      row[column(k)] = turn != 0 ? factor * (g[k] - turn * w[column(k)]) : factor * g[k];
+    for (int64_t k = kept; k < s.layer.in; ++k) row[column(k)] = 0;
+    return;
+  }
+  constexpr int64_t width = Simd<T>::kWidth;
+  const bool streaming = streams(to.d_weight, s.layer.out, s.layer.in);
+  for (int64_t k = 0; k < s.layer.in; k += width) {
+    typename Simd<T>::Vector values{};
+    // No more than counts is read: behind it may be the end of the weights.
+    if (k < kept) values = factor * (load_up_to(g + k, kept - k) - turn * load_up_to(w + k, kept - k));
+    if (streaming)
+      stream(row + k, values);
+    else
+      store_up_to(row + k, values, s.layer.in - k);
+  }
 }
 
 // A layer, its inputs and its outputs' adjoints.
 template <class T>
 struct GradientOfLayer {
   const Staircase<T>& s;
-  Blocks<T> in, d_out;
+  const PackedInputs<T>& in;
+  Blocks<T> d_out;
   LayerGradients<T> to;
 
-  // One at least: without inputs there still are biases.
-  int64_t panels() const { return std::max<int64_t>((s.layer.in + kPanel<T> - 1) / kPanel<T>, 1); }
+  // Whether rows are finished one by one, from a buffer: they have factors, or are not in order.
+  bool buffered() const { return s.layer.scale || !s.inputs.sorted(); }
 
-  void run(int64_t first, int64_t begin, int64_t end) const {
-    const Scratch<T> panel(in.count() * kLanes * kPanel<T>);
-    if (s.prefix[end - 1] > first) pack_panel(in, first, s.layer.in, panel.get());
-    weight_gradient(s, d_out, panel.get(), begin, end, first, to.d_weight);
-    if (first == 0 && to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
+  void run(int64_t begin, int64_t end) const {
+    if (buffered()) {
+      const int64_t stride = (s.layer.in + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
+      const Scratch<T> buffer((end - begin) * stride);
+      weight_gradient<T>(s, d_out, in, begin, end, {buffer.get(), stride, begin, nullptr, false, false});
+      for (int64_t r = begin; r < end; ++r) finish_row(s, r, buffer.get() + (r - begin) * stride, to);
+    } else {
+      const bool streaming = streams(to.d_weight, s.layer.out, s.layer.in);
+      weight_gradient<T>(s, d_out, in, begin, end, {to.d_weight, s.layer.in, begin, &s.outputs, true, streaming});
+    }
+    if (to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
     fence_streams();
   }
 };
 
-// Outputs [begin, end) of the panel of a layer's gradient that begins with input `first`.
+// Outputs [begin, end) of a layer.
 struct GradientTask {
-  int64_t layer, first, begin, end, work;
+  size_t layer;
+  int64_t begin, end, work;
 };
 
-// Packing a panel for fewer outputs than this would count.
-constexpr int64_t kLeastOutputs = 192;
-
-// Whole panels where those keep all threads busy, else parts of them; the long ones first, lest the last one be long.
+// Several tasks for each thread, of whole tiles, and such that a buffered one stays in the second-level cache; the long
+// ones first, lest the last one be long.
 template <class T>
 LocalVector<GradientTask> gradient_tasks(const LocalVector<GradientOfLayer<T>>& layers) {
-  int64_t panels = 0;
-  for (const auto& layer : layers) panels += layer.panels();
-  const bool whole = panels >= 4 * omp_get_max_threads();
+  constexpr int64_t tasks_per_thread = 6, least_rows = 4 * kTileRows, buffer_bytes = 512 << 10;
+  int64_t outputs = 0;
+  for (const auto& layer : layers) outputs += layer.s.layer.out;
+  const int64_t share = std::max(outputs / (tasks_per_thread * omp_get_max_threads()), least_rows);
   LocalVector<GradientTask> tasks;
   for (size_t l = 0; l < layers.size(); ++l) {
     const Staircase<T>& s = layers[l].s;
-    const int64_t step = whole ? std::max<int64_t>(s.layer.out, 1) : kLeastOutputs;
-    for (int64_t first = 0; first < layers[l].panels() * kPanel<T>; first += kPanel<T>)
-      for (int64_t begin = 0; begin < s.layer.out; begin += step) {
-        const int64_t end = std::min(begin + step, s.layer.out), inputs = std::min(s.layer.in - first, kPanel<T>);
-        // The masked part is only filled with zeros.
-        const int64_t seen = std::max(begin, inputs > 0 ? std::min<int64_t>(s.first_output[first], end) : end);
-        tasks.push_back({static_cast<int64_t>(l), first, begin, end, (end - seen) * inputs + (end - begin)});
-      }
+    const int64_t row_bytes = std::max<int64_t>(s.layer.in * sizeof(T), 1);
+    const int64_t most = layers[l].buffered() ? std::min(share, std::max(buffer_bytes / row_bytes, least_rows)) : share;
+    const int64_t step = (most + kTileRows - 1) / kTileRows * kTileRows;
+    for (int64_t begin = 0; begin < s.layer.out; begin += step) {
+      const int64_t end = std::min(begin + step, s.layer.out);
+      tasks.push_back({l, begin, end, (end - begin) * (s.prefix[(begin + end) / 2] + 1)});
+    }
   }
   std::stable_sort(tasks.begin(), tasks.end(),
                    [](const GradientTask& a, const GradientTask& b) { return a.work > b.work; });
@@ -226,17 +262,9 @@ void layer_gradients(const LocalVector<GradientOfLayer<T>>& layers) {
   const LocalVector<GradientTask> tasks = gradient_tasks(layers);
   int64_t work = 0;
   for (const auto& task : tasks) work += task.work;
-  const int64_t count = static_cast<int64_t>(tasks.size()), samples = layers[0].in.samples;
-  parallel_tasks(count, work * samples / 4 / std::max<int64_t>(count, 1), [&](int64_t i) {
-    const GradientTask& task = tasks[i];
-    layers[task.layer].run(task.first, task.begin, task.end);
-  });
-  for (const auto& layer : layers) {
-    if (!layer.to.d_scale) continue;
-    parallel_ranges(layer.s.layer.out, 2 * layer.s.layer.in, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) scale_gradients(layer.s, r, layer.to.d_weight, layer.to.d_scale);
-    });
-  }
+  const int64_t count = static_cast<int64_t>(tasks.size()), samples = layers[0].d_out.samples;
+  parallel_tasks(count, work * samples / 4 / std::max<int64_t>(count, 1),
+                 [&](int64_t i) { layers[tasks[i].layer].run(tasks[i].begin, tasks[i].end); });
 }
 
 }  // namespace

@@ -121,6 +121,9 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T
   const int64_t d = network.features, block_size = network.rows * kLanes;
   const int64_t width = network.layers[0].layer.out;
   const Scratch<T> kept(blocks_of<T>(samples) * block_size);
+  std::vector<std::unique_ptr<PackedInputs<T>>> inputs;
+  for (int64_t l = 0; l <= network.hidden_layers && layers[0].d_weight; ++l)
+    inputs.emplace_back(new PackedInputs<T>(network.layers[l].layer.in, samples));
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
     const Scratch<T> scratch(block_size + d * kLanes);
     T *scaled = scratch.get(), *direct = scaled + block_size, *adjoints = kept.get() + index * block_size;
@@ -139,6 +142,8 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T
                        store(to, load(to) + sum);
                      });
     lanes_to_samples(direct, d, nullptr, lanes, d_x + index * kLanes * d, d);
+    for (size_t l = 0; l < inputs.size(); ++l)
+      inputs[l]->pack(block + network.input_rows(static_cast<int64_t>(l)) * kLanes, index, lanes);
     if (d_context_term)
       lanes_to_samples(adjoints + own, width, first.outputs.places(), lanes, d_context_term + index * kLanes * width,
                        width);
@@ -146,7 +151,7 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T
   if (!layers[0].d_weight) return;
   LocalVector<GradientOfLayer<T>> gradients;
   for (int64_t l = 0; l <= network.hidden_layers; ++l)
-    gradients.push_back({network.layers[l], Blocks<T>{saved + network.input_rows(l) * kLanes, block_size, samples},
+    gradients.push_back({network.layers[l], *inputs[l],
                          Blocks<T>{kept.get() + network.adjoint_rows(l) * kLanes, block_size, samples}, layers[l]});
   layer_gradients(gradients);
 }

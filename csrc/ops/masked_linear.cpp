@@ -44,16 +44,21 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
          LayerGradients<T> gradients, int64_t samples) {
   using Vector = typename Simd<T>::Vector;
   const Staircase<T> s(layer);
-  const int64_t in = layer.in, out = layer.out, block_size = (in + out) * kLanes;
-  // Of each block the inputs, and the adjoints of the pre-activations.
+  const int64_t in = layer.in, out = layer.out, block_size = out * kLanes;
+  const bool of_layer = gradients.d_weight || gradients.d_bias;
+  // Adjoints of the pre-activations.
   const Scratch<T> kept((samples + kLanes - 1) / kLanes * block_size);
+  const PackedInputs<T> packed(of_layer ? in : 0, samples);
   parallel_lanes<T>(samples, work_of_layer(s), [&](int64_t block, LaneRange lanes) {
     const Scratch<T> scratch((in + 2 * out) * kLanes);
-    T *d_inputs = scratch.get(), *activations = d_inputs + in * kLanes, *scaled = activations + out * kLanes;
-    T *inputs = kept.get() + block * block_size, *adjoints = inputs + in * kLanes;
+    T *inputs = scratch.get(), *activations = inputs + in * kLanes, *scaled = activations + out * kLanes;
+    T* adjoints = kept.get() + block * block_size;
     const int32_t* places = s.outputs.places();
     samples_to_lanes(d_y + block * kLanes * out, out, out, places, lanes, adjoints);
-    if (gradients.d_weight) samples_to_lanes(x.row(block * kLanes), x.stride, in, s.inputs.places(), lanes, inputs);
+    if (of_layer) {
+      samples_to_lanes(x.row(block * kLanes), x.stride, in, s.inputs.places(), lanes, inputs);
+      packed.pack(inputs, block, lanes);
+    }
     if (static_cast<Activation>(activation) != Activation::kIdentity) {
       samples_to_lanes(at + block * kLanes * out, out, out, places, lanes, activations);
       with_activation(static_cast<Activation>(activation), [&](auto a) {
@@ -67,14 +72,13 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
       each_vector<T>(0, out, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
         store(scaled + i, load(adjoints + i) * s.scale(i / kLanes));
       });
+    T* d_inputs = inputs;
     multiply_columns(s, layer.scale ? scaled : adjoints, 0, in, lanes,
                      [&](int64_t k, int64_t lane, Vector sum)
                          FASTVAE_INLINE_LAMBDA { store(d_inputs + k * kLanes + lane, sum); });
     lanes_to_samples(d_inputs, in, s.inputs.places(), lanes, d_x + block * kLanes * in, in);
   });
-  if (gradients.d_weight || gradients.d_bias)
-    layer_gradients<T>({{s, Blocks<T>{kept.get(), block_size, samples},
-                         Blocks<T>{kept.get() + in * kLanes, block_size, samples}, gradients}});
+  if (of_layer) layer_gradients<T>({{s, packed, Blocks<T>{kept.get(), block_size, samples}, gradients}});
 }
 
 template <class T>
