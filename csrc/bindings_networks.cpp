@@ -93,7 +93,10 @@ Matrix<T> rows_of(const TensorView& t) {
 nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle weights, nb::handle biases,
                            nb::handle scales, nb::handle degrees, nb::handle structure) {
   TensorView point, t;
-  if (!try_view(x, point) || !point.given || !point.is_real() || point.dims != 2 || !point.contiguous_rows())
+  const auto seen = [](nb::handle tensor, TensorView& to) {
+    return (tensor.is_none() || is_plain(tensor)) && try_view(tensor, to);
+  };
+  if (!seen(x, point) || !point.given || !point.is_real() || point.dims != 2 || !point.contiguous_rows())
     return nb::none();
   const Items w(weights), d(degrees), b(biases), s(scales), of_structure(structure);
   const size_t layers = w.size();
@@ -102,14 +105,14 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
   const auto ready = [&](int dims) { return t.scalar == point.scalar && t.dims == dims && t.contiguous_rows(); };
   std::vector<int64_t> sizes(layers + 1);
   for (size_t l = 0; l <= layers; ++l) {
-    if (!try_view(d[l], t) || t.scalar != Scalar::kInt64 || t.dims != 1 || !t.contiguous_rows()) return nb::none();
+    if (!seen(d[l], t) || t.scalar != Scalar::kInt64 || t.dims != 1 || !t.contiguous_rows()) return nb::none();
     sizes[l] = t.shape[0];
   }
   if (point.shape[1] != features || sizes[0] != features || sizes[layers] != features * params) return nb::none();
   std::vector<nb::handle> found;
   found.reserve(3 * layers + 1);
   for (size_t l = 0; l < layers; ++l) {
-    if (!try_view(w[l], t) || !ready(2) || t.shape[0] != sizes[l + 1] || t.shape[1] != sizes[l]) return nb::none();
+    if (!seen(w[l], t) || !ready(2) || t.shape[0] != sizes[l + 1] || t.shape[1] != sizes[l]) return nb::none();
     found.push_back(w[l]);
   }
   nb::object present = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(1 + 2 * layers)));
@@ -117,7 +120,7 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
     PyTuple_SET_ITEM(present.ptr(), static_cast<Py_ssize_t>(place), nb::bool_(t.given).release().ptr());
     if (t.given) found.push_back(tensor);
   };
-  if (!try_view(context_term, t)) return nb::none();
+  if (!seen(context_term, t)) return nb::none();
   // Its rows lie one after the other.
   if (t.given && (!ready(2) || t.shape[0] != point.shape[0] || t.shape[1] != sizes[1] ||
                   (t.stride[0] != sizes[1] && t.shape[0] > 1)))
@@ -126,7 +129,7 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
   for (size_t part = 0; part < 2; ++part)
     for (size_t l = 0; l < layers; ++l) {
       const nb::handle item = part == 0 ? b[l] : s[l];
-      if (!try_view(item, t) || (t.given && (!ready(1) || t.shape[0] != sizes[l + 1]))) return nb::none();
+      if (!seen(item, t) || (t.given && (!ready(1) || t.shape[0] != sizes[l + 1]))) return nb::none();
       add(1 + part * layers + l, item);
     }
   nb::object tensors = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(found.size())));

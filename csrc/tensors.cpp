@@ -103,15 +103,19 @@ bool try_view(nb::handle tensor, TensorView& view) {
   view = {};
   if (tensor.is_none()) return true;
   const Torch& t = torch();
-  // Subclasses may stand for something else than numbers in memory.
-  if (Py_TYPE(tensor.ptr()) != t.tensor && Py_TYPE(tensor.ptr()) != t.parameter) return false;
+  if (!PyObject_TypeCheck(tensor.ptr(), t.tensor)) return false;
   view.given = true;
   return t.exchange && t.wanted ? view_by_exchange(*t.exchange, tensor, view) : view_by_methods(t, tensor, view);
 }
 
+bool is_plain(nb::handle tensor) {
+  const Torch& t = torch();
+  return Py_TYPE(tensor.ptr()) == t.tensor || Py_TYPE(tensor.ptr()) == t.parameter;
+}
+
 TensorView view(nb::handle tensor) {
   TensorView found;
-  if (!try_view(tensor, found)) throw nb::type_error("the extension takes plain tensors in the memory of the CPU");
+  if (!try_view(tensor, found)) throw nb::type_error("the extension takes tensors in the memory of the CPU");
   return found;
 }
 

@@ -34,7 +34,9 @@ struct TensorView {
   }
 };
 
-// False for what is no plain tensor (or parameter) in the memory of the CPU; None is an absent one.
+// Whether it is a tensor or a parameter, not of a subclass, which may want to see what is done with it.
+bool is_plain(nanobind::handle tensor);
+// False for what is no tensor in the memory of the CPU; None is an absent one.
 bool try_view(nanobind::handle tensor, TensorView& view);
 // The same, or TypeError.
 TensorView view(nanobind::handle tensor);
