@@ -167,11 +167,13 @@ def _case_rows(stem: str, index: int, targets: Sequence[str]) -> list[dict[str, 
     return rows
 
 
-def compile_all(targets: Sequence[str] = TARGETS, workers: int | None = None) -> Iterator[dict[str, Any]]:
-    """One row per kernel, specialisation and target, in a fixed order."""
+def compile_all(
+    targets: Sequence[str] = TARGETS, workers: int | None = None, only: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row per kernel, specialisation and target, in a fixed order; of the stems in ``only``, or of all."""
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise RuntimeError("TRITON_INTERPRET must not be 1: interpreted kernels cannot be compiled")
-    jobs = [(stem, index) for stem in stems() for index in range(len(cases(stem)))]
+    jobs = [(stem, index) for stem in only or stems() for index in range(len(cases(stem)))]
     workers = workers or min(len(jobs), os.cpu_count() or 1, 8)
     # Each worker starts afresh: MLIR's and torch's threads do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -189,12 +191,16 @@ def _table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastvae.kernels.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, default %(default)s")
+    parser.add_argument("--stems", help=f"comma-separated, all by default: {', '.join(stems())}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args(argv)
+    only = arguments.stems.split(",") if arguments.stems else None
+    if unknown := set(only or ()) - set(stems()):
+        parser.error(f"--stems must be among {', '.join(stems())}, got {', '.join(sorted(unknown))}")
     rows = []
 
     def collected() -> Iterator[dict[str, Any]]:
-        for row in compile_all(arguments.targets.split(",")):
+        for row in compile_all(arguments.targets.split(","), only=only):
             rows.append(row)
             yield row
 

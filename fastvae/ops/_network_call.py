@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import backend
@@ -94,11 +93,6 @@ def prepared(
     tensors += [t.contiguous() for t in optional if t is not None]
     call = NetworkCall(len(weights), tuple([t is not None for t in optional]), degrees, fields, normalized)
     return _checks.rows(x, x.shape[-1]), call, tensors
-
-
-def computed(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """``tensors``, all of ``dtype``, in the dtype that the C++ kernels compute in."""
-    return tensors if dtype in (torch.float32, torch.float64) else [t.float() for t in tensors]
 
 
 def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:

@@ -17,10 +17,9 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._checks import cast
 from ._library import apply, define, extension, needs_grad, once_differentiable
 from ._network import LANES, check_network, saved_rows, structure_fields
-from ._network_call import NetworkCall, OptionalTensors, Tensors, computed, only_needed, prepared, ready, save_network
+from ._network_call import NetworkCall, OptionalTensors, Tensors, only_needed, prepared, ready, save_network
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
@@ -42,9 +41,9 @@ def fwd_cpu(
     """Runs the step or its ``inverse``, which take the same arguments."""
     dtype = x.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
-        x, tensors = x.float(), computed(tensors, dtype)
+        x, tensors = x.float(), _checks.computed(tensors, dtype)
     out, log_det, saved = extension().autoregressive_flow_fwd(inverse, x, tensors, present, degrees, structure, keep)
-    return cast(out, dtype), log_det, saved
+    return _checks.cast(out, dtype), log_det, saved
 
 
 def fwd_fake(
@@ -78,7 +77,7 @@ def _bwd_cpu(
             d_out, d_log_det, saved, kept, present, normalized, degrees, structure, needs
         )
     d_x, gradients = extension().autoregressive_flow_bwd(
-        d_out.float(), d_log_det, saved, computed(kept, dtype), present, normalized, degrees, structure, needs
+        d_out.float(), d_log_det, saved, _checks.computed(kept, dtype), present, normalized, degrees, structure, needs
     )
     return d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
 

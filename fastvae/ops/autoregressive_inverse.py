@@ -15,7 +15,7 @@ from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
 from ._library import apply, define, extension, needs_grad, once_differentiable
 from ._network import check_network, structure_fields
-from ._network_call import NetworkCall, Tensors, computed, prepared, ready, save_network
+from ._network_call import NetworkCall, Tensors, prepared, ready, save_network
 from .autoregressive_flow import NETWORK, step_gradients
 
 
@@ -33,7 +33,7 @@ def _bwd_cpu(
     structure: Sequence[int],
 ) -> Tensor:
     d_z = extension().autoregressive_inverse_bwd(
-        _checks.compute(d_x), d_log_det, saved, computed(kept, d_x.dtype), present, degrees, structure
+        _checks.compute(d_x), d_log_det, saved, _checks.computed(kept, d_x.dtype), present, degrees, structure
     )
     return _checks.cast(d_z, d_x.dtype)
 

@@ -138,9 +138,15 @@ def test_table_has_a_line_per_row(report):
 
 
 def test_failures_are_reported():
-    finished = run("--targets", "sm_35")  # LLVM knows it, ptxas no longer
+    finished = run("--targets", "sm_35", "--stems", "affine_flow")  # LLVM knows it, ptxas no longer
     assert finished.returncode == 1
     assert "compilations failed" in finished.stderr
+
+
+def test_unknown_stems_are_named():
+    finished = run("--stems", "affine_flow,no_such")
+    assert finished.returncode == 2
+    assert "got no_such" in finished.stderr
 
 
 def test_interpreter_is_refused():
