@@ -106,25 +106,25 @@ class _AutoregressiveSteps(nn.Module):
         bias[self.features :] += SCALE_BIAS.get(self.kind, 0.0)
 
     def _parallel(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
+        total: Tensor | None = None
         for network in self.steps():
             term = network.context_term(z, context)
             if network.prepare(z, context):
                 self._start_near_identity(network)
             parameters = network.parameters_of_layers()
             z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
-            total = total + log_det
-        assert isinstance(total, Tensor)
+            total = log_det if total is None else total + log_det
+        assert total is not None
         return z, total
 
     def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
+        total: Tensor | None = None
         for network in reversed(self.steps()):
             term = network.context_term(z, context)
             parameters = network.parameters_of_layers()
             z, log_det = autoregressive_inverse(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
-            total = total + log_det
-        assert isinstance(total, Tensor)
+            total = log_det if total is None else total + log_det
+        assert total is not None
         return z, total
 
     def extra_repr(self) -> str:
