@@ -124,16 +124,18 @@ def test_other_implementations_are_never_ready(impl):
     assert not is_ready(tensors(), impl)
 
 
-def test_a_transform_is_seen():
-    inputs = [t.detach() for t in tensors()]
-    seen = []
+def test_transforms_are_seen_even_by_tensors_outside_them():
+    inputs, seen = [t.detach() for t in tensors()], []
 
-    def call(z):
-        seen.append(is_ready(replaced(inputs, 0, z)))
-        return z
+    def call(x):
+        seen.append(is_ready(inputs))
+        return x.sum()
 
-    torch.func.vmap(call)(inputs[0].expand(2, N, D))
-    assert seen == [False]
+    torch.func.vmap(call)(torch.ones(2, 3))
+    torch.func.grad(call)(torch.ones(3))
+    with torch.autograd.forward_ad.dual_level():
+        call(torch.ones(3))
+    assert seen == [False, False, False]
 
 
 def test_large_outputs_live_in_blocks():
