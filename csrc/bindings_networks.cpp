@@ -87,6 +87,14 @@ Matrix<T> rows_of(const TensorView& t) {
   return {t.as<const T>(), t.stride[0]};
 }
 
+// Whether the kernels can read all `tensors`, of which None is an absent one, as they are.
+bool are_plain(nb::handle tensors) {
+  const Items given(tensors);
+  for (size_t i = 0; i < given.size(); ++i)
+    if (!given[i].is_none() && !(is_plain(given[i]) && is_readable(given[i]))) return false;
+  return true;
+}
+
 // The tensors of a call as one tuple - weights, then of context term, biases and factors those that are there - with a
 // tuple that says which; None where they must be checked, cast or laid out first. They are ready where all are float32,
 // or all float64, in the memory of the CPU, of the sizes that the degrees say, and their rows contiguous.
@@ -94,7 +102,7 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
                            nb::handle scales, nb::handle degrees, nb::handle structure) {
   TensorView point, t;
   const auto seen = [](nb::handle tensor, TensorView& to) {
-    return (tensor.is_none() || is_plain(tensor)) && try_view(tensor, to);
+    return (tensor.is_none() || (is_plain(tensor) && is_readable(tensor))) && try_view(tensor, to);
   };
   if (!seen(x, point) || !point.given || !point.is_real() || point.dims != 2 || !point.contiguous_rows())
     return nb::none();
@@ -284,6 +292,7 @@ void bind_networks(nb::module_& m) {
   const nb::arg a;
   const auto maybe = nb::arg().none();  // a tensor, or a list of them, that may be None
   m.def("use_exchange", use_exchange);
+  m.def("are_plain", are_plain);
   m.def("network_tensors", network_tensors, maybe, maybe, maybe, maybe, maybe, maybe, a);
   m.def("autoregressive_flow_fwd", autoregressive_flow_fwd);
   m.def("autoregressive_flow_bwd", autoregressive_flow_bwd);

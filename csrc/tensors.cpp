@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <new>
+#include <vector>
 
 #include "memory.h"
 
@@ -41,7 +42,7 @@ constexpr uint8_t kDlInt = 0, kDlFloat = 2;
 // What is asked of torch once; never given back, as tensors may outlive every static object.
 struct Torch {
   PyTypeObject *tensor, *parameter;
-  nb::object float32, float64, int64, deterministic;
+  nb::object float32, float64, int64, deterministic, is_neg;
   const DlExchange* exchange = nullptr;
   bool wanted = true;
 
@@ -52,6 +53,7 @@ struct Torch {
     parameter = reinterpret_cast<PyTypeObject*>(torch.attr("nn").attr("Parameter").ptr());
     float32 = torch.attr("float32"), float64 = torch.attr("float64"), int64 = torch.attr("int64");
     deterministic = torch.attr("are_deterministic_algorithms_enabled");
+    is_neg = type.attr("is_neg");
     const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
     if (!PyCapsule_CheckExact(capsule.ptr())) return;
     const auto* found =
@@ -64,6 +66,17 @@ struct Torch {
 Torch& torch() {
   static Torch* const instance = new Torch;
   return *instance;
+}
+
+bool is_negated(nb::handle tensor) {
+  const nb::object answer = nb::steal(PyObject_CallOneArg(torch().is_neg.ptr(), tensor.ptr()));
+  if (!answer.is_valid()) throw nb::python_error();
+  return answer.ptr() == Py_True;
+}
+
+// Whether there is memory behind a tensor: storage may be gone, or never have been, as that of a tensor of zeros.
+bool is_allocated(const void* data, const int64_t* shape, int32_t dims) {
+  return data || std::find(shape, shape + dims, 0) != shape + dims;
 }
 
 bool view_by_exchange(const DlExchange& exchange, nb::handle tensor, TensorView& view) {
@@ -111,6 +124,28 @@ bool try_view(nb::handle tensor, TensorView& view) {
 bool is_plain(nb::handle tensor) {
   const Torch& t = torch();
   return Py_TYPE(tensor.ptr()) == t.tensor || Py_TYPE(tensor.ptr()) == t.parameter;
+}
+
+bool is_readable(nb::handle tensor) {
+  const Torch& t = torch();
+  if (t.exchange && t.wanted) {
+    DlTensor found;
+    if (t.exchange->view(tensor.ptr(), &found) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    return found.device.type == kDlCpu && is_allocated(found.data, found.shape, found.dims) && !is_negated(tensor);
+  }
+  try {
+    if (!nb::cast<bool>(tensor.attr("is_cpu"))) return false;
+    const nb::tuple sizes(tensor.attr("shape"));
+    std::vector<int64_t> shape;
+    for (const nb::handle size : sizes) shape.push_back(nb::cast<int64_t>(size));
+    const auto* data = reinterpret_cast<const void*>(nb::cast<uintptr_t>(tensor.attr("data_ptr")()));
+    return is_allocated(data, shape.data(), static_cast<int32_t>(shape.size())) && !is_negated(tensor);
+  } catch (const nb::python_error&) {
+    return false;  // sparse and nested tensors have no address
+  }
 }
 
 TensorView view(nb::handle tensor) {

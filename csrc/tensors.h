@@ -36,6 +36,8 @@ struct TensorView {
 
 // Whether it is a tensor or a parameter, not of a subclass, which may want to see what is done with it.
 bool is_plain(nanobind::handle tensor);
+// Whether its numbers lie in the memory of the CPU as they are: strided, allocated, and not to be negated when read.
+bool is_readable(nanobind::handle tensor);
 // False for what is no tensor in the memory of the CPU; None is an absent one.
 bool try_view(nanobind::handle tensor, TensorView& view);
 // The same, or TypeError.

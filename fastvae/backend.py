@@ -7,14 +7,19 @@ to the reference. An explicit choice that cannot run raises and says why.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-__all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "why_not"]
+__all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why_not"]
 
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
 
@@ -50,47 +55,201 @@ def why_not(impl: str, device_type: str) -> str | None:
     return None
 
 
-def resolve(impl: str, like: Tensor, eps: Tensor | None = None) -> str:
-    """The implementation that runs for tensors like ``like``: one of ``"triton"``, ``"cpp"``, ``"reference"``.
+class Route(NamedTuple):
+    """Who runs a call: the implementation, and whether torch's dispatcher must see the op."""
 
-    ``"auto"`` also takes the reference where a kernel has no rule: inside ``torch.func`` transforms and forward-mode
-    differentiation, and when ``eps`` requires a gradient.
+    impl: str
+    dispatched: bool = False
+
+
+_CPP, _REFERENCE = Route("cpp"), Route("reference")
+# Classes whose tensors hold their own numbers. Buffers and subclasses of Tensor without a dispatch of their own are
+# seen as their plain base by `_as_plain`.
+_PLAIN = (Tensor, torch.nn.Parameter)
+_NO_DISPATCH = Tensor.__torch_dispatch__
+# What `use` asks for, in the whole process, as torch's own switches of backends act.
+_forced: str | None = None
+
+
+class use(contextlib.ContextDecorator):  # noqa: N801 - it reads as a verb, like torch.no_grad
+    """Chooses the implementation of every call inside a ``with`` block or a decorated function.
+
+    It overrides the ``impl`` of every function and module. A backward pass runs what its forward pass ran.
+
+    Args:
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``.
+
+    Raises:
+        ValueError: ``impl`` is not one of the four names.
+
+    Note:
+        The choice holds for all threads of the process.
+
+    Example:
+        >>> import fastvae
+        >>> with fastvae.backend.use("reference"):
+        ...     fastvae.backend.resolve("auto", torch.zeros(2))
+        'reference'
+    """
+
+    def __init__(self, impl: str) -> None:
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, got {impl!r}")
+        self.impl = impl
+        self._outer: list[str | None] = []
+
+    def __enter__(self) -> use:
+        global _forced
+        self._outer.append(_forced)
+        _forced = self.impl
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _forced
+        _forced = self._outer.pop()
+
+
+def resolve(impl: str, *tensors: Tensor | None, eps: Tensor | None = None) -> str:
+    """The implementation that runs for ``tensors``: one of ``"triton"``, ``"cpp"``, ``"reference"``.
+
+    ``"auto"`` takes the reference where a kernel has no rule: inside ``torch.func`` transforms, forward-mode
+    differentiation, ``torch.jit.trace`` and ``torch.export``, for tensors that do not hold their own numbers (sharded
+    or quantised ones), and when ``eps`` requires a gradient.
 
     Raises:
         ValueError: ``impl`` is not one of the four names.
         RuntimeError: the implementation asked for cannot run; the message says why.
     """
-    if impl == "auto":
-        if like.is_cpu:
-            return "reference" if _cpp_missing or _unruled(eps) else "cpp"
-        if like.is_cuda:
-            return "reference" if _triton_missing or _unruled(eps) else "triton"
-        return "reference"
-    if impl == "reference":
-        return impl
+    given = [t for t in tensors if t is not None]
+    impl = impl if _forced is None else _forced
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, got {impl!r}")
-    reason = why_not(impl, like.device.type) or _unruled(eps)
-    if reason:
-        raise RuntimeError(f"impl={impl!r} cannot run on {like.device.type} tensors here: {reason}")
-    return impl
+    if impl == "reference":
+        return impl
+    device_type = given[0].device.type
+    preferred = {"cpu": "cpp", "cuda": "triton"}.get(device_type, "reference") if impl == "auto" else impl
+    if preferred == "reference":
+        return preferred
+    reason = why_not(preferred, device_type) or _unruled(given, eps, asked_for=impl != "auto")
+    if reason is None:
+        return preferred
+    if impl == "auto":
+        return "reference"
+    raise RuntimeError(f"impl={impl!r} cannot run on {device_type} tensors here: {reason}")
 
 
-def _unruled(eps: Tensor | None) -> str | None:
-    if eps is not None and eps.requires_grad:
-        return "eps requires a gradient, which only impl='reference' gives"
-    if not torch.compiler.is_compiling() and _transforming():
-        return "torch.func transforms and forward-mode differentiation need impl='reference'"
-    return None
+def route(
+    impl: str, *tensors: Tensor | None, names: Sequence[str] = (), eps: Tensor | None = None
+) -> tuple[Route, Sequence[Any]]:
+    """Who runs a call on ``tensors``, and the tensors as it takes them; None stays None.
+
+    Kernels get plain tensors only. Where autograd can follow, lazy negation is carried out, a quantised tensor
+    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use.
+
+    Raises:
+        TypeError: a tensor is sparse or nested.
+        ValueError: ``impl`` is not one of the four names.
+        RuntimeError: the implementation asked for cannot run; the message says why.
+    """
+    # The usual call is recognised at once: on small models the rest would take as long as a kernel.
+    if eps is None and impl in _CPP_NAMES and runs_plainly() and _C.are_plain(tensors):
+        return _CPP, tensors
+    plain = [None if t is None else as_plain(t, _name_of(i, names)) for i, t in enumerate(tensors)]
+    chosen = resolve(impl, *plain, eps=eps)
+    if chosen == "reference":
+        return _REFERENCE, plain
+    return route_of(chosen, *[t for t in plain if t is not None]), plain
 
 
-def _transforming() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def route_of(chosen: str, *tensors: Tensor) -> Route:
+    """How ``chosen``, a kernel's implementation, is called for ``tensors``."""
+    # The dispatcher cannot tell Triton's interpreter from C++: the interpreter is always called directly.
+    interpreted = chosen == "triton" and tensors[0].device.type == "cpu"
+    return Route(chosen, not interpreted and (_is_watched() or any(type(t) not in _PLAIN for t in tensors)))
 
 
 def runs_plainly() -> bool:
-    """Whether the C++ kernels are there and nobody looks on who must see ops: compiler, dispatch mode, transform."""
-    return not (_C is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _transforming())
+    """Whether C++ kernels are there and nothing looks on that must see ops: compiler, mode, transform, profiler."""
+    return (_forced is None or _forced in _CPP_NAMES) and _C is not None and not (_is_watched() or _has_no_rule())
+
+
+_CPP_NAMES = ("auto", "cpp")
+
+
+def _is_watched() -> bool:
+    """Whether somebody looks on who must see ops: a compiler, a dispatch mode or the profiler."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.profiler._is_profiler_enabled
+    )
+
+
+def _has_no_rule() -> bool:
+    """Whether calls are recorded or transformed in a way for which only PyTorch's own operators have rules."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _unruled(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
+    """Why no kernel can run on ``tensors`` as things are; None where one can."""
+    if eps is not None and eps.requires_grad:
+        return "eps requires a gradient, which only impl='reference' gives"
+    if torch.compiler.is_compiling():
+        # An exported program runs where fastvae may not be; who asks for a kernel by name gets its op.
+        return "torch.export records PyTorch's own operators" if _is_exporting() and not asked_for else None
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace records PyTorch's own operators only: use impl='reference'"
+    if _has_no_rule():
+        return "torch.func transforms and forward-mode differentiation need impl='reference'"
+    for t in tensors:
+        if not holds_numbers(t):
+            return f"a kernel cannot read the numbers of a {_class_of(t)}: pass a plain tensor or use impl='reference'"
+    return None
+
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def holds_numbers(t: Tensor) -> bool:
+    """Whether an op of ours can run on ``t``, by itself or, fake, by its shape."""
+    if type(t) not in _PLAIN and type(t).__torch_dispatch__ is not _NO_DISPATCH:
+        return isinstance(t, (FakeTensor, FunctionalTensor))
+    return not (torch._is_functional_tensor(t) or torch._C._functorch.is_functorch_wrapped_tensor(t))
+
+
+def _class_of(t: Tensor) -> str:
+    return type(t).__name__ if type(t) not in _PLAIN else "wrapped tensor of a transform"
+
+
+def _name_of(index: int, names: Sequence[str]) -> str:
+    return names[index] if index < len(names) else f"tensor {index}"
+
+
+def as_plain(t: Tensor, name: str) -> Tensor:
+    """``t`` without what a kernel cannot see, as far as autograd can follow."""
+    kind = type(t)
+    if kind not in _PLAIN:
+        if kind.__torch_dispatch__ is _NO_DISPATCH:
+            # A subclass that only adds Python to a tensor, such as a Buffer.
+            return as_plain(t.as_subclass(Tensor), name)
+        # Quantised weights know their numbers; what they have no rule for is a product with a mask.
+        return t.dequantize() if kind.dequantize is not Tensor.dequantize else t
+    if torch.compiler.is_compiling():
+        return t
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {t.layout}: pass {name}.to_dense()")
+    if t.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one: pass torch.nested.to_padded_tensor({name}, 0.0)"
+        )
+    if t._is_zerotensor():
+        # Only forward-mode differentiation makes such tensors, whose zeros are nowhere in memory.
+        return torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+    return t.resolve_neg() if t.is_neg() else t
 
 
 def release_memory() -> int:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _LIBRARY = torch.library.Library("fastvae", "DEF")
 
 
@@ -23,17 +23,16 @@ class Op(NamedTuple):
     cpu: Callable[..., Any]
     triton: Callable[..., Any]
 
-    def on(self, impl: str, like: Tensor) -> Callable[..., Any]:
-        """What to call for ``impl`` on tensors such as ``like``.
+    def on(self, route: Route) -> Callable[..., Any]:
+        """What to call for ``route``.
 
-        The dispatcher is for whoever needs to see the op: compilers, tensor subclasses, dispatch modes. For plain
-        tensors in eager mode its boundary would cost as much as a small kernel, and the launcher is called itself;
-        so it is for the interpreter, which the dispatcher cannot tell from C++.
+        The dispatcher is for whoever needs to see the op: compilers, fake tensors, dispatch modes, the profiler. For
+        plain tensors in eager mode its boundary would cost as much as a small kernel, and the launcher is called
+        itself.
         """
-        if torch.compiler.is_compiling() or type(like) not in _PLAIN or torch._C._len_torch_dispatch_stack():
-            interpreted = impl == "triton" and like.device.type == "cpu"
-            return self.triton if interpreted else self.dispatched
-        return self.cpu if impl == "cpp" else self.triton
+        if route.dispatched:
+            return self.dispatched
+        return self.cpu if route.impl == "cpp" else self.triton
 
 
 def define(
@@ -110,26 +109,63 @@ def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return extension().empty(like.dtype == torch.float64, list(shape))
 
 
-class _FirstOrderOnly(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(g.view_as(g) for g in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError("fastvae kernels are differentiable once; for gradients of gradients pass impl='reference'")
+# What a Function's gradient is a function of: a function of its tensors in plain PyTorch, and these tensors, one for
+# each argument of ``forward``; None for an argument that has no gradient.
+Differentiable = tuple[Callable[..., Any], Sequence[Tensor | None]]
 
 
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """As ``torch.autograd.function.once_differentiable``, with an error that names the way out."""
+def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., Any]:
+    """Makes a Function's ``backward`` differentiable, and lets ``vmap`` map it.
 
-    def wrapped(ctx: Any, *d_outputs: Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            return backward(ctx, *d_outputs)
-        with torch.no_grad():
-            gradients = backward(ctx, *d_outputs)
-        # Whoever builds a graph of gradients must not take them for constants.
-        guarded = iter(_FirstOrderOnly.apply(*(g.detach().requires_grad_() for g in gradients if g is not None)))
-        return tuple(None if g is None else next(guarded) for g in gradients)
+    ``backward`` is a kernel's, and runs where a first gradient is all that is wanted. Under grad mode, as
+    ``create_graph=True`` sets it, and for mapped gradients the gradient is that of ``reference(ctx)``, which
+    autograd can follow as often as it is asked to.
+    """
 
-    return wrapped
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(ctx: Any, *d_outputs: Tensor) -> Any:
+            if torch.compiler.is_compiling():
+                return backward(ctx, *d_outputs)
+            if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
+                if backend._C is not None and backend._C.are_plain(d_outputs):
+                    return backward(ctx, *d_outputs)
+                d_outputs = tuple(_as_plain(g) for g in d_outputs)
+                if all(backend.holds_numbers(g) for g in d_outputs):
+                    return backward(ctx, *d_outputs)
+            function, inputs = reference(ctx)
+            return _gradients(function, inputs, ctx.needs_input_grad, d_outputs)
+
+        return wrapped
+
+    return decorate
+
+
+def _as_plain(gradient: Tensor) -> Tensor:
+    return backend.as_plain(gradient if gradient.layout is torch.strided else gradient.to_dense(), "the gradient")
+
+
+def _gradients(
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], needs: Sequence[bool], d_outputs: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    wanted = [i for i, (t, need) in enumerate(zip(inputs, needs, strict=True)) if need and t is not None]
+    create_graph, points = torch.is_grad_enabled(), list(inputs)
+    with torch.enable_grad():
+        for i in wanted:
+            t = inputs[i]
+            assert t is not None
+            # An alias that hangs on the graph of the input: gradients are taken at it and flow through it.
+            points[i] = t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+        outputs = function(*points)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, d_outputs, strict=True) if o.requires_grad]
+        found = torch.autograd.grad(
+            [o for o, _ in pairs],
+            [points[i] for i in wanted],
+            [g for _, g in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)

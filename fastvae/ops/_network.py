@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import backend
+from ..backend import Route
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
@@ -107,6 +109,25 @@ def check_network(
     return x, context_term, MadeParameters(weights, layers[count : 2 * count], layers[2 * count :], degrees, normalized)
 
 
+def route_network(
+    impl: str, x: Tensor, context_term: Tensor | None, parameters: MadeParameters
+) -> tuple[Route, Tensor, Tensor | None, MadeParameters]:
+    """Who runs a network's call, and its tensors as they take them."""
+    weights, biases, scales, degrees, normalized = parameters
+    assert degrees is not None
+    count = len(weights)
+    route, tensors = backend.route(
+        impl, x, context_term, *weights, *biases, *scales, *degrees, names=("x", "context_term", *_layer_names(count))
+    )
+    x, context_term, *layers = tensors
+    parts = [layers[i * count : (i + 1) * count] for i in range(3)]
+    return route, x, context_term, MadeParameters(*parts, layers[3 * count :], normalized)
+
+
+def _layer_names(count: int) -> list[str]:
+    return [f"{part}[{i}]" for part in ("weights", "biases", "weight_scales") for i in range(count)]
+
+
 def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None:
     count = len(sizes) - 1
     for name, tensors in zip(("weights", "biases", "weight_scales"), parts, strict=True):
@@ -129,7 +150,7 @@ def _of_one_kind(
         dtype, device = x.dtype, x.device
         if all(t is None or (t.dtype is dtype and t.device == device) for t in tensors):
             return tensors
-    names = [f"{part}[{i}]" for part in ("weights", "biases", "weight_scales") for i in range(len(parts[0]))]
+    names = _layer_names(len(parts[0]))
     named = {n: t for n, t in zip((name, "context_term", *names), tensors, strict=True) if t is not None}
     cast = dict(zip(named, _checks.same_kind(**named), strict=True))
     return [cast.get(n) for n in (name, "context_term", *names)]

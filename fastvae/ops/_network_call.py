@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._library import extension
+from ._library import Differentiable, extension
 from .masked_linear import NORM
 
 Tensors = Sequence[Tensor]
 OptionalTensors = Sequence[Tensor | None]
+_DIRECT = Route("cpp")
 
 
 class NetworkCall(NamedTuple):
@@ -31,6 +34,10 @@ class NetworkCall(NamedTuple):
     degrees: Tensors
     fields: list[int]
     normalized: bool
+    route: Route
+    # The reference's own arguments, for derivatives that kernels have not; a compiler, which takes none, gets None.
+    structure: MadeStructure | None
+    kind: str | None
 
     def unflat(self, tensors: Tensors) -> tuple[Tensor | None, Tensors, OptionalTensors, OptionalTensors]:
         """Context term, weights, biases and row factors."""
@@ -51,7 +58,7 @@ class NetworkCall(NamedTuple):
         others, scales = tensors[: -len(scaled)], tensors[-len(scaled) :]
         if not self.normalized:
             return tensors, (*weights, *scales)
-        norms = [NORM.on("cpp", weights[i])(weights[i], self.degrees[i], self.degrees[i + 1]) for i in scaled]
+        norms = [NORM.on(self.route)(weights[i], self.degrees[i], self.degrees[i + 1]) for i in scaled]
         factors = [row_factors(gain, norm) for gain, norm in zip(scales, norms, strict=True)]
         return (*others, *factors), (*weights, *factors, *norms)
 
@@ -61,6 +68,7 @@ def ready(
     context_term: Tensor | None,
     parameters: MadeParameters,
     structure: MadeStructure,
+    kind: str | None,
     fields: list[int],
     impl: str,
 ) -> tuple[NetworkCall, Tensors] | None:
@@ -77,11 +85,17 @@ def ready(
     if found is None:
         return None
     tensors, present = found
-    return NetworkCall(len(weights), present, degrees, fields, normalized), tensors
+    return NetworkCall(len(weights), present, degrees, fields, normalized, _DIRECT, structure, kind), tensors
 
 
 def prepared(
-    x: Tensor, context_term: Tensor | None, parameters: MadeParameters, fields: list[int]
+    x: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    kind: str | None,
+    fields: list[int],
+    route: Route,
 ) -> tuple[Tensor, NetworkCall, Tensors]:
     """Rows of samples, and the network's tensors with contiguous rows."""
     weights, biases, scales, degrees, normalized = parameters
@@ -91,7 +105,9 @@ def prepared(
     optional = (context_term, *biases, *scales)
     tensors = [_checks.rows(w, w.shape[1]) for w in weights]
     tensors += [t.contiguous() for t in optional if t is not None]
-    call = NetworkCall(len(weights), tuple([t is not None for t in optional]), degrees, fields, normalized)
+    present = tuple([t is not None for t in optional])
+    own = (None, None) if torch.compiler.is_compiling() else (structure, kind)
+    call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own)
     return _checks.rows(x, x.shape[-1]), call, tensors
 
 
@@ -100,6 +116,26 @@ def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTe
     return gradients if all(needs) else [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
 
-def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors) -> None:
-    ctx.save_for_backward(saved, *kept)
-    ctx.call = call
+def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
+    """Keeps what the kernels' backward pass reads, and the inputs that it does not read but the reference does."""
+    ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
+    ctx.call, ctx.kept = call, len(kept)
+
+
+def saved_network(ctx: Any) -> tuple[Tensor, Tensors]:
+    """What the kernels' backward pass reads."""
+    saved, *others = ctx.saved_tensors
+    return saved, others[: ctx.kept]
+
+
+def network_again(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
+    """``reference`` as a function of the tensors of the call that ``ctx`` keeps."""
+    call, (_, *others) = ctx.call, ctx.saved_tensors
+    x, tensors = others[ctx.kept], (*others[: call.layers], *others[ctx.kept + 1 :])
+
+    def run(_: None, x: Tensor, *tensors: Tensor) -> Any:
+        context_term, weights, biases, scales = call.unflat(tensors)
+        parameters = MadeParameters(weights, biases, scales, call.degrees, call.normalized)
+        return reference(x, context_term, parameters, call.structure, call.kind)
+
+    return run, (None, x, *tensors)

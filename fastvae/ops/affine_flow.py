@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference import affine_flow as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from ._network import KIND_IDS, check_kind
 
 
@@ -80,21 +81,30 @@ BWD = define(
 )  # fmt: skip
 
 
+def _step_again(ctx: Any) -> Differentiable:
+    kind, inverse, _ = ctx.call
+
+    def step(z: Tensor, shift: Tensor, scale_logit: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
+        return reference.affine_flow(z, shift, scale_logit, kind, inverse)
+
+    return step, (*ctx.saved_tensors, None)
+
+
 class _AffineFlow(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, shift: Tensor, scale_logit: Tensor | None, call: tuple[str, bool, str]
+        ctx: Any, z: Tensor, shift: Tensor, scale_logit: Tensor | None, call: tuple[str, bool, Route]
     ) -> tuple[Tensor, Tensor]:
-        kind, inverse, impl = call
+        kind, inverse, route = call
         ctx.save_for_backward(z, shift, scale_logit)
         ctx.call = call
-        return FWD.on(impl, z)(z, shift, scale_logit, kind, inverse)
+        return FWD.on(route)(z, shift, scale_logit, kind, inverse)
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_step_again)
     def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        kind, inverse, impl = ctx.call
-        op = BWD.on(impl, d_out)
+        kind, inverse, route = ctx.call
+        op = BWD.on(backend.route_of(route.impl, d_out))
         d_z, d_shift, d_scale_logit = op(d_out.contiguous(), d_log_det.contiguous(), *ctx.saved_tensors, kind, inverse)
         return d_z, d_shift, d_scale_logit if ctx.needs_input_grad[2] else None, None
 
@@ -142,8 +152,8 @@ def affine_flow(
 
     Note:
         log a(s) is bounded in both directions, so that a saturated s gives no NaN; beyond a clamp the gradient of s is
-        0. An inverse can still overflow to inf where 1 / a(s), at most e^30, meets large points. Deterministic;
-        differentiable once (the reference, any number of times).
+        0. An inverse can still overflow to inf where 1 / a(s), at most e^30, meets large points. Deterministic.
+        Differentiable any number of times, by the reference from the second time on.
 
     Reference:
         *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma et al., 2016).
@@ -162,15 +172,15 @@ def affine_flow(
     named = {"z": z, "shift": shift} | ({} if scale_logit is None else {"scale_logit": scale_logit})
     named = dict(zip(named, _checks.same_kind(**named), strict=True))
     _checks.same_features(**named)
-    z, shift, *rest = _checks.broadcast_batch((1,) * len(named), **named)
-    chosen = backend.resolve(impl, z)
-    if chosen == "reference":
+    route, tensors = backend.route(impl, *_checks.broadcast_batch((1,) * len(named), **named), names=tuple(named))
+    z, shift, *rest = tensors
+    if route.impl == "reference":
         return reference.affine_flow(z, shift, rest[0] if rest else None, kind, inverse)
     batch, d = z.shape[:-1], z.shape[-1]
     z, shift = _checks.rows(z, d), _checks.rows(shift, d)
     logit = _checks.rows(rest[0], d) if rest else None
     if needs_grad(z, shift, *rest):
-        out, log_det = apply(_AffineFlow, z, shift, logit, (kind, inverse, chosen))
+        out, log_det = apply(_AffineFlow, z, shift, logit, (kind, inverse, route))
     else:
-        out, log_det = FWD.on(chosen, z)(z, shift, logit, kind, inverse)
+        out, log_det = FWD.on(route)(z, shift, logit, kind, inverse)
     return _checks.shaped(out, (*batch, d)), _checks.shaped(log_det, batch)

@@ -17,9 +17,19 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._library import apply, define, extension, needs_grad, once_differentiable
-from ._network import LANES, check_network, saved_rows, structure_fields
-from ._network_call import NetworkCall, OptionalTensors, Tensors, only_needed, prepared, ready, save_network
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._network import LANES, check_network, route_network, saved_rows, structure_fields
+from ._network_call import (
+    NetworkCall,
+    OptionalTensors,
+    Tensors,
+    network_again,
+    only_needed,
+    prepared,
+    ready,
+    save_network,
+    saved_network,
+)
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
@@ -124,24 +134,34 @@ def step_gradients(
 ) -> tuple[Tensor, OptionalTensors]:
     """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
     call, needs = ctx.call, ctx.needs_input_grad[2:]
-    d_x, gradients = BWD.on("cpp", d_out)(
+    d_x, gradients = BWD.on(backend.route_of("cpp", d_out))(
         d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
     )
     return d_x, only_needed(gradients, needs)
+
+
+def _step_again(ctx: Any) -> Differentiable:
+    def step(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        if ctx.call.kind is None:
+            # Without a step there is no log-determinant: the kernels hand out an empty one.
+            return reference.made(x, *others[:-1]), x.new_zeros(0)
+        return reference.autoregressive_flow(x, *others)
+
+    return network_again(ctx, step)
 
 
 class _AutoregressiveFlow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         used, kept = call.with_factors(tensors)
-        out, log_det, saved = FWD.on("cpp", x)(x, used, call.present, call.degrees, call.fields, True)
-        save_network(ctx, call, saved, kept)
+        out, log_det, saved = FWD.on(call.route)(x, used, call.present, call.degrees, call.fields, True)
+        save_network(ctx, call, saved, kept, x, tensors)
         return out, log_det
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_step_again)
     def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        saved, *kept = ctx.saved_tensors
+        saved, kept = saved_network(ctx)
         d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
         return None, d_x, *gradients
 
@@ -203,19 +223,19 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     fields = structure_fields(structure, kind)
-    known = ready(x, context_term, parameters, structure, fields, impl)
+    known = ready(x, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _step(x, *known)
     x, context_term, parameters = check_network("x" if kind is None else "z", x, context_term, parameters, structure)
-    chosen = backend.resolve(impl, x)
-    if chosen == "reference":
+    route, x, context_term, parameters = route_network(impl, x, context_term, parameters)
+    if route.impl == "reference":
         if kind is None:
             return reference.made(x, context_term, parameters, structure), x
         return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
-    if chosen == "triton":
-        return _layer_by_layer(x, context_term, with_factors(parameters, chosen), structure, kind)
+    if route.impl == "triton":
+        return _layer_by_layer(x, context_term, with_factors(parameters, route.impl), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
-    out, log_det = _step(*prepared(x, context_term, parameters, fields))
+    out, log_det = _step(*prepared(x, context_term, parameters, structure, kind, fields, route))
     width = structure.output_features if kind is None else d
     return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
 
@@ -223,7 +243,7 @@ def _run(
 def _step(x: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:
     if needs_grad(x, *tensors):
         return apply(_AutoregressiveFlow, call, x, *tensors)
-    return FWD.on("cpp", x)(x, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
+    return FWD.on(call.route)(x, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
 
 
 def with_factors(parameters: MadeParameters, impl: str) -> MadeParameters:

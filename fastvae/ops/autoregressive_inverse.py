@@ -13,9 +13,9 @@ from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
-from ._library import apply, define, extension, needs_grad, once_differentiable
-from ._network import check_network, structure_fields
-from ._network_call import NetworkCall, Tensors, prepared, ready, save_network
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._network import check_network, route_network, structure_fields
+from ._network_call import NetworkCall, Tensors, network_again, prepared, ready, save_network, saved_network
 from .autoregressive_flow import NETWORK, step_gradients
 
 
@@ -49,25 +49,42 @@ BWD = define(
 )  # fmt: skip
 
 
+def _inverse_again(ctx: Any) -> Differentiable:
+    return network_again(ctx, reference.autoregressive_inverse)
+
+
 class _AutoregressiveInverse(torch.autograd.Function):
     # By the implicit function theorem: with F the step and z = F(x), the gradient d_z solves J^T d_z = d_x (plus what
     # comes through log_det), and parameters get the gradient of F for the upstream (-d_z, -d_log_det).
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         used, kept = call.with_factors(tensors)
-        x, log_det, saved = FWD.on("cpp", z)(z, used, call.present, call.degrees, call.fields, True)
-        save_network(ctx, call, saved, kept)
+        x, log_det, saved = FWD.on(call.route)(z, used, call.present, call.degrees, call.fields, True)
+        save_network(ctx, call, saved, kept, z, tensors)
         return x, log_det
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_inverse_again)
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
-        saved, *kept = ctx.saved_tensors
+        saved, kept = saved_network(ctx)
         call, needs, d_log_det = ctx.call, ctx.needs_input_grad[2:], d_log_det.contiguous()
-        d_z = BWD.on("cpp", d_x)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
+        d_z = BWD.on(backend.route_of("cpp", d_x))(
+            d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields
+        )
         if not any(needs):
             return None, d_z, *(None,) * len(needs)
         return None, d_z, *step_gradients(ctx, -d_z, -d_log_det, saved, kept)[1]
+
+
+def _triton_inverse_again(ctx: Any) -> Differentiable:
+    call, (_, z, *tensors) = ctx.call, ctx.saved_tensors
+
+    def inverse(_call: None, _structure: None, _kind: None, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        context_term, weights, biases, scales = call.unflat(tensors)
+        parameters = MadeParameters(weights, biases, scales, call.degrees)
+        return reference.autoregressive_inverse(z, context_term, parameters, ctx.structure, ctx.kind)
+
+    return inverse, (None, None, None, z, *tensors)
 
 
 class _TritonInverse(torch.autograd.Function):
@@ -78,17 +95,17 @@ class _TritonInverse(torch.autograd.Function):
         from ..kernels.autoregressive_inverse import autoregressive_inverse_fwd
 
         x, log_det = autoregressive_inverse_fwd(z, *call.unflat(tensors), structure, kind)
-        ctx.save_for_backward(x, *tensors)
+        ctx.save_for_backward(x, z, *tensors)
         ctx.call, ctx.structure, ctx.kind = call, structure, kind
         return x, log_det
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_triton_inverse_again)
     def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
 
         call, structure, kind = ctx.call, ctx.structure, ctx.kind
-        x, *tensors = ctx.saved_tensors
+        x, _, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
         d_z = autoregressive_inverse_solve(
             d_x.contiguous(), d_log_det.contiguous(), x, *call.unflat(tensors), structure, kind
@@ -142,21 +159,22 @@ def autoregressive_inverse(
 
     Note:
         Exact up to rounding, which each feature passes on to the later ones. Where 1 / a(s) meets large points the
-        result overflows to inf, as the reference's does. Differentiable once (the reference, any number of times).
+        result overflows to inf, as the reference's does. Differentiable any number of times, by the reference from the
+        second time on.
     """
     fields = structure_fields(structure, kind)
-    known = ready(z, context_term, parameters, structure, fields, impl)
+    known = ready(z, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _solve(z, *known)
     z, context_term, parameters = check_network("z", z, context_term, parameters, structure)
-    chosen = backend.resolve(impl, z)
-    if chosen == "reference":
+    route, z, context_term, parameters = route_network(impl, z, context_term, parameters)
+    if route.impl == "reference":
         return reference.autoregressive_inverse(z, context_term, parameters, structure, kind)
     batch, d = z.shape[:-1], z.shape[-1]
-    if chosen == "triton":
-        parameters = autoregressive_flow.with_factors(parameters, chosen)
-    z, call, tensors = prepared(z, context_term, parameters, fields)
-    if chosen == "triton":
+    if route.impl == "triton":
+        parameters = autoregressive_flow.with_factors(parameters, route.impl)
+    z, call, tensors = prepared(z, context_term, parameters, structure, kind, fields, route)
+    if route.impl == "triton":
         x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
     else:
         x, log_det = _solve(z, call, tensors)
@@ -166,4 +184,4 @@ def autoregressive_inverse(
 def _solve(z: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:
     if needs_grad(z, *tensors):
         return apply(_AutoregressiveInverse, call, z, *tensors)
-    return FWD.on("cpp", z)(z, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
+    return FWD.on(call.route)(z, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]

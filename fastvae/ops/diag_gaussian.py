@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import backend, rng
+from ..backend import Route
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
@@ -113,34 +114,57 @@ BWD_SAMPLES = define(
 )  # fmt: skip
 
 
+def _sample_again(ctx: Any) -> Differentiable:
+    """The sample as a function of its parameters, with the noise as it was drawn."""
+    (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
+    wide = reference.compute_dtype(log_sigma.dtype)
+    n, d = log_sigma.shape
+    stacked = (_checks.samples_in(_checks.product(shape), n, d), n, d)
+    if route.impl == "cpp":
+        moved = saved.view(stacked)
+    else:
+        zero = torch.zeros(n, d, dtype=wide, device=log_sigma.device)
+        eps = FWD.on(backend.route_of(route.impl, zero))(zero, zero, saved, shape, row_offset, False)[0]
+        moved = log_sigma.detach().to(wide).exp() * eps.view(stacked)
+
+    def sample(mu: Tensor, log_sigma: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        wide_log_sigma = log_sigma.to(wide)
+        # sigma eps with the derivatives of sigma: no division by a sigma that may be 0.
+        z = mu.to(wide) + (wide_log_sigma - wide_log_sigma.detach()).exp() * moved
+        log_q = (-wide_log_sigma.sum(-1)).expand(stacked[:-1])
+        return z.to(mu.dtype).reshape(shape), log_q.reshape(shape[:-1])
+
+    # mu moves the sample and nothing else: gradients do not depend on its value.
+    return sample, (torch.zeros_like(log_sigma), log_sigma, None, None)
+
+
 class _DiagGaussianRsample(torch.autograd.Function):
-    # Every argument and every saved tensor costs a microsecond of autograd's: few of each.
+    # Every argument costs a microsecond of autograd's.
     @staticmethod
     def forward(
-        ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, call: tuple[tuple[int, ...], int, str]
+        ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, call: tuple[tuple[int, ...], int, Route]
     ) -> tuple[Tensor, Tensor]:
-        shape, row_offset, impl = call
-        z, log_q, kept = FWD.on(impl, mu)(mu, log_sigma, noise, shape, row_offset, True)
-        if impl == "cpp":
-            ctx.save_for_backward(kept)
-        else:
-            ctx.save_for_backward(log_sigma, noise)
+        shape, row_offset, route = call
+        z, log_q, kept = FWD.on(route)(mu, log_sigma, noise, shape, row_offset, True)
+        ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
         ctx.n, ctx.call = mu.shape[0], call
         return z, log_q
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_sample_again)
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        n, (_, row_offset, impl) = ctx.n, ctx.call
-        saved = (None, None, *ctx.saved_tensors) if impl == "cpp" else (*ctx.saved_tensors, None)
+        n, (_, row_offset, route) = ctx.n, ctx.call
+        log_sigma, noise = ctx.saved_tensors
+        saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
+        route = backend.route_of(route.impl, d_z)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
         d = d_z.shape[-1]
         if d_z.numel() == n * d:
             # With one sample d_mu is d_z itself: no kernel writes it.
             d_mu = d_z if d_z.dim() == 2 else d_z.view(n, d)
-            d_log_sigma = BWD.on(impl, d_z)(d_z, d_log_q, *saved, n, row_offset)
+            d_log_sigma = BWD.on(route)(d_z, d_log_q, *saved, n, row_offset)
         else:
-            d_mu, d_log_sigma = BWD_SAMPLES.on(impl, d_z)(d_z, d_log_q, *saved, n, row_offset)
+            d_mu, d_log_sigma = BWD_SAMPLES.on(route)(d_z, d_log_q, *saved, n, row_offset)
         return d_mu, d_log_sigma, None, None
 
 
@@ -184,7 +208,8 @@ def diag_gaussian_rsample(
         The kernels' noise is a function of (seed, sample, row, column) only, in float32 whatever the inputs' dtype
         (see :mod:`fastvae.rng`). A GPU's backward pass draws it again instead of storing it; a CPU's reads
         :math:`\sigma \epsilon`, which the forward pass keeps. The reference draws with :func:`torch.randn`.
-        Deterministic given the generator's state; differentiable once (the reference, any number of times).
+        Deterministic given the generator's state. Differentiable any number of times, by the reference from the second
+        time on.
 
     Reference:
         *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
@@ -200,8 +225,8 @@ def diag_gaussian_rsample(
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
         eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
-    chosen = backend.resolve(impl, mu, eps)
-    if chosen == "reference":
+    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=("mu", "log_sigma", "eps"), eps=eps)
+    if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
 
@@ -209,5 +234,5 @@ def diag_gaussian_rsample(
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
-        return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, chosen))
-    return FWD.on(chosen, mu)(mu, log_sigma, noise, shape, row_offset, False)[:2]
+        return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, route))
+    return FWD.on(route)(mu, log_sigma, noise, shape, row_offset, False)[:2]

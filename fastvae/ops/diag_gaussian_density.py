@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference import diag_gaussian as reference
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -133,31 +134,48 @@ KL_PRIOR_BWD = define(
 )  # fmt: skip
 
 
+def _log_prob_again(ctx: Any) -> Differentiable:
+    def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *_: None) -> Tensor:
+        return reference.log_prob(_checks.stack(z, *mu.shape), mu, log_sigma).reshape(z.shape[:-1])
+
+    return log_prob, (*ctx.saved_tensors, None)
+
+
 class _DiagGaussianLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, impl: str) -> Tensor:
+    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, route: Route) -> Tensor:
         ctx.save_for_backward(z, mu, log_sigma)
-        ctx.impl = impl
-        return LOG_PROB_FWD.on(impl, mu)(z, mu, log_sigma)
+        ctx.impl = route.impl
+        return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_log_prob_again)
     def backward(ctx: Any, d_log_q: Tensor) -> Any:
-        return *LOG_PROB_BWD.on(ctx.impl, d_log_q)(d_log_q.contiguous(), *ctx.saved_tensors), None
+        op = LOG_PROB_BWD.on(backend.route_of(ctx.impl, d_log_q))
+        return *op(d_log_q.contiguous(), *ctx.saved_tensors), None
+
+
+def _kl_again(ctx: Any) -> Differentiable:
+    def kl(_: None, mu: Tensor, log_sigma: Tensor, *prior: Tensor) -> Tensor:
+        return reference.kl(mu, log_sigma, *(prior or (None, None)))
+
+    return kl, (None, *ctx.saved_tensors)
 
 
 class _DiagGaussianKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, impl: str, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, route: Route, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
-        ctx.impl = impl
-        return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(impl, parameters[0])(*parameters)
+        ctx.impl = route.impl
+        return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters)
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_kl_again)
     def backward(ctx: Any, d_kl: Tensor) -> Any:
-        op = KL_BWD if len(ctx.saved_tensors) == 2 else KL_PRIOR_BWD
-        return None, *op.on(ctx.impl, d_kl)(d_kl.contiguous(), *ctx.saved_tensors)
+        # Read once: recomputation under activation checkpointing hands every saved tensor out a single time.
+        parameters = ctx.saved_tensors
+        op = KL_BWD if len(parameters) == 2 else KL_PRIOR_BWD
+        return None, *op.on(backend.route_of(ctx.impl, d_kl))(d_kl.contiguous(), *parameters)
 
 
 def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: str = "auto") -> Tensor:
@@ -182,7 +200,7 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Deterministic; differentiable once in every argument (the reference, any number of times).
+        Deterministic. Differentiable in every argument any number of times, by the reference from the second time on.
 
     Reference:
         *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013).
@@ -194,14 +212,14 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
     z, mu, log_sigma = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma)
     mu, log_sigma = _checks.gaussian(mu, log_sigma)
     z, mu, log_sigma = _checks.foreign_points(z, (mu, log_sigma), (1, 1))
-    chosen = backend.resolve(impl, mu)
-    if chosen == "reference":
+    route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
+    if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma)
     z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     if needs_grad(z, mu, log_sigma):
-        return apply(_DiagGaussianLogProb, z, mu, log_sigma, chosen)
-    return LOG_PROB_FWD.on(chosen, mu)(z, mu, log_sigma)
+        return apply(_DiagGaussianLogProb, z, mu, log_sigma, route)
+    return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
 
 
 def diag_gaussian_kl(
@@ -234,7 +252,7 @@ def diag_gaussian_kl(
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Deterministic; differentiable once in every argument (the reference, any number of times).
+        Deterministic. Differentiable in every argument any number of times, by the reference from the second time on.
 
     Reference:
         *Auto-Encoding Variational Bayes* (Kingma, Welling, 2013), appendix B.
@@ -252,11 +270,11 @@ def diag_gaussian_kl(
     named = dict(zip(named, _checks.same_kind(**named), strict=True))
     _checks.same_features(**named)
     parameters = _checks.broadcast_batch([1] * len(named), **named)
-    chosen = backend.resolve(impl, mu)
-    if chosen == "reference":
+    route, parameters = backend.route(impl, *parameters, names=tuple(named))
+    if route.impl == "reference":
         return reference.kl(*parameters, *[None] * (4 - len(parameters)))
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]
     parameters = [_checks.rows(p, d) for p in parameters]
     if needs_grad(*parameters):
-        return _checks.shaped(apply(_DiagGaussianKL, chosen, *parameters), batch)
-    return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(chosen, mu)(*parameters), batch)
+        return _checks.shaped(apply(_DiagGaussianKL, route, *parameters), batch)
+    return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters), batch)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference import gated_activation as reference
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 # The extension's numbers (csrc/gate.h).
 KIND_IDS = {kind: index for index, kind in enumerate(reference.KINDS)}
@@ -90,23 +91,30 @@ BWD = define(
 )  # fmt: skip
 
 
+def _gate_again(ctx: Any) -> Differentiable:
+    kind, _ = ctx.call
+
+    def gate(x: Tensor, condition: Tensor | None, *_: None) -> Tensor:
+        return reference.gated_activation(x, condition, kind)
+
+    return gate, (*ctx.saved_tensors, None, None)
+
+
 class _GatedActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, condition: Tensor | None, kind: str, impl: str) -> Tensor:
-        ctx.call = kind, impl, None if condition is None else condition.shape
-        if condition is not None and condition.shape == x.shape:
-            # One map is kept then, not two.
-            x, condition = x + condition, None
+    def forward(ctx: Any, x: Tensor, condition: Tensor | None, kind: str, route: Route) -> Tensor:
+        ctx.call = kind, route.impl
         ctx.save_for_backward(x, condition)
-        return FWD.on(impl, x)(x, condition, kind)
+        return FWD.on(route)(x, condition, kind)
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_gate_again)
     def backward(ctx: Any, d_y: Tensor) -> Any:
-        (x, condition), (kind, impl, shape) = ctx.saved_tensors, ctx.call
+        (x, condition), (kind, impl) = ctx.saved_tensors, ctx.call
         # Gradients of sums and means are single numbers expanded.
-        d_x = BWD.on(impl, d_y)(d_y.contiguous(memory_format=_format_of(x)), x, condition, kind)
-        d_condition = d_x.sum_to_size(shape) if ctx.needs_input_grad[1] else None
+        d_y = d_y.contiguous(memory_format=_format_of(x))
+        d_x = BWD.on(backend.route_of(impl, d_y))(d_y, x, condition, kind)
+        d_condition = d_x.sum_to_size(condition.shape) if ctx.needs_input_grad[1] else None
         return d_x if ctx.needs_input_grad[0] else None, d_condition, None, None
 
 
@@ -135,7 +143,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
     Note:
         Backward keeps ``x`` and ``condition``, or their sum where that is a map, and nothing else. A number of y
         depends on the numbers that it is made of and not on where it stands: single pixels give the same bits as whole
-        images. Deterministic; differentiable once (the reference, any number of times).
+        images. Deterministic. Differentiable any number of times, by the reference from the second time on.
 
     Reference:
         *Conditional Image Generation with PixelCNN Decoders* (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves,
@@ -166,9 +174,12 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
             condition = condition[:, :, None, None]
         if condition.shape[0] != n:
             condition = condition.expand(n, *condition.shape[1:])
-    chosen = backend.resolve(impl, x)
-    if chosen == "reference":
+    route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"))
+    if route.impl == "reference":
         return reference.gated_activation(x, condition, kind)
     if needs_grad(x) or (condition is not None and needs_grad(condition)):
-        return apply(_GatedActivation, x, condition, kind, chosen)
-    return FWD.on(chosen, x)(x, condition, kind)
+        if condition is not None and condition.shape == x.shape:
+            # One map is kept for the backward pass then, not two.
+            x, condition = x + condition, None
+        return apply(_GatedActivation, x, condition, kind, route)
+    return FWD.on(route)(x, condition, kind)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference import logistic_mixture as reference
 from ..reference.diag_gaussian import compute_dtype
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 MOST_LEVELS = 1 << 16
 
@@ -84,20 +85,30 @@ BWD = define(
 )  # fmt: skip
 
 
+def _log_prob_again(ctx: Any) -> Differentiable:
+    x, params, *_ = ctx.saved_tensors
+
+    def log_prob(_: None, params: Tensor, *others: None) -> Tensor:
+        return reference.logistic_mixture_log_prob(x, params, ctx.levels)
+
+    return log_prob, (None, params, None, None)
+
+
 class _LogisticMixtureLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, params: Tensor, levels: int, impl: str) -> Tensor:
-        log_prob, kept = FWD.on(impl, params)(x, params, levels, True)
-        ctx.save_for_backward(*((kept,) if impl == "cpp" else (x, params)))
-        ctx.levels, ctx.impl, ctx.dtype = levels, impl, params.dtype
+    def forward(ctx: Any, x: Tensor, params: Tensor, levels: int, route: Route) -> Tensor:
+        log_prob, kept = FWD.on(route)(x, params, levels, True)
+        ctx.save_for_backward(x, params, kept if route.impl == "cpp" else None)
+        ctx.levels, ctx.impl = levels, route.impl
         return log_prob
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_log_prob_again)
     def backward(ctx: Any, d_log_prob: Tensor) -> Any:
-        saved = (None, None, *ctx.saved_tensors) if ctx.impl == "cpp" else (*ctx.saved_tensors, None)
-        d_params = BWD.on(ctx.impl, d_log_prob)(d_log_prob.contiguous(), *saved, ctx.levels)
-        return None, _checks.cast(d_params, ctx.dtype), None, None
+        x, params, kept = ctx.saved_tensors
+        op = BWD.on(backend.route_of(ctx.impl, d_log_prob))
+        saved = (x, params, None) if kept is None else (None, None, kept)
+        return None, _checks.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
 
 
 def check_levels(levels: int) -> None:
@@ -169,8 +180,9 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         below -7 count as -7 and get no gradient. The values of ``x`` are not checked, which would read them back from a
         GPU; a value between levels has the probability of the bin around it. Contiguous and channels-last ``params``
         are read as they lie, and the gradient has their layout. Where ``params`` requires a gradient, a CPU computes
-        the derivatives on the way forward, and keeps them in its stead: float32 or float64 maps of that size.
-        Deterministic; differentiable once with respect to ``params`` (the reference, any number of times).
+        the derivatives on the way forward and keeps them beside it: float32 or float64 maps of that size.
+        Deterministic. Differentiable with respect to ``params`` any number of times, by the reference from the second
+        time on.
 
         Behind the logits, the original PixelCNN++ has means, log-scales and coefficients of one channel side by side.
         ``.unflatten(-1, (3, 3, K)).transpose(-3, -2).flatten(-3)`` of that part of its last dimension gives this order.
@@ -190,9 +202,9 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
     check_levels(levels)
     _check(x, params)
     x = _checks.cast(x, compute_dtype(params.dtype))
-    chosen = backend.resolve(impl, params)
-    if chosen == "reference":
+    route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
+    if route.impl == "reference":
         return reference.logistic_mixture_log_prob(x, params, levels)
     if needs_grad(params):
-        return apply(_LogisticMixtureLogProb, x, params, levels, chosen)
-    return FWD.on(chosen, params)(x, params, levels, False)[0]
+        return apply(_LogisticMixtureLogProb, x, params, levels, route)
+    return FWD.on(route)(x, params, levels, False)[0]

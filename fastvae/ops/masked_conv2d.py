@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..conv_structure import ConvStructure, pair
 from ..reference import masked_conv2d as reference
 from . import _checks
 from ._convolution import check_shapes, lowered_degrees, padding_of, structure_of
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from ._network import ACTIVATION_IDS, NEED_PRE, activation_of
 
 
@@ -190,6 +191,16 @@ BWD = define(
 )  # fmt: skip
 
 
+def _conv_again(ctx: Any) -> Differentiable:
+    how, _ = ctx.call
+    _, x, weight, bias, in_degrees, out_degrees = ctx.saved_tensors
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor | None, *_: None) -> Tensor:
+        return reference.masked_conv2d(x, weight, bias, in_degrees, out_degrees, *how)
+
+    return conv, (x, weight, bias, *(None,) * 9)
+
+
 class _MaskedConv2d(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -205,22 +216,23 @@ class _MaskedConv2d(torch.autograd.Function):
         dilation: Sequence[int],
         groups: int,
         activation: str,
-        impl: str,
+        route: Route,
     ) -> Tensor:
         how = taps, origin_tap, padding, dilation, groups, activation
-        y, pre = FWD.on(impl, x)(x, weight, bias, in_degrees, out_degrees, *how, True)
+        y, pre = FWD.on(route)(x, weight, bias, in_degrees, out_degrees, *how, True)
         # Without an activation nothing is kept of the output.
         at = pre if activation in NEED_PRE or activation == "identity" else y
-        ctx.save_for_backward(at, x, weight, in_degrees, out_degrees)
-        ctx.call = how, impl
+        ctx.save_for_backward(at, x, weight, bias, in_degrees, out_degrees)
+        ctx.call = how, route.impl
         return y
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_conv_again)
     def backward(ctx: Any, d_y: Tensor) -> Any:
         how, impl = ctx.call
+        at, x, weight, _, in_degrees, out_degrees = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:3])
-        gradients = BWD.on(impl, d_y)(d_y, *ctx.saved_tensors, *how, needs)
+        gradients = BWD.on(backend.route_of(impl, d_y))(d_y, at, x, weight, in_degrees, out_degrees, *how, needs)
         return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), *(None,) * 9
 
 
@@ -285,7 +297,8 @@ def masked_conv2d(
     Note:
         Sums are taken in float32 (float64 for float64 inputs) in the kernels; the reference computes as
         :func:`torch.nn.functional.conv2d` does. ``x`` may have any strides and is not copied. Gradients of masked
-        weights are exactly zero. Deterministic; differentiable once (the reference, any number of times).
+        weights are exactly zero. Deterministic. Differentiable any number of times, by the reference from the second
+        time on.
 
         A stack of layers of types A and B never sees some of the pixels above and to the right: its blind spot. A
         vertical stack beside a horizontal one has none.
@@ -339,13 +352,15 @@ def masked_conv2d_of(
     step = pair("dilation", dilation, 1)
     zeros = padding_of(padding, structure, step)
     check_shapes(x, weight, bias, zeros, step, groups)
-    chosen = backend.resolve(impl, x)
+    route, (x, weight, bias, in_degrees, out_degrees) = backend.route(
+        impl, x, weight, bias, in_degrees, out_degrees, names=("x", "weight", "bias", "in_degrees", "out_degrees")
+    )
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     how = structure.taps, structure.origin_tap, zeros, step, groups, activation
-    if chosen == "reference":
+    if route.impl == "reference":
         y = reference.masked_conv2d(batched, weight, bias, in_degrees, out_degrees, *how)
     else:
         args = (batched, weight, bias, in_degrees, out_degrees, *how)
         tensors = (batched, weight) if bias is None else (batched, weight, bias)
-        y = apply(_MaskedConv2d, *args, chosen) if needs_grad(*tensors) else FWD.on(chosen, batched)(*args, False)[0]
+        y = apply(_MaskedConv2d, *args, route) if needs_grad(*tensors) else FWD.on(route)(*args, False)[0]
     return y if x.dim() == 4 else y.squeeze(0)

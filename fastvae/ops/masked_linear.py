@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference import masked_linear as reference
 from . import _checks
-from ._library import apply, define, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 
 
@@ -110,6 +111,16 @@ NORM_BWD = define(
 )  # fmt: skip
 
 
+def _layer_again(ctx: Any) -> Differentiable:
+    activation = ctx.call[0]
+    _, x, weight, weight_scale, in_degrees, out_degrees, bias = ctx.saved_tensors
+
+    def layer(x: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor | None, *_: None) -> Tensor:
+        return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, activation, weight_scale)
+
+    return layer, (x, weight, bias, weight_scale, *(None,) * 4)
+
+
 class _MaskedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -121,20 +132,20 @@ class _MaskedLinear(torch.autograd.Function):
         in_degrees: Tensor,
         out_degrees: Tensor,
         activation: str,
-        impl: str,
+        route: Route,
     ) -> Tensor:
-        op = FWD.on(impl, x)
-        y, pre = op(x, weight, bias, weight_scale, in_degrees, out_degrees, activation, True)
-        ctx.save_for_backward(pre if activation in NEED_PRE else y, x, weight, weight_scale, in_degrees, out_degrees)
-        ctx.call = activation, bias is not None, impl
+        y, pre = FWD.on(route)(x, weight, bias, weight_scale, in_degrees, out_degrees, activation, True)
+        at = pre if activation in NEED_PRE else y
+        ctx.save_for_backward(at, x, weight, weight_scale, in_degrees, out_degrees, bias)
+        ctx.call = activation, route.impl
         return y
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_layer_again)
     def backward(ctx: Any, d_y: Tensor) -> Any:
-        activation, has_bias, impl = ctx.call
-        op = BWD.on(impl, d_y)
-        d_x, d_weight, d_bias, d_scale = op(d_y.contiguous(), *ctx.saved_tensors, activation, has_bias)
+        (activation, impl), (*saved, bias) = ctx.call, ctx.saved_tensors
+        op = BWD.on(backend.route_of(impl, d_y))
+        d_x, d_weight, d_bias, d_scale = op(d_y.contiguous(), *saved, activation, bias is not None)
         needs = ctx.needs_input_grad
         return (
             d_x if needs[0] else None,
@@ -145,18 +156,23 @@ class _MaskedLinear(torch.autograd.Function):
         )
 
 
+def _norm_again(ctx: Any) -> Differentiable:
+    _, weight, in_degrees, out_degrees = ctx.saved_tensors
+    return lambda weight, *_: reference.masked_norm(weight, in_degrees, out_degrees), (weight, None, None, None)
+
+
 class _MaskedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor, impl: str) -> Tensor:
-        norm = NORM.on(impl, weight)(weight, in_degrees, out_degrees)
+    def forward(ctx: Any, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor, route: Route) -> Tensor:
+        norm = NORM.on(route)(weight, in_degrees, out_degrees)
         ctx.save_for_backward(norm, weight, in_degrees, out_degrees)
-        ctx.impl = impl
+        ctx.impl = route.impl
         return norm
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_norm_again)
     def backward(ctx: Any, d_norm: Tensor) -> Any:
-        d_weight = NORM_BWD.on(ctx.impl, d_norm)(d_norm.contiguous(), *ctx.saved_tensors)
+        d_weight = NORM_BWD.on(backend.route_of(ctx.impl, d_norm))(d_norm.contiguous(), *ctx.saved_tensors)
         return d_weight, None, None, None
 
 
@@ -201,7 +217,7 @@ def masked_linear(
 
     Note:
         Sums are taken in float32 (float64 for float64 inputs). Gradients of masked weights are exactly zero.
-        Deterministic; differentiable once (the reference, any number of times).
+        Deterministic. Differentiable any number of times, by the reference from the second time on.
 
     Reference:
         *MADE: Masked Autoencoder for Distribution Estimation* (Germain, Gregor, Murray, Larochelle, 2015).
@@ -228,8 +244,11 @@ def masked_linear(
             raise ValueError(f"{name} must have shape ({out},), got {tuple(t.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, features, x)
     out_degrees = check_degrees("out_degrees", out_degrees, out, x)
-    chosen = backend.resolve(impl, x)
-    if chosen == "reference":
+    route, (x, weight, bias, weight_scale, in_degrees, out_degrees) = backend.route(
+        impl, x, weight, bias, weight_scale, in_degrees, out_degrees,
+        names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"),
+    )  # fmt: skip
+    if route.impl == "reference":
         return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, activation, weight_scale)
     batch = x.shape[:-1]
     x, weight = _checks.rows(x, features), _checks.rows(weight, features)
@@ -237,7 +256,7 @@ def masked_linear(
     weight_scale = None if weight_scale is None else weight_scale.contiguous()
     tensors = [t for t in (x, weight, bias, weight_scale) if t is not None]
     args = (x, weight, bias, weight_scale, in_degrees, out_degrees, activation)
-    y = apply(_MaskedLinear, *args, chosen) if needs_grad(*tensors) else FWD.on(chosen, x)(*args, False)[0]
+    y = apply(_MaskedLinear, *args, route) if needs_grad(*tensors) else FWD.on(route)(*args, False)[0]
     return _checks.shaped(y, (*batch, out))
 
 
@@ -267,10 +286,12 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, weight.shape[1], weight)
     out_degrees = check_degrees("out_degrees", out_degrees, weight.shape[0], weight)
-    chosen = backend.resolve(impl, weight)
-    if chosen == "reference":
+    route, (weight, in_degrees, out_degrees) = backend.route(
+        impl, weight, in_degrees, out_degrees, names=("weight", "in_degrees", "out_degrees")
+    )
+    if route.impl == "reference":
         return reference.masked_norm(weight, in_degrees, out_degrees)
     weight = _checks.rows(weight, weight.shape[1])
     if needs_grad(weight):
-        return apply(_MaskedNorm, weight, in_degrees, out_degrees, chosen)
-    return NORM.on(chosen, weight)(weight, in_degrees, out_degrees)
+        return apply(_MaskedNorm, weight, in_degrees, out_degrees, route)
+    return NORM.on(route)(weight, in_degrees, out_degrees)

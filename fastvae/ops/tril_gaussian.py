@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import backend, rng
+from ..backend import Route
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 # `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
 # rather than draw them again.
@@ -137,6 +138,24 @@ BWD = define(
 )  # fmt: skip
 
 
+def _sample_again(ctx: Any) -> Differentiable:
+    """The sample as a function of its parameters, with the noise as it was drawn."""
+    (shape, row_offset, route), dense, (log_sigma, eps) = ctx.call, ctx.dense, ctx.saved_tensors
+    n, d = log_sigma.shape
+    # mu and the factor move the sample linearly: gradients do not depend on their values.
+    mu, tril = torch.zeros_like(log_sigma), log_sigma.new_zeros(tril_shape(n, d, dense))
+    if route.impl != "cpp":
+        zero, no_tril = (t.to(compute_dtype(t.dtype)) for t in (mu, tril))
+        eps = FWD.on(backend.route_of(route.impl, zero))(zero, zero, no_tril, eps, shape, row_offset, False)[0]
+    stacked = eps.view(_checks.samples_in(eps.numel(), n, d), n, d)
+
+    def sample(mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        z, log_q = reference.rsample(mu, log_sigma, tril, not dense, stacked.shape[:1], stacked, None)
+        return z.reshape(shape), log_q.reshape(shape[:-1])
+
+    return sample, (mu, log_sigma, tril, None, None)
+
+
 class _TrilGaussianRsample(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -145,24 +164,24 @@ class _TrilGaussianRsample(torch.autograd.Function):
         log_sigma: Tensor,
         tril: Tensor,
         noise: Tensor,
-        call: tuple[tuple[int, ...], int, str],
+        call: tuple[tuple[int, ...], int, Route],
     ) -> tuple[Tensor, Tensor]:
-        shape, row_offset, impl = call
-        z, log_q, kept = FWD.on(impl, mu)(mu, log_sigma, tril, noise, shape, row_offset, True)
-        ctx.save_for_backward(log_sigma, kept if impl == "cpp" else noise)
+        shape, row_offset, route = call
+        z, log_q, kept = FWD.on(route)(mu, log_sigma, tril, noise, shape, row_offset, True)
+        ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
         ctx.dense, ctx.call = tril.dim() == 3, call
         return z, log_q
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_sample_again)
     def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        _, row_offset, impl = ctx.call
+        _, row_offset, route = ctx.call
         log_sigma, noise = ctx.saved_tensors
-        noise, kept = (None, noise) if impl == "cpp" else (noise, None)
+        noise, kept = (None, noise) if route.impl == "cpp" else (noise, None)
         d_z = d_z.contiguous()
         # Of one sample, d_z is the gradient of mu itself: no memory for a second one.
         several = d_z.numel() != log_sigma.numel()
-        d_mu, d_log_sigma, d_tril = BWD.on(impl, d_z)(
+        d_mu, d_log_sigma, d_tril = BWD.on(backend.route_of(route.impl, d_z))(
             d_z, d_log_q.contiguous(), log_sigma, noise, kept, row_offset, ctx.dense, several
         )
         return d_mu if several else d_z.view(log_sigma.shape), d_log_sigma, d_tril, None, None
@@ -212,8 +231,8 @@ def tril_gaussian_rsample(
     Note:
         Half-precision inputs accumulate in float32. The noise is that of :func:`diag_gaussian_rsample`: a GPU's
         backward pass draws it again, a CPU's reads what the forward pass kept. The gradient of a dense ``tril`` is zero
-        on and above the diagonal. Deterministic given the generator's state; differentiable once (the reference, any
-        number of times).
+        on and above the diagonal. Deterministic given the generator's state. Differentiable any number of times, by
+        the reference from the second time on.
 
     Reference:
         *An Introduction to Variational Autoencoders* (Kingma, Welling, 2019), full-covariance Gaussian posteriors.
@@ -229,8 +248,9 @@ def tril_gaussian_rsample(
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
         eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
-    chosen = backend.resolve(impl, mu, eps)
-    if chosen == "reference":
+    names = ("mu", "log_sigma", "tril", "eps")
+    route, (mu, log_sigma, tril, eps) = backend.route(impl, mu, log_sigma, tril, eps, names=names, eps=eps)
+    if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
 
@@ -239,5 +259,5 @@ def tril_gaussian_rsample(
     tril = _checks.matrices(tril, d, packed)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma, tril):
-        return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, chosen))
-    return FWD.on(chosen, mu)(mu, log_sigma, tril, noise, shape, row_offset, False)[:2]
+        return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, route))
+    return FWD.on(route)(mu, log_sigma, tril, noise, shape, row_offset, False)[:2]

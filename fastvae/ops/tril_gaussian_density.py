@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
-from ._library import apply, define, empty, extension, needs_grad, once_differentiable
+from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from .tril_gaussian import layout, tril_shape
 
 
@@ -112,31 +113,50 @@ KL_BWD = define(
 )  # fmt: skip
 
 
+def _log_prob_again(ctx: Any) -> Differentiable:
+    def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> Tensor:
+        points = _checks.stack(z, *mu.shape)
+        return reference.log_prob(points, mu, log_sigma, tril, tril.dim() == 2).reshape(z.shape[:-1])
+
+    _, log_sigma, tril, z, mu = ctx.saved_tensors
+    return log_prob, (z, mu, log_sigma, tril, None)
+
+
 class _TrilGaussianLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, impl: str) -> Tensor:
-        log_q, eps = LOG_PROB_FWD.on(impl, mu)(z, mu, log_sigma, tril)
-        ctx.save_for_backward(eps, log_sigma, tril)
-        ctx.impl = impl
+    def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, route: Route) -> Tensor:
+        log_q, eps = LOG_PROB_FWD.on(route)(z, mu, log_sigma, tril)
+        ctx.save_for_backward(eps, log_sigma, tril, z, mu)
+        ctx.impl = route.impl
         return log_q
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_log_prob_again)
     def backward(ctx: Any, d_log_q: Tensor) -> Any:
-        return *LOG_PROB_BWD.on(ctx.impl, d_log_q)(d_log_q.contiguous(), *ctx.saved_tensors), None
+        eps, log_sigma, tril, *_ = ctx.saved_tensors
+        op = LOG_PROB_BWD.on(backend.route_of(ctx.impl, d_log_q))
+        return *op(d_log_q.contiguous(), eps, log_sigma, tril), None
+
+
+def _kl_again(ctx: Any) -> Differentiable:
+    def kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> Tensor:
+        return reference.kl(mu, log_sigma, tril, tril.dim() == 2)
+
+    return kl, (*ctx.saved_tensors, None)
 
 
 class _TrilGaussianKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, tril: Tensor, impl: str) -> Tensor:
+    def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, tril: Tensor, route: Route) -> Tensor:
         ctx.save_for_backward(mu, log_sigma, tril)
-        ctx.impl = impl
-        return KL_FWD.on(impl, mu)(mu, log_sigma, tril)
+        ctx.impl = route.impl
+        return KL_FWD.on(route)(mu, log_sigma, tril)
 
     @staticmethod
-    @once_differentiable
+    @with_reference(_kl_again)
     def backward(ctx: Any, d_kl: Tensor) -> Any:
-        return *KL_BWD.on(ctx.impl, d_kl)(d_kl.contiguous(), *ctx.saved_tensors), None
+        op = KL_BWD.on(backend.route_of(ctx.impl, d_kl))
+        return *op(d_kl.contiguous(), *ctx.saved_tensors), None
 
 
 def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
@@ -165,8 +185,8 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        The whitened points, as large as ``z``, are kept for the backward pass. Deterministic; differentiable once in
-        every argument (the reference, any number of times).
+        The whitened points, as large as ``z``, are kept for the backward pass. Deterministic. Differentiable in every
+        argument any number of times, by the reference from the second time on.
 
     Reference:
         *Matrix Computations* (Golub, Van Loan, 2013), section 3.1.
@@ -179,15 +199,17 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
     z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
     mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
     z, mu, log_sigma, tril = _checks.foreign_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
-    chosen = backend.resolve(impl, mu)
-    if chosen == "reference":
+    route, (z, mu, log_sigma, tril) = backend.route(
+        impl, z, mu, log_sigma, tril, names=("z", "mu", "log_sigma", "tril")
+    )
+    if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma, tril, packed)
     z, d = z.contiguous(), z.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
     if needs_grad(z, mu, log_sigma, tril):
-        return apply(_TrilGaussianLogProb, z, mu, log_sigma, tril, chosen)
-    return LOG_PROB_FWD.on(chosen, mu)(z, mu, log_sigma, tril)[0]
+        return apply(_TrilGaussianLogProb, z, mu, log_sigma, tril, route)
+    return LOG_PROB_FWD.on(route)(z, mu, log_sigma, tril)[0]
 
 
 def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str = "auto") -> Tensor:
@@ -212,7 +234,7 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Deterministic; differentiable once in every argument (the reference, any number of times).
+        Deterministic. Differentiable in every argument any number of times, by the reference from the second time on.
 
     Reference:
         *Pattern Recognition and Machine Learning* (Bishop, 2006), section 1.6.
@@ -222,12 +244,12 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
         tensor([3., 3.])
     """
     mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
-    chosen = backend.resolve(impl, mu)
-    if chosen == "reference":
+    route, (mu, log_sigma, tril) = backend.route(impl, mu, log_sigma, tril, names=("mu", "log_sigma", "tril"))
+    if route.impl == "reference":
         return reference.kl(mu, log_sigma, tril, packed)
     batch, d = mu.shape[:-1], mu.shape[-1]
     mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     tril = _checks.matrices(tril, d, packed)
     if needs_grad(mu, log_sigma, tril):
-        return _checks.shaped(apply(_TrilGaussianKL, mu, log_sigma, tril, chosen), batch)
-    return _checks.shaped(KL_FWD.on(chosen, mu)(mu, log_sigma, tril), batch)
+        return _checks.shaped(apply(_TrilGaussianKL, mu, log_sigma, tril, route), batch)
+    return _checks.shaped(KL_FWD.on(route)(mu, log_sigma, tril), batch)

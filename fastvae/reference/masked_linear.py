@@ -37,7 +37,8 @@ def masked_linear(
     activation: str = "identity",
     weight_scale: Tensor | None = None,
 ) -> Tensor:
-    weight = weight * mask_of(in_degrees, out_degrees)
+    # Not a product with the mask: what is masked may be anything, NaN as well.
+    weight = torch.where(mask_of(in_degrees, out_degrees), weight, 0.0)
     if weight_scale is not None:
         weight = weight * weight_scale.unsqueeze(-1)
     return ACTIVATIONS[activation](functional.linear(x, weight, bias))
@@ -45,7 +46,10 @@ def masked_linear(
 
 def masked_norm(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """Euclidean norm of every row of ``weight`` ``(out, in)`` over the weights that count, ``(out,)``."""
-    return weight.masked_fill(~mask_of(in_degrees, out_degrees), 0.0).norm(dim=-1)
+    kept = torch.where(mask_of(in_degrees, out_degrees), weight, 0.0)
+    # A row of zeros has no second derivative; its norm is a constant 0.
+    has_norm = (kept != 0).any(-1)
+    return torch.where(has_norm, torch.where(has_norm.unsqueeze(-1), kept, 1.0).norm(dim=-1), 0.0)
 
 
 def row_factors(gain: Tensor, norm: Tensor) -> Tensor:
