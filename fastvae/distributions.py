@@ -22,7 +22,7 @@ _HALF_LOG_2PI_E = 0.5 * (1.0 + math.log(2.0 * math.pi))
 
 
 class _StrictLowerTriangle(constraints.Constraint):
-    """Real below the diagonal; what stands on it and above is never read."""
+    """Real below the diagonal; nothing reads the diagonal and what is above it."""
 
     def __init__(self, packed: bool) -> None:
         self.packed = packed
@@ -31,6 +31,27 @@ class _StrictLowerTriangle(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         read = value if self.packed else value.tril(-1)
         return (read == read).flatten(-self.event_dim).all(-1)
+
+
+_VECTORS: dict[str, constraints.Constraint] = {"mu": constraints.real_vector, "log_sigma": constraints.real_vector}
+
+
+class _TriangularConstraints:
+    """``arg_constraints`` of :class:`TriangularGaussian`: a dict on the class, and on its instances.
+
+    An instance knows its layout. The class does not, so it has torch's placeholder for a constraint that depends on
+    other values.
+    """
+
+    def __init__(self) -> None:
+        self.of_class = {**_VECTORS, "tril": constraints.dependent(is_discrete=False)}
+        self.of_packed = {**_VECTORS, "tril": _StrictLowerTriangle(packed=True)}
+        self.of_dense = {**_VECTORS, "tril": _StrictLowerTriangle(packed=False)}
+
+    def __get__(self, instance: TriangularGaussian | None, owner: type) -> dict[str, constraints.Constraint]:
+        if instance is None:
+            return self.of_class
+        return self.of_packed if instance._packed else self.of_dense
 
 
 class _Gaussian(Distribution):
@@ -88,6 +109,11 @@ class _Gaussian(Distribution):
         return log_det + _HALF_LOG_2PI_E * self.event_shape[0]
 
     @property
+    def loc(self) -> Tensor:
+        """``mu``, under the name that ``torch.distributions`` gives it."""
+        return self.mu
+
+    @property
     def mean(self) -> Tensor:
         return self.mu
 
@@ -133,7 +159,7 @@ class DiagonalGaussian(_Gaussian):
         tensor([0., 0., 0., 0.])
     """
 
-    arg_constraints = {"mu": constraints.real_vector, "log_sigma": constraints.real_vector}  # noqa: RUF012
+    arg_constraints = _VECTORS
 
     def __init__(self, mu: Tensor, log_sigma: Tensor, validate_args: bool | None = None, *, impl: str = "auto") -> None:
         self.mu, self.log_sigma = _checks.gaussian(mu, log_sigma)
@@ -172,6 +198,21 @@ class DiagonalGaussian(_Gaussian):
     @property
     def variance(self) -> Tensor:
         return (2.0 * self.log_sigma).exp()
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """:math:`\\operatorname{diag}(\\sigma)`, ``(*batch_shape, D, D)``."""
+        return torch.diag_embed(self.stddev)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """:math:`\\operatorname{diag}(\\sigma^2)`, ``(*batch_shape, D, D)``."""
+        return torch.diag_embed(self.variance)
+
+    @property
+    def precision_matrix(self) -> Tensor:
+        """Inverse of the covariance matrix, ``(*batch_shape, D, D)``."""
+        return torch.diag_embed((-2.0 * self.log_sigma).exp())
 
     def expand(self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None) -> DiagonalGaussian:
         """The same Gaussian with a larger batch shape; nothing is copied."""
@@ -245,8 +286,8 @@ class TriangularGaussian(_Gaussian):
 
     Note:
         Sampling and one's own log-density need neither a D × D temporary nor a triangular solve. Only
-        :attr:`scale_tril`, :attr:`covariance_matrix` and, for a packed ``tril``, :attr:`variance` build
-        the dense factor. ``torch.distributions.kl_divergence`` accepts a TriangularGaussian on
+        :attr:`scale_tril`, :attr:`covariance_matrix`, :attr:`precision_matrix` and, for a packed ``tril``,
+        :attr:`variance` build the dense factor. ``torch.distributions.kl_divergence`` accepts a TriangularGaussian on
         either side. On the other side it accepts a TriangularGaussian, a :class:`DiagonalGaussian`,
         ``Independent(Normal(...), 1)`` or a ``MultivariateNormal``; batches broadcast. It is fastest if the right side
         is a :class:`StandardNormal`. If the right side has a triangular factor, it solves with that factor.
@@ -261,6 +302,8 @@ class TriangularGaussian(_Gaussian):
         (torch.Size([3, 4, 8]), torch.Size([3, 4]), torch.Size([4, 8, 8]))
     """
 
+    arg_constraints = _TriangularConstraints()
+
     tril: Tensor
 
     def __init__(
@@ -274,11 +317,6 @@ class TriangularGaussian(_Gaussian):
     ) -> None:
         self.mu, self.log_sigma, self.tril, self._packed = _checks.triangular(mu, log_sigma, tril)
         self._finish(impl, validate_args)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:  # type: ignore[override]
-        vector = constraints.real_vector
-        return {"mu": vector, "log_sigma": vector, "tril": _StrictLowerTriangle(self._packed)}
 
     def rsample_with_log_prob(
         self,
@@ -323,6 +361,16 @@ class TriangularGaussian(_Gaussian):
         scale_tril = self.scale_tril
         with full_precision(scale_tril.device.type):
             return scale_tril @ scale_tril.mT
+
+    @property
+    def precision_matrix(self) -> Tensor:
+        """Inverse of the covariance matrix, ``(*batch_shape, D, D)``, dtype of ``mu``.
+
+        It comes from the factor, not from the covariance matrix, and in float32 at least.
+        """
+        factor = self._scale_tril_in(compute_dtype(self.mu.dtype))
+        with full_precision(factor.device.type):
+            return torch.cholesky_inverse(factor).to(self.mu.dtype)
 
     @property
     def variance(self) -> Tensor:
