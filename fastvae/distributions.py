@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
+from torch.distributions import Distribution, constraints
 
+from . import _divergences
 from . import functional as F
 from .ops import _checks
 from .reference.diag_gaussian import compute_dtype, full_precision
@@ -21,7 +22,7 @@ _HALF_LOG_2PI_E = 0.5 * (1.0 + math.log(2.0 * math.pi))
 
 
 class _StrictLowerTriangle(constraints.Constraint):
-    """Real below the diagonal; what stands on it and above is never read."""
+    """Real below the diagonal; nothing reads the diagonal and what is above it."""
 
     def __init__(self, packed: bool) -> None:
         self.packed = packed
@@ -30,6 +31,27 @@ class _StrictLowerTriangle(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         read = value if self.packed else value.tril(-1)
         return (read == read).flatten(-self.event_dim).all(-1)
+
+
+_VECTORS: dict[str, constraints.Constraint] = {"mu": constraints.real_vector, "log_sigma": constraints.real_vector}
+
+
+class _TriangularConstraints:
+    """``arg_constraints`` of :class:`TriangularGaussian`: a dict on the class, and on its instances.
+
+    An instance knows its layout. The class does not, so it has torch's placeholder for a constraint that depends on
+    other values.
+    """
+
+    def __init__(self) -> None:
+        self.of_class = {**_VECTORS, "tril": constraints.dependent(is_discrete=False)}
+        self.of_packed = {**_VECTORS, "tril": _StrictLowerTriangle(packed=True)}
+        self.of_dense = {**_VECTORS, "tril": _StrictLowerTriangle(packed=False)}
+
+    def __get__(self, instance: TriangularGaussian | None, owner: type) -> dict[str, constraints.Constraint]:
+        if instance is None:
+            return self.of_class
+        return self.of_packed if instance._packed else self.of_dense
 
 
 class _Gaussian(Distribution):
@@ -87,6 +109,11 @@ class _Gaussian(Distribution):
         return log_det + _HALF_LOG_2PI_E * self.event_shape[0]
 
     @property
+    def loc(self) -> Tensor:
+        """``mu``, under the name that ``torch.distributions`` gives it."""
+        return self.mu
+
+    @property
     def mean(self) -> Tensor:
         return self.mu
 
@@ -114,9 +141,10 @@ class DiagonalGaussian(_Gaussian):
         ValueError: shapes do not fit or devices differ.
 
     Note:
-        ``torch.distributions.kl_divergence`` knows the pairs (DiagonalGaussian, DiagonalGaussian), without a
-        pass over the prior if that is a :class:`StandardNormal`, and (DiagonalGaussian,
-        ``Independent(Normal(...), 1)``). torch.compile cannot trace its dispatch; there, call
+        ``torch.distributions.kl_divergence`` accepts a DiagonalGaussian on either side. On the other side it accepts
+        a DiagonalGaussian, a :class:`TriangularGaussian`, ``Independent(Normal(...), 1)`` or a
+        ``MultivariateNormal``; batches broadcast. It does not read a :class:`StandardNormal` on the right. The result
+        has the dtype of the left side, at least float32. torch.compile cannot trace the dispatch; there, call
         :func:`fastvae.functional.diag_gaussian_kl`.
 
     Reference:
@@ -131,7 +159,7 @@ class DiagonalGaussian(_Gaussian):
         tensor([0., 0., 0., 0.])
     """
 
-    arg_constraints = {"mu": constraints.real_vector, "log_sigma": constraints.real_vector}  # noqa: RUF012
+    arg_constraints = _VECTORS
 
     def __init__(self, mu: Tensor, log_sigma: Tensor, validate_args: bool | None = None, *, impl: str = "auto") -> None:
         self.mu, self.log_sigma = _checks.gaussian(mu, log_sigma)
@@ -170,6 +198,21 @@ class DiagonalGaussian(_Gaussian):
     @property
     def variance(self) -> Tensor:
         return (2.0 * self.log_sigma).exp()
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """:math:`\\operatorname{diag}(\\sigma)`, ``(*batch_shape, D, D)``."""
+        return torch.diag_embed(self.stddev)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """:math:`\\operatorname{diag}(\\sigma^2)`, ``(*batch_shape, D, D)``."""
+        return torch.diag_embed(self.variance)
+
+    @property
+    def precision_matrix(self) -> Tensor:
+        """Inverse of the covariance matrix, ``(*batch_shape, D, D)``."""
+        return torch.diag_embed((-2.0 * self.log_sigma).exp())
 
     def expand(self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None) -> DiagonalGaussian:
         """The same Gaussian with a larger batch shape; nothing is copied."""
@@ -243,9 +286,11 @@ class TriangularGaussian(_Gaussian):
 
     Note:
         Sampling and one's own log-density need neither a D × D temporary nor a triangular solve. Only
-        :attr:`scale_tril`, :attr:`covariance_matrix` and, for a packed ``tril``, :attr:`variance` build the
-        dense factor. ``kl_divergence`` knows the pair (TriangularGaussian, DiagonalGaussian), and is fast if
-        the prior is a :class:`StandardNormal`.
+        :attr:`scale_tril`, :attr:`covariance_matrix`, :attr:`precision_matrix` and, for a packed ``tril``,
+        :attr:`variance` build the dense factor. ``torch.distributions.kl_divergence`` accepts a TriangularGaussian on
+        either side. On the other side it accepts a TriangularGaussian, a :class:`DiagonalGaussian`,
+        ``Independent(Normal(...), 1)`` or a ``MultivariateNormal``; batches broadcast. It is fastest if the right side
+        is a :class:`StandardNormal`. If the right side has a triangular factor, it solves with that factor.
 
     Reference:
         *An Introduction to Variational Autoencoders* (Kingma, Welling, 2019), section 2.5.
@@ -256,6 +301,8 @@ class TriangularGaussian(_Gaussian):
         >>> z.shape, log_q.shape, q.covariance_matrix.shape
         (torch.Size([3, 4, 8]), torch.Size([3, 4]), torch.Size([4, 8, 8]))
     """
+
+    arg_constraints = _TriangularConstraints()
 
     tril: Tensor
 
@@ -270,11 +317,6 @@ class TriangularGaussian(_Gaussian):
     ) -> None:
         self.mu, self.log_sigma, self.tril, self._packed = _checks.triangular(mu, log_sigma, tril)
         self._finish(impl, validate_args)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:  # type: ignore[override]
-        vector = constraints.real_vector
-        return {"mu": vector, "log_sigma": vector, "tril": _StrictLowerTriangle(self._packed)}
 
     def rsample_with_log_prob(
         self,
@@ -306,8 +348,12 @@ class TriangularGaussian(_Gaussian):
     @property
     def scale_tril(self) -> Tensor:
         """The factor L, ``(*batch_shape, D, D)``."""
-        lower = strictly_lower(self.tril, self.event_shape[0], self._packed)
-        return lower + torch.diag_embed(self.log_sigma.exp())
+        return self._scale_tril_in(self.mu.dtype)
+
+    def _scale_tril_in(self, dtype: torch.dtype) -> Tensor:
+        """The factor L, ``(*batch_shape, D, D)``, computed in ``dtype``."""
+        lower = strictly_lower(self.tril.to(dtype), self.event_shape[0], self._packed)
+        return lower + torch.diag_embed(self.log_sigma.to(dtype).exp())
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -315,6 +361,16 @@ class TriangularGaussian(_Gaussian):
         scale_tril = self.scale_tril
         with full_precision(scale_tril.device.type):
             return scale_tril @ scale_tril.mT
+
+    @property
+    def precision_matrix(self) -> Tensor:
+        """Inverse of the covariance matrix, ``(*batch_shape, D, D)``, dtype of ``mu``.
+
+        It comes from the factor, not from the covariance matrix, and in float32 at least.
+        """
+        factor = self._scale_tril_in(compute_dtype(self.mu.dtype))
+        with full_precision(factor.device.type):
+            return torch.cholesky_inverse(factor).to(self.mu.dtype)
 
     @property
     def variance(self) -> Tensor:
@@ -333,56 +389,4 @@ class TriangularGaussian(_Gaussian):
         return new
 
 
-def _check_events(p: Distribution, q: Distribution) -> None:
-    if p.event_shape != q.event_shape:
-        raise ValueError(
-            f"kl_divergence needs Gaussians of one event shape, got {tuple(p.event_shape)} and {tuple(q.event_shape)}"
-        )
-
-
-def _over(kl: Tensor, q: Distribution) -> Tensor:
-    """The divergence from a posterior for every member of the prior's batch."""
-    if not q.batch_shape or q.batch_shape == kl.shape:
-        return kl
-    return kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape))
-
-
-@register_kl(DiagonalGaussian, DiagonalGaussian)
-def _kl_diagonal_diagonal(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    _check_events(p, q)
-    return F.diag_gaussian_kl(p.mu, p.log_sigma, q.mu, q.log_sigma, impl=p.impl)
-
-
-@register_kl(DiagonalGaussian, StandardNormal)
-def _kl_diagonal_standard(p: DiagonalGaussian, q: StandardNormal) -> Tensor:
-    _check_events(p, q)
-    return _over(F.diag_gaussian_kl(p.mu, p.log_sigma, impl=p.impl), q)
-
-
-@register_kl(DiagonalGaussian, Independent)
-def _kl_diagonal_independent(p: DiagonalGaussian, q: Independent) -> Tensor:
-    if not isinstance(q.base_dist, Normal) or len(q.event_shape) != 1:
-        raise NotImplementedError(
-            f"kl_divergence of a DiagonalGaussian to {q} is not known; to Independent(Normal(...), 1) it is"
-        )
-    _check_events(p, q)
-    loc, scale = q.base_dist.loc, q.base_dist.scale
-    return F.diag_gaussian_kl(p.mu, p.log_sigma, loc, scale.log(), impl=p.impl)
-
-
-@register_kl(TriangularGaussian, DiagonalGaussian)
-def _kl_triangular_diagonal(p: TriangularGaussian, q: DiagonalGaussian) -> Tensor:
-    _check_events(p, q)
-    dtype = compute_dtype(p.mu.dtype)
-    lower = strictly_lower(p.tril.to(dtype), p.event_shape[0], p._packed)
-    log_ratio = p.log_sigma.to(dtype) - q.log_sigma.to(dtype)
-    precision = (-q.log_sigma.to(dtype)).exp()
-    whitened = (p.mu.to(dtype) - q.mu.to(dtype)) * precision
-    off_diagonal = (lower * precision.unsqueeze(-1)).square().sum(-1)
-    return 0.5 * (off_diagonal + whitened.square() + (2.0 * log_ratio).exp() - 1.0 - 2.0 * log_ratio).sum(-1)
-
-
-@register_kl(TriangularGaussian, StandardNormal)
-def _kl_triangular_standard(p: TriangularGaussian, q: StandardNormal) -> Tensor:
-    _check_events(p, q)
-    return _over(F.tril_gaussian_kl(p.mu, p.log_sigma, p.tril, impl=p.impl), q)
+_divergences.register(DiagonalGaussian, StandardNormal, TriangularGaussian)

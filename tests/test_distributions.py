@@ -108,9 +108,35 @@ def test_moments(batch, features, kind):
     assert_same(q.mode, made, lambda q, _: q.mode)
     assert_same(q.variance, made, lambda q, _: q.variance)
     assert_same(q.stddev, made, lambda q, _: q.stddev)
-    if kind != "diagonal":
-        assert_same(q.scale_tril, made, lambda q, _: q.scale_tril)
-        assert_same(q.covariance_matrix, made, lambda q, _: q.covariance_matrix)
+    assert q.loc is q.mu
+    for name in ("scale_tril", "covariance_matrix", "precision_matrix"):
+        assert_same(getattr(q, name), made, lambda _, p, name=name: getattr(of_torch_full(p), name))
+
+
+@every_kind
+def test_matrices(kind):
+    made = parameters(kind, (2,), 3, torch.float64)
+    names = ("scale_tril", "covariance_matrix", "precision_matrix")
+
+    def matrices(*own):
+        return tuple(getattr(posterior(own), name) for name in names)
+
+    assert torch.autograd.gradcheck(matrices, [t.detach().nan_to_num().requires_grad_() for t in made])
+    gradients = torch.autograd.grad(sum(t.sum() for t in matrices(*made)), made, materialize_grads=True)
+    if kind == "dense":
+        assert (gradients[2].triu() == 0).all()
+        assert gradients[2].isfinite().all()
+
+    half = [t.detach().bfloat16() for t in made]
+    for name, actual in zip(names, matrices(*half), strict=True):
+        assert actual.dtype == torch.bfloat16
+        expected = getattr(posterior([t.float() for t in half]), name)
+        torch.testing.assert_close(actual.float(), expected, rtol=0.03, atol=0.03)
+    single = [t.detach().float() for t in made]
+    with torch.autocast("cpu", torch.bfloat16):
+        under = matrices(*single)
+    assert all(torch.equal(a, b) for a, b in zip(under, matrices(*single), strict=True))
+    assert posterior(parameters(kind, (0,), 3)).precision_matrix.shape == (0, 3, 3)
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpp"])

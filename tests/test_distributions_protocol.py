@@ -9,6 +9,7 @@ import torch
 from torch.distributions import constraints, kl_divergence
 
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from tests.support import packed_size
 from tests.test_distributions import every_kind, parameters, posterior
 
 
@@ -82,5 +83,30 @@ def test_support_and_constraints():
     assert q.support.base_constraint is constraints.real
     assert q.has_rsample
     assert set(q.arg_constraints) == {"mu", "log_sigma"}
-    dense = TriangularGaussian(torch.zeros(2), torch.zeros(2), torch.zeros(2, 2))
-    assert [c.event_dim for c in dense.arg_constraints.values()] == [1, 1, 2]
+    assert DiagonalGaussian.arg_constraints == StandardNormal(2).arg_constraints
+
+
+def test_constraints_of_the_triangle():
+    of_class = TriangularGaussian.arg_constraints
+    assert type(of_class) is dict
+    assert list(of_class) == ["mu", "log_sigma", "tril"]
+    assert constraints.is_dependent(of_class["tril"])
+    for features in (1, 2, 3, 5):
+        for layout, event_dim in ((packed_size(features),), 1), ((features, features), 2):
+            zero, tril = torch.zeros(2, features), torch.zeros(2, *layout)
+            q = TriangularGaussian(zero, zero, tril, validate_args=True)
+            for own in (q, q.expand((4, 2)), copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+                assert type(own.arg_constraints) is dict
+                assert [c.event_dim for c in own.arg_constraints.values()] == [1, 1, event_dim]
+                valid = own.arg_constraints["tril"].check(own.tril)
+                assert valid.shape == own.batch_shape
+                assert valid.all()
+            if features > 1:
+                bad = tril.clone()
+                bad[(1, -1, 0) if event_dim == 2 else (1, -1)] = math.nan
+                assert q.arg_constraints["tril"].check(bad).tolist() == [True, False]
+                with pytest.raises(ValueError, match="parameter tril "):
+                    TriangularGaussian(zero, zero, bad, validate_args=True)
+            if event_dim == 2:
+                above = tril.masked_fill(torch.ones(features, features, dtype=torch.bool).triu(), math.nan)
+                TriangularGaussian(zero, zero, above, validate_args=True)

@@ -1,4 +1,4 @@
-"""Flows for and from Pyro."""
+"""Flows for and from Pyro, Gaussians for Pyro."""
 
 from __future__ import annotations
 
@@ -7,36 +7,67 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..nn.flows import InverseAutoregressiveFlow
 from ..nn.sequence import takes_context
 from ..reference.affine_flow import CLAMPED_EXP
 from ._networks import Layer, activation_name, flow_of, made_of, split_context
-from ._peers import check_flow, peer
+from ._peers import peer
 
 __all__ = ["from_pyro", "to_pyro"]
 
 
-def to_pyro(flow: nn.Module, *, cache_size: int = 1) -> Any:
-    """A flow as Pyro's ``TransformModule``, from base noise to sample, or as its conditional counterpart.
+def to_pyro(flow: nn.Module | DiagonalGaussian | TriangularGaussian, *, cache_size: int = 1) -> Any:
+    """A flow as one of Pyro's transforms, or a Gaussian as one of Pyro's distributions.
 
     Args:
-        flow: a module with ``forward(z, context=None) -> (z, log_det)`` and ``inverse`` alike. If its
-            ``context_features`` is not 0 the result is a ``ConditionalTransformModule``: call ``condition(context)``.
-        cache_size: 1, as Pyro's own flows have it: the density of one's own sample needs no inverse; see
-            :func:`to_torch_transform`.
+        flow: one of
+
+            - a module with ``forward(z, context=None) -> (z, log_det)`` and ``inverse`` alike. It becomes a
+              ``TransformModule`` from base noise to sample. If its ``context_features`` is not 0 it becomes a
+              ``ConditionalTransformModule``: call ``condition(context)``.
+            - a :class:`fastvae.distributions.DiagonalGaussian`, a ``StandardNormal`` or a ``TriangularGaussian``, with
+              batch shape ``(*)`` and event shape ``(D,)``. It becomes a distribution for ``pyro.sample``.
+        cache_size: of a flow: 1, as Pyro's own flows have it, so that the density of one's own sample needs no inverse;
+            see :func:`to_torch_transform`. A Gaussian ignores it.
 
     Returns:
-        A module whose parameters are the flow's, for ``pyro.distributions.TransformedDistribution`` or
+        From a flow, a module with the flow's parameters, for ``pyro.distributions.TransformedDistribution`` or
         ``ConditionalTransformedDistribution``, and for ``pyro.module``.
+
+        From a Gaussian, a Gaussian of the same class that is also a ``TorchDistributionMixin``: call it to draw a
+        reparameterised sample, use it in plates, ``to_event`` and ``mask``. Gradients reach the parameters of the
+        original. ``TraceMeanField_ELBO`` takes the divergences that ``kl_divergence`` knows in closed form.
 
     Raises:
         ImportError: Pyro is not installed.
-        TypeError: ``flow`` is no module.
+        TypeError: ``flow`` is neither a module nor a Gaussian of fastvae.
+
+    Example:
+        >>> import pyro
+        >>> from fastvae.distributions import StandardNormal, TriangularGaussian
+        >>> mu, log_sigma, tril = torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3)
+        >>> def model():
+        ...     with pyro.plate("data", 4):
+        ...         pyro.sample("z", to_pyro(StandardNormal(3)))
+        >>> def guide():
+        ...     with pyro.plate("data", 4):
+        ...         pyro.sample("z", to_pyro(TriangularGaussian(mu, log_sigma, tril)))
+        >>> pyro.infer.TraceMeanField_ELBO().loss(model, guide)
+        0.0
     """
     peer("pyro", "pyro-ppl")
+    if isinstance(flow, DiagonalGaussian | TriangularGaussian):
+        from ._pyro_distributions import pyro_distribution
+
+        return pyro_distribution(flow)
+    if not isinstance(flow, nn.Module):
+        raise TypeError(
+            "flow must be a module with forward(z, context=None) -> (z, log_det), a DiagonalGaussian or a "
+            f"TriangularGaussian, got {type(flow).__name__}"
+        )
     from ._pyro_transforms import ConditionalFlowTransformModule, FlowTransformModule
 
-    check_flow(flow)
     if takes_context(flow):
         return ConditionalFlowTransformModule(flow, cache_size)
     return FlowTransformModule(flow, cache_size=cache_size)

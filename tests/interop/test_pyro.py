@@ -175,5 +175,7 @@ def test_a_guide_learns(flow):
 
 
 def test_type_errors():
-    with pytest.raises(TypeError, match="flow must be a module"):
-        to_pyro(lambda z: z)
+    message = r"flow must be a module with .*, a DiagonalGaussian or a TriangularGaussian, got (function|Normal)"
+    for other in (lambda z: z, torch.distributions.Normal(0.0, 1.0)):
+        with pytest.raises(TypeError, match=message):
+            to_pyro(other)

@@ -1,0 +1,153 @@
+r"""Kullback-Leibler divergences between the Gaussians of fastvae and those of ``torch.distributions``.
+
+.. math::
+    \mathrm{KL}(p\,\|\,q) = \tfrac12 \left(\|L_q^{-1} L_p\|_F^2 + \|L_q^{-1}(\mu_p - \mu_q)\|^2 - D\right)
+    + \sum_i \log (L_q)_{ii} - \sum_i \log (L_p)_{ii}
+
+Forward substitution with :math:`L_q` gives both norms. It needs no inverse and no Cholesky factorisation. The
+diagonal of :math:`L_q^{-1} L_p` is :math:`\sigma_p / \sigma_q`. The code subtracts the logarithm of each ratio, and
+its share of D, from the square of that ratio. So equal Gaussians lose no digits to cancellation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, register_kl
+
+from . import functional as F
+from .reference.diag_gaussian import compute_dtype, full_precision
+
+if TYPE_CHECKING:
+    from .distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+
+__all__ = ["register"]
+
+
+class _Parameters(NamedTuple):
+    """What a divergence reads of a Gaussian; a diagonal one has no factor."""
+
+    mu: Tensor
+    log_sigma: Tensor
+    scale_tril: Tensor | None
+
+
+def register(
+    diagonal: type[DiagonalGaussian], standard: type[StandardNormal], triangular: type[TriangularGaussian]
+) -> None:
+    """Makes ``torch.distributions.kl_divergence`` know the Gaussians.
+
+    The classes are arguments because their module imports this one.
+    """
+    for own in (diagonal, triangular):
+        for other in (diagonal, triangular, Independent, MultivariateNormal):
+            register_kl(own, other)(_kl)
+            register_kl(other, own)(_kl)
+    register_kl(diagonal, diagonal)(_kl_diagonal_diagonal)
+    register_kl(diagonal, standard)(_kl_diagonal_standard)
+    register_kl(triangular, standard)(_kl_triangular_standard)
+    for other in (Independent, MultivariateNormal):
+        register_kl(other, standard)(_kl_foreign_standard)
+
+
+def _kl_diagonal_diagonal(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
+    _check_shapes(p, q)
+    return F.diag_gaussian_kl(p.mu, p.log_sigma, q.mu, q.log_sigma, impl=p.impl)
+
+
+def _kl_diagonal_standard(p: DiagonalGaussian, q: StandardNormal) -> Tensor:
+    _check_shapes(p, q)
+    return _over(F.diag_gaussian_kl(p.mu, p.log_sigma, impl=p.impl), q)
+
+
+def _kl_triangular_standard(p: TriangularGaussian, q: StandardNormal) -> Tensor:
+    _check_shapes(p, q)
+    return _over(F.tril_gaussian_kl(p.mu, p.log_sigma, p.tril, impl=p.impl), q)
+
+
+def _kl_foreign_standard(p: Distribution, q: StandardNormal) -> Tensor:
+    mu, log_sigma, scale_tril = _parameters(p, q, p)
+    _check_shapes(p, q)
+    if scale_tril is None:
+        return _over(F.diag_gaussian_kl(mu, log_sigma, impl=q.impl), q)
+    # The factor gets every dimension of the batch: with three features it could be a batch of packed triangles.
+    dense = scale_tril.expand(*mu.shape, mu.shape[-1])
+    return _over(F.tril_gaussian_kl(mu, log_sigma, dense, impl=q.impl), q)
+
+
+def _kl(p: Distribution, q: Distribution) -> Tensor:
+    """The divergence of any two Gaussians, in the dtype of p, at least float32."""
+    of_p, of_q = _parameters(p, q, p), _parameters(p, q, q)
+    _check_shapes(p, q)
+    if of_p.scale_tril is None and of_q.scale_tril is None:
+        impl = p.impl if hasattr(p, "impl") else getattr(q, "impl", "auto")
+        return F.diag_gaussian_kl(of_p.mu, of_p.log_sigma, of_q.mu, of_q.log_sigma, impl=impl)
+    with full_precision(of_p.mu.device.type):
+        difference = of_p.mu - of_q.mu
+        factor = torch.diag_embed(of_p.log_sigma.exp()) if of_p.scale_tril is None else of_p.scale_tril
+        if of_q.scale_tril is None:
+            precision = (-of_q.log_sigma).exp()
+            mixed, whitened = factor * precision.unsqueeze(-1), difference * precision
+        else:
+            mixed = _solve(of_q.scale_tril, factor)
+            whitened = _solve(of_q.scale_tril, difference.unsqueeze(-1)).squeeze(-1)
+        log_ratio = of_p.log_sigma - of_q.log_sigma
+        diagonal = whitened.square() + (2.0 * log_ratio).expm1() - 2.0 * log_ratio
+        return 0.5 * (mixed.tril(-1).square().sum((-2, -1)) + diagonal.sum(-1))
+
+
+def _parameters(p: Distribution, q: Distribution, gaussian: Any) -> _Parameters:
+    """The parameters of ``gaussian``, one of the pair p and q, in the dtype of the divergence."""
+    dtype = compute_dtype(p.mean.dtype)
+    if isinstance(gaussian, Independent):
+        normal = gaussian.base_dist
+        if not isinstance(normal, Normal) or len(gaussian.event_shape) != 1:
+            raise NotImplementedError(
+                f"kl_divergence of {_words(p)} to {_words(q)} is not known; of the distributions Independent(...), "
+                "it knows Independent(Normal(...), 1)"
+            )
+        return _Parameters(normal.loc.to(dtype), normal.scale.to(dtype).log(), None)
+    if isinstance(gaussian, MultivariateNormal):
+        # The public property repeats one factor for every mean of a batch, and every repetition would be a solve.
+        factor = gaussian._unbroadcasted_scale_tril.to(dtype)
+        return _Parameters(gaussian.loc.to(dtype), factor.diagonal(dim1=-2, dim2=-1).log(), factor)
+    scale_tril = gaussian._scale_tril_in(dtype) if hasattr(gaussian, "tril") else None
+    return _Parameters(gaussian.mu.to(dtype), gaussian.log_sigma.to(dtype), scale_tril)
+
+
+def _words(gaussian: Distribution) -> str:
+    return str(gaussian) if isinstance(gaussian, Independent) else f"a {type(gaussian).__name__}"
+
+
+def _check_shapes(p: Distribution, q: Distribution) -> None:
+    if p.event_shape != q.event_shape:
+        raise ValueError(
+            f"kl_divergence needs Gaussians of one event shape, got {tuple(p.event_shape)} and {tuple(q.event_shape)}"
+        )
+    if p.batch_shape == q.batch_shape:
+        return
+    try:
+        torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    except RuntimeError:
+        raise ValueError(
+            "kl_divergence needs Gaussians whose batch shapes broadcast, got "
+            f"{tuple(p.batch_shape)} and {tuple(q.batch_shape)}"
+        ) from None
+
+
+def _over(kl: Tensor, q: Distribution) -> Tensor:
+    """The divergence from a posterior for every member of the prior's batch."""
+    if not q.batch_shape or q.batch_shape == kl.shape:
+        return kl
+    return kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape))
+
+
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """Forward substitution; a batch of right-hand sides of one factor is one solve with more columns."""
+    if factor.dim() > 2:
+        return torch.linalg.solve_triangular(factor, right, upper=False)
+    rows = right.movedim(-2, 0)
+    solved = torch.linalg.solve_triangular(factor, rows.reshape(len(factor), -1), upper=False)
+    return solved.reshape(rows.shape).movedim(0, -2)
