@@ -11,7 +11,7 @@ its share of D, from the square of that ratio. So equal Gaussians lose no digits
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,19 +19,12 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from . import functional as F
 from .reference.diag_gaussian import compute_dtype, full_precision
+from .reference.tril_gaussian import strictly_lower
 
 if TYPE_CHECKING:
     from .distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
 
 __all__ = ["register"]
-
-
-class _Parameters(NamedTuple):
-    """What a divergence reads of a Gaussian; a diagonal one has no factor."""
-
-    mu: Tensor
-    log_sigma: Tensor
-    scale_tril: Tensor | None
 
 
 def register(
@@ -68,53 +61,79 @@ def _kl_triangular_standard(p: TriangularGaussian, q: StandardNormal) -> Tensor:
 
 
 def _kl_foreign_standard(p: Distribution, q: StandardNormal) -> Tensor:
-    mu, log_sigma, scale_tril = _parameters(p, q, p)
+    _check_known(p, q)
     _check_shapes(p, q)
-    if scale_tril is None:
+    dtype = compute_dtype(p.mean.dtype)
+    mu, log_sigma = _vectors(p, dtype)
+    if not _has_factor(p):
         return _over(F.diag_gaussian_kl(mu, log_sigma, impl=q.impl), q)
     # The factor gets every dimension of the batch: with three features it could be a batch of packed triangles.
-    dense = scale_tril.expand(*mu.shape, mu.shape[-1])
+    dense = _scale_tril(p, dtype).expand(*mu.shape, mu.shape[-1])
     return _over(F.tril_gaussian_kl(mu, log_sigma, dense, impl=q.impl), q)
 
 
 def _kl(p: Distribution, q: Distribution) -> Tensor:
     """The divergence of any two Gaussians, in the dtype of p, at least float32."""
-    of_p, of_q = _parameters(p, q, p), _parameters(p, q, q)
+    _check_known(p, q)
     _check_shapes(p, q)
-    if of_p.scale_tril is None and of_q.scale_tril is None:
-        impl = p.impl if hasattr(p, "impl") else getattr(q, "impl", "auto")
-        return F.diag_gaussian_kl(of_p.mu, of_p.log_sigma, of_q.mu, of_q.log_sigma, impl=impl)
-    with full_precision(of_p.mu.device.type):
-        difference = of_p.mu - of_q.mu
-        factor = torch.diag_embed(of_p.log_sigma.exp()) if of_p.scale_tril is None else of_p.scale_tril
-        if of_q.scale_tril is None:
-            precision = (-of_q.log_sigma).exp()
-            mixed, whitened = factor * precision.unsqueeze(-1), difference * precision
-        else:
-            mixed = _solve(of_q.scale_tril, factor)
-            whitened = _solve(of_q.scale_tril, difference.unsqueeze(-1)).squeeze(-1)
-        log_ratio = of_p.log_sigma - of_q.log_sigma
-        diagonal = whitened.square() + (2.0 * log_ratio).expm1() - 2.0 * log_ratio
-        return 0.5 * (mixed.tril(-1).square().sum((-2, -1)) + diagonal.sum(-1))
-
-
-def _parameters(p: Distribution, q: Distribution, gaussian: Any) -> _Parameters:
-    """The parameters of ``gaussian``, one of the pair p and q, in the dtype of the divergence."""
     dtype = compute_dtype(p.mean.dtype)
+    (mu_p, log_sigma_p), (mu_q, log_sigma_q) = _vectors(p, dtype), _vectors(q, dtype)
+    if not _has_factor(p) and not _has_factor(q):
+        impl = p.impl if hasattr(p, "impl") else getattr(q, "impl", "auto")
+        return F.diag_gaussian_kl(mu_p, log_sigma_p, mu_q, log_sigma_q, impl=impl)
+    with full_precision(mu_p.device.type):
+        difference, log_ratio = mu_p - mu_q, log_sigma_p - log_sigma_q
+        if _has_factor(q):
+            factor = _scale_tril(q, dtype)
+            mixed = _solve(factor, _scale_tril(p, dtype)).tril(-1)
+            whitened = _solve(factor, difference.unsqueeze(-1)).squeeze(-1)
+        else:
+            precision = (-log_sigma_q).exp()
+            mixed, whitened = _lower(p, dtype) * precision.unsqueeze(-1), difference * precision
+        diagonal = whitened.square() + (2.0 * log_ratio).expm1() - 2.0 * log_ratio
+        return 0.5 * (mixed.square().sum((-2, -1)) + diagonal.sum(-1))
+
+
+def _has_factor(gaussian: Distribution) -> bool:
+    return isinstance(gaussian, MultivariateNormal) or hasattr(gaussian, "tril")
+
+
+def _vectors(gaussian: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The mean, and the logarithm of the factor's diagonal."""
     if isinstance(gaussian, Independent):
         normal = gaussian.base_dist
-        if not isinstance(normal, Normal) or len(gaussian.event_shape) != 1:
+        return normal.loc.to(dtype), normal.scale.to(dtype).log()
+    if isinstance(gaussian, MultivariateNormal):
+        return gaussian.loc.to(dtype), _scale_tril(gaussian, dtype).diagonal(dim1=-2, dim2=-1).log()
+    return gaussian.mu.to(dtype), gaussian.log_sigma.to(dtype)
+
+
+def _scale_tril(gaussian: Any, dtype: torch.dtype) -> Tensor:
+    """The triangular factor of any Gaussian."""
+    if isinstance(gaussian, MultivariateNormal):
+        # The public property repeats one factor for every mean of a batch, and every repetition would be a solve.
+        return gaussian._unbroadcasted_scale_tril.to(dtype)
+    if _has_factor(gaussian):
+        return gaussian._scale_tril_in(dtype)
+    return torch.diag_embed(_vectors(gaussian, dtype)[1].exp())
+
+
+def _lower(gaussian: Any, dtype: torch.dtype) -> Tensor:
+    """What is below the diagonal of a Gaussian's factor, zero elsewhere."""
+    if isinstance(gaussian, MultivariateNormal):
+        return _scale_tril(gaussian, dtype).tril(-1)
+    return strictly_lower(gaussian.tril.to(dtype), gaussian.event_shape[0], gaussian._packed)
+
+
+def _check_known(p: Distribution, q: Distribution) -> None:
+    for gaussian in (p, q):
+        if not isinstance(gaussian, Independent):
+            continue
+        if not isinstance(gaussian.base_dist, Normal) or len(gaussian.event_shape) != 1:
             raise NotImplementedError(
                 f"kl_divergence of {_words(p)} to {_words(q)} is not known; of the distributions Independent(...), "
                 "it knows Independent(Normal(...), 1)"
             )
-        return _Parameters(normal.loc.to(dtype), normal.scale.to(dtype).log(), None)
-    if isinstance(gaussian, MultivariateNormal):
-        # The public property repeats one factor for every mean of a batch, and every repetition would be a solve.
-        factor = gaussian._unbroadcasted_scale_tril.to(dtype)
-        return _Parameters(gaussian.loc.to(dtype), factor.diagonal(dim1=-2, dim2=-1).log(), factor)
-    scale_tril = gaussian._scale_tril_in(dtype) if hasattr(gaussian, "tril") else None
-    return _Parameters(gaussian.mu.to(dtype), gaussian.log_sigma.to(dtype), scale_tril)
 
 
 def _words(gaussian: Distribution) -> str:

@@ -353,7 +353,7 @@ class TriangularGaussian(_Gaussian):
     def _scale_tril_in(self, dtype: torch.dtype) -> Tensor:
         """The factor L, ``(*batch_shape, D, D)``, computed in ``dtype``."""
         lower = strictly_lower(self.tril.to(dtype), self.event_shape[0], self._packed)
-        return lower + torch.diag_embed(self.log_sigma.to(dtype).exp())
+        return lower.diagonal_scatter(self.log_sigma.to(dtype).exp(), dim1=-2, dim2=-1)
 
     @property
     def covariance_matrix(self) -> Tensor:
