@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ._constants import IntegerConstants
 from .reference.masked_linear import ACTIVATIONS
 
 __all__ = ["LAYOUTS", "MadeStructure", "spread_degrees"]
@@ -64,6 +64,10 @@ class MadeStructure:
     layout: str = "blocked"
     # Its numbers as the C++ extension takes them, by kind of the flow step, once ``fastvae.ops`` has made them.
     fields: dict[str | None, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # Degrees of the inputs, of each hidden layer, of the outputs. Not computed on demand: compilers trace construction,
+    # but not the lock of a cached property.
+    degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    _constants: IntegerConstants = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.features < 1:
@@ -86,33 +90,26 @@ class MadeStructure:
                 )
             if any(degrees != self.hidden_degrees[0] for degrees in self.hidden_degrees):
                 raise ValueError("with residual, all hidden layers must have the same width and degrees")
-
-    @property
-    def output_features(self) -> int:
-        return self.features * self.params_per_feature
-
-    @cached_property
-    def degrees(self) -> tuple[tuple[int, ...], ...]:
-        """Degrees of the inputs, of each hidden layer, of the outputs."""
         inputs = tuple(place + 1 for place in self.order)
         if self.layout == "blocked":
             outputs = tuple(self.order) * self.params_per_feature
         else:
             outputs = tuple(place for place in self.order for _ in range(self.params_per_feature))
-        return inputs, *self.hidden_degrees, outputs
+        object.__setattr__(self, "degrees", (inputs, *self.hidden_degrees, outputs))
+        object.__setattr__(self, "_constants", IntegerConstants(*self.degrees))
+
+    @property
+    def output_features(self) -> int:
+        return self.features * self.params_per_feature
 
     def degree_tensors(self, device: torch.device | str | None = None) -> list[Tensor]:
-        """``degrees`` as int64 tensors; made once for each device, except while a compiler traces."""
-        if torch.compiler.is_compiling():
-            return [torch.tensor(degrees, device=device) for degrees in self.degrees]
-        made = self._made_degrees.get(str(device))
-        if made is None:
-            made = self._made_degrees[str(device)] = [torch.tensor(d, device=device) for d in self.degrees]
-        return made
+        """``degrees`` as int64 tensors, made once for each device."""
+        return self._constants.on(torch.device("cpu") if device is None else torch.device(device))
 
-    @cached_property
-    def _made_degrees(self) -> dict[str, list[Tensor]]:
-        return {}
+    def place_tensor(self, device: torch.device) -> Tensor:
+        """Place of each feature in the order, int64."""
+        place: Tensor = self._constants.on(device)[0] - 1
+        return place
 
     def split(self, params: Tensor) -> Tensor:
         """``(*, P * D)``, the network's output, as ``(*, P, D)``."""

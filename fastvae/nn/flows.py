@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .._integers import integer, integers
+from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
-from .made import MADE
+from ._hooks import has_hooks
+from .made import MADE, places_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,12 +46,12 @@ class _AutoregressiveSteps(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be >= 1, got {steps}")
+        features, steps = integers(1, features=features, steps=steps)
+        context_features = integer("context_features", context_features, 0)
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         self.features, self.context_features, self.kind, self.impl = features, context_features, kind, impl
-        first = list(range(features)) if order is None else torch.as_tensor(order).tolist()
+        first = places_of(order, features)
         self.networks = nn.ModuleList(
             MADE(
                 features,
@@ -98,7 +101,14 @@ class _AutoregressiveSteps(nn.Module):
         return flow
 
     def steps(self) -> list[MADE]:
-        return list(self.networks)  # type: ignore[arg-type]
+        """The network of each step, first to last, without what may wrap it."""
+        return [_network_in(module, i) for i, module in enumerate(self.networks)]
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights again, and forgets data-dependent initialisations."""
+        for network in self.steps():
+            network.reset_parameters()
+            self._start_near_identity(network)
 
     @torch.no_grad()
     def _start_near_identity(self, network: MADE) -> None:
@@ -107,28 +117,64 @@ class _AutoregressiveSteps(nn.Module):
 
     def _parallel(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
-        for network in self.steps():
-            term = network.context_term(z, context)
+        for module, network in zip(self.networks, self.steps(), strict=True):
             if network.prepare(z, context):
                 self._start_near_identity(network)
-            parameters = network.parameters_of_layers()
-            z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
+            if _is_fusable(module, network):
+                term, parameters = network.context_term(z, context), network.parameters_of_layers()
+                z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
+            else:
+                z, log_det = self._affine(z, module(z, context), inverse=False)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
 
     def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
-        for network in reversed(self.steps()):
-            term = network.context_term(z, context)
-            parameters = network.parameters_of_layers()
-            z, log_det = autoregressive_inverse(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
+        for module, network in reversed(list(zip(self.networks, self.steps(), strict=True))):
+            if _is_fusable(module, network):
+                term, parameters, structure = (
+                    network.context_term(z, context), network.parameters_of_layers(), network.structure
+                )  # fmt: skip
+                z, log_det = autoregressive_inverse(z, term, parameters, structure, kind=self.kind, impl=self.impl)
+            else:
+                z, log_det = self._sweep_by_calls(module, network, z, context)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
 
+    def _sweep_by_calls(
+        self, module: nn.Module, network: MADE, z: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse by one call of the network for every feature, for networks whose own call does more."""
+        place = network.structure.place_tensor(z.device)
+        x, log_det = torch.zeros_like(z), None
+        for known in range(self.features):
+            found, log_det = self._affine(z, module(x, context), inverse=True)
+            # What is not known yet stays 0: a guess may overflow, and infinity times a masked 0 is NaN.
+            x = torch.where(place <= known, found, 0.0)
+        assert log_det is not None
+        return x, log_det
+
+    def _affine(self, z: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        scale_logit = None if self.kind == "location_only" else params[..., 1, :]
+        return affine_flow(z, params[..., 0, :], scale_logit, kind=self.kind, inverse=inverse, impl=self.impl)
+
     def extra_repr(self) -> str:
         return f"features={self.features}, steps={len(self.networks)}, kind={self.kind}"
+
+
+def _network_in(module: nn.Module, index: int) -> MADE:
+    """``module``, or the network that it wraps."""
+    found = module if isinstance(module, MADE) else next((m for m in module.modules() if isinstance(m, MADE)), None)
+    if found is None:
+        raise TypeError(f"networks[{index}] must be a MADE or wrap one, got {type(module).__name__}")
+    return found
+
+
+def _is_fusable(module: nn.Module, network: MADE) -> bool:
+    own = module is network and type(module).forward is MADE.forward and "forward" not in module.__dict__
+    return own and not has_hooks(module) and network.is_fusable()
 
 
 class InverseAutoregressiveFlow(_AutoregressiveSteps):

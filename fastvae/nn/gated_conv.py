@@ -12,6 +12,7 @@ from ..conv_structure import colors_of, pair
 from ..ops.gated_activation import gated_activation
 from ..ops.masked_conv2d import masked_conv2d
 from ..reference.gated_activation import KINDS
+from ._hooks import has_hooks
 from .masked_conv import MaskedConv2d
 
 __all__ = ["DownRightShiftedConv2d", "DownShiftedConv2d", "GatedActivation", "GatedMaskedConv2d"]
@@ -139,6 +140,9 @@ class Conditioning(nn.Module):
         if not self.context_features:
             condition: Tensor = self.layer(context)
             return condition
+        if type(self.layer).forward is not nn.Linear.forward or has_hooks(self.layer):
+            # Its own call does more than a product with its weight.
+            return self.layer(context)[:, :, None, None]
         return projected(context, self.layer.weight, self.impl)[:, :, None, None]
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from .._integers import integer
 from ..ops.autoregressive_flow import made
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
+from ._hooks import has_hooks
+from ._replicas import replicas_of_first_batch, share
 from .masked import MaskedLinear
 
 __all__ = ["MADE"]
@@ -70,23 +74,19 @@ class MADE(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be >= 1, got {features}")
-        if context_features < 0:
-            raise ValueError(f"context_features must be >= 0, got {context_features}")
-        if not hidden_features or min(hidden_features) < 1:
-            raise ValueError(f"hidden_features must be one or more widths >= 1, got {tuple(hidden_features)}")
+        features, context_features = integer("features", features, 1), integer("context_features", context_features, 0)
+        params_per_feature = integer("params_per_feature", params_per_feature, 1)
+        hidden_features = widths_of("hidden_features", hidden_features)
         if hidden_degrees is None:
             hidden_degrees = [spread_degrees(width, features, context_features > 0) for width in hidden_features]
         elif [len(degrees) for degrees in hidden_degrees] != list(hidden_features):
             raise ValueError(
                 f"hidden_degrees must have the lengths {list(hidden_features)}, got {[len(d) for d in hidden_degrees]}"
             )
-        places = range(features) if order is None else torch.as_tensor(order).tolist()
         self.structure = MadeStructure(
             features,
             tuple(tuple(int(d) for d in degrees) for degrees in hidden_degrees),
-            tuple(places),
+            tuple(places_of(order, features)),
             params_per_feature,
             activation,
             residual,
@@ -113,11 +113,29 @@ class MADE(nn.Module):
             else None
         )
         self.initialized: Tensor
-        self.register_buffer("initialized", torch.tensor(not weight_norm))
+        # A number, not a truth value: averages of models subtract their buffers.
+        self.register_buffer("initialized", torch.tensor(int(not weight_norm)))
         self._weight_norm = self._wants_initialization = weight_norm
 
     def masked_layers(self) -> list[MaskedLinear]:
-        return list(self.layers)  # type: ignore[arg-type]
+        """The layers, first to last.
+
+        Raises:
+            TypeError: a layer is neither a :class:`MaskedLinear` nor a wrapper of one.
+        """
+        return [layer if isinstance(layer, MaskedLinear) else _wrapped(layer, i) for i, layer in enumerate(self.layers)]
+
+    def is_fusable(self) -> bool:
+        """Whether one call of the network's op does what calls of its layers do: none has hooks or another forward."""
+        return all(
+            type(layer).forward is MaskedLinear.forward
+            and layer.activation is None
+            and (layer.weight_gain is not None) is self._weight_norm
+            and _has_degrees(layer, self.structure.degrees[i : i + 2])
+            and "forward" not in layer.__dict__
+            and not has_hooks(layer)
+            for i, layer in enumerate(self.layers)
+        )
 
     def parameters_of_layers(self) -> MadeParameters:
         layers = self.masked_layers()
@@ -125,8 +143,7 @@ class MADE(nn.Module):
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             [layer.weight_gain for layer in layers],
-            [layers[0].in_degrees, *(layer.out_degrees for layer in layers)],
-            normalized=layers[0].weight_gain is not None,
+            normalized=self._weight_norm,
         )
 
     def context_term(self, x: Tensor, context: Tensor | None) -> Tensor | None:
@@ -148,24 +165,73 @@ class MADE(nn.Module):
         return self.context_layer(context)
 
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:
-        """With weight normalisation: sets gains and biases from the first batch in training mode; whether it did."""
-        if not self._wants_initialization or not self.training:
+        """With weight normalisation: sets gains and biases from the first batch in training mode; whether it did.
+
+        Processes of a :class:`torch.nn.parallel.DistributedDataParallel` take those of its first process.
+
+        Raises:
+            RuntimeError: the first batch comes in one of several processes, and nothing keeps them equal.
+        """
+        if not self._wants_initialization or not self.training or x.is_meta:
             return False
-        # Read from the device once: a capture of a CUDA graph could not wait for it.
+        # Read from the device once: a capture of a CUDA graph could not wait for it, nor a compiler follow it.
         self._wants_initialization = False
-        if bool(self.initialized):
+        if not torch.compiler.is_compiling() and bool(self.initialized):
             return False
+        replicas = replicas_of_first_batch()
         self.initialize(x, context)
+        if replicas is not None:
+            share(replicas, [p for layer in self.masked_layers() for p in (layer.weight_gain, layer.bias)])
         return True
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        name = prefix + "initialized"
+        loaded = state_dict.get(name)
+        if loaded is not None:
+            # Checkpoints of before held a truth value.
+            state_dict[name] = loaded.to(torch.int64)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # Known from here on without a look at the device, which no compiler can follow.
+        done = loaded is not None and not (loaded.is_meta or isinstance(loaded, FakeTensor)) and bool(loaded)
+        self._wants_initialization = self._weight_norm and not done
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights again, and forgets a data-dependent initialisation."""
+        for layer in self.masked_layers():
+            layer.reset_parameters()
+        if self.context_layer is not None:
+            self.context_layer.reset_parameters()
+        with torch.no_grad():
+            self.initialized.fill_(int(not self._weight_norm))
         self._wants_initialization = self._weight_norm
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         term = self.context_term(x, context)
         self.prepare(x, context)
-        return self.structure.split(made(x, term, self.parameters_of_layers(), self.structure, impl=self.impl))
+        if self.is_fusable():
+            params = made(x, term, self.parameters_of_layers(), self.structure, impl=self.impl)
+        else:
+            params = self._layer_by_layer(x, term, lambda layer, h, _: layer(h))
+        return self.structure.split(params)
+
+    def _layer_by_layer(
+        self, x: Tensor, term: Tensor | None, run: Callable[[Callable[[Tensor], Tensor], Tensor, bool], Tensor]
+    ) -> Tensor:
+        """The network by calls ``run(layer, h, is_last)``, where the last layers are those whose outputs start small."""
+        first, *hidden, last = list(self.layers)
+        self.masked_layers()  # which refuses what is none
+        act = ACTIVATIONS[self.structure.activation]
+        h = run(first, x, False)
+        if term is not None:
+            h = h + term
+        if self.structure.residual:
+            for inner, outer in zip(hidden[::2], hidden[1::2], strict=True):
+                h = h + run(outer, act(run(inner, act(h), False)), True)
+        else:
+            h = act(h)
+            for layer in hidden:
+                h = act(run(layer, h, False))
+        return run(last, h, True)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None, *, output_std: float = 0.1) -> None:
@@ -177,30 +243,22 @@ class MADE(nn.Module):
             output_std: standard deviation of the last layer's outputs.
 
         Raises:
-            ValueError: the network has no weight normalisation.
+            ValueError: the network has no weight normalisation, or the batch is empty.
 
         Reference:
             *Weight Normalization* (Salimans, Kingma, 2016).
         """
-        layers, act = self.masked_layers(), ACTIVATIONS[self.structure.activation]
-        term = self.context_term(x, context)
+        if x.numel() == 0:
+            raise ValueError(f"x must hold one sample or more to initialise the network from, got {tuple(x.shape)}")
 
-        def run(layer: MaskedLinear, h: Tensor, std: float = 1.0) -> Tensor:
-            layer.initialize(layer(h), std)
-            return layer(h)
+        def run(layer: Any, h: Tensor, is_last: bool) -> Tensor:
+            layer.initialize(layer(h), output_std if is_last else 1.0)
+            after: Tensor = layer(h)
+            return after
 
-        h = run(layers[0], x)
-        if term is not None:
-            h = h + term
-        if self.structure.residual:
-            for first, second in zip(layers[1:-1:2], layers[2:-1:2], strict=True):
-                h = h + run(second, act(run(first, act(h))), std=output_std)
-        else:
-            h = act(h)
-            for layer in layers[1:-1]:
-                h = act(run(layer, h))
-        run(layers[-1], h, std=output_std)
-        self.initialized.fill_(True)
+        self._layer_by_layer(x, self.context_term(x, context), run)
+        self.initialized.fill_(1)
+        self._wants_initialization = False
 
     def extra_repr(self) -> str:
         s = self.structure
@@ -208,3 +266,42 @@ class MADE(nn.Module):
             f"features={s.features}, params_per_feature={s.params_per_feature}, activation={s.activation}, "
             f"residual={s.residual}, layout={s.layout}"
         )
+
+
+def places_of(order: Sequence[int] | Tensor | None, features: int) -> list[int]:
+    """The place of each feature."""
+    if order is None:
+        return list(range(features))
+    given = order.tolist() if isinstance(order, Tensor) else list(order)
+    return [integer(f"order[{i}]", place) for i, place in enumerate(given)]
+
+
+def widths_of(name: str, widths: Sequence[int]) -> list[int]:
+    """The widths of the hidden layers.
+
+    Raises:
+        ValueError: there is none, or one is below 1.
+    """
+    found = [integer(f"{name}[{i}]", width) for i, width in enumerate(widths)]
+    if not found or min(found) < 1:
+        raise ValueError(f"{name} must be one or more widths >= 1, got {tuple(widths)}")
+    return found
+
+
+def _has_degrees(layer: MaskedLinear, degrees: tuple[tuple[int, ...], ...]) -> bool:
+    # The layer that the network made holds the very same tuples: no need to compare their numbers.
+    own = layer.degrees
+    return (own[0] is degrees[0] and own[1] is degrees[1]) or own == degrees
+
+
+def _wrapped(layer: nn.Module, index: int) -> MaskedLinear:
+    """The masked layer that ``layer`` wraps."""
+    inner = next((m for m in layer.modules() if isinstance(m, MaskedLinear)), None)
+    own = {id(p) for p in inner.parameters()} if inner is not None else set()
+    if inner is None or any(id(p) not in own for p in layer.parameters()):
+        raise TypeError(
+            f"layers[{index}] must be a MaskedLinear, or wrap one without parameters of its own, which no mask would "
+            f"cut, got {type(layer).__name__}: adapt the weight of the MaskedLinear by torch.nn.utils.parametrize, or "
+            "wrap the whole network"
+        )
+    return inner

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._constants import IntegerConstants
+from .._integers import integer, integers
 from ..ops.masked_linear import masked_linear, masked_norm
 from ..reference.masked_linear import ACTIVATIONS, mask_of, row_factors
 
@@ -46,9 +48,6 @@ class MaskedLinear(nn.Linear):
         torch.Size([5, 4])
     """
 
-    in_degrees: Tensor
-    out_degrees: Tensor
-
     def __init__(
         self,
         in_features: int,
@@ -63,22 +62,37 @@ class MaskedLinear(nn.Linear):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        in_features, out_features = integers(1, in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.activation, self.impl = activation, impl
-        for name, degrees, count in (
-            ("in_degrees", in_degrees, in_features),
-            ("out_degrees", out_degrees, out_features),
-        ):
-            degrees = torch.as_tensor(degrees, device=device).detach().clone()
-            if degrees.shape != (count,) or degrees.is_floating_point() or degrees.is_complex():
-                raise ValueError(
-                    f"{name} must be {count} integers, got shape {tuple(degrees.shape)} of {degrees.dtype}"
-                )
-            # Structure, not state: checkpoints stay those of nn.Linear.
-            self.register_buffer(name, degrees.to(torch.int64), persistent=False)
+        self.degrees = (
+            _degrees_of("in_degrees", in_degrees, in_features),
+            _degrees_of("out_degrees", out_degrees, out_features),
+        )
+        self._constants = IntegerConstants(*self.degrees)
         self.weight_gain = nn.Parameter(self.masked_norm().detach()) if weight_norm else None
+
+    @property
+    def in_degrees(self) -> Tensor:
+        """Degree of each input, int64, on the device of the weight."""
+        degrees: Tensor = self._constants.on(self.weight.device)[0]
+        return degrees
+
+    @property
+    def out_degrees(self) -> Tensor:
+        """Degree of each output, int64, on the device of the weight."""
+        degrees: Tensor = self._constants.on(self.weight.device)[1]
+        return degrees
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights again; a gain becomes the norm of its row, which changes no output."""
+        super().reset_parameters()
+        gain = getattr(self, "weight_gain", None)
+        if gain is not None:
+            with torch.no_grad():
+                gain.copy_(self.masked_norm())
 
     def masked_norm(self) -> Tensor:
         """Norm of every row of the weight over the connections that count, ``(out_features,)``."""
@@ -111,7 +125,7 @@ class MaskedLinear(nn.Linear):
             target_std: the standard deviation to start from.
 
         Raises:
-            ValueError: the layer has no weight normalisation.
+            ValueError: the layer has no weight normalisation, or the batch is empty.
 
         Reference:
             *Weight Normalization* (Salimans, Kingma, 2016), data-dependent initialisation.
@@ -119,6 +133,10 @@ class MaskedLinear(nn.Linear):
         if self.weight_gain is None:
             raise ValueError("initialize needs a layer with weight_norm=True")
         rows = pre_activations.reshape(-1, self.out_features).to(self.weight.dtype)
+        if not len(rows):
+            raise ValueError(
+                f"pre_activations must hold one sample or more to set gains from, got {tuple(pre_activations.shape)}"
+            )
         std, mean = torch.std_mean(rows, 0, correction=0)
         factor = torch.where(std > 1e-6, target_std / std.clamp(min=1e-6), 1.0)
         self.weight_gain.mul_(factor)
@@ -128,9 +146,8 @@ class MaskedLinear(nn.Linear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "degrees", None)
         mask = state_dict.pop(prefix + "mask", None)
-        if mask is not None and not torch.equal(
-            mask.to(self.weight.device) != 0, mask_of(self.in_degrees, self.out_degrees)
-        ):
+        expected = mask_of(*self._constants.on(torch.device("cpu")))
+        if mask is not None and not mask.is_meta and not torch.equal(mask.cpu() != 0, expected):
             raise ValueError(
                 f"{prefix}mask in the checkpoint has other connections than in_degrees and out_degrees of this layer"
             )
@@ -139,3 +156,10 @@ class MaskedLinear(nn.Linear):
     def extra_repr(self) -> str:
         more = f", activation={self.activation}" if self.activation else ""
         return super().extra_repr() + more + (", weight_norm=True" if self.weight_gain is not None else "")
+
+
+def _degrees_of(name: str, degrees: Sequence[int] | Tensor, count: int) -> tuple[int, ...]:
+    given = degrees.tolist() if isinstance(degrees, Tensor) else list(degrees)
+    if len(given) != count:
+        raise ValueError(f"{name} must be {count} integers, got {len(given)}")
+    return tuple(integer(f"{name}[{i}]", degree) for i, degree in enumerate(given))

@@ -8,13 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conv_structure import MASK_TYPES, ConvStructure
+from .._constants import IntegerConstants
+from .._integers import integers
+from ..conv_structure import MASK_TYPES, ConvStructure, pair
 from ..ops._convolution import lowered_degrees, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
 from ..reference.masked_conv2d import mask_of
 from ..reference.masked_linear import ACTIVATIONS
 
 __all__ = ["MaskedConv2d"]
+
+
+class CallableMask(Tensor):
+    """A mask that can also be called, for itself: ``layer.mask`` and ``layer.mask()`` are the same numbers."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __call__(self) -> Tensor:
+        return self.as_subclass(Tensor)
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -32,7 +43,8 @@ class MaskedConv2d(nn.Conv2d):
             :class:`torch.nn.Conv2d`. With ``padding="same"`` the origin lies over the output's own pixel.
         stride: must be 1.
         padding_mode: must be ``"zeros"``.
-        mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``.
+        mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``; by name only, since other libraries put it
+            first or after the kernel's size.
         num_colors: colours that channels are divided into.
         color_layout: ``"contiguous"`` or ``"interleaved"``.
         in_degrees: degree of each input channel, in place of its colour.
@@ -51,7 +63,7 @@ class MaskedConv2d(nn.Conv2d):
         ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``; the batch may be missing.
 
     Raises:
-        TypeError: ``mask_type`` is missing or stands where ``in_channels`` belongs, or degrees are no integers.
+        TypeError: ``mask_type`` comes by position, or degrees are no integers.
         ValueError: a stride other than 1, padding of another mode, or any of the errors of
             :func:`fastvae.functional.masked_conv2d`.
 
@@ -63,9 +75,6 @@ class MaskedConv2d(nn.Conv2d):
         >>> layer(torch.randn(2, 3, 8, 8)).shape
         torch.Size([2, 6, 8, 8])
     """
-
-    in_degrees: Tensor | None
-    out_degrees: Tensor | None
 
     def __init__(
         self,
@@ -81,7 +90,7 @@ class MaskedConv2d(nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
         *,
-        mask_type: str | None = None,
+        mask_type: str = "A",
         num_colors: int = 1,
         color_layout: str = "contiguous",
         in_degrees: Sequence[int] | Tensor | None = None,
@@ -91,20 +100,23 @@ class MaskedConv2d(nn.Conv2d):
         activation: str | None = None,
         impl: str = "auto",
     ) -> None:
-        # Other libraries take the type by position, first or after the kernel's size.
         misplaced = next((v for v in (in_channels, out_channels, kernel_size, stride) if isinstance(v, str)), None)
-        if misplaced is not None or mask_type is None:
+        if misplaced is not None:
             raise TypeError(
                 "mask_type must be given by name, as in MaskedConv2d(in_channels, out_channels, kernel_size, "
-                f"mask_type={misplaced if misplaced in MASK_TYPES else 'A'!r}), got "
-                + ("none" if misplaced is None else f"{misplaced!r} by position")
+                f"mask_type={misplaced if misplaced in MASK_TYPES else 'A'!r}), got {misplaced!r} by position"
             )
         if isinstance(padding, str) and padding != "same":
             raise ValueError(f"padding must be an integer, two, or 'same', got {padding!r}")
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros', got {padding_mode!r}")
-        if stride not in (1, (1, 1), [1, 1]):
+        if pair("stride", stride, 1) != (1, 1):
             raise ValueError(f"stride must be 1, got {stride!r}")
+        in_channels, out_channels, groups = integers(
+            1, in_channels=in_channels, out_channels=out_channels, groups=groups
+        )
+        kernel_size, dilation = pair("kernel_size", kernel_size, 1), pair("dilation", dilation, 1)
+        padding = padding if isinstance(padding, str) else pair("padding", padding, 0)
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         super().__init__(
@@ -118,22 +130,32 @@ class MaskedConv2d(nn.Conv2d):
         padding_of(padding, self.structure, (1, 1))
         lowered = lowered_degrees(
             self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees,
-            self.weight.device,
+            torch.device("cpu"),
         )  # fmt: skip
-        for name, degrees in zip(("in_degrees", "out_degrees"), lowered, strict=True):
-            # Structure, not state: checkpoints stay those of nn.Conv2d.
-            self.register_buffer(name, None if degrees is None else degrees.clone(), persistent=False)
+        self._constants = IntegerConstants(*(None if degrees is None else degrees.tolist() for degrees in lowered))
+
+    @property
+    def in_degrees(self) -> Tensor | None:
+        degrees: Tensor | None = self._constants.on(self.weight.device)[0]
+        return degrees
+
+    @property
+    def out_degrees(self) -> Tensor | None:
+        degrees: Tensor | None = self._constants.on(self.weight.device)[1]
+        return degrees
 
     @property
     def mask_type(self) -> str:
         return self.structure.mask_type
 
-    def mask(self) -> Tensor:
-        """Which weights count: bool, in the shape of the weight."""
-        return mask_of(
-            self.weight.shape, self.structure.taps, self.structure.origin_tap, self.in_degrees, self.out_degrees,
-            self.groups, self.weight.device,
-        )  # fmt: skip
+    @property
+    def mask(self) -> CallableMask:
+        """Which weights count: bool, in the shape of the weight; a tensor, as other libraries have it, or a method."""
+        return self._mask_on(self.weight.device).as_subclass(CallableMask)
+
+    def _mask_on(self, device: torch.device) -> Tensor:
+        structure, degrees = self.structure, self._constants.on(device)
+        return mask_of(self.weight.shape, structure.taps, structure.origin_tap, *degrees, self.groups, device)
 
     def forward(self, input: Tensor) -> Tensor:
         return masked_conv2d_of(
@@ -152,7 +174,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         mask = state_dict.pop(prefix + "mask", None)
-        if mask is not None and not _covers(mask.to(self.weight.device) != 0, self.mask()):
+        if mask is not None and not mask.is_meta and not _covers(mask.cpu() != 0, self._mask_on(torch.device("cpu"))):
             raise ValueError(
                 f"{prefix}mask in the checkpoint, of shape {tuple(mask.shape)}, has other connections than this layer "
                 f"of mask_type={self.mask_type!r}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._constants import IntegerConstants
 from ..reference.diag_gaussian import full_precision
 from ..reference.tril_gaussian import strictly_lower
 from .amortised import AmortisedFlow, check_sizes, log_of_positive, options
@@ -70,8 +71,6 @@ class SylvesterFlow(AmortisedFlow):
         (torch.Size([6, 8]), torch.Size([6]))
     """
 
-    permutation: Tensor
-
     def __init__(
         self,
         features: int,
@@ -95,7 +94,7 @@ class SylvesterFlow(AmortisedFlow):
         for name, value in (("iterations", iterations), ("reflections", reflections)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
-        order = list(range(features)) if permutation is None else torch.as_tensor(permutation).tolist()
+        order = list(range(features)) if permutation is None else [int(place) for place in permutation]
         if sorted(order) != list(range(features)):
             raise ValueError(f"permutation must be one of 0, ..., {features - 1}, got {order}")
         m = features
@@ -111,7 +110,13 @@ class SylvesterFlow(AmortisedFlow):
         super().__init__(features, context_features, start)
         self.kind, self.columns, self.iterations, self.reflections = kind, m, iterations, reflections
         self._sizes = [size for size, _ in parts]
-        self.register_buffer("permutation", torch.tensor(order, device=device), persistent=False)
+        self._constants = IntegerConstants(order)
+
+    @property
+    def permutation(self) -> Tensor:
+        """Which feature stands at each place, int64."""
+        order: Tensor = self._constants.on(self.bias.device)[0]
+        return order
 
     def _basis(self, parameters: Tensor) -> Tensor | list[Tensor]:
         """Q ``(*, D, M)``, or the vectors of its reflections."""

@@ -19,7 +19,7 @@ from .masked_linear import NORM
 
 Tensors = Sequence[Tensor]
 OptionalTensors = Sequence[Tensor | None]
-_DIRECT = Route("cpp")
+_DIRECT, _CPU = Route("cpp"), torch.device("cpu")
 
 
 class NetworkCall(NamedTuple):
@@ -80,7 +80,7 @@ def ready(
         return None
     weights, biases, scales, degrees, normalized = parameters
     if degrees is None:
-        degrees = structure.degree_tensors("cpu")
+        degrees = structure.degree_tensors(_CPU)
     found = extension().network_tensors(x, context_term, weights, biases, scales, degrees, fields)
     if found is None:
         return None

@@ -1,0 +1,52 @@
+"""Integers that a layer is made of, as tensors on whatever device its weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["IntegerConstants"]
+
+
+class IntegerConstants:
+    """Vectors of integers that belong to the structure of a layer: degrees, orders, permutations.
+
+    They are no state of a module: no checkpoint holds them, and neither a load nor a move nor ``to_empty`` changes
+    them. The tensors are made once for each device.
+
+    Args:
+        vectors: the integers of each vector; None for a vector that there is not.
+
+    Example:
+        >>> degrees = IntegerConstants([1, 2], None)
+        >>> degrees.on(torch.device("cpu"))
+        [tensor([1, 2]), None]
+    """
+
+    def __init__(self, *vectors: Iterable[int] | None) -> None:
+        self.vectors = [None if vector is None else tuple(vector) for vector in vectors]
+        self._made: dict[torch.device, list[Any]] = {}
+
+    def on(self, device: torch.device) -> list[Any]:
+        """The vectors as int64 tensors on ``device``."""
+        # What a dispatch mode makes, fake tensors for one, is of no use outside it, nor is what was made outside within.
+        if torch._C._len_torch_dispatch_stack() and not torch.compiler.is_dynamo_compiling():
+            return self._make(device)
+        made = self._made.get(device)
+        if made is not None:
+            return made
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return self._make(device)
+        # What is made in inference mode could not be saved for a backward pass later on.
+        with torch.inference_mode(False):
+            made = self._made[device] = self._make(device)
+        return made
+
+    def _make(self, device: torch.device) -> list[Tensor | None]:
+        return [None if v is None else torch.tensor(v, dtype=torch.int64, device=device) for v in self.vectors]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"vectors": self.vectors, "_made": {}}
