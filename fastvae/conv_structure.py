@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ._integers import integer
+
 __all__ = ["COLOR_LAYOUTS", "MASK_TYPES", "ORDERS", "ConvStructure", "colors_of", "pair"]
 
 MASK_TYPES = ("A", "B", "vertical_A", "vertical_B")
@@ -15,16 +17,23 @@ COLOR_LAYOUTS = ("contiguous", "interleaved")
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """``value`` as two integers, of which neither is below ``least``.
 
+    Raises:
+        ValueError: ``value`` is neither an integer nor two, or one is below ``least``.
+
     Example:
         >>> pair("dilation", 2, 1)
         (2, 2)
     """
-    both = (value, value) if isinstance(value, int) else value
-    if isinstance(both, str) or not isinstance(both, Sequence) or len(both) != 2:
+    both = value if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+    if len(both) != 2:
         raise ValueError(f"{name} must be an integer or two, got {value!r}")
-    if not all(isinstance(size, int) and size >= least for size in both):
+    try:
+        first, second = integer(name, both[0]), integer(name, both[1])
+    except TypeError:
+        raise ValueError(f"{name} must be an integer or two, got {value!r}") from None
+    if first < least or second < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
-    return both[0], both[1]
+    return first, second
 
 
 def colors_of(name: str, channels: int, num_colors: int, color_layout: str) -> tuple[int, ...]:
@@ -33,13 +42,14 @@ def colors_of(name: str, channels: int, num_colors: int, color_layout: str) -> t
     ``"contiguous"`` colours are groups of neighbours; ``"interleaved"`` is the channel modulo ``num_colors``.
 
     Raises:
+        TypeError: ``channels`` or ``num_colors`` is no integer.
         ValueError: the layout is unknown, or ``num_colors`` is below 1 or does not divide the channels.
 
     Example:
         >>> colors_of("in_channels", 6, 3, "contiguous"), colors_of("in_channels", 6, 3, "interleaved")
         ((0, 0, 1, 1, 2, 2), (0, 1, 2, 0, 1, 2))
     """
-    check_colors(num_colors, color_layout)
+    num_colors, channels = check_colors(num_colors, color_layout), integer(name, channels)
     if channels % num_colors:
         raise ValueError(f"num_colors must divide {name}, {channels}, got {num_colors}")
     if color_layout == "interleaved":
@@ -47,11 +57,11 @@ def colors_of(name: str, channels: int, num_colors: int, color_layout: str) -> t
     return tuple(channel * num_colors // channels for channel in range(channels))
 
 
-def check_colors(num_colors: int, color_layout: str) -> None:
+def check_colors(num_colors: int, color_layout: str) -> int:
+    """``num_colors`` as a Python integer, once both arguments are known to be valid."""
     if color_layout not in COLOR_LAYOUTS:
         raise ValueError(f"color_layout must be one of {', '.join(COLOR_LAYOUTS)}, got {color_layout!r}")
-    if not isinstance(num_colors, int) or num_colors < 1:
-        raise ValueError(f"num_colors must be an integer >= 1, got {num_colors!r}")
+    return integer("num_colors", num_colors, 1)
 
 
 @dataclass(frozen=True)

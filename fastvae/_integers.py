@@ -1,0 +1,35 @@
+"""Integers as users pass them: Python's, numpy's, or a tensor of one."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+__all__ = ["integer"]
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """``value`` as a Python integer that is not below ``least``.
+
+    Raises:
+        TypeError: ``value`` is no integer, or a truth value.
+        ValueError: it is below ``least``.
+
+    Example:
+        >>> import numpy as np
+        >>> integer("levels", np.int64(256), 2)
+        256
+    """
+    number = value
+    # Compilers trace the comparison of types, but not the conversion.
+    if type(value) is not int:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be >= {least}, got {number}")
+    result: int = number
+    return result
