@@ -24,8 +24,8 @@ def discretized_logistic_log_prob(x: Tensor, mu: Tensor, log_scale: Tensor, *, l
     with the lower term 0 at x = -1 and the upper one 1 at x = 1.
 
     Args:
-        x: data, any shape, values :math:`2 i / (\mathrm{levels} - 1) - 1`, i = 0 ... levels - 1, of any
-            floating-point dtype.
+        x: data, any shape, values :math:`2 i / (\mathrm{levels} - 1) - 1`, i = 0 ... levels - 1, of a
+            floating-point dtype that tells them apart: half precision does for 8-bit images.
         mu: means, broadcast against ``x``.
         log_scale: s, broadcast against ``x``: one number, one for each channel ``(C, 1, 1)``, or one for each value.
         levels: number of values, 2 to 65536.
@@ -37,7 +37,8 @@ def discretized_logistic_log_prob(x: Tensor, mu: Tensor, log_scale: Tensor, *, l
     Raises:
         TypeError: an argument is no floating-point tensor, dtypes of ``mu`` and ``log_scale`` differ outside autocast,
             or ``levels`` is no integer.
-        ValueError: shapes do not broadcast, devices differ, ``levels`` is out of range, or ``x`` requires a gradient.
+        ValueError: shapes do not broadcast, devices differ, ``levels`` is out of range or more than the dtype of ``x``
+            tells apart, or ``x`` requires a gradient.
 
     Note:
         Plain PyTorch on every device, differentiable any number of times: :func:`logistic_mixture_log_prob` has the
@@ -51,8 +52,8 @@ def discretized_logistic_log_prob(x: Tensor, mu: Tensor, log_scale: Tensor, *, l
         >>> discretized_logistic_log_prob(x, torch.zeros(3), torch.zeros(()), levels=3).exp()
         tensor([0.3775, 0.2449, 0.3775])
     """
-    check_levels(levels)
-    check_data(x)
+    levels = check_levels(levels)
+    check_data(x, levels)
     mu, log_scale = _checks.same_kind(mu=mu, log_scale=log_scale)
     if mu.device != x.device:
         raise ValueError(f"mu must be on the device of x, {x.device}; it is on {mu.device}")
@@ -105,7 +106,7 @@ def logistic_mixture_sample(
         >>> images.shape, bool(images.abs().max() <= 1.0)
         (torch.Size([2, 3, 8, 8]), True)
     """
-    check_levels(levels)
+    levels = check_levels(levels)
     (params,) = _checks.same_kind(params=params)
     check_generator(generator, params.device)
     if not temperature > 0.0:

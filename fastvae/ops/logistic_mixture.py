@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from .._integers import integer
+from .._levels import check_dtype
 from ..backend import Route
 from ..reference import logistic_mixture as reference
 from ..reference.diag_gaussian import compute_dtype
@@ -111,24 +113,29 @@ class _LogisticMixtureLogProb(torch.autograd.Function):
         return None, _checks.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
 
 
-def check_levels(levels: int) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, int):
-        raise TypeError(f"levels must be an int, got {type(levels).__name__}")
+def check_levels(levels: int) -> int:
+    """``levels`` as a Python integer in its range."""
+    try:
+        levels = integer("levels", levels)
+    except TypeError:
+        raise TypeError(f"levels must be an int, got {type(levels).__name__}") from None
     if not 2 <= levels <= MOST_LEVELS:
         raise ValueError(f"levels must lie in [2, {MOST_LEVELS}], got {levels}")
+    return levels
 
 
-def check_data(x: Tensor) -> None:
+def check_data(x: Tensor, levels: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.dtype not in _checks.DTYPES:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, with values in [-1, 1], got {x.dtype}")
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x must not require a gradient: its likelihood is a function of discrete levels; detach it")
+    check_dtype("x", x.dtype, levels, symmetric=True)
 
 
-def _check(x: Tensor, params: Tensor) -> None:
-    check_data(x)
+def _check(x: Tensor, params: Tensor, levels: int) -> None:
+    check_data(x, levels)
     (params,) = _checks.same_kind(params=params)
     if params.device != x.device:
         raise ValueError(f"params must be on the device of x, {x.device}; it is on {params.device}")
@@ -158,7 +165,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
 
     Args:
         x: images, ``(N, C, H, W)`` with C = 1 or 3 and values :math:`2 i / (\mathrm{levels} - 1) - 1`, i = 0 ...
-            levels - 1, of any floating-point dtype.
+            levels - 1, of a floating-point dtype that tells them apart: half precision does for 8-bit images.
         params: of every pixel, K components; ``(N, 3K, H, W)`` for one channel, ``(N, 10K, H, W)`` for three. In
             this order: K weight logits; means, component k of channel c at c K + k; log-scales, in the same way; for
             three channels the coefficients t, component k of coefficient j at j K + k.
@@ -170,8 +177,8 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
 
     Raises:
         TypeError: an argument is no floating-point tensor, or ``levels`` no integer.
-        ValueError: shapes do not fit, devices differ, ``levels`` is out of range, or ``x`` requires a gradient, which
-            a function of discrete levels does not have.
+        ValueError: shapes do not fit, devices differ, ``levels`` is out of range or more than the dtype of ``x`` tells
+            apart, or ``x`` requires a gradient, which a function of discrete levels does not have.
         RuntimeError: ``impl`` cannot run here.
 
     Note:
@@ -199,8 +206,8 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         >>> log_prob / (-48 * math.log(2.0))  # bits per dimension
         tensor([8.9944, 8.9944])
     """
-    check_levels(levels)
-    _check(x, params)
+    levels = check_levels(levels)
+    _check(x, params, levels)
     x = _checks.cast(x, compute_dtype(params.dtype))
     route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
     if route.impl == "reference":
