@@ -26,13 +26,13 @@ class PlanarFlow(AmortisedFlow):
         z' = z + \hat u\, h(w^\top z + b), \qquad
         \hat u = u + \left(\operatorname{softplus}(w^\top u) - 1 - w^\top u\right) \frac{w}{\lVert w \rVert^2}
 
-    with :math:`\log|\det| = \log(1 + h'(w^\top z + b)\, w^\top \hat u)`. By construction :math:`w^\top \hat u > -1`, and
-    :math:`0 \le h' \le 1`: the determinant is positive and the map invertible. The flow starts at, or with a context
-    near, the identity.
+    with :math:`\log|\det| = \log(1 + h'(w^\top z + b)\, w^\top \hat u)`. By construction
+    :math:`w^\top \hat u > -1`, and :math:`0 \le h' \le 1`: the determinant is positive and the map invertible. The flow
+    starts at, or with a context near, the identity.
 
     A leaky ReLU is :math:`h(t) = s(t)\, t`, with a slope s that depends on the sign of t. It takes
-    :math:`t = w^\top z + b` to :math:`t' = w^\top z' + b = (1 + s(t)\, w^\top \hat u)\, t`. The factor is positive, so t'
-    has the sign of t, and z' shows the slope. Hence :math:`t = t' / (1 + s(t')\, w^\top \hat u)` and
+    :math:`t = w^\top z + b` to :math:`t' = w^\top z' + b = (1 + s(t)\, w^\top \hat u)\, t`. The factor is positive, so
+    t' has the sign of t, and z' shows the slope. Hence :math:`t = t' / (1 + s(t')\, w^\top \hat u)` and
     :math:`z = z' - \hat u\, s(t')\, t`. With tanh the flow has no ``inverse``.
 
     Args:
@@ -115,7 +115,8 @@ class PlanarFlow(AmortisedFlow):
         return out.to(z.dtype), -determinant.log().squeeze(-1)
 
     def _slope(self, t: Tensor) -> Tensor:
-        return torch.where(t < 0, self.negative_slope, 1.0).to(t.dtype)
+        # Of numbers, torch.where would make float32.
+        return torch.where(t < 0, torch.full_like(t, self.negative_slope), torch.ones_like(t))
 
     def _vectors(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``z`` in the dtype to compute in, w, the bounded u, the product of the two, b."""

@@ -210,9 +210,10 @@ def test_leaky_planar_without_direction_is_a_translation():
     flow = PlanarFlow(3, activation="leaky_relu")
     with torch.no_grad():
         flow.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, -0.5]))
-    z = torch.randn(4, 3)
+    flow, z = flow.double(), torch.randn(4, 3).double()
     out, log_det = flow(z)
-    torch.testing.assert_close(out, z - 0.1 * torch.tensor([1.0, 2.0, 3.0]))
+    shift = 0.1 * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(out, z - shift, atol=1e-14, rtol=0.0)
     torch.testing.assert_close(flow.inverse(out)[0], z)
     assert not log_det.any()
 
