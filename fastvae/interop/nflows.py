@@ -70,11 +70,8 @@ def from_nflows(transform: Any) -> ConvertedFlow:
     nflows maps data to noise in ``forward``: that is the flow's ``inverse``; its ``inverse`` is the flow's ``forward``.
 
     Args:
-        transform: a ``MaskedAffineAutoregressiveTransform``, or a ``CompositeTransform`` of such, of permutations and
-            of ``PointwiseAffineTransform``, with an ``InverseTransform`` of any of them. The network of nflows ignores
-            the context in the first feature's parameters, and so does the flow that reproduces it:
-            :func:`fastvae.nn.check_autoregressive` says so. In residual blocks a context needs the activation ReLU or
-            ELU: two units more for each of its features carry it to the blocks.
+        transform: a ``MaskedAffineAutoregressiveTransform``, a ``Permutation`` or a ``PointwiseAffineTransform``; an
+            ``InverseTransform`` of one; or a ``CompositeTransform`` of such.
 
     Returns:
         A flow of kind ``"softplus"`` with copies of the weights, on their device and of their dtype: a
@@ -86,6 +83,12 @@ def from_nflows(transform: Any) -> ConvertedFlow:
         ImportError: nflows is not installed.
         TypeError: another type of transform.
         ValueError: a part of a composition, a setting or a mask that cannot be expressed; the error names it.
+
+    Note:
+        nflows' networks ignore the context in the first feature's parameters, and so does the flow at first. Without
+        residual blocks it always does, and :func:`fastvae.nn.check_autoregressive` says so. In residual blocks a
+        context needs the activation ReLU or ELU: two hidden units more for each of its features carry it to the blocks.
+        Training may connect them to the first feature too.
     """
     return chain_of(_parts(transform, "", inverted=False)[::-1])
 

@@ -48,7 +48,7 @@ class Permutation(_FixedFlow):
         inputs). ``context`` must be None.
 
     Raises:
-        ValueError: ``permutation`` is none, ``z`` has another width, or there is a context.
+        ValueError: ``permutation`` is not one, ``z`` has another width, or there is a context.
 
     Example:
         >>> z, log_det = Permutation([2, 0, 1])(torch.tensor([10.0, 11.0, 12.0]))

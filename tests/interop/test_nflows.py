@@ -97,6 +97,14 @@ def test_context_in_residual_blocks(activation, blocks, features, dtype):
     assert all(p.grad is not None for p in flow.parameters())
 
 
+def test_training_may_connect_the_first_feature_to_the_context():
+    theirs = transform(context_features=C).double()
+    flow, x, context = from_nflows(theirs), torch.randn(6, D).double(), torch.randn(6, C).double().requires_grad_()
+    for own in (flow.inverse, theirs):
+        assert not torch.autograd.grad(own(x, context)[0][:, 0].sum(), context)[0].any()
+    check_autoregressive(flow)
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_check_finds_the_first_feature_without_context(residual):
     network = transform(context_features=C, use_residual_blocks=residual).autoregressive_net
