@@ -32,8 +32,8 @@ class IntegerConstants:
 
     def on(self, device: torch.device) -> list[Any]:
         """The vectors as int64 tensors on ``device``."""
-        # What a dispatch mode makes, fake tensors for one, is of no use outside it, nor is what was made outside within.
-        if torch._C._len_torch_dispatch_stack() and not torch.compiler.is_dynamo_compiling():
+        # What a dispatch mode makes, such as fake tensors, is of no use outside it, and the other way round.
+        if not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack():
             return self._make(device)
         made = self._made.get(device)
         if made is not None:

@@ -218,7 +218,10 @@ def holds_numbers(t: Tensor) -> bool:
     """Whether an op of ours can run on ``t``, by itself or, fake, by its shape."""
     if type(t) not in _PLAIN and type(t).__torch_dispatch__ is not _NO_DISPATCH:
         return isinstance(t, (FakeTensor, FunctionalTensor))
-    return not (torch._is_functional_tensor(t) or torch._C._functorch.is_functorch_wrapped_tensor(t))
+    if torch.compiler.is_compiling():
+        return True
+    # The wrapped tensors of transforms have no storage of their own; that of a sharded weight may have been freed.
+    return torch._C._has_storage(t) and (t.device.type != "cpu" or t.numel() == 0 or t.data_ptr() != 0)
 
 
 def _class_of(t: Tensor) -> str:

@@ -26,3 +26,5 @@ __all__ = [
     "tril_gaussian_log_prob",
     "tril_gaussian_rsample",
 ]
+
+from .ops import flops as _flops  # noqa: F401  # last: registers formulas for the ops above

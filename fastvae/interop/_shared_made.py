@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from ._networks import Layer, activation_name, blocked
 
-from ..nn.made import MADE
-from ._networks import Layer, activation_name, blocked, made_of
-
-__all__ = ["check_blocks", "network_of", "residual_blocks"]
+__all__ = ["check_blocks", "layers_of", "residual_blocks"]
 
 
 def residual_blocks(network: Any) -> bool:
@@ -47,13 +44,3 @@ def layers_of(network: Any, features: int) -> list[Layer]:
     # Its outputs are (D, 2), scales first.
     layers.append(blocked(layer("final_layer", network.final_layer), features, shift_first=False))
     return layers
-
-
-def network_of(network: Any, features: int, activation: str, context_weight: Tensor | None = None) -> MADE:
-    return made_of(
-        layers_of(network, features),
-        features,
-        activation,
-        residual=residual_blocks(network),
-        context_weight=context_weight,
-    )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..nn.flows import InverseAutoregressiveFlow
+from ..nn.planar import PlanarFlow
 from ._networks import Layer, flow_of, made_of
 from ._peers import peer
 from ._shared_made import check_blocks, layers_of, residual_blocks
@@ -17,15 +18,15 @@ __all__ = ["from_normflows"]
 SCALE_BIAS = 2.0
 
 
-def from_normflows(flow: Any) -> InverseAutoregressiveFlow:
-    """normflows' ``MaskedAffineAutoregressive`` as a flow with the same weights.
+def from_normflows(flow: Any) -> InverseAutoregressiveFlow | PlanarFlow:
+    """normflows' ``MaskedAffineAutoregressive`` or ``Planar`` as a flow with the same weights.
 
     Both map base noise to sample in ``forward``. normflows' scale, sigmoid(s + 2) + 0.001, becomes the kind
     ``"sigmoid"``, with the 2 part of the last layer's bias.
 
     Args:
-        flow: the flow. Without residual blocks nothing stands between its first two layers, and they become one, their
-            product.
+        flow: the flow. Without residual blocks nothing stands between the first two layers of an autoregressive one,
+            and they become one, their product. A ``Planar``, of either activation, is one of vectors.
 
     Returns:
         A flow with copies of the weights, on their device and of their dtype.
@@ -35,9 +36,11 @@ def from_normflows(flow: Any) -> InverseAutoregressiveFlow:
         TypeError: another type of flow.
         ValueError: a setting or a mask that cannot be expressed, such as a context; the error names it.
     """
-    expected = peer("normflows.flows.affine.autoregressive", "normflows").MaskedAffineAutoregressive
-    if not isinstance(flow, expected):
-        raise TypeError(f"flow must be normflows' {expected.__name__}, got {type(flow).__name__}")
+    flows = peer("normflows.flows", "normflows")
+    if isinstance(flow, flows.Planar):
+        return _planar(flow)
+    if not isinstance(flow, flows.MaskedAffineAutoregressive):
+        raise TypeError(f"flow must be normflows' MaskedAffineAutoregressive or Planar, got {type(flow).__name__}")
     network, features = flow.autoregressive_net, flow.features
     if hasattr(network, "context_layer"):
         raise ValueError("context_features cannot be expressed: normflows gates every block by the context")
@@ -51,6 +54,18 @@ def from_normflows(flow: Any) -> InverseAutoregressiveFlow:
     with torch.no_grad():
         made.masked_layers()[-1].bias[features:] += SCALE_BIAS
     return flow_of(InverseAutoregressiveFlow, [made], "sigmoid", flow.training)
+
+
+@torch.no_grad()
+def _planar(flow: Any) -> PlanarFlow:
+    if flow.w.dim() != 2:
+        raise ValueError(f"shape of a Planar must be (D,), got {tuple(flow.w.shape[1:])}")
+    slope = flow.h.negative_slope if flow.act == "leaky_relu" else 0.2
+    own = PlanarFlow(
+        flow.w.shape[1], activation=flow.act, negative_slope=slope, device=flow.w.device, dtype=flow.w.dtype
+    )
+    own.bias.copy_(torch.cat([flow.w[0], flow.u[0], flow.b.reshape(1)]))
+    return own.train(flow.training)
 
 
 @torch.no_grad()

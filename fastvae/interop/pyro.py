@@ -6,15 +6,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import AffineTransform, ComposeTransform, Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import _InverseTransform
 
 from ..distributions import DiagonalGaussian, TriangularGaussian
-from ..nn.flows import InverseAutoregressiveFlow
 from ..nn.sequence import takes_context
 from ..reference.affine_flow import CLAMPED_EXP
-from ._networks import Layer, activation_name, flow_of, made_of, split_context
+from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, naming
+from ._networks import Layer, activation_name, made_of, split_context
 from ._peers import peer
 
 __all__ = ["from_pyro", "to_pyro"]
+
+KNOWN = (
+    "Pyro's AffineAutoregressive or ConditionalAffineAutoregressive, Permute, AffineTransform, their inv, or a "
+    "composition of such"
+)
 
 
 def to_pyro(flow: nn.Module | DiagonalGaussian | TriangularGaussian, *, cache_size: int = 1) -> Any:
@@ -73,36 +80,99 @@ def to_pyro(flow: nn.Module | DiagonalGaussian | TriangularGaussian, *, cache_si
     return FlowTransformModule(flow, cache_size=cache_size)
 
 
-def from_pyro(transform: Any) -> InverseAutoregressiveFlow:
-    """Pyro's ``AffineAutoregressive``, or ``ConditionalAffineAutoregressive``, as a flow with the same weights.
+def from_pyro(transform: Any) -> ConvertedFlow:
+    """Pyro's ``AffineAutoregressive``, its conditional counterpart, or a composition with such, as a flow with the same
+    weights.
 
     Both map base noise to sample in ``forward``. The plain transform becomes the kind ``"clamped_exp"``, whose gradient
     ends at the clamp where Pyro's passes it; ``stable=True`` becomes ``"gated"``, its ``sigmoid_bias`` part of the last
     layer's bias.
 
     Args:
-        transform: the transform; its network an ``AutoRegressiveNN`` or ``ConditionalAutoRegressiveNN`` with the
-            parameters (mean, log-scale), without skip connections.
+        transform: an ``AffineAutoregressive`` or ``ConditionalAffineAutoregressive``, its network an
+            ``AutoRegressiveNN`` or ``ConditionalAutoRegressiveNN`` with the parameters (mean, log-scale), without skip
+            connections; a ``Permute`` or an ``AffineTransform``; the ``inv`` of one; a list or a composition,
+            conditional or not, of such; or a ``TransformedDistribution``, conditional or not, with a standard normal
+            base, of which the transforms are taken.
 
     Returns:
-        A flow with copies of the weights, on their device and of their dtype.
+        A flow with copies of the weights, on their device and of their dtype: an
+        :class:`~fastvae.nn.InverseAutoregressiveFlow`, whose networks take the permutations into their ``order``, or a
+        :class:`~fastvae.nn.MaskedAutoregressiveFlow` of what is inverted. A :class:`~fastvae.nn.FlowSequence` holds
+        them together with what a composition has besides: the permutation that all permutations leave in the end, and
+        affine maps.
 
     Raises:
         ImportError: Pyro is not installed.
         TypeError: another type of transform or network.
-        ValueError: a setting or a mask that cannot be expressed; the error names it.
+        ValueError: a part of a composition, a setting, a mask or a base that cannot be expressed; the error names it.
     """
+    distributions = peer("pyro.distributions", "pyro-ppl")
+    if isinstance(transform, TransformedDistribution | distributions.ConditionalTransformedDistribution):
+        _check_base(transform.base_dist)
+        transform = transform.transforms
+    return chain_of(_parts(transform, "", inverted=False))
+
+
+def _check_base(base: Any) -> None:
+    conditional = peer("pyro.distributions.conditional", "pyro-ppl")
+    if isinstance(base, conditional.ConstantConditionalDistribution):
+        base = base.base_dist
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not isinstance(base, Normal):
+        raise ValueError(f"the base distribution must be a standard normal one, got {type(base).__name__}")
+    if bool((base.loc != 0).any()) or bool((base.scale != 1).any()):
+        raise ValueError(
+            "the base distribution must have loc 0 and scale 1: put an AffineTransform in front of the transforms"
+        )
+
+
+def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
+    """From noise to data what ``transform`` is made of, in the order in which noise meets it."""
+    transforms = peer("pyro.distributions.transforms", "pyro-ppl")
+    conditional = peer("pyro.distributions.conditional", "pyro-ppl")
+    inner: Any = None
+    if isinstance(transform, list | tuple):
+        inner = transform
+    elif isinstance(transform, ComposeTransform):
+        inner = transform.parts
+    elif isinstance(transform, conditional.ConditionalComposeTransformModule):
+        inner = transform.transforms
+    if inner is not None:
+        numbered = list(enumerate(inner))
+        return [
+            part
+            for index, t in (reversed(numbered) if inverted else numbered)
+            for part in _parts(t, inside(path, index), inverted)
+        ]
+    if isinstance(transform, conditional.ConstantConditionalTransform):
+        return _parts(transform.transform, path, inverted)
+    if isinstance(transform, conditional._ConditionalInverseTransformModule):
+        return _parts(transform._transform, path, not inverted)
+    if isinstance(transform, _InverseTransform):
+        return _parts(transform.inv, path, not inverted)
+    with naming(path):
+        if isinstance(transform, transforms.AffineAutoregressive | transforms.ConditionalAffineAutoregressive):
+            return [_step(transform, inverted)]
+        if isinstance(transform, transforms.Permute):
+            if transform.dim != -1:
+                raise ValueError(f"dim of Permute must be -1, the features, got {transform.dim}")
+            reordering = Reordering(transform.permutation)
+            return [reordering.inverse() if inverted else reordering]
+        if isinstance(transform, AffineTransform):
+            affine = Affine.of(transform.loc, transform.scale)
+            return [affine.inverse() if inverted else affine]
+    raise cannot_express(transform, path, KNOWN)
+
+
+def _step(transform: Any, inverted: bool) -> Step:
     transforms, networks = peer("pyro.distributions.transforms", "pyro-ppl"), peer("pyro.nn", "pyro-ppl")
     if isinstance(transform, transforms.ConditionalAffineAutoregressive):
         network, settings = transform.nn, dict(transform.kwargs)
-    elif isinstance(transform, transforms.AffineAutoregressive):
+    else:
         names = ("log_scale_min_clip", "log_scale_max_clip", "sigmoid_bias", "stable")
         network, settings = transform.arn, {name: getattr(transform, name) for name in names}
-    else:
-        raise TypeError(
-            "transform must be Pyro's AffineAutoregressive or ConditionalAffineAutoregressive, got "
-            f"{type(transform).__name__}"
-        )
     if not isinstance(network, networks.ConditionalAutoRegressiveNN):
         raise TypeError(
             "transform's network must be Pyro's AutoRegressiveNN or ConditionalAutoRegressiveNN, got "
@@ -127,4 +197,4 @@ def from_pyro(transform: Any) -> InverseAutoregressiveFlow:
     if stable:
         with torch.no_grad():
             made.masked_layers()[-1].bias[features:] += settings.get("sigmoid_bias", 2.0)
-    return flow_of(InverseAutoregressiveFlow, [made], "gated" if stable else "clamped_exp", network.training)
+    return Step(made, "gated" if stable else "clamped_exp", inverted, network.training)

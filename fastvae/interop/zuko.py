@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.distributions import AffineTransform
 
-from ..nn.flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from ..nn.made import MADE
-from ._networks import Layer, activation_name, blocked, flow_of, made_of, split_context
+from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, naming
+from ._networks import Layer, activation_name, blocked, made_of, split_context
 from ._peers import check_flow, peer
 
 __all__ = ["from_zuko", "to_zuko"]
+
+KNOWN = (
+    "zuko's MaskedAutoregressiveTransform, its inverse, a composition of such, a Flow, or an UnconditionalTransform of "
+    "AffineTransform, MonotonicAffineTransform or PermutationTransform"
+)
 
 
 def to_zuko(flow: nn.Module) -> Any:
@@ -36,53 +42,70 @@ def to_zuko(flow: nn.Module) -> Any:
     return LazyFlowTransform(check_flow(flow))
 
 
-def from_zuko(transform: Any) -> MaskedAutoregressiveFlow | InverseAutoregressiveFlow:
-    """zuko's affine ``MaskedAutoregressiveTransform``, or a composition of such, as a flow with the same weights.
+def from_zuko(transform: Any) -> ConvertedFlow:
+    """zuko's affine ``MaskedAutoregressiveTransform``, or a composition with such, as a flow with the same weights.
 
     zuko's transforms map data to latents: the flow's ``inverse`` is their call, its ``forward`` their ``inv``. What is
-    inverted as a whole, zuko's way to an inverse autoregressive flow, becomes an :class:`InverseAutoregressiveFlow`.
+    inverted, zuko's way to an inverse autoregressive flow, becomes an :class:`InverseAutoregressiveFlow`.
+
+    Of a flow that sbi has built pass the ``net``. Its z-score of the parameters is an affine map in the composition and
+    becomes a fixed :class:`~fastvae.nn.AffineTransform`. Its ``embedding_net``, z-score of the condition included,
+    stays outside: the context is what it returns.
 
     Args:
-        transform: a ``MaskedAutoregressiveTransform`` with its default, affine, univariate transform; the ``inv`` of
-            one; a ``LazyComposedTransform`` of such; or a ``Flow`` such as ``MAF``, of which the transform is taken and
-            the base distribution left out.
+        transform: a ``MaskedAutoregressiveTransform`` with its default, affine, univariate transform; an
+            ``UnconditionalTransform`` of ``AffineTransform``, ``MonotonicAffineTransform`` or
+            ``PermutationTransform``; the ``inv`` of one; a ``LazyComposedTransform`` of such; or a ``Flow`` such as
+            ``MAF``, of which the transform is taken and the base distribution left out.
 
     Returns:
         A flow of kind ``"exp"`` with copies of the weights, a step for each transform, on their device and of their
-        dtype.
+        dtype; a :class:`~fastvae.nn.FlowSequence` where a composition holds more than autoregressive transforms of one
+        direction.
 
     Raises:
         ImportError: zuko is not installed.
         TypeError: another type of transform.
-        ValueError: a setting or a mask that cannot be expressed; the error names it.
+        ValueError: a part of a composition, a setting or a mask that cannot be expressed; the error names it.
     """
-    parts = _parts(transform, inverted=False)
-    inverted = [inverse for _, inverse in parts]
-    if len(set(inverted)) > 1:
-        raise ValueError("transform must be composed of transforms or of inverses, not of both: convert each alone")
-    networks = [_network(part) for part, _ in parts]
-    training = parts[0][0].training
-    if inverted[0]:
-        return flow_of(InverseAutoregressiveFlow, networks[::-1], "exp", training)
-    return flow_of(MaskedAutoregressiveFlow, networks, "exp", training)
+    return chain_of(_parts(transform, "", inverted=False)[::-1])
 
 
-def _parts(transform: Any, inverted: bool) -> list[tuple[Any, bool]]:
-    """The masked autoregressive transforms in the order in which data meet them, and which are inverted."""
+def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
+    """From latents to data what ``transform`` is made of, in the order in which data meet it."""
     flows, lazy = peer("zuko.flows", "zuko"), peer("zuko.lazy", "zuko")
     if isinstance(transform, lazy.Flow):
-        return _parts(transform.transform, inverted)
+        return _parts(transform.transform, path, inverted)
     if isinstance(transform, lazy.LazyInverse):
-        return _parts(transform.transform, not inverted)
+        return _parts(transform.transform, path, not inverted)
     if isinstance(transform, lazy.LazyComposedTransform):
-        order = reversed(transform.transforms) if inverted else transform.transforms
-        return [part for inner in order for part in _parts(inner, inverted)]
-    if isinstance(transform, flows.MaskedAutoregressiveTransform):
-        return [(transform, inverted)]
-    raise TypeError(
-        "transform must be zuko's MaskedAutoregressiveTransform, its inverse, a composition of such or a Flow, got "
-        f"{type(transform).__name__}"
-    )
+        inner = list(enumerate(transform.transforms))
+        return [
+            part
+            for index, t in (reversed(inner) if inverted else inner)
+            for part in _parts(t, inside(path, index), inverted)
+        ]
+    with naming(path):
+        if isinstance(transform, flows.MaskedAutoregressiveTransform):
+            return [Step(_network(transform), "exp", not inverted, transform.training)]
+        if isinstance(transform, lazy.UnconditionalTransform | lazy.Unconditional):
+            part = _fixed(transform())
+            if part is not None:
+                return [part if inverted else part.inverse()]
+            raise cannot_express(transform(), path, KNOWN)
+    raise cannot_express(transform, path, KNOWN)
+
+
+def _fixed(transform: Any) -> Affine | Reordering | None:
+    """What a transform of torch or zuko that takes no context is, if it is known."""
+    zuko = peer("zuko.transforms", "zuko")
+    if isinstance(transform, AffineTransform):
+        return Affine.of(transform.loc, transform.scale)
+    if isinstance(transform, zuko.MonotonicAffineTransform):
+        return Affine.of(transform.shift, transform.scale)
+    if isinstance(transform, zuko.PermutationTransform):
+        return Reordering(transform.order)
+    return None
 
 
 def _network(transform: Any) -> MADE:

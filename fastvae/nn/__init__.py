@@ -2,6 +2,7 @@
 
 from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
+from .fixed import AffineTransform, Permutation
 from .flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from .gated_conv import DownRightShiftedConv2d, DownShiftedConv2d, GatedActivation, GatedMaskedConv2d
 from .gated_pixelcnn import GatedPixelCNN
@@ -19,6 +20,7 @@ from .sylvester import SylvesterFlow
 
 __all__ = [
     "MADE",
+    "AffineTransform",
     "AutoregressiveError",
     "AutoregressiveReport",
     "ConvInverseAutoregressiveFlow",
@@ -36,6 +38,7 @@ __all__ = [
     "MaskedAutoregressiveFlow",
     "MaskedConv2d",
     "MaskedLinear",
+    "Permutation",
     "PixelCNN",
     "PixelCNNpp",
     "PlanarFlow",

@@ -24,9 +24,9 @@ def replicas_of_first_batch() -> Any | None:
     if wrapper is not None:
         return wrapper.process_group
     raise RuntimeError(
-        "weight_norm=True sets gains and biases from the first batch, and only DistributedDataParallel keeps them equal "
-        "in all processes: run a batch through the module, in training mode, before torch.distributed is initialised, "
-        "call initialize(batch), or load a checkpoint"
+        "weight_norm=True sets gains and biases from the first batch, and only DistributedDataParallel keeps them "
+        "equal in all processes: run a batch through the module, in training mode, before torch.distributed is "
+        "initialised, call initialize(batch), or load a checkpoint"
     )
 
 

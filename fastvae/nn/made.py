@@ -217,7 +217,7 @@ class MADE(nn.Module):
     def _layer_by_layer(
         self, x: Tensor, term: Tensor | None, run: Callable[[Callable[[Tensor], Tensor], Tensor, bool], Tensor]
     ) -> Tensor:
-        """The network by calls ``run(layer, h, is_last)``, where the last layers are those whose outputs start small."""
+        """The network by calls ``run(layer, h, is_last)``; outputs of a last layer, or of a block, start small."""
         first, *hidden, last = list(self.layers)
         self.masked_layers()  # which refuses what is none
         act = ACTIVATIONS[self.structure.activation]

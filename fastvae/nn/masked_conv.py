@@ -22,7 +22,7 @@ __all__ = ["MaskedConv2d"]
 class CallableMask(Tensor):
     """A mask that can also be called, for itself: ``layer.mask`` and ``layer.mask()`` are the same numbers."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __call__(self) -> Tensor:
         return self.as_subclass(Tensor)
@@ -154,8 +154,9 @@ class MaskedConv2d(nn.Conv2d):
         return self._mask_on(self.weight.device).as_subclass(CallableMask)
 
     def _mask_on(self, device: torch.device) -> Tensor:
-        structure, degrees = self.structure, self._constants.on(device)
-        return mask_of(self.weight.shape, structure.taps, structure.origin_tap, *degrees, self.groups, device)
+        structure = self.structure
+        ins, outs = self._constants.on(device)
+        return mask_of(self.weight.shape, structure.taps, structure.origin_tap, ins, outs, self.groups, device)
 
     def forward(self, input: Tensor) -> Tensor:
         return masked_conv2d_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,30 +13,41 @@ from .amortised import AmortisedFlow, check_sizes, log_of_positive
 
 __all__ = ["PlanarFlow"]
 
+ACTIVATIONS = ("tanh", "leaky_relu")
+
 # Where softplus is 1: there the constraint moves nothing.
 UNCONSTRAINED = 0.5413248546129181
 
 
 class PlanarFlow(AmortisedFlow):
-    r"""Planar flow: ``forward``, base noise to sample, is fast; there is no inverse in closed form.
+    r"""Planar flow: ``forward``, base noise to sample, is fast; ``inverse`` too, which only ``"leaky_relu"`` has.
 
     .. math::
-        z' = z + \hat u \tanh(w^\top z + b), \qquad
+        z' = z + \hat u\, h(w^\top z + b), \qquad
         \hat u = u + \left(\operatorname{softplus}(w^\top u) - 1 - w^\top u\right) \frac{w}{\lVert w \rVert^2}
 
-    with :math:`\log|\det| = \log(1 + (1 - \tanh^2)\, w^\top \hat u)`; since :math:`w^\top \hat u > -1` the map is
-    invertible. It starts at, or with a context near, the identity.
+    with :math:`\log|\det| = \log(1 + h'(w^\top z + b)\, w^\top \hat u)`. By construction
+    :math:`w^\top \hat u > -1`, and :math:`0 \le h' \le 1`: the determinant is positive and the map invertible. The flow
+    starts at, or with a context near, the identity.
+
+    A leaky ReLU is :math:`h(t) = s(t)\, t`, with a slope s that depends on the sign of t. It takes
+    :math:`t = w^\top z + b` to :math:`t' = w^\top z' + b = (1 + s(t)\, w^\top \hat u)\, t`. The factor is positive, so
+    t' has the sign of t, and z' shows the slope. Hence :math:`t = t' / (1 + s(t')\, w^\top \hat u)` and
+    :math:`z = z' - \hat u\, s(t')\, t`. With tanh the flow has no ``inverse``.
 
     Args:
         features: number D of features.
         context_features: width of the context that w, u and b are a linear map of; 0: they are learned themselves.
+        activation: h, ``"tanh"`` or ``"leaky_relu"``.
+        negative_slope: slope of the leaky ReLU below zero, from 0 to 1.
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)``, dtype of ``z``, and ``log_det``
         ``(*)``, float32 (float64 for float64 inputs); batches broadcast.
 
     Raises:
-        ValueError: shapes that do not fit, or a context missing or unexpected.
+        ValueError: an unknown activation, a slope out of range, shapes that do not fit, or a context missing or
+            unexpected.
 
     Reference:
         *Variational Inference with Normalizing Flows* (Rezende, Mohamed, 2015).
@@ -45,16 +57,69 @@ class PlanarFlow(AmortisedFlow):
         >>> z, log_det = flow(torch.randn(6, 4), torch.randn(6, 3))
         >>> z.shape, log_det.shape
         (torch.Size([6, 4]), torch.Size([6]))
+        >>> hasattr(flow, "inverse"), hasattr(PlanarFlow(4, activation="leaky_relu"), "inverse")
+        (False, True)
     """
 
-    def __init__(self, features: int, context_features: int = 0, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        features: int,
+        context_features: int = 0,
+        *,
+        activation: str = "tanh",
+        negative_slope: float = 0.2,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         check_sizes(features, context_features)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        if not 0.0 <= negative_slope <= 1.0:
+            raise ValueError(f"negative_slope must be from 0 to 1, got {negative_slope}")
         w = torch.randn(features, device=device, dtype=dtype) / features**0.5
         u = UNCONSTRAINED * w / w.square().sum()
         super().__init__(features, context_features, torch.cat([w, u, w.new_zeros(1)]))
+        self.activation, self.negative_slope = activation, negative_slope
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
+        x, w, u_hat, w_u_hat, b = self._vectors(z, context)
+        t = (w * x).sum(-1, keepdim=True) + b
+        if self.activation == "tanh":
+            h = torch.tanh(t)
+            slope = 1.0 - h.square()
+        else:
+            slope = self._slope(t)
+            h = slope * t
+        return torch.addcmul(x, u_hat, h).to(z.dtype), log_of_positive(1.0 + slope * w_u_hat).squeeze(-1)
+
+    @property
+    def inverse(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """``inverse(z, context=None)``, sample to base noise (fast): the noise and log |det| of the inverse map.
+
+        Raises:
+            AttributeError: the activation is tanh.
+        """
+        # Who asks for inverses, FlowSequence for one, asks for the attribute.
+        if self.activation == "tanh":
+            raise AttributeError("inverse")
+        return self._inverse
+
+    def _inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, w, u_hat, w_u_hat, b = self._vectors(z, context)
+        t = (w * x).sum(-1, keepdim=True) + b
+        slope = self._slope(t)
+        # The determinant that forward takes the logarithm of, kept from zero in the same way.
+        determinant = (1.0 + slope * w_u_hat).clamp(min=torch.finfo(x.dtype).tiny)
+        out = torch.addcmul(x, u_hat, slope * t / determinant, value=-1)
+        return out.to(z.dtype), -determinant.log().squeeze(-1)
+
+    def _slope(self, t: Tensor) -> Tensor:
+        # Of numbers, torch.where would make float32.
+        return torch.where(t < 0, torch.full_like(t, self.negative_slope), torch.ones_like(t))
+
+    def _vectors(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``z`` in the dtype to compute in, w, the bounded u, the product of the two, b."""
         x, parameters = self._prepare(z, context)
         w, u, b = parameters.split([self.features, self.features, 1], -1)
         squared = w.square().sum(-1, keepdim=True)
@@ -62,6 +127,8 @@ class PlanarFlow(AmortisedFlow):
         bounded = functional.softplus(w_u) - 1.0
         # Where w vanishes the map is a translation, and nothing needs to be bounded.
         u_hat = u + (bounded - w_u) * w / squared.clamp(min=torch.finfo(x.dtype).tiny)
-        h = torch.tanh((w * x).sum(-1, keepdim=True) + b)
-        slope = (1.0 - h.square()) * torch.where(squared > 0, bounded, w_u)
-        return torch.addcmul(x, u_hat, h).to(z.dtype), log_of_positive(1.0 + slope).squeeze(-1)
+        return x, w, u_hat, torch.where(squared > 0, bounded, w_u), b
+
+    def extra_repr(self) -> str:
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{super().extra_repr()}, activation={self.activation}{slope}"

@@ -157,10 +157,11 @@ def _gradients(
             points[i] = t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
         outputs = function(*points)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        at = [t for i in wanted if (t := points[i]) is not None]
         pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, d_outputs, strict=True) if o.requires_grad]
         found = torch.autograd.grad(
             [o for o, _ in pairs],
-            [points[i] for i in wanted],
+            at,
             [g for _, g in pairs],
             create_graph=create_graph,
             allow_unused=True,

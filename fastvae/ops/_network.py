@@ -120,8 +120,8 @@ def route_network(
         impl, x, context_term, *weights, *biases, *scales, *degrees, names=("x", "context_term", *_layer_names(count))
     )
     x, context_term, *layers = tensors
-    parts = [layers[i * count : (i + 1) * count] for i in range(3)]
-    return route, x, context_term, MadeParameters(*parts, layers[3 * count :], normalized)
+    weights, biases, scales = (layers[i * count : (i + 1) * count] for i in range(3))
+    return route, x, context_term, MadeParameters(weights, biases, scales, layers[3 * count :], normalized)
 
 
 def _layer_names(count: int) -> list[str]:

@@ -270,7 +270,8 @@ def diag_gaussian_kl(
     named = dict(zip(named, _checks.same_kind(**named), strict=True))
     _checks.same_features(**named)
     parameters = _checks.broadcast_batch([1] * len(named), **named)
-    route, parameters = backend.route(impl, *parameters, names=tuple(named))
+    route, routed = backend.route(impl, *parameters, names=tuple(named))
+    parameters = list(routed)
     if route.impl == "reference":
         return reference.kl(*parameters, *[None] * (4 - len(parameters)))
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]

@@ -75,6 +75,36 @@ def test_context_as_nflows_has_it():
         check_autoregressive(flow)
 
 
+@pytest.mark.parametrize("activation", [functional.relu, functional.elu, nn.ReLU()])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+@pytest.mark.parametrize("features", [1, 2, D])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_context_in_residual_blocks(activation, blocks, features, dtype):
+    theirs = transform(features, context_features=C, num_blocks=blocks, activation=activation).to(dtype)
+    flow, x, context = from_nflows(theirs), torch.randn(6, features, dtype=dtype), torch.randn(6, C, dtype=dtype)
+    x.requires_grad_()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    ours, expected = flow.inverse(x, context), theirs(x, context)
+    for a, e in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=tolerance, rtol=tolerance)
+    for a, e in zip(flow(ours[0].detach(), context), theirs.inverse(ours[0].detach(), context), strict=True):
+        torch.testing.assert_close(a, e, atol=10 * tolerance, rtol=10 * tolerance)
+    gradients = [
+        torch.autograd.grad(y.square().sum() + ld.sum(), x, retain_graph=True)[0] for y, ld in (ours, expected)
+    ]
+    torch.testing.assert_close(*gradients, atol=10 * tolerance, rtol=10 * tolerance)
+    (ours[0].square().sum() + ours[1].sum()).backward()
+    assert all(p.grad is not None for p in flow.parameters())
+
+
+def test_training_may_connect_the_first_feature_to_the_context():
+    theirs = transform(context_features=C).double()
+    flow, x, context = from_nflows(theirs), torch.randn(6, D).double(), torch.randn(6, C).double().requires_grad_()
+    for own in (flow.inverse, theirs):
+        assert not torch.autograd.grad(own(x, context)[0][:, 0].sum(), context)[0].any()
+    check_autoregressive(flow)
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_check_finds_the_first_feature_without_context(residual):
     network = transform(context_features=C, use_residual_blocks=residual).autoregressive_net
@@ -94,7 +124,10 @@ def test_check_finds_the_first_feature_without_context(residual):
         ({"use_batch_norm": True}, "use_batch_norm=True cannot be expressed"),
         ({"use_batch_norm": True, "use_residual_blocks": False}, "use_batch_norm=True cannot be expressed"),
         ({"dropout_probability": 0.1}, "dropout_probability must be 0: a MADE has no dropout, got 0.1"),
-        ({"context_features": C}, "context_features with use_residual_blocks=True cannot be expressed"),
+        (
+            {"context_features": C, "activation": torch.tanh},
+            "context_features with use_residual_blocks=True needs the activation relu or elu, got tanh",
+        ),
         ({"activation": torch.sigmoid}, "the activation sigmoid cannot be expressed"),
     ],
 )
@@ -104,7 +137,10 @@ def test_what_cannot_be_expressed(settings, message):
 
 
 def test_other_transforms():
-    with pytest.raises(TypeError, match="transform must be nflows' MaskedAffineAutoregressiveTransform, got Linear"):
+    with pytest.raises(
+        TypeError,
+        match=r"transform must be nflows' MaskedAffineAutoregressiveTransform, .* or InverseTransform, got Linear",
+    ):
         from_nflows(nn.Linear(2, 2))
 
 

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 from fastvae.interop import from_normflows
-from fastvae.nn import InverseAutoregressiveFlow, check_autoregressive
+from fastvae.nn import InverseAutoregressiveFlow, PlanarFlow, check_autoregressive
 
 try:
-    from normflows.flows import MaskedAffineAutoregressive, Planar
+    from normflows.flows import MaskedAffineAutoregressive, Planar, Radial
     from normflows.nets.made import MADE
 except ImportError:
     pytest.skip("needs the extra peers: normflows", allow_module_level=True)
@@ -76,6 +76,35 @@ def test_preprocessing():
         from_normflows(theirs)
 
 
+@pytest.mark.parametrize("act", ["tanh", "leaky_relu"])
+@pytest.mark.parametrize("features", [1, 2, D])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_planar(act, features, dtype):
+    theirs = Planar((features,), act=act).to(dtype)
+    with torch.no_grad():
+        theirs.b.add_(torch.randn(1, dtype=dtype))
+    if act == "leaky_relu" and dtype == torch.float64:
+        theirs.h.negative_slope = 0.25  # normflows computes slopes in float32, where 0.2 is another number
+    ours, z = from_normflows(theirs), torch.randn(50, features, dtype=dtype)
+    assert isinstance(ours, PlanarFlow)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    (out, log_det), (expected, expected_log_det) = ours(z), theirs(z)
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    exact = tolerance if expected_log_det.dtype == dtype else 1e-6  # that of the leaky ReLU is float32 there
+    torch.testing.assert_close(log_det, expected_log_det, atol=exact, rtol=exact, check_dtype=False)
+    if act == "tanh":
+        assert not hasattr(ours, "inverse")
+        return
+    for a, e in zip(ours.inverse(z), theirs.inverse(z), strict=True):
+        torch.testing.assert_close(a, e, atol=10 * tolerance, rtol=10 * tolerance)
+    torch.testing.assert_close(ours.inverse(ours(z)[0])[0], z, atol=10 * tolerance, rtol=10 * tolerance)
+
+
+def test_planar_of_images():
+    with pytest.raises(ValueError, match=r"shape of a Planar must be \(D,\), got \(2, 3\)"):
+        from_normflows(Planar((2, 3)))
+
+
 def test_other_flows():
-    with pytest.raises(TypeError, match="flow must be normflows' MaskedAffineAutoregressive, got Planar"):
-        from_normflows(Planar((2,)))
+    with pytest.raises(TypeError, match="flow must be normflows' MaskedAffineAutoregressive or Planar, got Radial"):
+        from_normflows(Radial((2,)))

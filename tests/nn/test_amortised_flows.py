@@ -16,6 +16,7 @@ from fastvae.nn.sylvester import orthogonalise
 
 FLOWS = {
     "planar": PlanarFlow,
+    "planar-leaky": lambda d, c=0, **o: PlanarFlow(d, c, activation="leaky_relu", **o),
     "householder": lambda d, c=0, **o: HouseholderFlow(d, 3, c, **o),
     "sylvester-orthogonal": lambda d, c=0, **o: SylvesterFlow(d, "orthogonal", c, columns=max(d - 2, 1), **o),
     "sylvester-square": lambda d, c=0, **o: SylvesterFlow(d, "orthogonal", c, iterations=60, **o),
@@ -179,6 +180,58 @@ def test_every_input_reaches_every_parameter(name):
     (out.square().sum() + log_det.square().sum() + out.sum()).backward()
     unused = {p for p, t in flow.named_parameters() if t.grad is None or not t.grad.any()}
     assert not unused
+
+
+@with_and_without_context
+@pytest.mark.parametrize("negative_slope", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("features", [1, 2, 7])
+def test_inverse_of_leaky_planar(features, negative_slope, context_features):
+    flow = PlanarFlow(
+        features, context_features, activation="leaky_relu", negative_slope=negative_slope, dtype=torch.float64
+    )
+    with torch.no_grad():
+        flow.bias.add_(torch.randn_like(flow.bias))
+    z, context = inputs(flow, 2, 50)
+    out, log_det = flow(z, context)
+    back, minus_log_det = flow.inverse(out, context)
+    torch.testing.assert_close(back, z, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(minus_log_det, -log_det, atol=1e-9, rtol=1e-9)
+    # Both branches are there.
+    assert negative_slope == 1.0 or len(log_det.unique()) >= 2
+
+
+def test_gradients_of_the_inverse_of_leaky_planar():
+    flow = made("planar-leaky", 4, 3, dtype=torch.float64)
+    z, context = inputs(flow, 5)
+    assert torch.autograd.gradcheck(lambda *a: flow.inverse(*a), (z.requires_grad_(), context.requires_grad_()))
+
+
+def test_leaky_planar_without_direction_is_a_translation():
+    flow = PlanarFlow(3, activation="leaky_relu")
+    with torch.no_grad():
+        flow.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, -0.5]))
+    flow, z = flow.double(), torch.randn(4, 3).double()
+    out, log_det = flow(z)
+    shift = 0.1 * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(out, z - shift, atol=1e-14, rtol=0.0)
+    torch.testing.assert_close(flow.inverse(out)[0], z)
+    assert not log_det.any()
+
+
+def test_only_leaky_planar_has_an_inverse():
+    tanh, leaky, z = PlanarFlow(4), PlanarFlow(4, activation="leaky_relu"), torch.randn(5, 4)
+    assert not hasattr(tanh, "inverse")
+    with pytest.raises(NotImplementedError, match=r"no inverse: flow 1 \(PlanarFlow\) has none"):
+        FlowSequence(leaky, tanh).inverse(z)
+    chain = FlowSequence(leaky, made("planar-leaky", 4, 0))
+    torch.testing.assert_close(chain.inverse(chain(z)[0])[0], z, atol=1e-4, rtol=1e-4)
+
+
+def test_planar_errors():
+    with pytest.raises(ValueError, match="activation must be one of tanh, leaky_relu, got 'relu'"):
+        PlanarFlow(4, activation="relu")
+    with pytest.raises(ValueError, match=r"negative_slope must be from 0 to 1, got 1\.5"):
+        PlanarFlow(4, activation="leaky_relu", negative_slope=1.5)
 
 
 def test_planar_without_direction_is_a_translation():

@@ -1,0 +1,235 @@
+"""Formulas for ``torch.utils.flop_counter.FlopCounterMode``: what the ops that multiply matrices multiply.
+
+A multiplication and its addition count 2. Of a masked weight only the entries that count are multiplied; of degrees
+that have no values, as fake and meta tensors, half of all are taken. Padding counts as in PyTorch's formula for
+convolutions. Elementwise work counts nothing, as there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Imported so that the ops are registered.
+from . import (  # noqa: F401
+    autoregressive_flow,
+    autoregressive_inverse,
+    masked_conv2d,
+    masked_linear,
+    tril_gaussian,
+    tril_gaussian_density,
+)
+
+COUNTER = "torch.utils.flop_counter"
+
+
+def _pairs(in_degrees: Tensor, out_degrees: Tensor) -> int:
+    """How many weights count: those with ``in_degrees[i] <= out_degrees[o]``."""
+    if any(type(t) is not Tensor or t.is_meta for t in (in_degrees, out_degrees)):
+        return in_degrees.shape[0] * out_degrees.shape[0] // 2
+    ascending = in_degrees.sort().values
+    return int(torch.searchsorted(ascending, out_degrees, right=True).sum())
+
+
+def _network(degrees: Sequence[Tensor]) -> int:
+    return sum(_pairs(degrees[index], degrees[index + 1]) for index in range(len(degrees) - 1))
+
+
+def _kernel(
+    weight: Tensor,
+    in_degrees: Tensor | None,
+    out_degrees: Tensor | None,
+    taps: Sequence[int],
+    origin_tap: int,
+    groups: int,
+) -> int:
+    """How many weights of a masked convolution count."""
+    out, inputs = weight.shape[:2]
+    whole = len(taps) * out * inputs
+    if origin_tap not in taps or in_degrees is None or out_degrees is None:
+        return whole
+    of_groups = zip(in_degrees.chunk(groups), out_degrees.chunk(groups), strict=True)
+    return whole - out * inputs + sum(_pairs(ins, outs) for ins, outs in of_groups)
+
+
+def _masked_linear_fwd(
+    x: Tensor, weight: Any, bias: Any, scale: Any, in_degrees: Tensor, out_degrees: Tensor, *_: Any, **__: Any
+) -> int:
+    return 2 * x.shape[0] * _pairs(in_degrees, out_degrees)
+
+
+def _masked_linear_bwd(
+    d_y: Any,
+    at: Any,
+    x: Tensor,
+    weight: Any,
+    scale: Any,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 4 * x.shape[0] * _pairs(in_degrees, out_degrees)
+
+
+def _network_fwd(z: Tensor, tensors: Any, present: Any, degrees: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    return 2 * z.shape[0] * _network(degrees)
+
+
+def _network_bwd(
+    d_out: Tensor,
+    d_log_det: Any,
+    saved: Any,
+    kept: Any,
+    present: Sequence[bool],
+    normalized: Any,
+    degrees: Sequence[Tensor],
+    structure: Any,
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    layers = len(degrees) - 1
+    # Gradients of all layers are computed where one is needed; that of the context's term comes with that of z.
+    of_layers = any(need for index, need in enumerate(needs) if not (present[0] and index == layers))
+    return (4 if of_layers else 2) * d_out.shape[0] * _network(degrees)
+
+
+def _inverse_bwd(
+    d_x: Tensor, d_log_det: Any, saved: Any, kept: Any, present: Any, degrees: Sequence[Tensor], *_: Any, **__: Any
+) -> int:
+    return 2 * d_x.shape[0] * _network(degrees)
+
+
+def _masked_conv2d_fwd(
+    x: Any,
+    weight: Tensor,
+    bias: Any,
+    in_degrees: Tensor | None,
+    out_degrees: Tensor | None,
+    taps: Sequence[int],
+    origin_tap: int,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *_: Any,
+    out_val: tuple[Tensor, Tensor],
+    **__: Any,
+) -> int:
+    n, _channels, height, width = out_val[0].shape
+    return 2 * n * height * width * _kernel(weight, in_degrees, out_degrees, taps, origin_tap, groups)
+
+
+def _masked_conv2d_bwd(
+    d_y: Tensor,
+    at: Any,
+    x: Any,
+    weight: Tensor,
+    in_degrees: Tensor | None,
+    out_degrees: Tensor | None,
+    taps: Sequence[int],
+    origin_tap: int,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: Any,
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    n, _channels, height, width = d_y.shape
+    products = int(needs[0]) + int(needs[1])
+    return 2 * products * n * height * width * _kernel(weight, in_degrees, out_degrees, taps, origin_tap, groups)
+
+
+def _triangles(samples: int, features: int, count: int = 1) -> int:
+    """Of ``count`` products of a strict triangle, with D (D - 1) / 2 entries, and every sample."""
+    return count * samples * features * (features - 1)
+
+
+def _tril_gaussian_fwd(
+    mu: Tensor, log_sigma: Any, tril: Any, noise: Any, shape: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return _triangles(math.prod(shape[:-1]), mu.shape[-1])
+
+
+def _tril_gaussian_bwd(d_z: Tensor, *_: Any, **__: Any) -> int:
+    return _triangles(math.prod(d_z.shape[:-1]), d_z.shape[-1])
+
+
+def _tril_gaussian_log_prob_bwd(d_log_q: Any, eps: Tensor, *_: Any, **__: Any) -> int:
+    # A solve for the points' gradient, an outer product for the factor's.
+    return _triangles(math.prod(eps.shape[:-1]), eps.shape[-1], count=2)
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    "masked_linear_fwd": _masked_linear_fwd,
+    "masked_linear_bwd": _masked_linear_bwd,
+    "autoregressive_flow_fwd": _network_fwd,
+    "autoregressive_flow_bwd": _network_bwd,
+    "autoregressive_inverse_fwd": _network_fwd,
+    "autoregressive_inverse_bwd": _inverse_bwd,
+    "masked_conv2d_fwd": _masked_conv2d_fwd,
+    "masked_conv2d_bwd": _masked_conv2d_bwd,
+    "tril_gaussian_fwd": _tril_gaussian_fwd,
+    "tril_gaussian_bwd": _tril_gaussian_bwd,
+    "tril_gaussian_log_prob_fwd": _tril_gaussian_bwd,  # forward substitution of the points, its first argument
+    "tril_gaussian_log_prob_bwd": _tril_gaussian_log_prob_bwd,
+}
+
+
+def register(counter: ModuleType) -> None:
+    """Registers the formulas with ``counter``, the module of PyTorch's, where they are not yet."""
+    for name, formula in FORMULAS.items():
+        op = getattr(torch.ops.fastvae, name)
+        if op not in counter.flop_registry:
+            counter.register_flop_formula(op, get_raw=True)(formula)
+
+
+class _WhenImported(MetaPathFinder):
+    """Registers the formulas as soon as the counter's module is imported.
+
+    That module loads Triton, a tenth of a second, which importing this package must not.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader, self)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    """Does what ``loader`` does, then registers, and retires ``finder``."""
+
+    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
+        self.loader, self.finder = loader, finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        register(module)
+        sys.meta_path.remove(self.finder)
+
+
+if COUNTER in sys.modules:
+    register(sys.modules[COUNTER])
+else:
+    sys.meta_path.insert(0, _WhenImported())
