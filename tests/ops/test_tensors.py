@@ -56,7 +56,8 @@ def test_both_ways_give_the_same_bits(entry, dtype):
 
 def is_ready(inputs, impl="auto"):
     z, context_term, parameters, structure = network(*inputs)
-    return ready(z, context_term, parameters, structure, structure_fields(structure, "gated"), impl) is not None
+    fields = structure_fields(structure, "gated")
+    return ready(z, context_term, parameters, structure, "gated", fields, impl) is not None
 
 
 def replaced(inputs, index, tensor):
