@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-__all__ = ["integer"]
+__all__ = ["integer", "integers"]
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -33,3 +33,17 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
         raise ValueError(f"{name} must be >= {least}, got {number}")
     result: int = number
     return result
+
+
+def integers(least: int | None = None, /, **values: Any) -> tuple[int, ...]:
+    """The arguments ``values`` as Python integers, none below ``least``.
+
+    Raises:
+        TypeError: one is no integer, or a truth value.
+        ValueError: one is below ``least``.
+
+    Example:
+        >>> integers(1, height=4, width=5)
+        (4, 5)
+    """
+    return tuple(integer(name, value, least) for name, value in values.items())
