@@ -1,6 +1,7 @@
 """Layers."""
 
 from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
+from .code_embedding import CodeEmbedding
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from .flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from .gated_conv import DownRightShiftedConv2d, DownShiftedConv2d, GatedActivation, GatedMaskedConv2d
@@ -21,6 +22,7 @@ __all__ = [
     "MADE",
     "AutoregressiveError",
     "AutoregressiveReport",
+    "CodeEmbedding",
     "ConvInverseAutoregressiveFlow",
     "ConvMADE",
     "DiagonalGaussianHead",
