@@ -8,6 +8,7 @@ elsewhere, such as global variables, is beyond a snapshot.
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -25,8 +26,10 @@ _ATOMS = frozenset(
         types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     }
 )  # fmt: skip
-# What torch.nn.Module keeps for itself. Parameters, buffers, children and forward hooks are compared one by one.
-_OWN = frozenset(nn.Module().__dict__)
+_INNER = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+# What torch's modules keep for themselves.
+_OWN = frozenset(nn.Module().__dict__) | {"_reversed_padding_repeated_twice"}
+_attributes_of, _version_of = operator.attrgetter("__dict__"), operator.attrgetter("_version")
 # How deep the attributes of an attribute, such as those of a configuration, are looked at.
 _DEPTH = 2
 
@@ -52,16 +55,14 @@ def _is_constant(value: Any) -> bool:
     return kind in _ATOMS or (is_dataclass(value) and kind.__dataclass_params__.frozen)
 
 
-def _version(t: Tensor) -> int:
-    # Tensors of inference mode do not count their changes.
-    return -1 if t.is_inference() else t._version
-
-
 def _frozen(value: Any, depth: int = _DEPTH) -> Any:
     """What equals itself as long as nothing in ``value`` changes."""
     kind = type(value)
+    if isinstance(value, nn.Parameter):
+        return _Same(value)
     if isinstance(value, Tensor):
-        return _Same(value), _version(value)
+        # Those of inference mode do not count their changes.
+        return _Same(value), None if value.is_inference() else value._version
     if isinstance(value, nn.Module) or kind in _ATOMS:
         return _Same(value) if isinstance(value, nn.Module) else (kind, value)
     if isinstance(value, np.ndarray):
@@ -80,42 +81,6 @@ def _frozen(value: Any, depth: int = _DEPTH) -> Any:
     return _Same(value)
 
 
-class _Module:
-    """One module: what it holds, in a form that is compared fast."""
-
-    __slots__ = ("attributes", "buffers", "children", "hooks", "kind", "module", "others", "parameters", "pre_hooks")
-
-    def __init__(self, module: nn.Module) -> None:
-        own = module.__dict__
-        self.module, self.kind = module, type(module)
-        self.attributes = own.copy()
-        self.children, self.parameters = own["_modules"].copy(), tuple(own["_parameters"].items())
-        self.hooks, self.pre_hooks = own["_forward_hooks"].copy(), own["_forward_pre_hooks"].copy()
-        self.buffers = tuple((name, _frozen(t)) for name, t in own["_buffers"].items())
-        self.others = tuple(
-            (name, _frozen(value)) for name, value in own.items() if name not in _OWN and not _is_constant(value)
-        )
-
-    def is_current(self) -> bool:
-        module = self.module
-        own = module.__dict__
-        if type(module) is not self.kind or own != self.attributes:
-            return False
-        if own["_modules"] != self.children or own["_forward_hooks"] != self.hooks:
-            return False
-        if own["_forward_pre_hooks"] != self.pre_hooks or not self._has_parameters(own["_parameters"]):
-            return False
-        if self.buffers or own["_buffers"]:
-            if tuple((name, _frozen(t)) for name, t in own["_buffers"].items()) != self.buffers:
-                return False
-        return all(_frozen(own[name]) == value for name, value in self.others)
-
-    def _has_parameters(self, parameters: dict[str, Any]) -> bool:
-        if len(parameters) != len(self.parameters):
-            return False
-        return all(parameters.get(name, self) is value for name, value in self.parameters)
-
-
 class Snapshot:
     """A module tree as it is now.
 
@@ -124,22 +89,51 @@ class Snapshot:
 
     Note:
         It keeps everything alive that it compares by identity, the modules and parameters of the tree for instance.
+        Comparison is a few comparisons of lists, because it comes before every sample.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.modules = dict(network.named_modules())
-        self._entries = [_Module(module) for module in self.modules.values()]
-        kinds = {kind for module in self.modules.values() for kind in type(module).__mro__}
-        self._kinds = [(kind, dict(vars(kind))) for kind in kinds if not _is_given(kind)]
+        self._modules = list(network.modules())
+        self._attributes = [dict(attributes) for attributes in map(_attributes_of, self._modules)]
+        # Dictionaries that change in place, and their content.
+        self._inner = [module.__dict__[name] for module in self._modules for name in _INNER]
+        self._contents = [dict(inner) for inner in self._inner]
+        self._families = [module._modules for module in self._modules if len(module._modules) > 1]
+        self._children = [list(family) for family in self._families]
+        tensors = [t for module in self._modules for t in module._buffers.values() if t is not None]
+        self._buffers = [t for t in tensors if not t.is_inference()]
+        self._versions = [t._version for t in self._buffers]
+        self._others = [
+            (module.__dict__, name, _frozen(value))
+            for module in self._modules
+            for name, value in module.__dict__.items()
+            if name not in _OWN and not _is_constant(value)
+        ]
+        self._others += [
+            (module._parameters, name, _frozen(t))
+            for module in self._modules
+            for name, t in module._parameters.items()
+            if t is not None and t.numel() == 1
+        ]
+        kinds = {kind for module in self._modules for kind in type(module).__mro__ if not _is_given(kind)}
+        self._types = list(map(type, self._modules))
+        self._classes = [vars(kind) for kind in kinds]
+        self._class_contents = [dict(attributes) for attributes in self._classes]
 
     def is_current(self) -> bool:
         """Whether the tree has not changed since."""
         try:
-            return all(entry.is_current() for entry in self._entries) and all(
-                vars(kind) == attributes for kind, attributes in self._kinds
+            return (
+                list(map(type, self._modules)) == self._types
+                and list(map(_attributes_of, self._modules)) == self._attributes
+                and self._inner == self._contents
+                and list(map(list, self._families)) == self._children
+                and list(map(_version_of, self._buffers)) == self._versions
+                and self._classes == self._class_contents
+                and all(_frozen(own[name]) == value for own, name, value in self._others)
             )
         except Exception:
-            # Values that cannot be compared, tensors of several numbers for one, are not the same object.
+            # What cannot be compared, such as two tensors of several numbers, is not the same object.
             return False
 
 
