@@ -244,10 +244,11 @@ class PixelCNN(PixelNetwork):
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
-        ``x`` ``(N, C, H, W)`` and ``context`` ``(N, context_features)``, ``(N, context_channels, H, W)`` or None to the
-        likelihood's parameters, ``(N, P, H, W)``.
+        ``x`` ``(N, C, H, W)``, values or integer levels, and ``context`` ``(N, context_features)``,
+        ``(N, context_channels, H, W)`` or None to the likelihood's parameters, ``(N, P, H, W)``.
 
     Raises:
+        TypeError: a size is no integer.
         ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
 
     Note:

@@ -312,7 +312,8 @@ class CausalSampler:
         """Log-probability in nats, ``(N,)``, of images ``x``, from :meth:`parameters`; without gradients."""
         parameters = self.parameters(x, context)
         self.likelihood.check("x", x)
-        return self.likelihood.log_prob(x if is_integral(x) else x.to(parameters.dtype), parameters)
+        numbers = x if is_integral(x) else self.likelihood.to_numbers(x, parameters.dtype)
+        return self.likelihood.log_prob(numbers, parameters)
 
     # What a call needs
 

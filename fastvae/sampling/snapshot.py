@@ -52,7 +52,9 @@ def _is_constant(value: Any) -> bool:
     kind = type(value)
     if kind is tuple:
         return all(map(_is_constant, value))
-    return kind in _ATOMS or (is_dataclass(value) and kind.__dataclass_params__.frozen)
+    if is_dataclass(value) and kind.__dataclass_params__.frozen:
+        return all(map(_is_constant, vars(value).values()))
+    return kind in _ATOMS
 
 
 def _frozen(value: Any, depth: int = _DEPTH) -> Any:

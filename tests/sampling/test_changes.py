@@ -152,6 +152,7 @@ def test_compiled_in_place():
     net.layers[0].compile(backend="eager")
     net.compile(backend="eager")
     assert torch.equal(sampler.parameters(x), expected)
+    assert torch.equal(CausalSampler(torch.compile(net, backend="eager")).parameters(x), expected)
 
 
 def test_untied_parameters():
