@@ -11,7 +11,7 @@ import functools
 import operator
 import types
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ _INNER = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre
 # What torch's modules keep for themselves.
 _OWN = frozenset(nn.Module().__dict__) | {"_reversed_padding_repeated_twice"}
 _attributes_of, _version_of = operator.attrgetter("__dict__"), operator.attrgetter("_version")
-# How deep the attributes of an attribute, such as those of a configuration, are looked at.
-_DEPTH = 2
+# How deep attributes are looked into: an object, such as a configuration, counts as three containers.
+_DEPTH, _OBJECT = 6, 3
 
 
 class _Same:
@@ -52,8 +52,8 @@ def _is_constant(value: Any) -> bool:
     kind = type(value)
     if kind is tuple:
         return all(map(_is_constant, value))
-    if is_dataclass(value) and kind.__dataclass_params__.frozen:
-        return all(map(_is_constant, vars(value).values()))
+    if is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return all(_is_constant(getattr(value, field.name)) for field in fields(kind))
     return kind in _ATOMS
 
 
@@ -71,15 +71,17 @@ def _frozen(value: Any, depth: int = _DEPTH) -> Any:
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, np.generic):
         return kind, value.item()
+    if depth <= 0:
+        return _Same(value)
     if isinstance(value, (list, tuple)):
-        return kind, tuple(_frozen(item, depth) for item in value)
+        return kind, tuple(_frozen(item, depth - 1) for item in value)
     if isinstance(value, Mapping):
-        return kind, tuple((key, _frozen(item, depth)) for key, item in value.items())
+        return kind, tuple((key, _frozen(item, depth - 1)) for key, item in value.items())
     if isinstance(value, (set, frozenset)):
         return kind, frozenset(value)
     inside = getattr(value, "__dict__", None)
-    if depth and isinstance(inside, dict) and not isinstance(value, (type, types.ModuleType, functools.partial)):
-        return _Same(value), tuple((key, _frozen(item, depth - 1)) for key, item in inside.items())
+    if isinstance(inside, dict) and not isinstance(value, (type, types.ModuleType, functools.partial)):
+        return _Same(value), tuple((key, _frozen(item, depth - _OBJECT)) for key, item in inside.items())
     return _Same(value)
 
 

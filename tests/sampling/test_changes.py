@@ -1,6 +1,8 @@
 """A sampler draws from the network as it is at the call, whatever was replaced, wrapped, dropped or set since."""
 
+import abc
 import copy
+import dataclasses
 import pickle
 import types
 
@@ -239,6 +241,28 @@ def test_the_forward_is_recorded_once_as_long_as_nothing_changes(monkeypatch):
     own.load_state_dict(own.state_dict())
     own.sample(1, SIZE)
     assert own._sampler()._reading is reading
+
+
+def test_attributes_of_any_kind():
+    """They are looked at without harm, and the same ones are no change."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Options(abc.ABC):
+        sizes: list
+
+    net = nn.Sequential(masked(1, 1, 3, "A"))
+    options = Options([1, 2])
+    ring = [options]
+    ring.append(ring)
+    for index, value in enumerate((Options, options, ring, {1, 2}, {"a": ring}, np.float32(2), object(), net.children)):
+        setattr(net[0], f"attribute{index}", value)
+    sampler = CausalSampler(net)
+    reading = sampler._reading
+    sampler.sample(1, SIZE)
+    assert sampler._reading is reading
+    options.sizes.append(3)
+    sampler.sample(1, SIZE)
+    assert sampler._reading is not reading
 
 
 def test_order_of_children():
