@@ -25,7 +25,9 @@ __all__ = [
     "Conv",
     "Copy",
     "Gate",
+    "Lookup",
     "Node",
+    "Norm",
     "Plan",
     "Pointwise",
     "Span",
@@ -151,6 +153,26 @@ class Constant:
 Node = Conv | Pointwise | Affine | Activation | Gate | Copy | Constant
 
 
+class Lookup(NamedTuple):
+    """The weights of one of the two 1 x 1 convolutions that look a pixel up in the table of an embedding.
+
+    The first, ``"indicator"``, has two outputs for every row j of the table: for a pixel of level k, ``factor`` times
+    its value, the sigmoids of the two have the product 1 where j = k and 0 elsewhere. The second, ``"table"``, takes
+    these products to the row.
+    """
+
+    path: str
+    part: Literal["indicator", "table"]
+    factor: float
+
+
+class Norm(NamedTuple):
+    """What a batch norm with running statistics multiplies its input by, or adds then."""
+
+    path: str
+    part: Literal["factor", "term"]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A network, ready to be run pixel by pixel.
@@ -158,15 +180,16 @@ class Plan:
     Args:
         buffers: the image first, the parameters last.
         nodes: in the order of execution.
-        layers: names of the convolutions whose weights the nodes use.
-        constants: for each constant the graph's node that makes it, or a number that fills it.
+        layers: names of the convolutions whose weights the nodes use, or what makes them.
+        constants: for each constant the graph's node or the batch norm that makes it, or a number that fills it; and
+            its channels.
         image_colors: the colour of each channel of the image.
     """
 
     buffers: tuple[Buffer, ...]
     nodes: tuple[Node, ...]
-    layers: tuple[str, ...]
-    constants: tuple[tuple[str | float, int], ...]
+    layers: tuple[str | Lookup, ...]
+    constants: tuple[tuple[str | float | Norm, int], ...]
     image_colors: tuple[int, ...]
 
     @property

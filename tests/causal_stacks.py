@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastvae.nn.code_embedding import CodeEmbedding
 from fastvae.nn.gated_conv import GatedActivation
 from fastvae.nn.masked_conv import MaskedConv2d
 from fastvae.reference.causal_sampler import naive_sample
@@ -187,6 +188,50 @@ class Arithmetic(nn.Module):
         return self.last(d) * 1.5
 
 
+class Embedded(nn.Module):
+    """Codes of a VQ-VAE looked up in a table, of which the first convolution leaves the own pixel's out."""
+
+    def __init__(self, levels: int = 7, width: int = 3) -> None:
+        super().__init__()
+        self.embed = CodeEmbedding(levels, width)
+        self.first = masked(width, 2 * width, 3, "A", activation="elu")
+        self.last = nn.Sequential(masked(2 * width, width, 3, "B", activation="relu"), nn.Conv2d(width, levels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.embed(x)))
+
+
+class LookedUp(Embedded):
+    """The same in torch's words."""
+
+    def __init__(self, levels: int = 7, width: int = 3) -> None:
+        super().__init__(levels, width)
+        self.embed = nn.Embedding(levels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = (x * (self.embed.num_embeddings - 1)).round().long().squeeze(1)
+        return self.last(self.first(self.embed(codes).permute(0, 3, 1, 2)))
+
+
+class Normed(nn.Module):
+    """Batch norms with statistics of their own, with and without weights."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.first = masked(1, width, 3, "A")
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width, eps=0.1, affine=False)])
+        self.second = masked(width, width, 3, "B")
+        self.last = nn.Conv2d(width, 1, 1)
+        for norm in self.norms:
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.1, 2.0)
+        nn.init.normal_(self.norms[0].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norms[0](self.first(x)))
+        return self.last(self.norms[1](self.second(h)))
+
+
 def scaled(network: nn.Module, factor: float = 2.0) -> nn.Module:
     """In evaluation mode, with weights that make pixels depend on each other strongly."""
     with torch.no_grad():
@@ -228,6 +273,9 @@ def stacks() -> dict[str, Stack]:
         "arithmetic": Stack(Arithmetic),
         "categorical": Stack(lambda: Plain(outputs=256), "categorical"),
         "mixture": Stack(lambda: Gated(outputs=9), LogisticMixture(3)),
+        "embedded": Stack(Embedded, Categorical(7)),
+        "looked up": Stack(LookedUp, Categorical(7)),
+        "normed": Stack(Normed),
         "colored mixture": Stack(lambda: Plain(3, 20), LogisticMixture(2), channels=3),
     }
 

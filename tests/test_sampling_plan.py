@@ -117,7 +117,11 @@ def test_changes_in_place_are_seen_by_later_readers():
 
 
 REFUSED = {
-    "batch norm": (lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.BatchNorm2d(4)), "layer '1' (BatchNorm2d)"),
+    "batch norm": (
+        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.BatchNorm2d(4, affine=False, track_running_stats=False)),
+        "layer '1' (BatchNorm2d): takes mean and variance of the whole batch",
+    ),
+    "instance norm": (lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.InstanceNorm2d(4)), "layer '1' (InstanceNorm2d)"),
     "plain convolution": (
         lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.Conv2d(4, 1, 3, padding=1)), "must have kernel_size 1"
     ),

@@ -1,6 +1,7 @@
 """Layers."""
 
 from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
+from .code_embedding import CodeEmbedding
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from .fixed import AffineTransform, Permutation
 from .flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
@@ -23,6 +24,7 @@ __all__ = [
     "AffineTransform",
     "AutoregressiveError",
     "AutoregressiveReport",
+    "CodeEmbedding",
     "ConvInverseAutoregressiveFlow",
     "ConvMADE",
     "DiagonalGaussianHead",

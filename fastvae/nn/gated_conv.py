@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._integers import integer, integers
 from ..conv_structure import colors_of, pair
 from ..ops.gated_activation import gated_activation
 from ..ops.masked_conv2d import masked_conv2d
@@ -92,15 +93,23 @@ def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     return masked_conv2d(pixels, weight[:, :, None, None], mask_type="B", impl=impl)[0, :, 0].t()
 
 
-def check_context_sizes(context_features: int, context_channels: int) -> None:
-    for name, size in (("context_features", context_features), ("context_channels", context_channels)):
-        if size < 0:
-            raise ValueError(f"{name} must be >= 0, got {size}")
+def check_context_sizes(context_features: int, context_channels: int) -> tuple[int, int]:
+    """Both sizes as Python integers, of which one must be 0."""
+    features, channels = integers(0, context_features=context_features, context_channels=context_channels)
     if context_features and context_channels:
         raise ValueError(
             "context_features and context_channels exclude each other: the context is a vector or a map, got "
             f"{context_features} and {context_channels}"
         )
+    return features, channels
+
+
+def odd(name: str, size: int) -> int:
+    """``size`` as a Python integer that is odd and positive."""
+    number = integer(name, size)
+    if number < 1 or number % 2 == 0:
+        raise ValueError(f"{name} must be an odd integer, got {size!r}")
+    return number
 
 
 class Conditioning(nn.Module):
@@ -117,7 +126,7 @@ class Conditioning(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_context_sizes(context_features, context_channels)
+        context_features, context_channels = check_context_sizes(context_features, context_channels)
         self.context_features, self.context_channels, self.impl = context_features, context_channels, impl
         self.layer: nn.Linear | MaskedConv2d | None = None
         options = {"bias": False, "device": device, "dtype": dtype}
@@ -213,8 +222,8 @@ class GatedMaskedConv2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be an odd integer, got {kernel_size!r}")
+        kernel_size = odd("kernel_size", kernel_size)
+        in_channels, out_channels = integers(1, in_channels=in_channels, out_channels=out_channels)
         residual = residual and not first
         if residual and in_channels != out_channels:
             raise ValueError(f"out_channels must be in_channels, {in_channels}, for residual=True, got {out_channels}")

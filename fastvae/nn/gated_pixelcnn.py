@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._integers import integer
 from .gated_conv import GatedMaskedConv2d
 from .pixelcnn import PixelHead, PixelNetwork
 
@@ -32,10 +33,11 @@ class GatedPixelCNN(PixelNetwork):
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
-        ``x`` ``(N, C, H, W)`` and ``context`` ``(N, context_features)``, ``(N, context_channels, H, W)`` or None to the
-        likelihood's parameters, ``(N, P, H, W)``.
+        ``x`` ``(N, C, H, W)``, values or integer levels, and ``context`` ``(N, context_features)``,
+        ``(N, context_channels, H, W)`` or None to the likelihood's parameters, ``(N, P, H, W)``.
 
     Raises:
+        TypeError: a size is no integer.
         ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
 
     Note:
@@ -72,6 +74,8 @@ class GatedPixelCNN(PixelNetwork):
     ) -> None:
         context: dict[str, Any] = {"context_features": context_features, "context_channels": context_channels}
         super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
+        in_channels, hidden_channels = self.in_channels, self.hidden_channels
+        num_layers = integer("num_layers", num_layers)
         shared = {"num_colors": self.num_colors, "impl": impl, "device": device, "dtype": dtype, **context}
         self.layers = nn.ModuleList(
             GatedMaskedConv2d(
@@ -88,7 +92,7 @@ class GatedPixelCNN(PixelNetwork):
         self.head = PixelHead(hidden_channels, width, self.parameter_channels, **shared)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        vertical = horizontal = x
+        vertical = horizontal = self.to_numbers(x)
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, context)
         return self.head(horizontal, context)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._integers import integer, integers
+from .._levels import is_integral
+from ..conv_structure import pair
 from .gated_conv import Conditioning, check_context_sizes, colors, degrees, plus
 from .masked_conv import MaskedConv2d
 
@@ -18,12 +21,21 @@ __all__ = ["PixelCNN", "PixelNetwork"]
 class PixelNetwork(nn.Module):
     """A network whose parameters of a pixel depend on the pixels before it; subclasses write :meth:`forward`.
 
+    A subclass passes the images that its forward takes to :meth:`to_numbers` first.
+
     Attributes:
         likelihood: the object of :mod:`fastvae.sampling.likelihoods` that reads the parameters.
         num_colors: in how many steps the channels of one pixel are drawn: all at once from a mixture of logistics,
             whose coefficients tie them, otherwise each after those before it.
         parameter_channels: number of parameters of a pixel.
+
+    Note:
+        Images of an integer dtype hold the likelihood's levels k, from 0; the network sees their values, and the
+        likelihood the integers. Networks in half precision take images in float32, too.
     """
+
+    # Not one of the attributes, which samplers compare from call to call, and no part of the module's state.
+    __slots__ = ("_read",)
 
     def __init__(
         self,
@@ -40,16 +52,14 @@ class PixelNetwork(nn.Module):
         from ..sampling.likelihoods import resolve
 
         super().__init__()
-        for name, size in (
-            ("in_channels", in_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers)
-        ):  # fmt: skip
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        check_context_sizes(context_features, context_channels)
+        in_channels, hidden_channels, _ = integers(
+            1, in_channels=in_channels, hidden_channels=hidden_channels, num_layers=num_layers
+        )
         self.in_channels, self.hidden_channels, self.impl = in_channels, hidden_channels, impl
-        self.context_features, self.context_channels = context_features, context_channels
+        self.context_features, self.context_channels = check_context_sizes(context_features, context_channels)
         self.likelihood = resolve(likelihood)
-        self.parameter_channels: int = self.likelihood.parameter_channels(in_channels)
+        # Raises where the likelihood knows no images of so many channels.
+        self.likelihood.parameter_channels(in_channels)
         self.num_colors = in_channels if self.likelihood.per_channel else 1
         if hidden_channels % self.num_colors:
             raise ValueError(
@@ -57,23 +67,46 @@ class PixelNetwork(nn.Module):
                 f"another, got {hidden_channels}"
             )
 
+    @property
+    def parameter_channels(self) -> int:
+        return int(self.likelihood.parameter_channels(self.in_channels))
+
+    def to_numbers(self, x: Tensor) -> Tensor:
+        """Images as the layers take them: integer levels as values, in the dtype of the parameters.
+
+        Raises:
+            TypeError: ``x`` holds integers, and the likelihood has no levels.
+            ValueError: a level is out of range.
+        """
+        # While the network is recorded there are no numbers.
+        if not isinstance(x, Tensor) or x.dtype in (torch.float16, torch.bfloat16):
+            return x
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        if is_integral(x):
+            numbers: Tensor = self.likelihood.to_values(x, dtype, name="x")
+            return numbers
+        return x.to(dtype) if dtype in (torch.float16, torch.bfloat16) else x
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-probability of images.
 
         Args:
-            x: images, ``(N, C, H, W)``, of the values that the likelihood knows.
+            x: images, ``(N, C, H, W)``, of the values that the likelihood knows, or of its integer levels.
             context: their context, if the network has one.
 
         Returns:
             ``(N,)``, nats.
 
         Raises:
-            ValueError: images or context of the wrong size.
+            TypeError: ``x`` holds integers, and the likelihood has no levels.
+            ValueError: images or context of the wrong size, a level out of range, or images of a dtype that does not
+                tell the likelihood's levels apart.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must have shape (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
         if context is not None and context.shape[:1] != x.shape[:1]:
             raise ValueError(f"context must belong to {x.shape[0]} images, got shape {tuple(context.shape)}")
+        self.likelihood.check_dtype("x", x.dtype)
         log_prob: Tensor = self.likelihood.log_prob(x, self(x, context))
         return log_prob
 
@@ -93,7 +126,8 @@ class PixelNetwork(nn.Module):
             n: number of images.
             image_size: their height and width.
             context: context of each image, if the network has one.
-            given: images of which some pixels are kept, ``(n, C, H, W)``; NaN marks what is to be drawn.
+            given: images of which some pixels are kept, ``(n, C, H, W)``; NaN marks what is to be drawn. Integers are
+                the likelihood's levels, and none of them is to be drawn.
             temperature: divides logits, and multiplies scales; 1 draws from the network's distribution.
             generator: source of the seed.
 
@@ -109,17 +143,18 @@ class PixelNetwork(nn.Module):
         return images
 
     def _sampler(self) -> Any:
-        """The sampler, which has read the network once; it is no part of the module's state."""
-        sampler = self.__dict__.get("_read")
+        """The sampler of the network as it is now."""
+        sampler = getattr(self, "_read", None)
         if sampler is None:
             from ..sampling.sampler import CausalSampler
 
             sampler = CausalSampler(self, self.likelihood, in_channels=self.in_channels, impl=self.impl)
-            self.__dict__["_read"] = sampler
+            object.__setattr__(self, "_read", sampler)
+        sampler.likelihood, sampler.in_channels, sampler.impl = self.likelihood, self.in_channels, self.impl
         return sampler
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_read"}
+        return self.__dict__.copy()
 
     def extra_repr(self) -> str:
         return f"parameter_channels={self.parameter_channels}, num_colors={self.num_colors}"
@@ -140,6 +175,7 @@ class PixelHead(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        head_channels = integer("head_channels", head_channels)
         if head_channels < 1 or head_channels % num_colors:
             raise ValueError(
                 f"head_channels must be a multiple, at least 1, of the {num_colors} colours, got {head_channels}"
@@ -168,7 +204,7 @@ class _Residual(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: int,
+        kernel_size: tuple[int, int],
         num_colors: int,
         context_features: int,
         context_channels: int,
@@ -208,10 +244,11 @@ class PixelCNN(PixelNetwork):
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
-        ``x`` ``(N, C, H, W)`` and ``context`` ``(N, context_features)``, ``(N, context_channels, H, W)`` or None to the
-        likelihood's parameters, ``(N, P, H, W)``.
+        ``x`` ``(N, C, H, W)``, values or integer levels, and ``context`` ``(N, context_features)``,
+        ``(N, context_channels, H, W)`` or None to the likelihood's parameters, ``(N, P, H, W)``.
 
     Raises:
+        TypeError: a size is no integer.
         ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
 
     Note:
@@ -248,19 +285,20 @@ class PixelCNN(PixelNetwork):
         context: dict[str, Any] = {"context_features": context_features, "context_channels": context_channels}
         super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
         options = {"impl": impl, "device": device, "dtype": dtype}
-        width = 2 * hidden_channels
+        in_channels, width, num_layers = self.in_channels, 2 * self.hidden_channels, integer("num_layers", num_layers)
+        kernel = pair("kernel_size", kernel_size, 1)
         self.first = MaskedConv2d(
-            in_channels, width, first_kernel_size, mask_type="A", padding="same",
+            in_channels, width, pair("first_kernel_size", first_kernel_size, 1), mask_type="A", padding="same",
             **degrees(colors(in_channels, self.num_colors), colors(width, self.num_colors)), **options,
         )  # fmt: skip
         self.condition = Conditioning(width, **context, **options)
         self.blocks = nn.ModuleList(
-            _Residual(hidden_channels, kernel_size, self.num_colors, **context, **options)
+            _Residual(self.hidden_channels, kernel, self.num_colors, **context, **options)
             for _ in range(num_layers - 1)
         )
         self.head = PixelHead(
             width,
-            hidden_channels if head_channels is None else head_channels,
+            self.hidden_channels if head_channels is None else head_channels,
             self.parameter_channels,
             num_colors=self.num_colors,
             **context,
@@ -268,7 +306,7 @@ class PixelCNN(PixelNetwork):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = plus(self.first(x), self.condition(context))
+        h = plus(self.first(self.to_numbers(x)), self.condition(context))
         for block in self.blocks:
             h = block(h, context)
         return self.head(h, context)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._integers import integer
 from .gated_conv import (
     Conditioning,
     DownRightShiftedConv2d,
@@ -16,6 +17,7 @@ from .gated_conv import (
     GatedActivation,
     colors,
     degrees,
+    odd,
 )
 from .masked_conv import MaskedConv2d
 from .pixelcnn import PixelNetwork
@@ -93,10 +95,11 @@ class PixelCNNpp(PixelNetwork):
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
-        ``x`` ``(N, C, H, W)`` and ``context`` ``(N, context_features)``, ``(N, context_channels, H, W)`` or None to the
-        likelihood's parameters, ``(N, P, H, W)``.
+        ``x`` ``(N, C, H, W)``, values or integer levels, and ``context`` ``(N, context_features)``,
+        ``(N, context_channels, H, W)`` or None to the likelihood's parameters, ``(N, P, H, W)``.
 
     Raises:
+        TypeError: a size is no integer.
         ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
 
     Note:
@@ -137,9 +140,10 @@ class PixelCNNpp(PixelNetwork):
     ) -> None:
         context: dict[str, Any] = {"context_features": context_features, "context_channels": context_channels}
         super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
-        for name, size in (("kernel_size", kernel_size), ("first_kernel_size", first_kernel_size)):
-            if not isinstance(size, int) or size < 1 or size % 2 == 0:
-                raise ValueError(f"{name} must be an odd integer, got {size!r}")
+        in_channels, hidden_channels = self.in_channels, self.hidden_channels
+        num_layers = integer("num_layers", num_layers)
+        kernel_size = odd("kernel_size", kernel_size)
+        first_kernel_size = odd("first_kernel_size", first_kernel_size)
         options = {"impl": impl, "device": device, "dtype": dtype}
         pixels, own = colors(in_channels, self.num_colors), colors(hidden_channels, self.num_colors)
         rows = first_kernel_size // 2 + 1
@@ -170,6 +174,7 @@ class PixelCNNpp(PixelNetwork):
         )  # fmt: skip
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = self.to_numbers(x)
         u, ul = self.first_above(x), self.first_row_above(x) + self.first_left(x)
         twins: list[tuple[Tensor, Tensor]] = []
         half = len(self.above) // 2

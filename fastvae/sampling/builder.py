@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..sampling_plan import Buffer, Constant, Conv, Copy, Node, Plan, Span
+from ..sampling_plan import Buffer, Constant, Conv, Copy, Lookup, Node, Norm, Plan, Span
 
 __all__ = ["PlanBuilder"]
 
@@ -25,7 +25,7 @@ class PlanBuilder:
         self.known = [torch.eye(in_channels, dtype=torch.bool)]
         self.nodes: list[Node] = []
         self.labels: list[str] = []
-        self.constants: dict[tuple[str | float, int], Span] = {}
+        self.constants: dict[tuple[str | float | Norm, int], Span] = {}
 
     def new(self, channels: int, kind: str, known: Tensor | None = None) -> Span:
         self.buffers.append(Buffer(channels, "row" if kind == "row" else "pixel"))
@@ -49,8 +49,8 @@ class PlanBuilder:
             known = known | self.known_of(span)
         return self.new(spans[0].channels, self.kind_of(*spans), known)
 
-    def constant(self, source: str | float, channels: int) -> Span:
-        """What does not depend on the image: the value of a node of the graph, or a number."""
+    def constant(self, source: str | float | Norm, channels: int) -> Span:
+        """What does not depend on the image: the value of a node of the graph, of a batch norm, or a number."""
         key = (source, channels)
         if key not in self.constants:
             self.emit(Constant(self.new(channels, "row"), len(self.constants)))
@@ -106,7 +106,7 @@ class PlanBuilder:
             right=max([buffer.right, *(dx for _, _, dx in taps)]),
         )
 
-    def finish(self, output: Span, layers: Sequence[str], per_channel: bool) -> Plan:
+    def finish(self, output: Span, layers: Sequence[str | Lookup], per_channel: bool) -> Plan:
         """The plan whose parameters are ``output``; see :func:`fastvae.sampling.trace.lower`."""
         colors = self._image_colors(output, per_channel)
         whole = Span(output.buffer, 0, self.buffers[output.buffer].channels)

@@ -12,6 +12,7 @@ __all__ = ["SUPPORTED", "InexpressibleError", "Recording", "changes_in_place", "
 
 SUPPORTED = (
     "nn.MaskedConv2d (raster order, padding that keeps the size), nn.Conv2d with kernel_size=1, nn.GatedActivation, "
+    "nn.CodeEmbedding, nn.Embedding of integers made by product, round and long, nn.BatchNorm2d with its statistics, "
     "the activations relu, elu, tanh, softplus, gelu, silu, sigmoid and leaky_relu as modules or functions, dropout, "
     "identity, + - * between activations of as many channels and with numbers, torch.cat, chunk, split and slices of "
     "channels, ones_like, zeros_like, nn.Sequential and modules made of all these; whatever depends on the context "
@@ -23,6 +24,8 @@ _METADATA = {"shape", "dtype", "device", "ndim"}
 _METADATA_CALLS = {"size", "dim"}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 _WRAPPED = "network"
+# Classes of torch that importing takes long, and the child that they wrap.
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module"}
 
 
 class InexpressibleError(ValueError):
@@ -69,6 +72,9 @@ class _Tracer(fx.Tracer):
         self.failed = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if "forward" in m.__dict__:
+            # It is no longer what its class says.
+            return False
         if isinstance(m, self._leaves) and type(m).forward in {leaf.forward for leaf in self._leaves}:
             return True
         return super().is_leaf_module(m, module_qualified_name)
@@ -88,11 +94,23 @@ class _Tracer(fx.Tracer):
         proxies = [value for value in given if isinstance(value, fx.Proxy)]
         if proxies and not any(depends_on_image(proxy.node) for proxy in proxies):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+        wrapped = _wrapped_by(m)
+        if wrapped is not None:
+            return wrapped(*args, **kwargs)
+        if m._compiled_call_impl is not None:
+            # What torch.compile made of it cannot be followed; it does the same.
+            forward = m._call_impl
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed = self.failed or self.path_of_module(m)
             raise
+
+
+def _wrapped_by(module: nn.Module) -> nn.Module | None:
+    """The module that this one does the same as: compiled, or with activations computed anew on the way back."""
+    child = _WRAPPERS.get(type(module).__name__)
+    return None if child is None else module._modules.get(child)
 
 
 def _is_metadata(node: fx.Node) -> bool:
@@ -137,6 +155,10 @@ class Recording:
 
     def label(self, node: fx.Node) -> str:
         return _label_of(node, self.modules)
+
+    def label_of(self, path: str) -> str:
+        """How errors call a module."""
+        return f"layer {path.removeprefix(_WRAPPED + '.')!r} ({type(self.modules[path]).__name__})"
 
     def layer(self, path: str) -> nn.Module:
         return self.modules[path]

@@ -56,6 +56,9 @@ class PixelLikelihood(ABC):
     def check(self, name: str, x: Tensor) -> None:
         """Raises a ValueError, which calls ``x`` by ``name``, unless its numbers can be drawn or are NaN."""
 
+    def check_dtype(self, name: str, dtype: torch.dtype) -> None:  # noqa: B027
+        """Raises a ValueError, which calls the images by ``name``, unless ``dtype`` tells the levels apart."""
+
     def to_values(self, codes: Tensor, dtype: torch.dtype = torch.float32, *, name: str = "codes") -> Tensor:
         """The values, of ``dtype``, of integer levels ``codes``.
 
@@ -93,6 +96,9 @@ class _Levels(PixelLikelihood):
     symmetric: ClassVar[bool] = False
     levels: int = 2
 
+    def check_dtype(self, name: str, dtype: torch.dtype) -> None:
+        check_dtype(name, dtype, self.levels, symmetric=self.symmetric)
+
     def to_values(self, codes: Tensor, dtype: torch.dtype = torch.float32, *, name: str = "codes") -> Tensor:
         if not is_integral(codes):
             raise TypeError(f"{name} must be an integer tensor, got {codes.dtype}")
@@ -106,7 +112,7 @@ class _Levels(PixelLikelihood):
     def to_numbers(self, x: Tensor, dtype: torch.dtype, *, name: str = "x") -> Tensor:
         if is_integral(x):
             return self.to_values(x, dtype, name=name)
-        check_dtype(name, x.dtype, self.levels, symmetric=self.symmetric)
+        self.check_dtype(name, x.dtype)
         if x.dtype not in (torch.float32, torch.float64) and x.dtype != dtype:
             # The level that half precision rounded.
             return self._of_levels(torch.round(self._to_levels(x, name)).to(dtype))
@@ -116,7 +122,7 @@ class _Levels(PixelLikelihood):
         return levels * (2.0 / (self.levels - 1)) - 1.0 if self.symmetric else levels / (self.levels - 1)
 
     def _to_levels(self, x: Tensor, name: str) -> Tensor:
-        check_dtype(name, x.dtype, self.levels, symmetric=self.symmetric)
+        self.check_dtype(name, x.dtype)
         x = x.to(compute_dtype(x.dtype))
         return (x + 1.0) * (0.5 * (self.levels - 1)) if self.symmetric else x * (self.levels - 1)
 
@@ -135,7 +141,7 @@ class _Levels(PixelLikelihood):
         if is_integral(x):
             self._check_codes(name, x)
             return
-        check_dtype(name, x.dtype, self.levels, symmetric=self.symmetric)
+        self.check_dtype(name, x.dtype)
         self._check_values(name, x)
 
     @abstractmethod

@@ -8,16 +8,18 @@ from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
+from ..nn.code_embedding import CodeEmbedding
 from ..nn.gated_conv import GatedActivation
 from ..nn.masked_conv import MaskedConv2d
 from ..reference.gated_activation import KINDS
-from ..sampling_plan import Activation, Affine, Gate, Plan, Pointwise, Span
+from ..sampling_plan import Activation, Affine, Gate, Lookup, Norm, Plan, Pointwise, Span
 from .builder import PlanBuilder
 from .graph import SUPPORTED, InexpressibleError, Recording, changes_in_place, depends_on_image
+from .lookup import Codes, Rows, embed, follow, rows_of
 
 __all__ = ["LEAVES", "lower"]
 
-LEAVES: tuple[type[nn.Module], ...] = (MaskedConv2d, GatedActivation)
+LEAVES: tuple[type[nn.Module], ...] = (MaskedConv2d, GatedActivation, CodeEmbedding)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -68,7 +70,7 @@ def lower(
         ValueError: the network is not causal, or has another number of outputs.
         KeyError: how many channels a constant has decides, and ``constants`` does not hold it.
     """
-    lowering = _Lowering(recording, in_channels, constants)
+    lowering = Lowering(recording, in_channels, constants)
     for node in recording.needed:
         if node.op == "placeholder" or not depends_on_image(node):
             continue
@@ -84,11 +86,13 @@ def lower(
     return lowering.plan.finish(output, lowering.layers, per_channel)
 
 
-class _Lowering:
+class Lowering:
+    """What each node of a recording becomes."""
+
     def __init__(self, recording: Recording, in_channels: int, constants: Mapping[str, Any]) -> None:
         self.recording, self.constants = recording, constants
         self.plan = PlanBuilder(in_channels)
-        self.layers: list[str] = []
+        self.layers: list[str | Lookup] = []
         self.env: dict[fx.Node, Any] = {recording.image: Span(0, 0, in_channels)}
 
     @property
@@ -107,6 +111,8 @@ class _Lowering:
         if not depends_on_image(value):
             return self.plan.constant(value.name, self.constant_channels(value) if count is None else count)
         found = self.env[value]
+        if isinstance(found, (Codes, Rows)):
+            raise self.refuse("takes activations (N, channels, H, W), got integers of the image, or their embedding")
         if not isinstance(found, Span):
             raise self.refuse("takes one activation, got several")
         return found
@@ -119,7 +125,7 @@ class _Lowering:
 
     # Modules
 
-    def module(self, node: fx.Node) -> Span:
+    def module(self, node: fx.Node) -> Span | Rows:
         self.plan.label = self.recording.label(node)
         module = self.recording.layer(str(node.target))
         if module._forward_hooks or module._forward_pre_hooks:
@@ -129,7 +135,13 @@ class _Lowering:
             )
         if isinstance(module, GatedActivation):
             return self.gate(module.kind, list(node.args), dict(node.kwargs))
+        if type(module).forward is nn.Embedding.forward:
+            return rows_of(self, str(node.target), module, node)
         src = self.span(node.args[0] if node.args else next(iter(node.kwargs.values())))
+        if isinstance(module, CodeEmbedding):
+            return embed(self, str(node.target), module, src, module.num_embeddings - 1.0)
+        if type(module).forward is nn.BatchNorm2d.forward:
+            return self.batch_norm(str(node.target), module, src)
         if isinstance(module, MaskedConv2d):
             return self.masked_conv(str(node.target), module, src)
         if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
@@ -153,6 +165,21 @@ class _Lowering:
         if getattr(module, "inplace", False):
             self.replace(node.args[0], made)
         return made
+
+    def batch_norm(self, path: str, module: Any, src: Span) -> Span:
+        if module.running_mean is None or module.running_var is None:
+            raise self.refuse(
+                "takes mean and variance of the whole batch, which no pixel is drawn before: track_running_stats must "
+                f"be True, got {module.track_running_stats}"
+            )
+        if src.channels != module.num_features:
+            raise self.refuse(f"takes {module.num_features} channels, got {src.channels}")
+        factor, term = (self.plan.constant(Norm(path, part), src.channels) for part in ("factor", "term"))
+        product = self.plan.result(src, factor)
+        self.plan.emit(Pointwise(product, src, factor, "mul"))
+        dst = self.plan.result(product, term)
+        self.plan.emit(Pointwise(dst, product, term, "add"))
+        return dst
 
     def activation(self, name: str, src: Span, slope: float | None, options: Mapping[str, Any]) -> Span:
         for key, value in options.items():
@@ -199,8 +226,6 @@ class _Lowering:
     def conv(self, path: str, layer: nn.Conv2d, src: Span, taps: tuple[tuple[int, int, int], ...]) -> Span:
         if src.channels != layer.in_channels:
             raise self.refuse(f"takes {layer.in_channels} channels, got {src.channels}")
-        if path not in self.layers:
-            self.layers.append(path)
         activation, origin_tap = "identity", -1
         degrees: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         if isinstance(layer, MaskedConv2d):
@@ -210,10 +235,22 @@ class _Lowering:
                 assert layer.out_degrees is not None
                 degrees = tuple(layer.in_degrees.tolist()), tuple(layer.out_degrees.tolist())
         return self.plan.conv(
-            src, layer.out_channels, self.layers.index(path), taps, groups=layer.groups,
-            kernel_area=layer.kernel_size[0] * layer.kernel_size[1], origin_tap=origin_tap, degrees=degrees,
+            src, int(layer.out_channels), self._layer(path), taps, groups=int(layer.groups),
+            kernel_area=int(layer.kernel_size[0]) * int(layer.kernel_size[1]), origin_tap=origin_tap, degrees=degrees,
             activation=activation,
         )  # fmt: skip
+
+    def pointwise_conv(self, weights: Lookup, src: Span, channels: int) -> Span:
+        """A convolution of 1 x 1 whose weights are made."""
+        return self.plan.conv(
+            src, channels, self._layer(weights), ((0, 0, 0),), groups=1, kernel_area=1, origin_tap=-1, degrees=None,
+            activation="identity",
+        )  # fmt: skip
+
+    def _layer(self, weights: str | Lookup) -> int:
+        if weights not in self.layers:
+            self.layers.append(weights)
+        return self.layers.index(weights)
 
     # Functions and methods
 
@@ -223,11 +260,14 @@ class _Lowering:
         # A function of that name from elsewhere is not ours to judge.
         home = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
         trusted = isinstance(node.target, str) or home in ("torch", "_operator", "operator", "builtins")
+        made: Any = follow(self, name, node) if trusted else None
+        if made is not None:
+            return made
         handler = _NAMES.get(name) if trusted else None
         if handler is None:
             raise self.refuse("cannot be computed pixel by pixel")
         if handler == "activation":
-            made: Any = self._activation_function(node, name.removesuffix("_"))
+            made = self._activation_function(node, name.removesuffix("_"))
         else:
             lowered = getattr(self, f"_{handler}")
             try:

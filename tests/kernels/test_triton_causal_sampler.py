@@ -12,7 +12,7 @@ from tests.support import GPU, device_of
 STACKS = stacks()
 # The interpreter takes a second for ten nodes at one pixel.
 SIZE = (6, 7) if GPU else (2, 2)
-NAMES = tuple(STACKS) if GPU else ("gated map", "colored categorical", "colored mixture")
+NAMES = tuple(STACKS) if GPU else ("gated map", "colored categorical", "colored mixture", "embedded", "normed")
 
 
 def drawn(network, stack, context, impl, given=None):
