@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as of_all
 
-__all__ = ["has_hooks"]
+__all__ = ["has_hooks", "has_hooks_on_all"]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -14,11 +14,14 @@ def has_hooks(module: nn.Module) -> bool:
     Pruning, ``torch.nn.utils.weight_norm``, ``spectral_norm`` and FSDP act by such hooks.
     """
     return bool(
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or of_all._global_forward_pre_hooks
+        module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def has_hooks_on_all() -> bool:
+    """Whether hooks see the calls of all modules, as ``register_module_forward_hook`` sets them."""
+    return bool(
+        of_all._global_forward_pre_hooks
         or of_all._global_forward_hooks
         or of_all._global_backward_hooks
         or of_all._global_backward_pre_hooks

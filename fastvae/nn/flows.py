@@ -13,7 +13,7 @@ from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
-from ._hooks import has_hooks
+from ._hooks import has_hooks, has_hooks_on_all
 from .made import MADE, places_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _AutoregressiveSteps(nn.Module):
         for module, network in zip(self.networks, self.steps(), strict=True):
             if network.prepare(z, context):
                 self._start_near_identity(network)
-            if _is_fusable(module, network):
+            if _is_fusable(module, network) and not has_hooks_on_all():
                 term, parameters = network.context_term(z, context), network.parameters_of_layers()
                 z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
             else:

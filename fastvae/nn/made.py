@@ -14,7 +14,7 @@ from ..ops.autoregressive_flow import made
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
-from ._hooks import has_hooks
+from ._hooks import has_hooks, has_hooks_on_all
 from ._replicas import replicas_of_first_batch, share
 from .masked import MaskedLinear
 
@@ -208,7 +208,7 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         term = self.context_term(x, context)
         self.prepare(x, context)
-        if self.is_fusable():
+        if self.is_fusable() and not has_hooks_on_all():
             params = made(x, term, self.parameters_of_layers(), self.structure, impl=self.impl)
         else:
             params = self._layer_by_layer(x, term, lambda layer, h, _: layer(h))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .._constants import IntegerConstants
-from .._integers import integer, integers
+from .._integers import integers
+from ..ops._network import degrees_of
 from ..ops.masked_linear import masked_linear, masked_norm
 from ..reference.masked_linear import ACTIVATIONS, mask_of, row_factors
 
@@ -68,8 +69,8 @@ class MaskedLinear(nn.Linear):
             raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.activation, self.impl = activation, impl
         self.degrees = (
-            _degrees_of("in_degrees", in_degrees, in_features),
-            _degrees_of("out_degrees", out_degrees, out_features),
+            degrees_of("in_degrees", in_degrees, in_features),
+            degrees_of("out_degrees", out_degrees, out_features),
         )
         self._constants = IntegerConstants(*self.degrees)
         self.weight_gain = nn.Parameter(self.masked_norm().detach()) if weight_norm else None
@@ -156,10 +157,3 @@ class MaskedLinear(nn.Linear):
     def extra_repr(self) -> str:
         more = f", activation={self.activation}" if self.activation else ""
         return super().extra_repr() + more + (", weight_norm=True" if self.weight_gain is not None else "")
-
-
-def _degrees_of(name: str, degrees: Sequence[int] | Tensor, count: int) -> tuple[int, ...]:
-    given = degrees.tolist() if isinstance(degrees, Tensor) else list(degrees)
-    if len(given) != count:
-        raise ValueError(f"{name} must be {count} integers, got {len(given)}")
-    return tuple(integer(f"{name}[{i}]", degree) for i, degree in enumerate(given))

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._constants import IntegerConstants
 from .._integers import integers
 from ..conv_structure import MASK_TYPES, ConvStructure, pair
-from ..ops._convolution import lowered_degrees, padding_of, structure_of
+from ..ops._convolution import lowered_constants, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
 from ..reference.masked_conv2d import mask_of
 from ..reference.masked_linear import ACTIVATIONS
@@ -128,11 +127,9 @@ class MaskedConv2d(nn.Conv2d):
             (height, width), mask_type, origin, order, num_colors, color_layout, in_degrees, out_degrees
         )
         padding_of(padding, self.structure, (1, 1))
-        lowered = lowered_degrees(
-            self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees,
-            torch.device("cpu"),
-        )  # fmt: skip
-        self._constants = IntegerConstants(*(None if degrees is None else degrees.tolist() for degrees in lowered))
+        self._constants = lowered_constants(
+            self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees
+        )
 
     @property
     def in_degrees(self) -> Tensor | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._constants import IntegerConstants
 from ..conv_structure import ConvStructure, check_colors, colors_of, pair
-from ._network import check_degrees
+from ._network import check_degrees, degrees_of
 
 
 def padding_of(
@@ -24,25 +25,14 @@ def padding_of(
     return rows, columns, rows, columns
 
 
-_made_colors: dict[Any, Tensor] = {}
-
-
-def _colors(name: str, channels: int, num_colors: int, color_layout: str, shift: int, device: torch.device) -> Tensor:
-    """Colours as degrees; made once for each device, except while a compiler or a dispatch mode looks on."""
-
-    def make() -> Tensor:
-        colors = colors_of(name, channels, num_colors, color_layout)
-        return torch.tensor([color + shift for color in colors], device=device)
-
-    # What a mode makes, fake tensors for one, is of no use outside it, nor is what was made outside within.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return make()
-    key = (channels, num_colors, color_layout, shift, str(device))
-    if key not in _made_colors:
-        # What is made in inference mode could not be saved for a backward pass later on.
-        with torch.inference_mode(False):
-            _made_colors[key] = make()
-    return _made_colors[key]
+@functools.lru_cache(maxsize=256)
+def _colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift: int) -> IntegerConstants:
+    """Colours of the input and of the output channels as degrees."""
+    ins, outs = (
+        colors_of(name, count, num_colors, color_layout)
+        for name, count in zip(("in_channels", "out_channels"), channels, strict=True)
+    )
+    return IntegerConstants(ins, [color + shift for color in outs])
 
 
 def lowered_degrees(
@@ -67,10 +57,8 @@ def lowered_degrees(
         return None, None
     shift = structure.degree_shift
     if in_degrees is None or out_degrees is None:
-        return (
-            _colors("in_channels", in_channels, num_colors, color_layout, 0, device),
-            _colors("out_channels", out_channels, num_colors, color_layout, shift, device),
-        )
+        ins, outs = _colors((in_channels, out_channels), num_colors, color_layout, shift).on(device)
+        return ins, outs
     like = torch.empty(0, device=device)
     ins, outs = (
         check_degrees(name, d if isinstance(d, Tensor) else torch.tensor(d, device=device), count, like)
@@ -80,6 +68,25 @@ def lowered_degrees(
         )
     )
     return ins, outs + shift if shift else outs
+
+
+def lowered_constants(
+    structure: ConvStructure,
+    in_channels: int,
+    out_channels: int,
+    num_colors: int,
+    color_layout: str,
+    in_degrees: Sequence[int] | Tensor | None,
+    out_degrees: Sequence[int] | Tensor | None,
+) -> IntegerConstants:
+    """As :func:`lowered_degrees`, for a layer that keeps its degrees."""
+    if not structure.has_rule:
+        return IntegerConstants(None, None)
+    shift = structure.degree_shift
+    if in_degrees is None or out_degrees is None:
+        return _colors((in_channels, out_channels), num_colors, color_layout, shift)
+    ins, outs = degrees_of("in_degrees", in_degrees, in_channels), degrees_of("out_degrees", out_degrees, out_channels)
+    return IntegerConstants(ins, [degree + shift for degree in outs])
 
 
 def structure_of(

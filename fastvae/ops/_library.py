@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import backend
 from ..backend import Route
 
 _LIBRARY = torch.library.Library("fastvae", "DEF")
+
+
+# For torch.utils.flop_counter, by the name of the op: what ``register_flop_formula(get_raw=True)`` takes.
+FLOP_FORMULAS: dict[str, Callable[..., int]] = {}
 
 
 class Op(NamedTuple):
@@ -31,6 +37,7 @@ class Op(NamedTuple):
         itself.
         """
         if route.dispatched:
+            _tell_flop_counters()
             return self.dispatched
         return self.cpu if route.impl == "cpp" else self.triton
 
@@ -60,6 +67,24 @@ def define(
     _LIBRARY.impl(name, _without_none(triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
+
+
+def _tell_flop_counters() -> None:
+    """Gives the formulas to every FlopCounterMode that looks on, and to those to come.
+
+    Only now, since the import of the counter's module loads Triton, which importing this package must not.
+    """
+    if torch.compiler.is_compiling() or "torch.utils.flop_counter" not in sys.modules:
+        return
+    counter = sys.modules["torch.utils.flop_counter"]
+    formulas = {getattr(torch.ops.fastvae, name): formula for name, formula in FLOP_FORMULAS.items()}
+    for op, formula in formulas.items():
+        if op not in counter.flop_registry:
+            counter.register_flop_formula(op, get_raw=True)(formula)
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, counter._FlopCounterMode):
+            for op in formulas:
+                mode.counter.flop_registry.setdefault(op, counter.flop_registry[op])
 
 
 def _without_none(launcher: Callable[..., Any]) -> Callable[..., Any]:

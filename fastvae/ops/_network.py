@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from .._integers import integer
 from ..backend import Route
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
@@ -51,6 +52,19 @@ def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tenso
     if degrees.device != like.device:
         raise ValueError(f"{name} must be on the device of x, {like.device}; it is on {degrees.device}")
     return degrees.long().contiguous()
+
+
+def degrees_of(name: str, degrees: Sequence[int] | Tensor, count: int) -> tuple[int, ...]:
+    """``degrees`` as Python integers, for a layer that keeps them.
+
+    Raises:
+        TypeError: one is no integer.
+        ValueError: there are not ``count``.
+    """
+    given = degrees.tolist() if isinstance(degrees, Tensor) else list(degrees)
+    if len(given) != count:
+        raise ValueError(f"{name} must be {count} integers, got {len(given)}")
+    return tuple(integer(f"{name}[{i}]", degree) for i, degree in enumerate(given))
 
 
 def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:

@@ -7,29 +7,14 @@ convolutions. Elementwise work counts nothing, as there.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Imported so that the ops are registered.
-from . import (  # noqa: F401
-    autoregressive_flow,
-    autoregressive_inverse,
-    masked_conv2d,
-    masked_linear,
-    tril_gaussian,
-    tril_gaussian_density,
-)
-
-COUNTER = "torch.utils.flop_counter"
+from ._library import FLOP_FORMULAS
 
 
 def _pairs(in_degrees: Tensor, out_degrees: Tensor) -> int:
@@ -169,67 +154,19 @@ def _tril_gaussian_log_prob_bwd(d_log_q: Any, eps: Tensor, *_: Any, **__: Any) -
     return _triangles(math.prod(eps.shape[:-1]), eps.shape[-1], count=2)
 
 
-FORMULAS: dict[str, Callable[..., int]] = {
-    "masked_linear_fwd": _masked_linear_fwd,
-    "masked_linear_bwd": _masked_linear_bwd,
-    "autoregressive_flow_fwd": _network_fwd,
-    "autoregressive_flow_bwd": _network_bwd,
-    "autoregressive_inverse_fwd": _network_fwd,
-    "autoregressive_inverse_bwd": _inverse_bwd,
-    "masked_conv2d_fwd": _masked_conv2d_fwd,
-    "masked_conv2d_bwd": _masked_conv2d_bwd,
-    "tril_gaussian_fwd": _tril_gaussian_fwd,
-    "tril_gaussian_bwd": _tril_gaussian_bwd,
-    "tril_gaussian_log_prob_fwd": _tril_gaussian_bwd,  # forward substitution of the points, its first argument
-    "tril_gaussian_log_prob_bwd": _tril_gaussian_log_prob_bwd,
-}
-
-
-def register(counter: ModuleType) -> None:
-    """Registers the formulas with ``counter``, the module of PyTorch's, where they are not yet."""
-    for name, formula in FORMULAS.items():
-        op = getattr(torch.ops.fastvae, name)
-        if op not in counter.flop_registry:
-            counter.register_flop_formula(op, get_raw=True)(formula)
-
-
-class _WhenImported(MetaPathFinder):
-    """Registers the formulas as soon as the counter's module is imported.
-
-    That module loads Triton, a tenth of a second, which importing this package must not.
-    """
-
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader, self)
-        return spec
-
-
-class _RegisteringLoader(Loader):
-    """Does what ``loader`` does, then registers, and retires ``finder``."""
-
-    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
-        self.loader, self.finder = loader, finder
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__loader__ = module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        register(module)
-        sys.meta_path.remove(self.finder)
-
-
-if COUNTER in sys.modules:
-    register(sys.modules[COUNTER])
-else:
-    sys.meta_path.insert(0, _WhenImported())
+FLOP_FORMULAS.update(
+    {
+        "masked_linear_fwd": _masked_linear_fwd,
+        "masked_linear_bwd": _masked_linear_bwd,
+        "autoregressive_flow_fwd": _network_fwd,
+        "autoregressive_flow_bwd": _network_bwd,
+        "autoregressive_inverse_fwd": _network_fwd,
+        "autoregressive_inverse_bwd": _inverse_bwd,
+        "masked_conv2d_fwd": _masked_conv2d_fwd,
+        "masked_conv2d_bwd": _masked_conv2d_bwd,
+        "tril_gaussian_fwd": _tril_gaussian_fwd,
+        "tril_gaussian_bwd": _tril_gaussian_bwd,
+        "tril_gaussian_log_prob_fwd": _tril_gaussian_bwd,  # forward substitution of the points, its first argument
+        "tril_gaussian_log_prob_bwd": _tril_gaussian_log_prob_bwd,
+    }
+)

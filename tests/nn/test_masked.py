@@ -208,7 +208,7 @@ def test_repr_names_what_is_special():
     [
         (lambda: MaskedLinear(5, 6, INS[:4], OUTS), ValueError, "in_degrees must be 5 integers"),
         (lambda: MaskedLinear(5, 6, INS, [*OUTS, 1]), ValueError, "out_degrees must be 6 integers"),
-        (lambda: MaskedLinear(5, 6, torch.ones(5), OUTS), ValueError, "in_degrees must be 5 integers"),
+        (lambda: MaskedLinear(5, 6, torch.ones(5), OUTS), TypeError, r"in_degrees\[0\] must be an integer, got 1.0"),
         (lambda: MaskedLinear(5, 6, INS, [OUTS]), ValueError, "out_degrees must be 6 integers"),
         (lambda: layer_of(activation="swish"), ValueError, "activation must be None or one of .*'swish'"),
         (lambda: layer_of().initialize(torch.zeros(3, 6)), ValueError, "weight_norm=True"),
