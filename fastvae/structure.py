@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,6 +69,9 @@ class MadeStructure:
     # but not the lock of a cached property.
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
+    _sorted: IntegerConstants = field(init=False, repr=False, compare=False)
+    # How many units of each layer have a degree of at most 0, 1, ..., D.
+    counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.features < 1:
@@ -97,6 +101,16 @@ class MadeStructure:
             outputs = tuple(place for place in self.order for _ in range(self.params_per_feature))
         object.__setattr__(self, "degrees", (inputs, *self.hidden_degrees, outputs))
         object.__setattr__(self, "_constants", IntegerConstants(*self.degrees))
+        ascending = [sorted(range(len(degrees)), key=degrees.__getitem__) for degrees in self.degrees]
+        object.__setattr__(self, "_sorted", IntegerConstants(*ascending))
+        object.__setattr__(
+            self,
+            "counts",
+            tuple(
+                tuple(bisect_right(in_order, degree) for degree in range(self.features + 1))
+                for in_order in map(sorted, self.degrees)
+            ),
+        )
 
     @property
     def output_features(self) -> int:
@@ -105,6 +119,17 @@ class MadeStructure:
     def degree_tensors(self, device: torch.device | str | None = None) -> list[Tensor]:
         """``degrees`` as int64 tensors, made once for each device."""
         return self._constants.on(torch.device("cpu") if device is None else torch.device(device))
+
+    @property
+    def features_in_order(self) -> tuple[int, ...]:
+        """The features, the one at place 0 first."""
+        order = self._sorted.vectors[0]
+        assert order is not None
+        return order
+
+    def sorted_units(self, device: torch.device) -> list[Tensor]:
+        """The units of each layer by ascending degree, int64."""
+        return self._sorted.on(device)
 
     def place_tensor(self, device: torch.device) -> Tensor:
         """Place of each feature in the order, int64."""

@@ -14,6 +14,7 @@ from ..ops.autoregressive_flow import made
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
+from ._discrete import DiscreteFeatures
 from ._hooks import has_hooks, has_hooks_on_all
 from ._replicas import replicas_of_first_batch, share
 from .masked import MaskedLinear
@@ -21,7 +22,7 @@ from .masked import MaskedLinear
 __all__ = ["MADE"]
 
 
-class MADE(nn.Module):
+class MADE(DiscreteFeatures):
     r"""A network whose parameters of feature i depend on the features before i in the order, and on a context.
 
     The context reaches every output, the first one's included: hidden units of degree 0 see nothing else. See

@@ -38,6 +38,20 @@ def same_kind(**tensors: Tensor) -> list[Tensor]:
     return [t.to(widest) for t in tensors.values()]
 
 
+def for_products(**tensors: Tensor) -> list[Tensor]:
+    """As :func:`same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``."""
+    first = next(iter(tensors.values()))
+    if isinstance(first, Tensor) and autocasting(first.device.type):
+        dtype = torch.get_autocast_dtype(first.device.type)
+        tensors = {name: to_autocast(t, dtype) for name, t in tensors.items()}
+    return same_kind(**tensors)
+
+
+def to_autocast(t: Any, dtype: torch.dtype) -> Any:
+    """``t`` as autocast hands it to a product: float64 and integers stay what they are."""
+    return t.to(dtype) if isinstance(t, Tensor) and t.dtype in DTYPES and t.dtype is not torch.float64 else t
+
+
 def same_features(**tensors: Tensor) -> None:
     """Raises unless all end in the same number, at least one, of features."""
     (first_name, first), *others = tensors.items()
@@ -88,14 +102,15 @@ def gaussian(mu: Tensor, log_sigma: Tensor) -> list[Tensor]:
 def is_packed(mu: Tensor, tril: Tensor) -> bool:
     """Whether ``tril`` is packed ``(*, D(D-1)/2)``; dense ``(*, D, D)`` otherwise.
 
-    Only for D = 3 can one shape be read both ways; there a matrix has more dimensions than ``mu``.
+    Only for D = 3 can one shape, ending in (3, 3), be read both ways. It is packed where it is the shape of ``mu``, so
+    that there is one triangle for every row, and dense otherwise.
     """
     features = mu.shape[-1]
     packed_size = features * (features - 1) // 2
     if isinstance(tril, Tensor):
-        dense = tril.dim() >= 2 and tril.shape[-2:] == (features, features)
-        if dense and (packed_size != features or tril.dim() > mu.dim()):
-            return False
+        if tril.dim() >= 2 and tril.shape[-2:] == (features, features):
+            # Only a triangle of D = 3 has as many entries as features.
+            return packed_size == features and tril.shape == mu.shape
         if tril.dim() >= 1 and tril.shape[-1] == packed_size:
             return True
     shape = tuple(tril.shape) if isinstance(tril, Tensor) else type(tril).__name__

@@ -123,6 +123,19 @@ def check_network(
     return x, context_term, MadeParameters(weights, layers[count : 2 * count], layers[2 * count :], degrees, normalized)
 
 
+def for_autocast(
+    x: Tensor, context_term: Tensor | None, parameters: MadeParameters
+) -> tuple[Tensor, Tensor | None, MadeParameters]:
+    """A network's tensors in the dtype of autocast."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    weights, biases, scales = ([_checks.to_autocast(t, dtype) for t in part] for part in parameters[:3])
+    return (
+        _checks.to_autocast(x, dtype),
+        _checks.to_autocast(context_term, dtype),
+        parameters._replace(weights=weights, biases=biases, weight_scales=scales),
+    )
+
+
 def route_network(
     impl: str, x: Tensor, context_term: Tensor | None, parameters: MadeParameters
 ) -> tuple[Route, Tensor, Tensor | None, MadeParameters]:

@@ -18,7 +18,7 @@ from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
-from ._network import LANES, check_network, route_network, saved_rows, structure_fields
+from ._network import LANES, check_network, for_autocast, route_network, saved_rows, structure_fields
 from ._network_call import (
     NetworkCall,
     OptionalTensors,
@@ -190,6 +190,9 @@ def made(
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
         ValueError: shapes do not fit, or devices differ.
         RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Under autocast the network runs in its dtype, as layers of :class:`torch.nn.Linear` do.
     """
     return _run(x, context_term, parameters, structure, None, impl)[0]
 
@@ -206,7 +209,8 @@ def autoregressive_flow(
     """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`, whose shift and scale
     logit a masked network makes of z.
 
-    Arguments and errors are those of :func:`made`, with ``kind`` of the affine map.
+    Arguments and errors are those of :func:`made`, with ``kind`` of the affine map. Under autocast the step runs in the
+    widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.
 
     Returns:
         The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
@@ -223,6 +227,8 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     fields = structure_fields(structure, kind)
+    if kind is None and torch.is_autocast_enabled(x.device.type):
+        x, context_term, parameters = for_autocast(x, context_term, parameters)
     known = ready(x, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _step(x, *known)

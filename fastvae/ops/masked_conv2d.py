@@ -346,9 +346,9 @@ def masked_conv2d_of(
     """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lowered_degrees`."""
     activation = activation_of(activation)
     if bias is None:
-        x, weight = _checks.same_kind(x=x, weight=weight)
+        x, weight = _checks.for_products(x=x, weight=weight)
     else:
-        x, weight, bias = _checks.same_kind(x=x, weight=weight, bias=bias)
+        x, weight, bias = _checks.for_products(x=x, weight=weight, bias=bias)
     step = pair("dilation", dilation, 1)
     zeros = padding_of(padding, structure, step)
     check_shapes(x, weight, bias, zeros, step, groups)

@@ -232,7 +232,7 @@ def masked_linear(
     named = {"x": x, "weight": weight} | {
         name: t for name, t in (("bias", bias), ("weight_scale", weight_scale)) if t is not None
     }
-    cast = dict(zip(named, _checks.same_kind(**named), strict=True))
+    cast = dict(zip(named, _checks.for_products(**named), strict=True))
     x, weight, bias, weight_scale = cast["x"], cast["weight"], cast.get("bias"), cast.get("weight_scale")
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")

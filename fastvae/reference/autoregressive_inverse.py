@@ -6,6 +6,8 @@ runs the whole network once for each of D features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,15 +37,25 @@ class _Growing:
         return torch.cat(self._parts, -1) if self._buffer is None else self._buffer[..., : self._count]
 
 
-def autoregressive_inverse(
-    z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
-) -> tuple[Tensor, Tensor]:
-    """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
+def sweep(
+    like: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    find: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """All features ``(*, D)``, each found as soon as those before it are known.
+
+    Args:
+        like: a tensor of the batch, device and dtype of the features, ``(*, any)``.
+        context_term: as :func:`fastvae.reference.made.made` takes it.
+        parameters: weights, biases and row factors of the layers.
+        structure: sizes and degrees.
+        find: gives a feature ``(*, 1)`` from its number and its parameters ``(*, P)``.
+    """
     parameters = factors_of(parameters, structure)
-    degrees = parameters.degrees or structure.degree_tensors(z.device)
     # Units by ascending degree, so that those known are always the first ones.
-    orders = [d.argsort(stable=True) for d in degrees]
-    sorted_degrees = [d[order] for d, order in zip(degrees, orders, strict=True)]
+    orders = structure.sorted_units(like.device)
     weights = [
         (weight if scale is None else weight * scale.unsqueeze(-1))[orders[i + 1]][:, orders[i]]
         for i, (weight, scale) in enumerate(zip(parameters.weights, parameters.weight_scales, strict=True))
@@ -51,16 +63,13 @@ def autoregressive_inverse(
     biases = [None if b is None else b[orders[i + 1]] for i, b in enumerate(parameters.biases)]
     if context_term is not None:
         context_term = context_term[..., orders[1]]
-    # How many units of each layer have a degree of at most 0, 1, ..., D.
-    counts = [
-        torch.searchsorted(d, torch.arange(structure.features + 1, device=z.device), right=True).tolist()
-        for d in sorted_degrees
-    ]
+    counts = structure.counts
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
-    differentiable = torch.is_grad_enabled()
-    growing = [_Growing(z, len(d), differentiable) for d in degrees[:-1]]  # of each layer's inputs
-    streams = [_Growing(z, len(d), differentiable) for d in degrees[:-1]]  # before the activation, with residual only
+    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    growing = [_Growing(like, len(d), differentiable) for d in structure.degrees[:-1]]  # of each layer's inputs
+    # Before the activation, with residual only.
+    streams = [_Growing(like, len(d), differentiable) for d in structure.degrees[:-1]]
 
     def rows(layer: int, begin: int, end: int) -> Tensor:
         inputs = growing[layer].known()
@@ -83,16 +92,30 @@ def autoregressive_inverse(
             growing[layer + 1].append(h if structure.residual and layer == last - 1 else act(h))
 
     values = {}
-    log_det = z.new_zeros(z.shape[:-1])
     advance(0)
-    for place, feature in enumerate(orders[0].tolist()):
+    for place, feature in enumerate(structure.features_in_order):
         begin = counts[-1][place - 1] if place else 0
-        params = rows(last, begin, counts[-1][place])
+        values[feature] = find(feature, rows(last, begin, counts[-1][place]))
+        if place + 1 < structure.features:
+            growing[0].append(values[feature])
+            advance(place + 1)
+    return torch.cat([values[feature] for feature in range(structure.features)], -1)
+
+
+def autoregressive_inverse(
+    z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
+) -> tuple[Tensor, Tensor]:
+    """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
+    terms = []
+
+    def solve(feature: int, params: Tensor) -> Tensor:
         scale_logit = params[..., 1:2] if kind != "location_only" else None
         value, term = affine_flow(z[..., feature : feature + 1], params[..., :1], scale_logit, kind, inverse=True)
-        values[feature] = value
+        terms.append(term)
+        return value
+
+    x = sweep(z, context_term, parameters, structure, solve)
+    log_det = terms[0]
+    for term in terms[1:]:
         log_det = log_det + term
-        if place + 1 < structure.features:
-            growing[0].append(value)
-            advance(place + 1)
-    return torch.cat([values[feature] for feature in range(structure.features)], -1), log_det
+    return x, log_det
