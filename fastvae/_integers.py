@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
+
 __all__ = ["integer", "integers"]
 
 
@@ -21,8 +23,8 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
         256
     """
     number = value
-    # Compilers trace the comparison of types, but not the conversion.
-    if type(value) is not int:
+    # Compilers trace the comparison of types, but not the conversion, which would also settle a symbolic size.
+    if type(value) is not int and not isinstance(value, torch.SymInt):
         if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         try:

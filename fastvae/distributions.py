@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from . import _divergences
 from . import functional as F
+from ._integers import integer
 from .ops import _checks
 from .reference.diag_gaussian import compute_dtype, full_precision
 from .reference.tril_gaussian import strictly_lower
@@ -253,8 +254,7 @@ class StandardNormal(DiagonalGaussian):
         validate_args: bool | None = None,
         impl: str = "auto",
     ) -> None:
-        if features < 1:
-            raise ValueError(f"features must be >= 1, got {features}")
+        features = integer("features", features, 1)
         zero = torch.zeros(features, dtype=dtype, device=device).expand(*batch_shape, features)
         super().__init__(zero, zero, validate_args, impl=impl)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._integers import integer
 from ..reference.diag_gaussian import compute_dtype
 
 __all__ = ["AmortisedFlow"]
@@ -65,11 +66,9 @@ class AmortisedFlow(nn.Module):
         return f"features={self.features}, context_features={self.context_features}"
 
 
-def check_sizes(features: int, context_features: int) -> None:
-    if features < 1:
-        raise ValueError(f"features must be >= 1, got {features}")
-    if context_features < 0:
-        raise ValueError(f"context_features must be >= 0, got {context_features}")
+def check_sizes(features: int, context_features: int) -> tuple[int, int]:
+    """Both as Python integers."""
+    return integer("features", features, 1), integer("context_features", context_features, 0)
 
 
 def log_of_positive(value: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .._integers import integer, integers
 from ..ops.affine_flow import affine_flow
 from ..reference.affine_flow import KINDS, log_scale
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
 from .flows import SCALE_BIAS
 from .gated_conv import Conditioning, plus
+from .made import widths_of
 from .masked_conv import MaskedConv2d
 
 __all__ = ["ConvInverseAutoregressiveFlow", "ConvMADE"]
@@ -70,12 +72,11 @@ class ConvMADE(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        for name, size in (("channels", channels), ("params_per_channel", params_per_channel)):
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
-        if not hidden_channels or min(hidden_channels) < 1:
-            raise ValueError(f"hidden_channels must be one or more widths >= 1, got {tuple(hidden_channels)}")
-        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        channels, params_per_channel = integers(1, channels=channels, params_per_channel=params_per_channel)
+        context_channels = integer("context_channels", context_channels, 0)
+        hidden_channels = widths_of("hidden_channels", hidden_channels)
+        kernel_size = integer("kernel_size", kernel_size)
+        if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be an odd integer, got {kernel_size!r}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
@@ -178,8 +179,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be >= 1, got {steps}")
+        channels, steps = integers(1, channels=channels, steps=steps)
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         self.channels, self.context_channels, self.kind, self.impl = channels, context_channels, kind, impl

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .._integers import integers
 from ..distributions import DiagonalGaussian, TriangularGaussian
 
 __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
@@ -109,9 +110,8 @@ class _GaussianHead(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("latent_features", latent_features)):
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}")
+        in_features, latent_features = integers(1, in_features=in_features, latent_features=latent_features)
+        extra_parameters = int(extra_parameters)
         self.in_features = in_features
         self.latent_features = latent_features
         self.log_sigma_bounds = None if log_sigma_bounds is None else _checked_bounds(log_sigma_bounds)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._integers import integer
 from ..reference.diag_gaussian import compute_dtype
 from .amortised import AmortisedFlow, check_sizes, options
 
@@ -59,9 +60,8 @@ class HouseholderFlow(AmortisedFlow):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        check_sizes(features, context_features)
-        if reflections < 1:
-            raise ValueError(f"reflections must be >= 1, got {reflections}")
+        features, context_features = check_sizes(features, context_features)
+        reflections = integer("reflections", reflections, 1)
         learned = 1 if context_features else reflections
         start = torch.randn(learned * features, **options(device, dtype))
         super().__init__(features, context_features, start)

@@ -47,7 +47,7 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
     """
 
     def __init__(self, features: int, context_features: int = 0, *, device: Any = None, dtype: Any = None) -> None:
-        check_sizes(features, context_features)
+        features, context_features = check_sizes(features, context_features)
         start = torch.zeros(features * (features - 1) // 2, **options(device, dtype))
         super().__init__(features, context_features, start, context_scale=0.0)
 

@@ -71,7 +71,7 @@ class PlanarFlow(AmortisedFlow):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        check_sizes(features, context_features)
+        features, context_features = check_sizes(features, context_features)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if not 0.0 <= negative_slope <= 1.0:

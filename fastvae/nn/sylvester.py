@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._constants import IntegerConstants
+from .._integers import integer, integers
 from ..reference.diag_gaussian import full_precision
 from ..reference.tril_gaussian import strictly_lower
 from .amortised import AmortisedFlow, check_sizes, log_of_positive, options
@@ -84,22 +85,20 @@ class SylvesterFlow(AmortisedFlow):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        check_sizes(features, context_features)
+        features, context_features = check_sizes(features, context_features)
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if kind != "orthogonal" and columns is not None:
             raise ValueError(f"columns must be None with kind={kind!r}, got {columns}")
         if kind != "triangular" and permutation is not None:
             raise ValueError(f"permutation must be None with kind={kind!r}")
-        for name, value in (("iterations", iterations), ("reflections", reflections)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        iterations, reflections = integers(1, iterations=iterations, reflections=reflections)
         order = list(range(features)) if permutation is None else [int(place) for place in permutation]
         if sorted(order) != list(range(features)):
             raise ValueError(f"permutation must be one of 0, ..., {features - 1}, got {order}")
         m = features
         if kind == "orthogonal":
-            m = min(features, 32) if columns is None else columns
+            m = min(features, 32) if columns is None else integer("columns", columns)
             if not 1 <= m <= features:
                 raise ValueError(f"columns must be between 1 and features, {features}, got {m}")
         basis = {"orthogonal": features * m, "householder": reflections * features, "triangular": 0}[kind]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._integers import integer
 from ..reference.diag_gaussian import autocasting
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -131,9 +132,10 @@ def triangular(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Ten
 def sample_shape_of(sample_shape: Sequence[int]) -> tuple[int, ...]:
     if sample_shape == ():
         return ()
-    if isinstance(sample_shape, int):
-        raise TypeError(f"sample_shape must be a sequence of sizes such as ({sample_shape},), got an int")
-    shape = tuple(sample_shape)
+    if not isinstance(sample_shape, Sequence):
+        kind = type(sample_shape).__name__
+        raise TypeError(f"sample_shape must be a sequence of sizes such as ({sample_shape},), got an {kind}")
+    shape = tuple(integer(f"sample_shape[{i}]", size) for i, size in enumerate(sample_shape))
     if any(size < 0 for size in shape):
         raise ValueError(f"sample_shape must hold sizes >= 0, got {shape}")
     return shape
@@ -155,9 +157,7 @@ def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torc
 
 
 def row_offset_of(row_offset: int) -> int:
-    if row_offset < 0:
-        raise ValueError(f"row_offset must be >= 0, got {row_offset}")
-    return row_offset
+    return integer("row_offset", row_offset, 0)
 
 
 def product(sizes: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from .._integers import integer
 from ..backend import Route
 from ..conv_structure import ConvStructure, pair
 from ..reference import masked_conv2d as reference
@@ -319,6 +320,7 @@ def masked_conv2d(
     structure = structure_of(
         (weight.shape[2], weight.shape[3]), mask_type, origin, order, num_colors, color_layout, in_degrees, out_degrees
     )
+    groups = integer("groups", groups)
     out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
     ins, outs = lowered_degrees(
         structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees, weight.device
