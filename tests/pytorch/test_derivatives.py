@@ -100,14 +100,17 @@ def penalty(gradients):
 
 @every
 def test_gradient_penalty(subject):
-    """Gradients of a function of gradients, for inputs and parameters."""
+    """Gradients of a function of gradients, for inputs and parameters; also where what comes from above is constant."""
     problem = Problem(subject)
 
     def run():
-        first = torch.autograd.grad(problem.loss(*problem.at), problem.at, create_graph=True, allow_unused=True)
-        return first, torch.autograd.grad(penalty(first), problem.at, allow_unused=True, materialize_grads=True)
+        for reduced in (weighted, lambda outputs: sum(o.sum() for o in outputs)):
+            loss = reduced(problem(*problem.at))
+            first = torch.autograd.grad(loss, problem.at, create_graph=True, allow_unused=True)
+            penalised = loss + penalty(first)
+            yield first, torch.autograd.grad(penalised, problem.at, allow_unused=True, materialize_grads=True)
 
-    assert_same(*by_both(run))
+    assert_same(*by_both(lambda: list(run())))
 
 
 @every
@@ -227,6 +230,25 @@ def test_transforms(subject):
         found, expected = by_both(run)
         assert flat(found), name
         assert_same(found, expected)
+
+
+@every
+@pytest.mark.parametrize("grad", [False, True])
+def test_vmap_over_one_tensor_at_a_time(subject, grad):
+    """Ensembles map weights and share inputs; a sweep maps one input and shares all else."""
+    problem = Problem(subject, batch=1)
+    for place, t in enumerate(problem.at):
+        stacked = [torch.stack([t, 0.5 * t]) if t is other else other for other in problem.at]
+        dims = tuple(0 if i == place else None for i in range(len(stacked)))
+
+        def run(stacked=stacked, dims=dims):
+            with torch.set_grad_enabled(grad):
+                return torch.func.vmap(problem, dims)(*stacked)
+
+        torch.testing.assert_close(*by_both(run))
+        with torch.no_grad():
+            one = [o.unsqueeze(0) for o in problem(*problem.at)]
+        torch.testing.assert_close([o[:1] for o in by_both(run)[0]], one)
 
 
 @every
