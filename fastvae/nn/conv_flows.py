@@ -225,7 +225,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             shift, scale_logit = self._shift_and_scale(network, z, context)
             logits = None if scale_logit is None else scale_logit.flatten(1)
             out, log_det = affine_flow(z.flatten(1), shift.flatten(1), logits, kind=self.kind, impl=self.impl)
-            z = out.view(z.shape).contiguous(memory_format=_format_of(z))
+            z = _laid_out_as(z, out.view(z.shape))
             total = total + (self._shares(z, scale_logit, log_det) if log_det_map else log_det)
         assert isinstance(total, Tensor)
         return z, total
@@ -277,6 +277,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         return f"channels={self.channels}, steps={len(self.networks)}, kind={self.kind}"
 
 
-def _format_of(z: Tensor) -> torch.memory_format:
-    last = z.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+def _laid_out_as(z: Tensor, out: Tensor) -> Tensor:
+    """``out`` channels last where ``z`` is; told by the strides, since torch.func answers no question of a format."""
+    if z.stride(1) == 1 and not z.is_contiguous():
+        return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return out

@@ -19,11 +19,11 @@ from .masked_linear import ACTIVATIONS
 
 
 class _Growing:
-    """The units known so far, by ascending degree: slices of one buffer or, for autograd, a list."""
+    """The units known so far, by ascending degree: slices of one buffer or, where none may be written, a list."""
 
-    def __init__(self, like: Tensor, width: int, differentiable: bool) -> None:
+    def __init__(self, like: Tensor, width: int, writable: bool) -> None:
         self._parts = [like.new_empty(*like.shape[:-1], 0)]
-        self._buffer = None if differentiable else like.new_empty(*like.shape[:-1], width)
+        self._buffer = like.new_empty(*like.shape[:-1], width) if writable else None
         self._count = 0
 
     def append(self, part: Tensor) -> None:
@@ -66,10 +66,13 @@ def sweep(
     counts = structure.counts
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
-    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    growing = [_Growing(like, len(d), differentiable) for d in structure.degrees[:-1]]  # of each layer's inputs
+    # Autograd follows no writes in place, and vmap none of what is mapped into what is not.
+    writable = not (
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    )
+    growing = [_Growing(like, len(d), writable) for d in structure.degrees[:-1]]  # of each layer's inputs
     # Before the activation, with residual only.
-    streams = [_Growing(like, len(d), differentiable) for d in structure.degrees[:-1]]
+    streams = [_Growing(like, len(d), writable) for d in structure.degrees[:-1]]
 
     def rows(layer: int, begin: int, end: int) -> Tensor:
         inputs = growing[layer].known()

@@ -22,9 +22,9 @@ def strictly_lower(tril: Tensor, features: int, packed: bool) -> Tensor:
     if not packed:
         return tril.tril(-1)
     row, column = torch.tril_indices(features, features, -1, device=tril.device)
-    dense = tril.new_zeros((*tril.shape[:-1], features, features))
-    dense[..., row, column] = tril
-    return dense
+    # Nothing is written in place: a selective checkpoint that saves every result may not see it change.
+    zeros = tril.new_zeros((*tril.shape[:-1], features * features))
+    return zeros.index_copy(-1, row * features + column, tril).unflatten(-1, (features, features))
 
 
 def rsample(

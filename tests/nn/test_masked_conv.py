@@ -235,13 +235,16 @@ def test_representation():
         lambda: MaskedConv2d("A", 1, 8, 7),
         lambda: MaskedConv2d(1, 8, 7, "A"),
         lambda: MaskedConv2d(1, 8, 7, "A", mask_type="A"),
-        lambda: MaskedConv2d(1, 8, 7),
     ],
 )
 def test_the_type_by_position_shows_the_right_spelling(wrong):
     spelling = r"MaskedConv2d\(in_channels, out_channels, kernel_size, mask_type='A'\)"
     with pytest.raises(TypeError, match=spelling):
         wrong()
+
+
+def test_the_type_is_that_of_a_first_layer_unless_named():
+    assert MaskedConv2d(1, 8, 7).mask_type == "A"
 
 
 ERRORS = [

@@ -287,17 +287,6 @@ def test_compile_fullgraph(name, entry, impl):
         torch.testing.assert_close(torch.autograd.grad(compiled(*tensors), tensors), expected)
 
 
-@kernels
-@every_entry
-def test_second_derivative_names_the_way_out(entry, impl):
-    form = NETWORKS["plain"]
-    problem = form.problem(entry, form.tensors((3,)))
-    loss = sum(o.square().sum() for o in problem.outputs(impl))
-    gradients = torch.autograd.grad(loss, problem.inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        gradients[0].square().sum().backward()
-
-
 @every_entry
 def test_second_derivative_of_the_reference(entry):
     form = network(3, (6,), activation="tanh")

@@ -120,15 +120,16 @@ def test_data_of_another_dtype(impl):
 
 @kernels
 def test_what_is_saved(impl):
-    """The inputs, or in their stead the derivatives; nothing of the size of the temporaries."""
+    """The inputs, and on a CPU the derivatives; nothing of the size of the temporaries."""
     x, params = (t.to(device_of(impl)) for t in (images(2, 3, 4, 4), parameters(2, 3, 2, 4, 4)))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
         logistic_mixture_log_prob(x, params.requires_grad_(), impl=impl)
-    if impl == "cpp":
-        assert [t.shape for t in saved] == [params.shape]
-    else:
-        assert sorted(t.data_ptr() for t in saved) == sorted([x.data_ptr(), params.data_ptr()])
+    inputs = {x.data_ptr(), params.data_ptr()}
+    assert inputs <= {t.data_ptr() for t in saved}
+    others = [t.shape for t in saved if t.data_ptr() not in inputs]
+    assert len(saved) == 2 + len(others)
+    assert others == ([params.shape] if impl == "cpp" else [])
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpp"])
@@ -195,14 +196,6 @@ def test_compile_fullgraph(channels):
         x, params = images(n, channels, 3, width), parameters(n, channels, 2, 3, width).requires_grad_()
         expected = torch.autograd.grad(loss(x, params), params)
         torch.testing.assert_close(torch.autograd.grad(compiled(x, params), params), expected)
-
-
-@kernels
-def test_second_derivative_names_the_way_out(impl):
-    made = problem(2, 1, 2, 3, 3).to(torch.float32, device_of(impl))
-    (gradient,) = torch.autograd.grad(made.outputs(impl)[0].square().sum(), made.inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        gradient.square().sum().backward()
 
 
 def test_second_derivative_of_the_reference():
