@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class MadeStructure:
     # Degrees of the inputs, of each hidden layer, of the outputs. Not computed on demand: compilers trace construction,
     # but not the lock of a cached property.
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    # How many units of each of these layers have a degree of at most 0, 1, ..., D.
+    counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +99,7 @@ class MadeStructure:
         else:
             outputs = tuple(place for place in self.order for _ in range(self.params_per_feature))
         object.__setattr__(self, "degrees", (inputs, *self.hidden_degrees, outputs))
+        object.__setattr__(self, "counts", tuple(_counts_up_to(self.features, layer) for layer in self.degrees))
         object.__setattr__(self, "_constants", IntegerConstants(*self.degrees))
 
     @property
@@ -116,6 +120,14 @@ class MadeStructure:
         if self.layout == "blocked":
             return params.unflatten(-1, (self.params_per_feature, self.features))
         return params.unflatten(-1, (self.features, self.params_per_feature)).transpose(-1, -2)
+
+
+def _counts_up_to(most: int, degrees: Sequence[int]) -> tuple[int, ...]:
+    counts = [0] * (most + 1)
+    for degree in degrees:
+        if degree <= most:
+            counts[max(degree, 0)] += 1
+    return tuple(accumulate(counts))
 
 
 def hidden_degrees_of(hidden_features: Sequence[int], features: int, with_context: bool) -> tuple[tuple[int, ...], ...]:

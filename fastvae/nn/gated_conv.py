@@ -68,7 +68,9 @@ def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
 def check_condition(condition: Tensor, x: Tensor) -> None:
     """Raises unless what a context was made into can be added to the maps ``x``."""
     n, _, height, width = x.shape
-    if condition.shape[0] not in (1, n) or condition.shape[2:] not in ((1, 1), (height, width)):
+    # Size by size: a compiler knows no "in" of sizes that it keeps open.
+    images, _, *size = condition.shape
+    if not ((images == n or images == 1) and (size == [height, width] or size == [1, 1])):
         raise ValueError(
             f"context must belong to {n} images, and a map must be {height} x {width}, for x {tuple(x.shape)}; what "
             f"was made of it is {tuple(condition.shape)}"
@@ -86,7 +88,7 @@ def plus(x: Tensor, condition: Tensor | None) -> Tensor:
 @torch.fx.wrap
 def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
-    if not len(context):
+    if context.shape[0] == 0:
         return context @ weight.t()
     # A matrix product's sums may depend on the number of its rows; those of pixels, here one for each image, do not.
     pixels = context.t()[None, :, None]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..distributions import DiagonalGaussian, TriangularGaussian
+from ..ops._library import needs_grad
 
 __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
 
@@ -33,7 +34,8 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
 
     Note:
         The descent is on the quantity that ``backward`` is called for. Under forward-mode differentiation it
-        is not available.
+        is not available. ``torch.jit.trace`` records it, but torch can save the traced module only if tracing
+        ran under ``torch.no_grad()``.
 
     Reference:
         The same rule serves as a lower bound in *Variational image compression with a scale hyperprior*
@@ -49,7 +51,7 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
     if bounds is None:
         return log_sigma
     lower, upper = _checked_bounds(bounds)
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or (torch._C._get_tracing_state() is not None and not needs_grad(log_sigma)):
         return log_sigma.clamp(lower, upper)
     if torch._C._are_functorch_transforms_active():
         return _TransformableBound.apply(log_sigma, lower, upper)

@@ -92,11 +92,13 @@ def is_packed(mu: Tensor, tril: Tensor) -> bool:
     """
     features = mu.shape[-1]
     packed_size = features * (features - 1) // 2
-    if isinstance(tril, Tensor):
-        dense = tril.dim() >= 2 and tril.shape[-2:] == (features, features)
-        if dense and (packed_size != features or tril.dim() > mu.dim()):
+    if isinstance(tril, Tensor) and tril.dim() >= 1:
+        # The last size alone tells the layouts apart but for D = 3: the one before may be a batch, on which a
+        # compiler's graph must not depend.
+        may_be_packed, may_be_dense = tril.shape[-1] == packed_size, tril.shape[-1] == features and tril.dim() >= 2
+        if may_be_dense and (not may_be_packed or tril.dim() > mu.dim()) and tril.shape[-2] == features:
             return False
-        if tril.dim() >= 1 and tril.shape[-1] == packed_size:
+        if may_be_packed:
             return True
     shape = tuple(tril.shape) if isinstance(tril, Tensor) else type(tril).__name__
     raise ValueError(

@@ -43,7 +43,6 @@ def autoregressive_inverse(
     degrees = parameters.degrees or structure.degree_tensors(z.device)
     # Units by ascending degree, so that those known are always the first ones.
     orders = [d.argsort(stable=True) for d in degrees]
-    sorted_degrees = [d[order] for d, order in zip(degrees, orders, strict=True)]
     weights = [
         (weight if scale is None else weight * scale.unsqueeze(-1))[orders[i + 1]][:, orders[i]]
         for i, (weight, scale) in enumerate(zip(parameters.weights, parameters.weight_scales, strict=True))
@@ -51,11 +50,8 @@ def autoregressive_inverse(
     biases = [None if b is None else b[orders[i + 1]] for i, b in enumerate(parameters.biases)]
     if context_term is not None:
         context_term = context_term[..., orders[1]]
-    # How many units of each layer have a degree of at most 0, 1, ..., D.
-    counts = [
-        torch.searchsorted(d, torch.arange(structure.features + 1, device=z.device), right=True).tolist()
-        for d in sorted_degrees
-    ]
+    # The structure's own numbers: read from tensors, they would end a compiler's graph.
+    counts = structure.counts
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
     differentiable = torch.is_grad_enabled()
@@ -85,7 +81,7 @@ def autoregressive_inverse(
     values = {}
     log_det = z.new_zeros(z.shape[:-1])
     advance(0)
-    for place, feature in enumerate(orders[0].tolist()):
+    for place, feature in enumerate(sorted(range(structure.features), key=structure.order.__getitem__)):
         begin = counts[-1][place - 1] if place else 0
         params = rows(last, begin, counts[-1][place])
         scale_logit = params[..., 1:2] if kind != "location_only" else None
