@@ -293,7 +293,8 @@ class DownShiftedConv2d(MaskedConv2d):
         in_channels, out_channels: channels.
         kernel_size: height and width, the latter odd.
         first: whether the own row is left out, as on the image itself; the kernel's last row then never counts.
-        others: dilation, groups, bias, activation, impl, device and dtype of :class:`MaskedConv2d`.
+        device, dtype: of the parameters.
+        others: dilation, groups, bias, activation and impl of :class:`MaskedConv2d`.
 
     Raises:
         ValueError: an even width, or any of the errors of :class:`MaskedConv2d`.
@@ -314,6 +315,8 @@ class DownShiftedConv2d(MaskedConv2d):
         kernel_size: int | tuple[int, int] = (2, 3),
         *,
         first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
         **others: Any,
     ) -> None:
         height, width = pair("kernel_size", kernel_size, 1)
@@ -326,6 +329,8 @@ class DownShiftedConv2d(MaskedConv2d):
             padding="same",
             mask_type="vertical_A" if first else "vertical_B",
             origin=(height - 1, width // 2),
+            device=device,
+            dtype=dtype,
             **others,
         )
 
@@ -339,8 +344,9 @@ class DownRightShiftedConv2d(MaskedConv2d):
         in_channels, out_channels: channels.
         kernel_size: height and width.
         first: whether the own pixel is left out, as on the image itself; the last tap then keeps earlier colours only.
-        others: dilation, groups, bias, num_colors, color_layout, in_degrees, out_degrees, activation, impl, device and
-            dtype of :class:`MaskedConv2d`.
+        device, dtype: of the parameters.
+        others: dilation, groups, bias, num_colors, color_layout, in_degrees, out_degrees, activation and impl of
+            :class:`MaskedConv2d`.
 
     Raises:
         ValueError: any of the errors of :class:`MaskedConv2d`.
@@ -361,6 +367,8 @@ class DownRightShiftedConv2d(MaskedConv2d):
         kernel_size: int | tuple[int, int] = (2, 2),
         *,
         first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
         **others: Any,
     ) -> None:
         height, width = pair("kernel_size", kernel_size, 1)
@@ -371,5 +379,7 @@ class DownRightShiftedConv2d(MaskedConv2d):
             padding="same",
             mask_type="A" if first else "B",
             origin=(height - 1, width - 1),
+            device=device,
+            dtype=dtype,
             **others,
         )
