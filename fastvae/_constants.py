@@ -40,9 +40,15 @@ class IntegerConstants:
             return made
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self._make(device)
-        # What is made in inference mode could not be saved for a backward pass later on.
-        with torch.inference_mode(False):
-            made = self._made[device] = self._make(device)
+        # What is made in inference mode could not be saved for a backward pass later on, and what is made while
+        # torch.jit.trace records would be a value of its graph.
+        tracing = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            with torch.inference_mode(False):
+                made = self._made[device] = self._make(device)
+        finally:
+            torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
         return made
 
     def _make(self, device: torch.device) -> list[Tensor | None]:

@@ -22,13 +22,18 @@ _SEED_END = 2**63 - 1
 
 
 def check_generator(generator: torch.Generator | None, device: torch.device | str) -> None:
-    """Raises unless ``generator`` is None or a torch generator on the type of ``device``."""
+    """Raises unless ``generator`` is None or a torch generator on the type of ``device`` that a call can draw from."""
     if generator is None:
         return
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != torch.device(device).type:
         raise ValueError(f"generator must live on the device of the parameters, {device}; it is on {generator.device}")
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            "generator must be None under torch.jit.trace, which would leave it out: a traced module draws from the "
+            "default generator"
+        )
 
 
 def draw_seed(device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:

@@ -68,10 +68,10 @@ class MadeStructure:
     # Degrees of the inputs, of each hidden layer, of the outputs. Not computed on demand: compilers trace construction,
     # but not the lock of a cached property.
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    # How many units of each of these layers have a degree of at most 0, 1, ..., D.
+    counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
     _sorted: IntegerConstants = field(init=False, repr=False, compare=False)
-    # How many units of each layer have a degree of at most 0, 1, ..., D.
-    counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.features < 1:

@@ -21,17 +21,35 @@ class AmortisedFlow(nn.Module):
     Args:
         features: number D of features.
         context_features: width of the context, 0 for none.
-        start: :math:`\theta_0`, what the parameters, ``(size,)``, start from.
-        context_scale: W starts uniform on ± ``context_scale`` / sqrt(``context_features``).
+        size: how many parameters there are.
+
+    A subclass writes :meth:`_start`, and draws its own parameters at the end of its construction.
     """
 
-    def __init__(self, features: int, context_features: int, start: Tensor, context_scale: float = 0.1) -> None:
+    # W starts uniform on plus and minus this number / sqrt(context_features).
+    context_scale = 0.1
+
+    def __init__(self, features: int, context_features: int, size: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.features, self.context_features = features, context_features
-        self.bias = nn.Parameter(start)
+        self.bias = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         if context_features:
-            bound = context_scale / math.sqrt(context_features)
-            self.weight = nn.Parameter(start.new_empty(len(start), context_features).uniform_(-bound, bound))
+            self.weight = nn.Parameter(torch.empty(size, context_features, device=device, dtype=dtype))
+
+    def _start(self, **options: Any) -> Tensor:
+        r""":math:`\theta_0`, what the parameters, ``(size,)``, start from; ``options`` are its device and dtype."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        self.bias.copy_(self._start(device=self.bias.device, dtype=self.bias.dtype))
+        if self.context_features:
+            bound = self.context_scale / math.sqrt(self.context_features)
+            self.weight.uniform_(-bound, bound)
+
+    def reset_parameters(self) -> None:
+        """Draws the initial parameters again."""
+        self._draw()
 
     def _parameters_of(self, context: Tensor | None) -> Tensor:
         if not self.context_features:
@@ -74,7 +92,3 @@ def check_sizes(features: int, context_features: int) -> tuple[int, int]:
 def log_of_positive(value: Tensor) -> Tensor:
     """log of a number that is positive but for rounding."""
     return value.clamp(min=torch.finfo(value.dtype).tiny).log()
-
-
-def options(device: Any, dtype: Any) -> dict[str, Any]:
-    return {"device": device, "dtype": dtype}

@@ -13,6 +13,7 @@ from ..ops.affine_flow import affine_flow
 from ..reference.affine_flow import KINDS, log_scale
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
+from ._start import Start, start_as
 from .flows import SCALE_BIAS
 from .gated_conv import Conditioning, plus
 from .made import widths_of
@@ -198,11 +199,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             )
             for step in range(steps)
         )
-        with torch.no_grad():
-            for network in self.steps():
-                bias = network.layers[-1].bias
-                assert isinstance(bias, Tensor)
-                bias[channels:] += SCALE_BIAS.get(kind, 0.0)
+        for network in self.steps():
+            start_as(network.layers[-1], Start(shift=SCALE_BIAS.get(kind, 0.0), first=channels))
 
     def steps(self) -> list[ConvMADE]:
         return cast("list[ConvMADE]", list(self.networks))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..reference.diag_gaussian import compute_dtype
 
@@ -60,13 +61,22 @@ class Permutation(_FixedFlow):
     inverse_permutation: Tensor
 
     def __init__(self, permutation: Sequence[int] | Tensor, *, device: Any = None) -> None:
-        places = [int(place) for place in torch.as_tensor(permutation).reshape(-1).tolist()]
+        given = permutation.reshape(-1).tolist() if isinstance(permutation, Tensor) else permutation
+        places = [int(place) for place in given]
         if not places or sorted(places) != list(range(len(places))):
             raise ValueError(f"permutation must be one of 0, ..., D - 1, got {places}")
         super().__init__(len(places))
-        order = torch.tensor(places)
-        self.register_buffer("permutation", order.to(device))
-        self.register_buffer("inverse_permutation", order.argsort().to(device))
+        # As numbers, which neither a move to the meta device nor to_empty loses.
+        self._given = tuple(places)
+        order = torch.tensor(places, device=device)
+        self.register_buffer("permutation", order)
+        self.register_buffer("inverse_permutation", order.argsort())
+
+    def reset_parameters(self) -> None:
+        """Sets the permutation to the one that the flow was made with."""
+        order = torch.tensor(self._given, device=self.permutation.device)
+        self.permutation.copy_(order)
+        self.inverse_permutation.copy_(order.argsort())
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map, zero."""
@@ -123,15 +133,30 @@ class AffineTransform(_FixedFlow):
             raise ValueError(
                 f"loc and scale must have shape (D,), got loc {tuple(loc.shape)} and scale {tuple(scale.shape)}"
             )
-        if not scale.is_meta and bool((scale == 0).any()):
+        known = not (loc.is_meta or scale.is_meta or isinstance(loc, FakeTensor) or isinstance(scale, FakeTensor))
+        if known and bool((scale == 0).any()):
             raise ValueError(f"scale must not be zero, got {scale.tolist()}")
         super().__init__(len(loc))
+        # As numbers, which neither a move to the meta device nor to_empty loses.
+        self._given = (loc.tolist(), scale.tolist()) if known else None
         for name, t in (("loc", loc), ("scale", scale)):
             own = t.detach().clone()
             if learnable:
                 self.register_parameter(name, nn.Parameter(own))
             else:
                 self.register_buffer(name, own)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets ``loc`` and ``scale`` to what they were made from.
+
+        Raises:
+            RuntimeError: they were made on the meta device, where they had no numbers.
+        """
+        if self._given is None:
+            raise RuntimeError("loc and scale have no numbers to start from: they were made on the meta device")
+        for own, given in zip((self.loc, self.scale), self._given, strict=True):
+            own.copy_(torch.tensor(given, dtype=torch.float64))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""

@@ -14,6 +14,7 @@ from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
 from ._hooks import has_hooks, has_hooks_on_all
+from ._start import Start, start_as
 from .made import MADE, places_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class _AutoregressiveSteps(nn.Module):
             for step in range(steps)
         )
         for network in self.steps():
-            self._start_near_identity(network)
+            start_as(network.masked_layers()[-1], self._near_identity())
 
     @classmethod
     def from_networks(cls, networks: Sequence[MADE], *, kind: str = "gated", impl: str = "auto") -> Self:
@@ -107,19 +108,18 @@ class _AutoregressiveSteps(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the initial weights again, and forgets data-dependent initialisations."""
         for network in self.steps():
+            # A ready network's own start is none.
+            network.masked_layers()[-1]._start = self._near_identity()  # type: ignore[assignment]
             network.reset_parameters()
-            self._start_near_identity(network)
 
-    @torch.no_grad()
-    def _start_near_identity(self, network: MADE) -> None:
-        bias = network.masked_layers()[-1].bias
-        bias[self.features :] += SCALE_BIAS.get(self.kind, 0.0)
+    def _near_identity(self) -> Start:
+        return Start(shift=SCALE_BIAS.get(self.kind, 0.0), first=self.features)
 
     def _parallel(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for module, network in zip(self.networks, self.steps(), strict=True):
             if network.prepare(z, context):
-                self._start_near_identity(network)
+                self._near_identity().apply(network.masked_layers()[-1])
             if _is_fusable(module, network) and not has_hooks_on_all():
                 term, parameters = network.context_term(z, context), network.parameters_of_layers()
                 z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)

@@ -68,7 +68,9 @@ def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
 def check_condition(condition: Tensor, x: Tensor) -> None:
     """Raises unless what a context was made into can be added to the maps ``x``."""
     n, _, height, width = x.shape
-    if condition.shape[0] not in (1, n) or condition.shape[2:] not in ((1, 1), (height, width)):
+    # Size by size: a compiler knows no "in" of sizes that it keeps open.
+    images, _, *size = condition.shape
+    if not ((images == n or images == 1) and (size == [height, width] or size == [1, 1])):
         raise ValueError(
             f"context must belong to {n} images, and a map must be {height} x {width}, for x {tuple(x.shape)}; what "
             f"was made of it is {tuple(condition.shape)}"
@@ -86,7 +88,7 @@ def plus(x: Tensor, condition: Tensor | None) -> Tensor:
 @torch.fx.wrap
 def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
-    if not len(context):
+    if context.shape[0] == 0:
         return context @ weight.t()
     # A matrix product's sums may depend on the number of its rows; those of pixels, here one for each image, do not.
     pixels = context.t()[None, :, None]
@@ -291,7 +293,8 @@ class DownShiftedConv2d(MaskedConv2d):
         in_channels, out_channels: channels.
         kernel_size: height and width, the latter odd.
         first: whether the own row is left out, as on the image itself; the kernel's last row then never counts.
-        others: dilation, groups, bias, activation, impl, device and dtype of :class:`MaskedConv2d`.
+        device, dtype: of the parameters.
+        others: dilation, groups, bias, activation and impl of :class:`MaskedConv2d`.
 
     Raises:
         ValueError: an even width, or any of the errors of :class:`MaskedConv2d`.
@@ -312,6 +315,8 @@ class DownShiftedConv2d(MaskedConv2d):
         kernel_size: int | tuple[int, int] = (2, 3),
         *,
         first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
         **others: Any,
     ) -> None:
         height, width = pair("kernel_size", kernel_size, 1)
@@ -324,6 +329,8 @@ class DownShiftedConv2d(MaskedConv2d):
             padding="same",
             mask_type="vertical_A" if first else "vertical_B",
             origin=(height - 1, width // 2),
+            device=device,
+            dtype=dtype,
             **others,
         )
 
@@ -337,8 +344,9 @@ class DownRightShiftedConv2d(MaskedConv2d):
         in_channels, out_channels: channels.
         kernel_size: height and width.
         first: whether the own pixel is left out, as on the image itself; the last tap then keeps earlier colours only.
-        others: dilation, groups, bias, num_colors, color_layout, in_degrees, out_degrees, activation, impl, device and
-            dtype of :class:`MaskedConv2d`.
+        device, dtype: of the parameters.
+        others: dilation, groups, bias, num_colors, color_layout, in_degrees, out_degrees, activation and impl of
+            :class:`MaskedConv2d`.
 
     Raises:
         ValueError: any of the errors of :class:`MaskedConv2d`.
@@ -359,6 +367,8 @@ class DownRightShiftedConv2d(MaskedConv2d):
         kernel_size: int | tuple[int, int] = (2, 2),
         *,
         first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
         **others: Any,
     ) -> None:
         height, width = pair("kernel_size", kernel_size, 1)
@@ -369,5 +379,7 @@ class DownRightShiftedConv2d(MaskedConv2d):
             padding="same",
             mask_type="A" if first else "B",
             origin=(height - 1, width - 1),
+            device=device,
+            dtype=dtype,
             **others,
         )

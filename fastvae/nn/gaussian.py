@@ -11,6 +11,8 @@ from torch.autograd import forward_ad
 
 from .._integers import integers
 from ..distributions import DiagonalGaussian, TriangularGaussian
+from ..ops._library import needs_grad
+from ._start import Start, start_as, start_of
 
 __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
 
@@ -34,7 +36,8 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
 
     Note:
         The descent is on the quantity that ``backward`` is called for. Under forward-mode differentiation it
-        is not available.
+        is not available. ``torch.jit.trace`` records it, but torch can save the traced module only if tracing
+        ran under ``torch.no_grad()``.
 
     Reference:
         The same rule serves as a lower bound in *Variational image compression with a scale hyperprior*
@@ -50,7 +53,7 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
     if bounds is None:
         return log_sigma
     lower, upper = _checked_bounds(bounds)
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or (torch._C._get_tracing_state() is not None and not needs_grad(log_sigma)):
         return log_sigma.clamp(lower, upper)
     if torch._C._are_functorch_transforms_active():
         return _TransformableBound.apply(log_sigma, lower, upper)
@@ -96,6 +99,17 @@ class _TransformableBound(torch.autograd.Function):
         ctx.save_for_backward(inputs[0], output)
 
 
+class _Parameters(nn.Linear):
+    """A linear layer that knows how its owner wants it to start."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        start_of(self).apply(self)
+
+    def _get_name(self) -> str:
+        return "Linear"
+
+
 class _GaussianHead(nn.Module):
     """One linear layer for all parameters of a posterior: ``mu``, ``log_sigma`` and what a subclass adds."""
 
@@ -117,7 +131,7 @@ class _GaussianHead(nn.Module):
         self.log_sigma_bounds = None if log_sigma_bounds is None else _checked_bounds(log_sigma_bounds)
         self.impl = impl
         self._sizes = [latent_features, latent_features, extra_parameters]
-        self.linear = nn.Linear(in_features, sum(self._sizes), device=device, dtype=dtype)
+        self.linear = _Parameters(in_features, sum(self._sizes), device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the initial weights again."""
@@ -251,17 +265,8 @@ class TriangularGaussianHead(_GaussianHead):
         packed = latent_features * (latent_features - 1) // 2
         super().__init__(in_features, latent_features, packed, log_sigma_bounds, impl, device, dtype)
         self.tril_init_scale = tril_init_scale
-        self._scale_tril()
-
-    def reset_parameters(self) -> None:
-        """Draws the initial weights again."""
-        super().reset_parameters()
-        self._scale_tril()
-
-    @torch.no_grad()
-    def _scale_tril(self) -> None:
-        for parameter in self.linear.parameters():
-            parameter[2 * self.latent_features :].mul_(self.tril_init_scale)
+        scale = tril_init_scale
+        start_as(self.linear, Start(weight_scale=scale, bias_scale=scale, first=2 * self.latent_features))
 
     def posterior_parameters(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``mu`` and the bounded ``log_sigma``, ``(*, D)``, and the packed ``tril``, ``(*, D(D-1)/2)``."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._integers import integer
 from ..reference.diag_gaussian import compute_dtype
-from .amortised import AmortisedFlow, check_sizes, options
+from .amortised import AmortisedFlow, check_sizes
 
 __all__ = ["HouseholderFlow", "reflect"]
 
@@ -63,12 +63,21 @@ class HouseholderFlow(AmortisedFlow):
         features, context_features = check_sizes(features, context_features)
         reflections = integer("reflections", reflections, 1)
         learned = 1 if context_features else reflections
-        start = torch.randn(learned * features, **options(device, dtype))
-        super().__init__(features, context_features, start)
+        super().__init__(features, context_features, learned * features, device, dtype)
         self.reflections = reflections
+        self._draw()
         self.following = nn.ModuleList(
-            nn.Linear(features, features, **options(device, dtype)) for _ in range(reflections - learned)
+            nn.Linear(features, features, device=device, dtype=dtype) for _ in range(reflections - learned)
         )
+
+    def _start(self, **options: Any) -> Tensor:
+        return torch.randn(len(self.bias), **options)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for layer in self.following:
+            assert isinstance(layer, nn.Linear)
+            layer.reset_parameters()
 
     def _vectors(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         x, v = self._prepare(z, context)

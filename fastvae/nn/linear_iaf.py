@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference.diag_gaussian import full_precision
 from ..reference.tril_gaussian import strictly_lower
-from .amortised import AmortisedFlow, check_sizes, options
+from .amortised import AmortisedFlow, check_sizes
 
 __all__ = ["LinearInverseAutoregressiveFlow"]
 
@@ -46,10 +46,15 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
         (True, torch.Size([6]))
     """
 
+    context_scale = 0.0
+
     def __init__(self, features: int, context_features: int = 0, *, device: Any = None, dtype: Any = None) -> None:
         features, context_features = check_sizes(features, context_features)
-        start = torch.zeros(features * (features - 1) // 2, **options(device, dtype))
-        super().__init__(features, context_features, start, context_scale=0.0)
+        super().__init__(features, context_features, features * (features - 1) // 2, device, dtype)
+        self._draw()
+
+    def _start(self, **options: Any) -> Tensor:
+        return torch.zeros(len(self.bias), **options)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast, a product): the sample and log |det| of the map, zero."""

@@ -13,6 +13,7 @@ from .._integers import integers
 from ..ops._network import degrees_of
 from ..ops.masked_linear import masked_linear, masked_norm
 from ..reference.masked_linear import ACTIVATIONS, mask_of, row_factors
+from ._start import start_of
 
 __all__ = ["MaskedLinear"]
 
@@ -94,6 +95,7 @@ class MaskedLinear(nn.Linear):
         if gain is not None:
             with torch.no_grad():
                 gain.copy_(self.masked_norm())
+        start_of(self).apply(self)
 
     def masked_norm(self) -> Tensor:
         """Norm of every row of the weight over the connections that count, ``(out_features,)``."""

@@ -14,6 +14,7 @@ from ..ops._convolution import lowered_constants, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
 from ..reference.masked_conv2d import mask_of
 from ..reference.masked_linear import ACTIVATIONS
+from ._start import start_of
 
 __all__ = ["MaskedConv2d"]
 
@@ -130,6 +131,11 @@ class MaskedConv2d(nn.Conv2d):
         self._constants = lowered_constants(
             self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees
         )
+
+    def reset_parameters(self) -> None:
+        """Draws the initial weights again."""
+        super().reset_parameters()
+        start_of(self).apply(self)
 
     @property
     def in_degrees(self) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._integers import integer
+from ._start import Start, start_as
 from .gated_conv import (
     Conditioning,
     DownRightShiftedConv2d,
@@ -63,8 +64,7 @@ class _GatedResidual(nn.Module):
         self.second = conv(2 * channels, 2 * channels, kernel_size, **degrees(own, own, 2, in_times=2), **options)
         self.condition = Conditioning(2 * channels, context_features, context_channels, **options)
         self.gate = GatedActivation("linear", impl=options["impl"])
-        with torch.no_grad():
-            self.second.weight.mul_(RESIDUAL_SCALE)
+        start_as(self.second, Start(weight_scale=RESIDUAL_SCALE))
 
     def forward(self, x: Tensor, context: Tensor | None, *others: Tensor) -> Tensor:
         h = self.first(concat_elu(x))

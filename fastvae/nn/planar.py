@@ -76,10 +76,14 @@ class PlanarFlow(AmortisedFlow):
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if not 0.0 <= negative_slope <= 1.0:
             raise ValueError(f"negative_slope must be from 0 to 1, got {negative_slope}")
-        w = torch.randn(features, device=device, dtype=dtype) / features**0.5
-        u = UNCONSTRAINED * w / w.square().sum()
-        super().__init__(features, context_features, torch.cat([w, u, w.new_zeros(1)]))
+        super().__init__(features, context_features, 2 * features + 1, device, dtype)
         self.activation, self.negative_slope = activation, negative_slope
+        self._draw()
+
+    def _start(self, **options: Any) -> Tensor:
+        w = torch.randn(self.features, **options) / self.features**0.5
+        u = UNCONSTRAINED * w / w.square().sum()
+        return torch.cat([w, u, w.new_zeros(1)])
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""

@@ -12,7 +12,7 @@ from .._constants import IntegerConstants
 from .._integers import integer, integers
 from ..reference.diag_gaussian import full_precision
 from ..reference.tril_gaussian import strictly_lower
-from .amortised import AmortisedFlow, check_sizes, log_of_positive, options
+from .amortised import AmortisedFlow, check_sizes, log_of_positive
 from .householder import reflect
 
 __all__ = ["SylvesterFlow"]
@@ -103,13 +103,18 @@ class SylvesterFlow(AmortisedFlow):
                 raise ValueError(f"columns must be between 1 and features, {features}, got {m}")
         basis = {"orthogonal": features * m, "householder": reflections * features, "triangular": 0}[kind]
         triangle = m * (m - 1) // 2
-        # The diagonal of R1 starts small, and with it the whole step near the identity.
-        parts = ((basis, 1.0), (triangle, 0.01), (triangle, 0.01), (m, 0.01), (m, 1.0), (m, 0.01))
-        start = torch.cat([spread * torch.randn(size, **options(device, dtype)) for size, spread in parts])
-        super().__init__(features, context_features, start)
+        sizes = [basis, triangle, triangle, m, m, m]
+        super().__init__(features, context_features, sum(sizes), device, dtype)
         self.kind, self.columns, self.iterations, self.reflections = kind, m, iterations, reflections
-        self._sizes = [size for size, _ in parts]
+        self._sizes = sizes
         self._constants = IntegerConstants(order)
+        self._draw()
+
+    def _start(self, **options: Any) -> Tensor:
+        # The diagonal of R1 starts small, and with it the whole step near the identity.
+        spreads = (1.0, 0.01, 0.01, 0.01, 1.0, 0.01)
+        parts = zip(self._sizes, spreads, strict=True)
+        return torch.cat([spread * torch.randn(size, **options) for size, spread in parts])
 
     @property
     def permutation(self) -> Tensor:

@@ -108,11 +108,15 @@ def is_packed(mu: Tensor, tril: Tensor) -> bool:
     """
     features = mu.shape[-1]
     packed_size = features * (features - 1) // 2
-    if isinstance(tril, Tensor):
-        if tril.dim() >= 2 and tril.shape[-2:] == (features, features):
-            # Only a triangle of D = 3 has as many entries as features.
-            return packed_size == features and tril.shape == mu.shape
-        if tril.dim() >= 1 and tril.shape[-1] == packed_size:
+    if isinstance(tril, Tensor) and tril.dim() >= 1:
+        # The last size alone tells the layouts apart but for D = 3: the one before may be a batch, on which a
+        # compiler's graph must not depend.
+        may_be_packed, may_be_dense = tril.shape[-1] == packed_size, tril.shape[-1] == features and tril.dim() >= 2
+        if may_be_packed and may_be_dense and tril.shape == mu.shape:
+            return True
+        if may_be_dense and tril.shape[-2] == features:
+            return False
+        if may_be_packed:
             return True
     shape = tuple(tril.shape) if isinstance(tril, Tensor) else type(tril).__name__
     raise ValueError(

@@ -164,8 +164,10 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         raise ValueError(f"x must have shape (N, 2F, H, W) with F >= 1, got {tuple(x.shape)}")
     if condition is not None:
         n, c, h, w = x.shape
-        fits = condition.dim() in (2, 4) and condition.shape[0] in (1, n)
-        if not fits or condition.shape[1:] not in ((c,), (c, 1, 1), (c, h, w)):
+        # Size by size: a compiler knows no "in" of sizes that it keeps open.
+        fits = condition.dim() in (2, 4) and (condition.shape[0] == n or condition.shape[0] == 1)
+        channels, *size = condition.shape[1:] if fits else (0,)
+        if channels != c or not (size == [] or size == [h, w] or size == [1, 1]):
             raise ValueError(
                 f"condition must have shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, {c}, {h}, {w}), or 1 for {n}, for x "
                 f"{tuple(x.shape)}, got {tuple(condition.shape)}"

@@ -139,9 +139,11 @@ def _check(x: Tensor, params: Tensor, levels: int) -> None:
     (params,) = _checks.same_kind(params=params)
     if params.device != x.device:
         raise ValueError(f"params must be on the device of x, {x.device}; it is on {params.device}")
-    if x.dim() != 4 or x.shape[1] not in PARAMS_PER_COMPONENT:
+    # A number also where torch.jit.trace makes tensors of sizes.
+    channels = int(x.shape[1]) if x.dim() == 4 else 0
+    if channels not in PARAMS_PER_COMPONENT:
         raise ValueError(f"x must have shape (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}")
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     per_component = PARAMS_PER_COMPONENT[channels]
     fits = params.dim() == 4 and (params.shape[0], *params.shape[2:]) == (n, height, width)
     if not fits or params.shape[1] == 0 or params.shape[1] % per_component:

@@ -51,7 +51,7 @@ def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
 def logistic_mixture_log_prob(x: Tensor, params: Tensor, levels: int) -> Tensor:
     """x (N, C, H, W), params (N, 3K or 10K, H, W) to (N,)."""
     dtype = compute_dtype(params.dtype)
-    x, channels = x.to(dtype).unsqueeze(2), x.shape[1]
+    x, channels = x.to(dtype).unsqueeze(2), int(x.shape[1])
     logits, means, log_scales, coefficients = split(params.to(dtype), channels, 1)
     if channels == 3:
         t = torch.tanh(coefficients)
@@ -71,7 +71,7 @@ def logistic_mixture_sample(params: Tensor, uniforms: Tensor, temperature: float
     distribution function; the value is taken to the nearest level before the next channel's mean is shifted by it.
     """
     dtype = compute_dtype(params.dtype)
-    channels = uniforms.shape[-1] - 1
+    channels = int(uniforms.shape[-1]) - 1
     logits, means, log_scales, coefficients = split(params.to(dtype), channels, -1)
     u = uniforms.to(dtype)
     weights = torch.exp((logits - logits.amax(-1, keepdim=True)) / temperature).cumsum(-1)

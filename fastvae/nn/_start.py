@@ -1,0 +1,43 @@
+"""How a layer starts, where the module that owns it wants another start than the layer's own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Start", "start_as", "start_of"]
+
+
+class Start(NamedTuple):
+    """What becomes of a layer's parameters when they are drawn.
+
+    The layer keeps it and carries it out in its own ``reset_parameters``: whoever draws parameters anew after
+    ``to_empty``, such as FSDP, asks the modules that hold them, and in an order of its own.
+    """
+
+    weight_scale: float = 1.0
+    bias_scale: float = 1.0
+    shift: float = 0.0  # is added to the bias
+    first: int = 0  # the first row that changes
+
+    @torch.no_grad()
+    def apply(self, layer: nn.Module) -> None:
+        weight, bias = layer.weight, layer.bias
+        if self.weight_scale != 1.0 and isinstance(weight, Tensor):
+            weight[self.first :].mul_(self.weight_scale)
+        if (self.bias_scale, self.shift) != (1.0, 0.0) and isinstance(bias, Tensor):
+            bias[self.first :].mul_(self.bias_scale).add_(self.shift)
+
+
+def start_as(layer: nn.Module, start: Start) -> None:
+    """Makes ``start`` the layer's own, and carries it out on the parameters as drawn."""
+    layer._start = start  # type: ignore[assignment]
+    start.apply(layer)
+
+
+def start_of(layer: nn.Module) -> Start:
+    """The layer's start; before its construction ends, and for most layers, one that changes nothing."""
+    start = layer.__dict__.get("_start")
+    return Start() if start is None else start
