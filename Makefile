@@ -39,11 +39,12 @@ sanitize: $(VENV)/installed
 	OMP_NUM_THREADS=2 build/sanitize/sanitize
 
 # Every way in which PyTorch calls the ops, with the extension under AddressSanitizer: no address is read that is not ours.
-# Leaks are those of Python and PyTorch; a process of its own that a test starts goes without the sanitizer.
+# Leaks are those of Python and PyTorch. The C++ library is loaded with the runtime, which must find its exceptions.
 sanitize-pytorch: $(VENV)/installed
 	$(RUN) -m pip install --quiet --no-index --no-build-isolation --no-deps --upgrade --target build/address \
 		--config-settings=cmake.define.FASTVAE_ADDRESS=ON --config-settings=build-dir=build/address-objects .
-	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:log_path=build/address/report OMP_NUM_THREADS=2 \
 		$(RUN) tests/csrc/with_extension.py build/address/fastvae tests/pytorch tests/ops/test_tensors.py -q
 
 # The wheel, built offline with the tools at hand and tried outside the checkout, where fastvae/ does not shadow it.
