@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.diag_gaussian import compute_dtype
+from ._refusals import check_floating
 
 __all__ = ["AffineTransform", "Permutation"]
 
@@ -145,6 +146,7 @@ class AffineTransform(_FixedFlow):
 
     def _prepare(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         self._check(z, context)
+        check_floating("z", z)
         dtype = compute_dtype(z.dtype)
         return z.to(dtype), self.loc.to(dtype), self.scale.to(dtype)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..distributions import DiagonalGaussian, TriangularGaussian
+from ._refusals import check_linear
 
 __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
 
@@ -128,6 +129,7 @@ class _GaussianHead(nn.Module):
             raise TypeError(f"features must be a tensor, got {type(features).__name__}")
         if features.dim() == 0 or features.shape[-1] != self.in_features:
             raise ValueError(f"features must have shape (*, {self.in_features}), got {tuple(features.shape)}")
+        check_linear("features", features, self.linear)
         mu, log_sigma, extra = self.linear(features).split(self._sizes, -1)
         return [mu, bound_log_sigma(log_sigma, self.log_sigma_bounds), extra]
 

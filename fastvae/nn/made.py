@@ -15,6 +15,7 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
 from ._hooks import has_hooks, has_hooks_on_all
+from ._refusals import check_linear
 from ._replicas import replicas_of_first_batch, share
 from .masked import MaskedLinear
 
@@ -162,6 +163,7 @@ class MADE(nn.Module):
             raise ValueError(f"context must be given, shape (*, {self.context_features})")
         if context.dim() == 0 or context.shape[-1] != self.context_features:
             raise ValueError(f"context must have shape (*, {self.context_features}), got {tuple(context.shape)}")
+        check_linear("context", context, self.context_layer)
         return self.context_layer(context)
 
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:
