@@ -250,7 +250,8 @@ def as_plain(t: Tensor, name: str) -> Tensor:
         raise not_dense(t, name)
     if t._is_zerotensor():
         # Only forward-mode differentiation makes such tensors, whose zeros are nowhere in memory.
-        return torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+        zeros = torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+        return zeros + t if t.requires_grad else zeros
     if _is_freed(t):
         # PyTorch's own operators would read from the address 0.
         raise RuntimeError(
@@ -270,10 +271,10 @@ def not_dense(t: Tensor, name: str) -> TypeError:
 
 
 def _is_freed(t: Tensor) -> bool:
-    """Whether ``t`` has lost its storage; wrapped tensors of transforms have none of their own."""
+    """Whether ``t`` has lost its storage; those that are only wrapped never had one of their own."""
     if t.device.type not in ("cpu", "cuda") or t.numel() == 0 or not torch._C._has_storage(t):
         return False
-    return t.data_ptr() == 0
+    return t.data_ptr() == 0 and not torch._is_functional_tensor(t)
 
 
 def release_memory() -> int:

@@ -6,6 +6,8 @@ runs the whole network once for each of D features.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,10 +42,11 @@ def autoregressive_inverse(
 ) -> tuple[Tensor, Tensor]:
     """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
     parameters = factors_of(parameters, structure)
-    degrees = parameters.degrees or structure.degree_tensors(z.device)
-    # Units by ascending degree, so that those known are always the first ones.
-    orders = [d.argsort(stable=True) for d in degrees]
-    sorted_degrees = [d[order] for d, order in zip(degrees, orders, strict=True)]
+    # Units by ascending degree, so that those known are always the first ones. In Python: numbers of tensors cannot be
+    # read on every device and under every tool.
+    degrees = structure.degrees
+    places = [sorted(range(len(d)), key=d.__getitem__) for d in degrees]
+    orders = [torch.tensor(order, device=z.device) for order in places]
     weights = [
         (weight if scale is None else weight * scale.unsqueeze(-1))[orders[i + 1]][:, orders[i]]
         for i, (weight, scale) in enumerate(zip(parameters.weights, parameters.weight_scales, strict=True))
@@ -52,10 +55,7 @@ def autoregressive_inverse(
     if context_term is not None:
         context_term = context_term[..., orders[1]]
     # How many units of each layer have a degree of at most 0, 1, ..., D.
-    counts = [
-        torch.searchsorted(d, torch.arange(structure.features + 1, device=z.device), right=True).tolist()
-        for d in sorted_degrees
-    ]
+    counts = [[bisect_right(d, k) for k in range(structure.features + 1)] for d in map(sorted, degrees)]
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
     # Autograd follows no writes in place, and vmap none of what is mapped into what is not.
@@ -86,7 +86,7 @@ def autoregressive_inverse(
     values = {}
     log_det = z.new_zeros(z.shape[:-1])
     advance(0)
-    for place, feature in enumerate(orders[0].tolist()):
+    for place, feature in enumerate(places[0]):
         begin = counts[-1][place - 1] if place else 0
         params = rows(last, begin, counts[-1][place])
         scale_logit = params[..., 1:2] if kind != "location_only" else None
