@@ -42,7 +42,10 @@ class IntegerConstants:
             return self._make(device)
         # What is made in inference mode could not be saved for a backward pass later on.
         with torch.inference_mode(False):
-            made = self._made[device] = self._make(device)
+            made = self._make(device)
+        # Neither is what functionalization wraps of use outside it.
+        if not any(v is not None and torch._is_functional_tensor(v) for v in made):
+            self._made[device] = made
         return made
 
     def _make(self, device: torch.device) -> list[Tensor | None]:
