@@ -1,5 +1,7 @@
 """Whoever looks on or stands in for tensors sees every op: modes, wrappers, traces; and gradients of every form."""
 
+import contextlib
+
 import pytest
 import torch
 from subjects import FUNCTIONS, SUBJECTS, tensors_of
@@ -15,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_map_only
 
 from fastvae import backend
+from fastvae.ops import _convolution
 
 # What PyTorch, or an op of ours, says where it has no rule; fake tensors refuse real ones by an assertion.
 REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError)
@@ -131,6 +134,64 @@ def unwrapped(functional):
     return torch._from_functional_tensor(functional)
 
 
+def functionalised(module, inputs):
+    wrapped = [torch._to_functional_tensor(t) for t in inputs]
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        return tensors_of(module(*wrapped))
+    finally:
+        torch._disable_functionalization()
+
+
+def in_inference_mode(module, inputs):
+    with torch.inference_mode():
+        module(*inputs)
+
+
+def faked(module, inputs):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        module(*(mode.from_tensor(t) for t in inputs))
+
+
+def with_a_device(module, inputs):
+    with torch.device("meta"):
+        module(*inputs)
+
+
+FIRST_USES = {
+    "functional": functionalised,
+    "inference": in_inference_mode,
+    "fake": faked,
+    "device": with_a_device,
+    "vmap": lambda module, inputs: torch.func.vmap(lambda *t: module(*t), randomness="same")(
+        *(torch.stack([t, t]) for t in inputs)
+    ),
+}
+
+
+@every
+@pytest.mark.parametrize("first", FIRST_USES)
+def test_what_a_first_use_keeps_serves_every_other(subject, first):
+    """Constants are made once, and the first use may be in a mode whose tensors are good for nothing else."""
+    _convolution._colors.cache_clear()
+    module, inputs = subject.drawn(2)
+    # Two distributions of torch's look at numbers, which some modes do not have.
+    with contextlib.suppress(*REFUSALS) if subject.name in LOOKING else contextlib.nullcontext():
+        FIRST_USES[first](module, [t.detach() for t in inputs])
+    with torch.inference_mode():
+        module(*inputs)
+    wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
+    found = []
+    for impl in ("auto", "reference"):
+        with backend.use(impl):
+            outputs = subject.outputs(module, inputs)
+        loss = sum(o.square().sum() for o in outputs)
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else ()
+        found.append([*outputs, *(g for g in gradients if g is not None)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @every
 def test_functional_tensors(subject):
     module, inputs, _, expected = drawn(subject)
@@ -139,12 +200,7 @@ def test_functional_tensors(subject):
             torch.func.functionalize(lambda *t: module(*t))(*inputs)
     else:
         assert_close(torch.func.functionalize(lambda *t: module(*t))(*inputs), expected)
-    wrapped = [torch._to_functional_tensor(t) for t in inputs]
-    torch._enable_functionalization(reapply_views=True)
-    try:
-        found = tensors_of(module(*wrapped))
-    finally:
-        torch._disable_functionalization()
+    found = functionalised(module, inputs)
     assert_close(tuple(o if not torch._is_functional_tensor(o) else unwrapped(o) for o in found), expected)
 
 
