@@ -46,9 +46,12 @@ class IntegerConstants:
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
         try:
             with torch.inference_mode(False):
-                made = self._made[device] = self._make(device)
+                made = self._make(device)
         finally:
             torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
+        # Neither is what functionalization wraps of use outside it.
+        if not any(v is not None and torch._is_functional_tensor(v) for v in made):
+            self._made[device] = made
         return made
 
     def _make(self, device: torch.device) -> list[Tensor | None]:

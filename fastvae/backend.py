@@ -149,7 +149,8 @@ def route(
     Raises:
         TypeError: a tensor is sparse or nested.
         ValueError: ``impl`` is not one of the four names.
-        RuntimeError: the implementation asked for cannot run; the message says why.
+        RuntimeError: a tensor's storage has been freed, or the implementation asked for cannot run; the message says
+            why.
     """
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
     if eps is None and impl in _CPP_NAMES and runs_plainly() and _C.are_plain(tensors):
@@ -239,20 +240,41 @@ def as_plain(t: Tensor, name: str) -> Tensor:
         if kind.__torch_dispatch__ is _NO_DISPATCH:
             # A subclass that only adds Python to a tensor, such as a Buffer.
             return as_plain(t.as_subclass(Tensor), name)
+        if t.is_nested:
+            raise not_dense(t, name)
         # Quantised weights know their numbers; what they have no rule for is a product with a mask.
         return t.dequantize() if kind.dequantize is not Tensor.dequantize else t
     if torch.compiler.is_compiling():
         return t
-    if t.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {t.layout}: pass {name}.to_dense()")
-    if t.is_nested:
-        raise TypeError(
-            f"{name} must be a dense tensor, got a nested one: pass torch.nested.to_padded_tensor({name}, 0.0)"
-        )
+    if t.layout is not torch.strided or t.is_nested:
+        raise not_dense(t, name)
     if t._is_zerotensor():
         # Only forward-mode differentiation makes such tensors, whose zeros are nowhere in memory.
-        return torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+        zeros = torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+        return zeros + t if t.requires_grad else zeros
+    if _is_freed(t):
+        # PyTorch's own operators would read from the address 0.
+        raise RuntimeError(
+            f"{name} must hold its numbers, but its storage has been freed, as that of a sharded weight is between "
+            "uses: call the module that gathers it"
+        )
     return t.resolve_neg() if t.is_neg() else t
+
+
+def not_dense(t: Tensor, name: str) -> TypeError:
+    """The error for a tensor that is sparse or nested."""
+    if t.is_nested:
+        return TypeError(
+            f"{name} must be a dense tensor, got a nested one: pass torch.nested.to_padded_tensor({name}, 0.0)"
+        )
+    return TypeError(f"{name} must be a dense tensor, got layout {t.layout}: pass {name}.to_dense()")
+
+
+def _is_freed(t: Tensor) -> bool:
+    """Whether ``t`` has lost its storage; those that are only wrapped never had one of their own."""
+    if t.device.type not in ("cpu", "cuda") or t.numel() == 0 or not torch._C._has_storage(t):
+        return False
+    return t.data_ptr() == 0 and not torch._is_functional_tensor(t)
 
 
 def release_memory() -> int:

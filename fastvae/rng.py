@@ -6,8 +6,8 @@ A standard normal is a pure function of (seed, sample, row, column): Philox-4x32
 
 and the four outputs of one call are the columns ``c, c + Q, c + 2Q, c + 3Q``. The noise therefore depends neither
 on block sizes, threads and batch splits, nor on the device. :mod:`fastvae.reference.philox` is its specification.
-Its integers are the same bits everywhere. Normals are the same bits on one instruction set; between instruction sets, which
-round the logarithm and the cosine differently, and between a CPU and a GPU, they differ by up to 2.4e-7.
+Its integers are the same bits everywhere. Normals are the same bits on one instruction set; between instruction sets,
+which round differently, and between a CPU and a GPU, they differ by up to 2.4e-7.
 Uniform numbers, which samplers of images take, come from the same words with sample 0: :func:`philox_uniform`.
 """
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .._integers import integer
 from ..reference.diag_gaussian import compute_dtype
+from ._refusals import check_floating, check_meta
 
 __all__ = ["AmortisedFlow"]
 
@@ -55,12 +56,14 @@ class AmortisedFlow(nn.Module):
         if not self.context_features:
             return self.bias
         assert context is not None
+        check_meta("context", context, self.weight)
         return functional.linear(context, self.weight, self.bias)
 
     def _prepare(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """``z`` ``(*, D)``, expanded to the joint batch, and the parameters, in the dtype to compute in."""
         if z.dim() == 0 or z.shape[-1] != self.features:
             raise ValueError(f"z must have shape (*, {self.features}), got {tuple(z.shape)}")
+        check_floating("z", z)
         if not self.context_features:
             if context is not None:
                 raise ValueError("context must be None: the flow was made with context_features=0")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._integers import integers
 from .._levels import check_dtype, is_integral
+from ._refusals import check_meta
 
 __all__ = ["CodeEmbedding"]
 
@@ -53,6 +54,7 @@ class CodeEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4 or input.shape[1] != 1:
             raise ValueError(f"x must have shape (N, 1, H, W), got {tuple(input.shape)}")
+        check_meta("x", input, self.weight)
         if not is_integral(input):
             check_dtype("x", input.dtype, self.num_embeddings, symmetric=False)
             wide = input if input.dtype == torch.float64 else input.float()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..reference.diag_gaussian import compute_dtype
+from ._refusals import check_floating
 
 __all__ = ["AffineTransform", "Permutation"]
 
@@ -170,6 +171,7 @@ class AffineTransform(_FixedFlow):
 
     def _prepare(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         self._check(z, context)
+        check_floating("z", z)
         dtype = compute_dtype(z.dtype)
         return z.to(dtype), self.loc.to(dtype), self.scale.to(dtype)
 

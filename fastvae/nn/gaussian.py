@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from .._integers import integers
 from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..ops._library import needs_grad
+from ._refusals import check_linear
 from ._start import Start, start_as, start_of
 
 __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
@@ -142,6 +143,7 @@ class _GaussianHead(nn.Module):
             raise TypeError(f"features must be a tensor, got {type(features).__name__}")
         if features.dim() == 0 or features.shape[-1] != self.in_features:
             raise ValueError(f"features must have shape (*, {self.in_features}), got {tuple(features.shape)}")
+        check_linear("features", features, self.linear)
         mu, log_sigma, extra = self.linear(features).split(self._sizes, -1)
         return [mu, bound_log_sigma(log_sigma, self.log_sigma_bounds), extra]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._integers import integer
 from ..reference.diag_gaussian import compute_dtype
+from ._refusals import check_linear
 from .amortised import AmortisedFlow, check_sizes
 
 __all__ = ["HouseholderFlow", "reflect"]
@@ -85,6 +86,7 @@ class HouseholderFlow(AmortisedFlow):
             return x, list(v.unflatten(-1, (self.reflections, self.features)).unbind(-2))
         vectors = [v]
         for layer in self.following:
+            check_linear("context", v, layer)
             v = layer(v.to(self.weight.dtype))
             vectors.append(v.to(compute_dtype(z.dtype)))
         return x, vectors

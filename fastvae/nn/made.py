@@ -16,6 +16,7 @@ from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
 from ._discrete import DiscreteFeatures
 from ._hooks import has_hooks, has_hooks_on_all
+from ._refusals import check_linear
 from ._replicas import replicas_of_first_batch, share
 from .masked import MaskedLinear
 
@@ -163,6 +164,7 @@ class MADE(DiscreteFeatures):
             raise ValueError(f"context must be given, shape (*, {self.context_features})")
         if context.dim() == 0 or context.shape[-1] != self.context_features:
             raise ValueError(f"context must have shape (*, {self.context_features}), got {tuple(context.shape)}")
+        check_linear("context", context, self.context_layer)
         return self.context_layer(context)
 
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:

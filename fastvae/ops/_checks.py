@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._integers import integer
+from ..backend import not_dense
 from ..reference.diag_gaussian import autocasting
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -23,15 +24,18 @@ def same_kind(**tensors: Tensor) -> list[Tensor]:
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if t.layout is not torch.strided or t.is_nested:
+            raise not_dense(t, name)
         if t.dtype not in DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
     for name, t in others:
         if t.device != first.device:
             raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; it is on {t.device}")
-    if all(t.dtype == first.dtype for _, t in others):
+    other = next(((name, t) for name, t in others if t.dtype is not first.dtype), None)
+    if other is None:
         return list(tensors.values())
     if not autocasting(first.device.type):
-        name, t = next((name, t) for name, t in others if t.dtype != first.dtype)
+        name, t = other
         raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {t.dtype}")
     widest = first.dtype
     for _, t in others:
@@ -83,18 +87,21 @@ def broadcast_batch(trailing: Sequence[int], **tensors: Tensor) -> list[Tensor]:
 
 
 def gaussian(mu: Tensor, log_sigma: Tensor) -> list[Tensor]:
-    # The usual call, recognised at once: on small models the checks below would be a sixth of its time.
-    if (
-        isinstance(mu, Tensor)
-        and isinstance(log_sigma, Tensor)
-        and (dtype := mu.dtype) is log_sigma.dtype
-        and dtype in DTYPES
-        and (shape := mu.shape) == log_sigma.shape
-        and mu.device == log_sigma.device
-        and shape
-        and shape[-1] > 0
-    ):
-        return [mu, log_sigma]
+    try:
+        # The usual call, recognised at once: on small models the checks below would be a sixth of its time.
+        if (
+            isinstance(mu, Tensor)
+            and isinstance(log_sigma, Tensor)
+            and (dtype := mu.dtype) is log_sigma.dtype
+            and dtype in DTYPES
+            and (shape := mu.shape) == log_sigma.shape
+            and mu.device == log_sigma.device
+            and shape
+            and shape[-1] > 0
+        ):
+            return [mu, log_sigma]
+    except RuntimeError:
+        pass  # a nested tensor, which has no shape and is refused below
     mu, log_sigma = same_kind(mu=mu, log_sigma=log_sigma)
     same_features(mu=mu, log_sigma=log_sigma)
     return broadcast_batch((1, 1), mu=mu, log_sigma=log_sigma)
@@ -151,6 +158,8 @@ def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torc
         raise ValueError("eps and generator exclude each other: eps is the noise that generator would draw")
     if not isinstance(eps, Tensor):
         raise TypeError(f"eps must be a tensor, got {type(eps).__name__}")
+    if eps.is_nested:
+        raise not_dense(eps, "eps")
     if eps.dtype not in (mu.dtype, torch.float32):
         raise TypeError(f"eps must have the dtype of mu, {mu.dtype}, or float32, got {eps.dtype}")
     if eps.device != mu.device:

@@ -112,6 +112,8 @@ def check_shapes(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> None:
     out, inputs, *kernel = weight.shape
+    if len(kernel) != 2:
+        raise ValueError(f"weight must have shape (O, I / groups, kh, kw), got {tuple(weight.shape)}")
     if groups < 1 or out % groups:
         raise ValueError(f"groups must be >= 1 and divide the outputs of weight, {out}, got {groups!r}")
     if inputs == 0 or out == 0 or 0 in kernel:

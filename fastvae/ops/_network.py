@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import backend
 from .._integers import integer
-from ..backend import Route
+from ..backend import Route, not_dense
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
@@ -164,6 +164,8 @@ def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None
             shape = (sizes[i + 1], sizes[i]) if name == "weights" else (sizes[i + 1],)
             if t is None and name == "weights":
                 raise TypeError(f"weights[{i}] must be a tensor of shape {shape}, got None")
+            if t is not None and t.is_nested:
+                raise not_dense(t, f"{name}[{i}]")
             if t is not None and t.shape != shape:
                 raise ValueError(f"{name}[{i}] must have shape {shape}, got {tuple(t.shape)}")
 

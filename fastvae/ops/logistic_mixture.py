@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from .._integers import integer
 from .._levels import check_dtype
-from ..backend import Route
+from ..backend import Route, not_dense
 from ..reference import logistic_mixture as reference
 from ..reference.diag_gaussian import compute_dtype
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
@@ -127,6 +127,8 @@ def check_levels(levels: int) -> int:
 def check_data(x: Tensor, levels: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided or x.is_nested:
+        raise not_dense(x, "x")
     if x.dtype not in _checks.DTYPES:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, with values in [-1, 1], got {x.dtype}")
     if x.requires_grad and torch.is_grad_enabled():

@@ -1,0 +1,44 @@
+"""Tensors of every kind, in every place: right, or refused in words."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from subjects import FUNCTIONS
+from tensor_refusals import KINDS
+
+PROGRAM = Path(__file__).with_name("tensor_refusals.py")
+# Integer images are codes, other numbers than the same levels as fractions; and two layers move numbers of any kind.
+CODES = {"CodeEmbedding | 0", "PixelCNN | 0", "PixelCNNpp | 0", "PixelCNNpp log_prob | 0"}
+MOVERS = {"Permutation | 0", "CodeEmbedding | weight"}
+NOT_WRONG = {"integer": CODES, "complex": MOVERS}
+# Inputs of functions, whose refusals name the argument and the way out, but where PyTorch's operators come first.
+OF_FUNCTIONS = {f"{subject} | {place}" for subject in FUNCTIONS for place in range(4)}
+TORCH_FIRST = {
+    "diag_gaussian_rsample of two samples | 2",  # a stack
+    "tril_gaussian_rsample dense | 3",
+    "masked_linear | 0",  # WEIGHT.to(x)
+    "masked_linear with factors | 0",
+    "masked_conv2d | 0",
+    "gated_activation with a vector | 1",  # a view, which a freed storage refuses
+    "logistic_mixture_sample | 0",
+}
+REFUSALS = ("TypeError", "ValueError", "RuntimeError", "NotImplementedError")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_kernel_can_read(kind):
+    """An error, or the same as for the numbers that the tensor holds; never a crash, and never other numbers."""
+    done = subprocess.run([sys.executable, PROGRAM, kind], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"{kind}: {lines[-1]} ended the interpreter\n{done.stderr}"
+    cases = dict(zip(lines[::2], (line.strip() for line in lines[1::2]), strict=True))
+    assert len(cases) > 600
+    for case, outcome in cases.items():
+        place = case.partition(" | ")[2]
+        fine = outcome in ("right", "no numbers") or outcome.startswith(REFUSALS)
+        assert fine or (outcome.startswith("WRONG") and place in NOT_WRONG.get(kind, ())), f"{case}: {outcome}"
+        if place in OF_FUNCTIONS and place not in TORCH_FIRST and outcome.startswith(REFUSALS):
+            assert re.match(r"\w+: ([a-z_]+ must |impl=)", outcome), f"{case} names no argument: {outcome}"
