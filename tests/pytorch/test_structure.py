@@ -217,7 +217,8 @@ def test_draws_parameters_anew(subject, draw):
         among = torch.stack([state[name] for state in many]).double()
         low, high = among.amin(0), among.amax(0)
         margin = high - low
-        assert (t >= low - margin).all() and (t <= high + margin).all(), name
+        assert (t >= low - margin).all(), name
+        assert (t <= high + margin).all(), name
 
 
 def roots_with_their_own():
