@@ -87,8 +87,10 @@ Matrix<T> rows_of(const TensorView& t) {
   return {t.as<const T>(), t.stride[0]};
 }
 
-// Whether the kernels can read all `tensors`, of which None is an absent one, as they are.
+// Whether kernels may be called for `tensors`, of which None is an absent one, without torch's dispatcher: they can
+// read all of them as they are, and nobody looks on who must see the op.
 bool are_plain(nb::handle tensors) {
+  if (is_watched()) return false;
   const Items given(tensors);
   for (size_t i = 0; i < given.size(); ++i)
     if (!given[i].is_none() && !(is_plain(given[i]) && is_readable(given[i]))) return false;
@@ -101,6 +103,7 @@ bool are_plain(nb::handle tensors) {
 nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle weights, nb::handle biases,
                            nb::handle scales, nb::handle degrees, nb::handle structure) {
   TensorView point, t;
+  if (is_watched()) return nb::none();
   const auto seen = [](nb::handle tensor, TensorView& to) {
     return (tensor.is_none() || (is_plain(tensor) && is_readable(tensor))) && try_view(tensor, to);
   };

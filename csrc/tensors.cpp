@@ -121,6 +121,37 @@ bool try_view(nb::handle tensor, TensorView& view) {
   return t.exchange && t.wanted ? view_by_exchange(*t.exchange, tensor, view) : view_by_methods(t, tensor, view);
 }
 
+bool is_watched() {
+  // Asked through Python, since no header of torch's is used; looked up once.
+  struct Questions {
+    nb::object modes, transforms, tracing, level_name, profiling_name;
+    nb::dict forward_ad, profiler;
+
+    Questions() {
+      const nb::object internals = nb::module_::import_("torch").attr("_C");
+      modes = internals.attr("_len_torch_dispatch_stack");
+      transforms = internals.attr("_are_functorch_transforms_active");
+      tracing = internals.attr("_get_tracing_state");
+      forward_ad = nb::module_::import_("torch.autograd.forward_ad").attr("__dict__");
+      profiler = nb::module_::import_("torch.autograd.profiler").attr("__dict__");
+      level_name = nb::steal(PyUnicode_InternFromString("_current_level"));
+      profiling_name = nb::steal(PyUnicode_InternFromString("_is_profiler_enabled"));
+    }
+  };
+  static Questions* const ask = new Questions;
+  const auto answer = [](const nb::object& question) {
+    nb::object found = nb::steal(PyObject_CallNoArgs(question.ptr()));
+    if (!found.is_valid()) throw nb::python_error();
+    return found;
+  };
+  if (PyDict_GetItem(ask->profiler.ptr(), ask->profiling_name.ptr()) == Py_True) return true;
+  PyObject* level = PyDict_GetItem(ask->forward_ad.ptr(), ask->level_name.ptr());
+  if (level && PyLong_AsLong(level) >= 0) return true;
+  const nb::object stack = answer(ask->modes);
+  if (PyLong_AsLong(stack.ptr()) != 0) return true;
+  return answer(ask->transforms).ptr() == Py_True || !answer(ask->tracing).is_none();
+}
+
 bool is_plain(nb::handle tensor) {
   const Torch& t = torch();
   return Py_TYPE(tensor.ptr()) == t.tensor || Py_TYPE(tensor.ptr()) == t.parameter;

@@ -36,6 +36,9 @@ struct TensorView {
 
 // Whether it is a tensor or a parameter, not of a subclass, which may want to see what is done with it.
 bool is_plain(nanobind::handle tensor);
+// Whether torch's machinery must see every op: a dispatch mode, a transform, forward-mode differentiation, a trace or
+// the profiler.
+bool is_watched();
 // Whether its numbers lie in the memory of the CPU as they are: strided, allocated, and not to be negated when read.
 bool is_readable(nanobind::handle tensor);
 // False for what is no tensor in the memory of the CPU; None is an absent one.

@@ -153,7 +153,7 @@ def route(
             why.
     """
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
-    if eps is None and impl in _CPP_NAMES and runs_plainly() and _C.are_plain(tensors):
+    if eps is None and runs_cpp(impl) and _C.are_plain(tensors):
         return _CPP, tensors
     plain = [None if t is None else as_plain(t, _name_of(i, names)) for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
@@ -169,9 +169,13 @@ def route_of(chosen: str, *tensors: Tensor) -> Route:
     return Route(chosen, not interpreted and (_is_watched() or any(type(t) not in _PLAIN for t in tensors)))
 
 
-def runs_plainly() -> bool:
-    """Whether C++ kernels are there and nothing looks on that must see ops: compiler, mode, transform, profiler."""
-    return (_forced is None or _forced in _CPP_NAMES) and _C is not None and not (_is_watched() or _has_no_rule())
+def runs_cpp(impl: str) -> bool:
+    """Whether C++ kernels are what ``impl`` stands for on a CPU, and no compiler looks on.
+
+    ``_C.are_plain`` answers the rest: whether anybody else looks on, and whether the kernels can read the tensors.
+    """
+    asked_for = impl if _forced is None else _forced
+    return asked_for in _CPP_NAMES and _C is not None and not torch.compiler.is_compiling()
 
 
 _CPP_NAMES = ("auto", "cpp")

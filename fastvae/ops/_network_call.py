@@ -76,7 +76,7 @@ def ready(
 
     ``check_network`` and ``prepared`` would come to the same, but for a small network they take as long as the kernels.
     """
-    if impl not in ("auto", "cpp") or not backend.runs_plainly():
+    if not backend.runs_cpp(impl):
         return None
     weights, biases, scales, degrees, normalized = parameters
     if degrees is None:
