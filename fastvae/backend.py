@@ -62,7 +62,7 @@ class Route(NamedTuple):
     dispatched: bool = False
 
 
-_CPP, _REFERENCE = Route("cpp"), Route("reference")
+CPP, _REFERENCE = Route("cpp"), Route("reference")
 # Classes whose tensors hold their own numbers. Buffers and subclasses of Tensor without a dispatch of their own are
 # seen as their plain base by `_as_plain`.
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -120,12 +120,12 @@ def resolve(impl: str, *tensors: Tensor | None, eps: Tensor | None = None) -> st
         ValueError: ``impl`` is not one of the four names.
         RuntimeError: the implementation asked for cannot run; the message says why.
     """
-    given = [t for t in tensors if t is not None]
+    given = [t for t in tensors if isinstance(t, Tensor)]
     impl = impl if _forced is None else _forced
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, got {impl!r}")
-    if impl == "reference":
-        return impl
+    if impl == "reference" or not given:
+        return "reference"
     device_type = given[0].device.type
     preferred = {"cpu": "cpp", "cuda": "triton"}.get(device_type, "reference") if impl == "auto" else impl
     if preferred == "reference":
@@ -154,19 +154,22 @@ def route(
     """
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
     if eps is None and runs_cpp(impl) and _C.are_plain(tensors):
-        return _CPP, tensors
-    plain = [None if t is None else as_plain(t, _name_of(i, names)) for i, t in enumerate(tensors)]
+        return CPP, tensors
+    # What is no tensor is left to the checks of the op.
+    plain = [as_plain(t, _name_of(i, names)) if isinstance(t, Tensor) else t for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
     if chosen == "reference":
         return _REFERENCE, plain
-    return route_of(chosen, *[t for t in plain if t is not None]), plain
+    return route_of(chosen, *[t for t in plain if isinstance(t, Tensor)]), plain
 
 
 def route_of(chosen: str, *tensors: Tensor) -> Route:
     """How ``chosen``, a kernel's implementation, is called for ``tensors``."""
     # The dispatcher cannot tell Triton's interpreter from C++: the interpreter is always called directly.
     interpreted = chosen == "triton" and tensors[0].device.type == "cpu"
-    return Route(chosen, not interpreted and (_is_watched() or any(type(t) not in _PLAIN for t in tensors)))
+    if not interpreted and (_is_watched() or any(type(t) not in _PLAIN for t in tensors)):
+        return Route(chosen, dispatched=True)
+    return CPP if chosen == "cpp" else Route(chosen)
 
 
 def runs_cpp(impl: str) -> bool:
@@ -201,7 +204,7 @@ def _has_no_rule() -> bool:
 
 def _unruled(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
     """Why no kernel can run on ``tensors`` as things are; None where one can."""
-    if eps is not None and eps.requires_grad:
+    if isinstance(eps, Tensor) and eps.requires_grad:
         return "eps requires a gradient, which only impl='reference' gives"
     if torch.compiler.is_compiling():
         # An exported program runs where fastvae may not be; who asks for a kernel by name gets its op.

@@ -53,6 +53,7 @@ def discretized_logistic_log_prob(x: Tensor, mu: Tensor, log_scale: Tensor, *, l
         tensor([0.3775, 0.2449, 0.3775])
     """
     levels = check_levels(levels)
+    x, mu, log_scale = _checks.readable(x=x, mu=mu, log_scale=log_scale)
     check_data(x, levels)
     mu, log_scale = _checks.same_kind(mu=mu, log_scale=log_scale)
     if mu.device != x.device:
@@ -107,7 +108,7 @@ def logistic_mixture_sample(
         (torch.Size([2, 3, 8, 8]), True)
     """
     levels = check_levels(levels)
-    (params,) = _checks.same_kind(params=params)
+    (params,) = _checks.same_kind(params=_checks.readable(params=params)[0])
     check_generator(generator, params.device)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -144,19 +144,22 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
 
     ``backward`` is a kernel's, and runs where a first gradient is all that is wanted. Under grad mode, as
     ``create_graph=True`` sets it, and for mapped gradients the gradient is that of ``reference(ctx)``, which
-    autograd can follow as often as it is asked to.
+    autograd can follow as often as it is asked to. ``backward(ctx, route, *d_outputs)`` is told who runs it; the
+    forward pass leaves its own route at ``ctx.route``.
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(ctx: Any, *d_outputs: Tensor) -> Any:
+            route: Route = ctx.route
             if torch.compiler.is_compiling():
-                return backward(ctx, *d_outputs)
-            if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
-                if backend._C is not None and backend._C.are_plain(d_outputs):
-                    return backward(ctx, *d_outputs)
-                d_outputs = tuple(_as_plain(g) for g in d_outputs)
-                if all(backend.holds_numbers(g) for g in d_outputs):
-                    return backward(ctx, *d_outputs)
+                return backward(ctx, route, *d_outputs)
+            if not torch.is_grad_enabled():
+                if route is backend.CPP and backend._C.are_plain(d_outputs):
+                    return backward(ctx, route, *d_outputs)
+                if not torch._C._are_functorch_transforms_active():
+                    d_outputs = tuple(_as_plain(g) for g in d_outputs)
+                    if all(backend.holds_numbers(g) for g in d_outputs):
+                        return backward(ctx, backend.route_of(route.impl, *d_outputs), *d_outputs)
             function, inputs = reference(ctx)
             return _gradients(function, inputs, ctx.needs_input_grad, d_outputs)
 

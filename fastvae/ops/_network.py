@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import backend
 from .._integers import integer
-from ..backend import Route, not_dense
+from ..backend import Route
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
@@ -137,18 +137,16 @@ def for_autocast(
 
 
 def route_network(
-    impl: str, x: Tensor, context_term: Tensor | None, parameters: MadeParameters
+    name: str, impl: str, x: Tensor, context_term: Tensor | None, parameters: MadeParameters
 ) -> tuple[Route, Tensor, Tensor | None, MadeParameters]:
     """Who runs a network's call, and its tensors as they take them."""
     weights, biases, scales, degrees, normalized = parameters
-    assert degrees is not None
-    count = len(weights)
-    route, tensors = backend.route(
-        impl, x, context_term, *weights, *biases, *scales, *degrees, names=("x", "context_term", *_layer_names(count))
-    )
-    x, context_term, *layers = tensors
-    weights, biases, scales = (layers[i * count : (i + 1) * count] for i in range(3))
-    return route, x, context_term, MadeParameters(weights, biases, scales, layers[3 * count :], normalized)
+    of_layers = (*weights, *biases, *scales)
+    names = (name, "context_term", *_layer_names(len(weights)))
+    route, (x, context_term, *layers) = backend.route(impl, x, context_term, *of_layers, names=names)
+    ends = len(weights), len(weights) + len(biases)
+    parts = layers[: ends[0]], layers[ends[0] : ends[1]], layers[ends[1] :]
+    return route, x, context_term, MadeParameters(*parts, degrees, normalized)
 
 
 def _layer_names(count: int) -> list[str]:
@@ -164,8 +162,6 @@ def _check_layers(sizes: Sequence[int], *parts: Sequence[Tensor | None]) -> None
             shape = (sizes[i + 1], sizes[i]) if name == "weights" else (sizes[i + 1],)
             if t is None and name == "weights":
                 raise TypeError(f"weights[{i}] must be a tensor of shape {shape}, got None")
-            if t is not None and t.is_nested:
-                raise not_dense(t, f"{name}[{i}]")
             if t is not None and t.shape != shape:
                 raise ValueError(f"{name}[{i}] must have shape {shape}, got {tuple(t.shape)}")
 

@@ -19,7 +19,7 @@ from .masked_linear import NORM
 
 Tensors = Sequence[Tensor]
 OptionalTensors = Sequence[Tensor | None]
-_DIRECT, _CPU = Route("cpp"), torch.device("cpu")
+_CPU = torch.device("cpu")
 
 
 class NetworkCall(NamedTuple):
@@ -85,7 +85,7 @@ def ready(
     if found is None:
         return None
     tensors, present = found
-    return NetworkCall(len(weights), present, degrees, fields, normalized, _DIRECT, structure, kind), tensors
+    return NetworkCall(len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind), tensors
 
 
 def prepared(
@@ -119,7 +119,7 @@ def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTe
 def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
     """Keeps what the kernels' backward pass reads, and the inputs that it does not read but the reference does."""
     ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
-    ctx.call, ctx.kept = call, len(kept)
+    ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)
 
 
 def saved_network(ctx: Any) -> tuple[Tensor, Tensors]:

@@ -82,7 +82,7 @@ BWD = define(
 
 
 def _step_again(ctx: Any) -> Differentiable:
-    kind, inverse, _ = ctx.call
+    kind, inverse = ctx.call
 
     def step(z: Tensor, shift: Tensor, scale_logit: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
         return reference.affine_flow(z, shift, scale_logit, kind, inverse)
@@ -97,14 +97,14 @@ class _AffineFlow(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind, inverse, route = call
         ctx.save_for_backward(z, shift, scale_logit)
-        ctx.call = call
+        ctx.call, ctx.route = (kind, inverse), route
         return FWD.on(route)(z, shift, scale_logit, kind, inverse)
 
     @staticmethod
     @with_reference(_step_again)
-    def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
-        kind, inverse, route = ctx.call
-        op = BWD.on(backend.route_of(route.impl, d_out))
+    def backward(ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor) -> Any:
+        kind, inverse = ctx.call
+        op = BWD.on(route)
         d_z, d_shift, d_scale_logit = op(d_out.contiguous(), d_log_det.contiguous(), *ctx.saved_tensors, kind, inverse)
         return d_z, d_shift, d_scale_logit if ctx.needs_input_grad[2] else None, None
 
@@ -170,10 +170,10 @@ def affine_flow(
             f"{'None' if scale_logit is None else type(scale_logit).__name__}"
         )
     named = {"z": z, "shift": shift} | ({} if scale_logit is None else {"scale_logit": scale_logit})
-    named = dict(zip(named, _checks.same_kind(**named), strict=True))
+    route, routed = backend.route(impl, *named.values(), names=tuple(named))
+    named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
     _checks.same_features(**named)
-    route, tensors = backend.route(impl, *_checks.broadcast_batch((1,) * len(named), **named), names=tuple(named))
-    z, shift, *rest = tensors
+    z, shift, *rest = _checks.broadcast_batch((1,) * len(named), **named)
     if route.impl == "reference":
         return reference.affine_flow(z, shift, rest[0] if rest else None, kind, inverse)
     batch, d = z.shape[:-1], z.shape[-1]

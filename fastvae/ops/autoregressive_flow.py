@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
+from ..backend import Route
 from ..reference import made as reference
+from ..reference.diag_gaussian import autocasting
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
@@ -130,11 +131,11 @@ BWD = define(
 
 
 def step_gradients(
-    ctx: Any, d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors
+    ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors
 ) -> tuple[Tensor, OptionalTensors]:
     """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
     call, needs = ctx.call, ctx.needs_input_grad[2:]
-    d_x, gradients = BWD.on(backend.route_of("cpp", d_out))(
+    d_x, gradients = BWD.on(route)(
         d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
     )
     return d_x, only_needed(gradients, needs)
@@ -160,9 +161,9 @@ class _AutoregressiveFlow(torch.autograd.Function):
 
     @staticmethod
     @with_reference(_step_again)
-    def backward(ctx: Any, d_out: Tensor, d_log_det: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor) -> Any:
         saved, kept = saved_network(ctx)
-        d_x, gradients = step_gradients(ctx, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
+        d_x, gradients = step_gradients(ctx, route, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
         return None, d_x, *gradients
 
 
@@ -227,13 +228,14 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     fields = structure_fields(structure, kind)
-    if kind is None and torch.is_autocast_enabled(x.device.type):
+    if kind is None and torch._C._is_any_autocast_enabled() and autocasting(x.device.type):
         x, context_term, parameters = for_autocast(x, context_term, parameters)
     known = ready(x, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _step(x, *known)
-    x, context_term, parameters = check_network("x" if kind is None else "z", x, context_term, parameters, structure)
-    route, x, context_term, parameters = route_network(impl, x, context_term, parameters)
+    name = "x" if kind is None else "z"
+    route, x, context_term, parameters = route_network(name, impl, x, context_term, parameters)
+    x, context_term, parameters = check_network(name, x, context_term, parameters, structure)
     if route.impl == "reference":
         if kind is None:
             return reference.made(x, context_term, parameters, structure), x

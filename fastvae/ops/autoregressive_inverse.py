@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
+from ..backend import Route
 from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
@@ -65,15 +65,13 @@ class _AutoregressiveInverse(torch.autograd.Function):
 
     @staticmethod
     @with_reference(_inverse_again)
-    def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_x: Tensor, d_log_det: Tensor) -> Any:
         saved, kept = saved_network(ctx)
         call, needs, d_log_det = ctx.call, ctx.needs_input_grad[2:], d_log_det.contiguous()
-        d_z = BWD.on(backend.route_of("cpp", d_x))(
-            d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields
-        )
+        d_z = BWD.on(route)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
         if not any(needs):
             return None, d_z, *(None,) * len(needs)
-        return None, d_z, *step_gradients(ctx, -d_z, -d_log_det, saved, kept)[1]
+        return None, d_z, *step_gradients(ctx, route, -d_z, -d_log_det, saved, kept)[1]
 
 
 def _triton_inverse_again(ctx: Any) -> Differentiable:
@@ -96,12 +94,12 @@ class _TritonInverse(torch.autograd.Function):
 
         x, log_det = autoregressive_inverse_fwd(z, *call.unflat(tensors), structure, kind)
         ctx.save_for_backward(x, z, *tensors)
-        ctx.call, ctx.structure, ctx.kind = call, structure, kind
+        ctx.call, ctx.route, ctx.structure, ctx.kind = call, call.route, structure, kind
         return x, log_det
 
     @staticmethod
     @with_reference(_triton_inverse_again)
-    def backward(ctx: Any, d_x: Tensor, d_log_det: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_x: Tensor, d_log_det: Tensor) -> Any:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
 
         call, structure, kind = ctx.call, ctx.structure, ctx.kind
@@ -166,8 +164,8 @@ def autoregressive_inverse(
     known = ready(z, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _solve(z, *known)
+    route, z, context_term, parameters = route_network("z", impl, z, context_term, parameters)
     z, context_term, parameters = check_network("z", z, context_term, parameters, structure)
-    route, z, context_term, parameters = route_network(impl, z, context_term, parameters)
     if route.impl == "reference":
         return reference.autoregressive_inverse(z, context_term, parameters, structure, kind)
     batch, d = z.shape[:-1], z.shape[-1]

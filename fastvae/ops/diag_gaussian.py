@@ -116,7 +116,7 @@ BWD_SAMPLES = define(
 
 def _sample_again(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
-    (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
+    (shape, row_offset), route, (log_sigma, saved) = ctx.call, ctx.route, ctx.saved_tensors
     wide = reference.compute_dtype(log_sigma.dtype)
     n, d = log_sigma.shape
     stacked = (_checks.samples_in(_checks.product(shape), n, d), n, d)
@@ -147,16 +147,15 @@ class _DiagGaussianRsample(torch.autograd.Function):
         shape, row_offset, route = call
         z, log_q, kept = FWD.on(route)(mu, log_sigma, noise, shape, row_offset, True)
         ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
-        ctx.n, ctx.call = mu.shape[0], call
+        ctx.n, ctx.call, ctx.route = mu.shape[0], (shape, row_offset), route
         return z, log_q
 
     @staticmethod
     @with_reference(_sample_again)
-    def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        n, (_, row_offset, route) = ctx.n, ctx.call
+    def backward(ctx: Any, route: Route, d_z: Tensor, d_log_q: Tensor) -> Any:
+        n, (_, row_offset) = ctx.n, ctx.call
         log_sigma, noise = ctx.saved_tensors
         saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
-        route = backend.route_of(route.impl, d_z)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
         d = d_z.shape[-1]
         if d_z.numel() == n * d:
@@ -220,12 +219,12 @@ def diag_gaussian_rsample(
         >>> z.shape, log_q.shape
         (torch.Size([3, 4, 8]), torch.Size([3, 4]))
     """
+    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=("mu", "log_sigma", "eps"), eps=eps)
     mu, log_sigma = _checks.gaussian(mu, log_sigma)
     sample_shape = _checks.sample_shape_of(sample_shape)
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
         eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
-    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=("mu", "log_sigma", "eps"), eps=eps)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)

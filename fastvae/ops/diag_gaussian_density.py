@@ -145,13 +145,13 @@ class _DiagGaussianLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, route: Route) -> Tensor:
         ctx.save_for_backward(z, mu, log_sigma)
-        ctx.impl = route.impl
+        ctx.route = route
         return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
 
     @staticmethod
     @with_reference(_log_prob_again)
-    def backward(ctx: Any, d_log_q: Tensor) -> Any:
-        op = LOG_PROB_BWD.on(backend.route_of(ctx.impl, d_log_q))
+    def backward(ctx: Any, route: Route, d_log_q: Tensor) -> Any:
+        op = LOG_PROB_BWD.on(route)
         return *op(d_log_q.contiguous(), *ctx.saved_tensors), None
 
 
@@ -166,16 +166,16 @@ class _DiagGaussianKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, route: Route, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
-        ctx.impl = route.impl
+        ctx.route = route
         return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters)
 
     @staticmethod
     @with_reference(_kl_again)
-    def backward(ctx: Any, d_kl: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_kl: Tensor) -> Any:
         # Read once: recomputation under activation checkpointing hands every saved tensor out a single time.
         parameters = ctx.saved_tensors
         op = KL_BWD if len(parameters) == 2 else KL_PRIOR_BWD
-        return None, *op.on(backend.route_of(ctx.impl, d_kl))(d_kl.contiguous(), *parameters)
+        return None, *op.on(route)(d_kl.contiguous(), *parameters)
 
 
 def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: str = "auto") -> Tensor:
@@ -209,10 +209,10 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         >>> diag_gaussian_log_prob(torch.zeros(5, 1, 2), torch.zeros(3, 2), torch.zeros(3, 2)).shape
         torch.Size([5, 3])
     """
+    route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
     z, mu, log_sigma = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma)
     mu, log_sigma = _checks.gaussian(mu, log_sigma)
     z, mu, log_sigma = _checks.foreign_points(z, (mu, log_sigma), (1, 1))
-    route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
     if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma)
     z, d = z.contiguous(), z.shape[-1]
@@ -267,11 +267,10 @@ def diag_gaussian_kl(
     named = {"mu": mu, "log_sigma": log_sigma}
     if prior_mu is not None and prior_log_sigma is not None:
         named |= {"prior_mu": prior_mu, "prior_log_sigma": prior_log_sigma}
-    named = dict(zip(named, _checks.same_kind(**named), strict=True))
+    route, routed = backend.route(impl, *named.values(), names=tuple(named))
+    named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
     _checks.same_features(**named)
     parameters = _checks.broadcast_batch([1] * len(named), **named)
-    route, routed = backend.route(impl, *parameters, names=tuple(named))
-    parameters = list(routed)
     if route.impl == "reference":
         return reference.kl(*parameters, *[None] * (4 - len(parameters)))
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]

@@ -92,7 +92,7 @@ BWD = define(
 
 
 def _gate_again(ctx: Any) -> Differentiable:
-    kind, _ = ctx.call
+    kind = ctx.kind
 
     def gate(x: Tensor, condition: Tensor | None, *_: None) -> Tensor:
         return reference.gated_activation(x, condition, kind)
@@ -103,17 +103,17 @@ def _gate_again(ctx: Any) -> Differentiable:
 class _GatedActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, condition: Tensor | None, kind: str, route: Route) -> Tensor:
-        ctx.call = kind, route.impl
+        ctx.kind, ctx.route = kind, route
         ctx.save_for_backward(x, condition)
         return FWD.on(route)(x, condition, kind)
 
     @staticmethod
     @with_reference(_gate_again)
-    def backward(ctx: Any, d_y: Tensor) -> Any:
-        (x, condition), (kind, impl) = ctx.saved_tensors, ctx.call
+    def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
+        x, condition = ctx.saved_tensors
         # Gradients of sums and means are single numbers expanded.
         d_y = d_y.contiguous(memory_format=_format_of(x))
-        d_x = BWD.on(backend.route_of(impl, d_y))(d_y, x, condition, kind)
+        d_x = BWD.on(route)(d_y, x, condition, ctx.kind)
         d_condition = d_x.sum_to_size(condition.shape) if ctx.needs_input_grad[1] else None
         return d_x if ctx.needs_input_grad[0] else None, d_condition, None, None
 
@@ -156,6 +156,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
     """
     if kind not in KIND_IDS:
         raise ValueError(f"kind must be one of {', '.join(KIND_IDS)}, got {kind!r}")
+    route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"))
     if condition is None:
         (x,) = _checks.same_kind(x=x)
     else:
@@ -176,7 +177,6 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
             condition = condition[:, :, None, None]
         if condition.shape[0] != n:
             condition = condition.expand(n, *condition.shape[1:])
-    route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"))
     if route.impl == "reference":
         return reference.gated_activation(x, condition, kind)
     if needs_grad(x) or (condition is not None and needs_grad(condition)):

@@ -101,14 +101,14 @@ class _LogisticMixtureLogProb(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, params: Tensor, levels: int, route: Route) -> Tensor:
         log_prob, kept = FWD.on(route)(x, params, levels, True)
         ctx.save_for_backward(x, params, kept if route.impl == "cpp" else None)
-        ctx.levels, ctx.impl = levels, route.impl
+        ctx.levels, ctx.route = levels, route
         return log_prob
 
     @staticmethod
     @with_reference(_log_prob_again)
-    def backward(ctx: Any, d_log_prob: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_log_prob: Tensor) -> Any:
         x, params, kept = ctx.saved_tensors
-        op = BWD.on(backend.route_of(ctx.impl, d_log_prob))
+        op = BWD.on(route)
         saved = (x, params, None) if kept is None else (None, None, kept)
         return None, _checks.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
 
@@ -211,9 +211,9 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         tensor([8.9944, 8.9944])
     """
     levels = check_levels(levels)
+    route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
     _check(x, params, levels)
     x = _checks.cast(x, compute_dtype(params.dtype))
-    route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
     if route.impl == "reference":
         return reference.logistic_mixture_log_prob(x, params, levels)
     if needs_grad(params):

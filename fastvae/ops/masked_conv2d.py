@@ -193,7 +193,7 @@ BWD = define(
 
 
 def _conv_again(ctx: Any) -> Differentiable:
-    how, _ = ctx.call
+    how = ctx.how
     _, x, weight, bias, in_degrees, out_degrees = ctx.saved_tensors
 
     def conv(x: Tensor, weight: Tensor, bias: Tensor | None, *_: None) -> Tensor:
@@ -224,16 +224,15 @@ class _MaskedConv2d(torch.autograd.Function):
         # Without an activation nothing is kept of the output.
         at = pre if activation in NEED_PRE or activation == "identity" else y
         ctx.save_for_backward(at, x, weight, bias, in_degrees, out_degrees)
-        ctx.call = how, route.impl
+        ctx.how, ctx.route = how, route
         return y
 
     @staticmethod
     @with_reference(_conv_again)
-    def backward(ctx: Any, d_y: Tensor) -> Any:
-        how, impl = ctx.call
+    def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         at, x, weight, _, in_degrees, out_degrees = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:3])
-        gradients = BWD.on(backend.route_of(impl, d_y))(d_y, at, x, weight, in_degrees, out_degrees, *how, needs)
+        gradients = BWD.on(route)(d_y, at, x, weight, in_degrees, out_degrees, *ctx.how, needs)
         return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), *(None,) * 9
 
 
@@ -347,6 +346,9 @@ def masked_conv2d_of(
 ) -> Tensor:
     """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lowered_degrees`."""
     activation = activation_of(activation)
+    route, (x, weight, bias, in_degrees, out_degrees) = backend.route(
+        impl, x, weight, bias, in_degrees, out_degrees, names=("x", "weight", "bias", "in_degrees", "out_degrees")
+    )
     if bias is None:
         x, weight = _checks.for_products(x=x, weight=weight)
     else:
@@ -354,9 +356,6 @@ def masked_conv2d_of(
     step = pair("dilation", dilation, 1)
     zeros = padding_of(padding, structure, step)
     check_shapes(x, weight, bias, zeros, step, groups)
-    route, (x, weight, bias, in_degrees, out_degrees) = backend.route(
-        impl, x, weight, bias, in_degrees, out_degrees, names=("x", "weight", "bias", "in_degrees", "out_degrees")
-    )
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     how = structure.taps, structure.origin_tap, zeros, step, groups, activation
     if route.impl == "reference":

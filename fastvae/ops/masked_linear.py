@@ -112,7 +112,7 @@ NORM_BWD = define(
 
 
 def _layer_again(ctx: Any) -> Differentiable:
-    activation = ctx.call[0]
+    activation = ctx.activation
     _, x, weight, weight_scale, in_degrees, out_degrees, bias = ctx.saved_tensors
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor | None, *_: None) -> Tensor:
@@ -137,15 +137,15 @@ class _MaskedLinear(torch.autograd.Function):
         y, pre = FWD.on(route)(x, weight, bias, weight_scale, in_degrees, out_degrees, activation, True)
         at = pre if activation in NEED_PRE else y
         ctx.save_for_backward(at, x, weight, weight_scale, in_degrees, out_degrees, bias)
-        ctx.call = activation, route.impl
+        ctx.activation, ctx.route = activation, route
         return y
 
     @staticmethod
     @with_reference(_layer_again)
-    def backward(ctx: Any, d_y: Tensor) -> Any:
-        (activation, impl), (*saved, bias) = ctx.call, ctx.saved_tensors
-        op = BWD.on(backend.route_of(impl, d_y))
-        d_x, d_weight, d_bias, d_scale = op(d_y.contiguous(), *saved, activation, bias is not None)
+    def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
+        *saved, bias = ctx.saved_tensors
+        op = BWD.on(route)
+        d_x, d_weight, d_bias, d_scale = op(d_y.contiguous(), *saved, ctx.activation, bias is not None)
         needs = ctx.needs_input_grad
         return (
             d_x if needs[0] else None,
@@ -166,13 +166,13 @@ class _MaskedNorm(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor, route: Route) -> Tensor:
         norm = NORM.on(route)(weight, in_degrees, out_degrees)
         ctx.save_for_backward(norm, weight, in_degrees, out_degrees)
-        ctx.impl = route.impl
+        ctx.route = route
         return norm
 
     @staticmethod
     @with_reference(_norm_again)
-    def backward(ctx: Any, d_norm: Tensor) -> Any:
-        d_weight = NORM_BWD.on(backend.route_of(ctx.impl, d_norm))(d_norm.contiguous(), *ctx.saved_tensors)
+    def backward(ctx: Any, route: Route, d_norm: Tensor) -> Any:
+        d_weight = NORM_BWD.on(route)(d_norm.contiguous(), *ctx.saved_tensors)
         return d_weight, None, None, None
 
 
@@ -229,6 +229,10 @@ def masked_linear(
         [1.0, 2.0, 3.0, 4.0]
     """
     activation = activation_of(activation)
+    route, (x, weight, bias, weight_scale, in_degrees, out_degrees) = backend.route(
+        impl, x, weight, bias, weight_scale, in_degrees, out_degrees,
+        names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"),
+    )  # fmt: skip
     named = {"x": x, "weight": weight} | {
         name: t for name, t in (("bias", bias), ("weight_scale", weight_scale)) if t is not None
     }
@@ -244,10 +248,6 @@ def masked_linear(
             raise ValueError(f"{name} must have shape ({out},), got {tuple(t.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, features, x)
     out_degrees = check_degrees("out_degrees", out_degrees, out, x)
-    route, (x, weight, bias, weight_scale, in_degrees, out_degrees) = backend.route(
-        impl, x, weight, bias, weight_scale, in_degrees, out_degrees,
-        names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"),
-    )  # fmt: skip
     if route.impl == "reference":
         return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, activation, weight_scale)
     batch = x.shape[:-1]
@@ -281,14 +281,14 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
         >>> masked_norm(rows, in_degrees=degrees, out_degrees=degrees).tolist()
         [3.0, 5.0]
     """
+    route, (weight, in_degrees, out_degrees) = backend.route(
+        impl, weight, in_degrees, out_degrees, names=("weight", "in_degrees", "out_degrees")
+    )
     (weight,) = _checks.same_kind(weight=weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, weight.shape[1], weight)
     out_degrees = check_degrees("out_degrees", out_degrees, weight.shape[0], weight)
-    route, (weight, in_degrees, out_degrees) = backend.route(
-        impl, weight, in_degrees, out_degrees, names=("weight", "in_degrees", "out_degrees")
-    )
     if route.impl == "reference":
         return reference.masked_norm(weight, in_degrees, out_degrees)
     weight = _checks.rows(weight, weight.shape[1])

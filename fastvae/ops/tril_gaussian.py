@@ -140,7 +140,7 @@ BWD = define(
 
 def _sample_again(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
-    (shape, row_offset, route), dense, (log_sigma, eps) = ctx.call, ctx.dense, ctx.saved_tensors
+    (shape, row_offset, dense), route, (log_sigma, eps) = ctx.call, ctx.route, ctx.saved_tensors
     n, d = log_sigma.shape
     # mu and the factor move the sample linearly: gradients do not depend on their values.
     mu, tril = torch.zeros_like(log_sigma), log_sigma.new_zeros(tril_shape(n, d, dense))
@@ -169,20 +169,20 @@ class _TrilGaussianRsample(torch.autograd.Function):
         shape, row_offset, route = call
         z, log_q, kept = FWD.on(route)(mu, log_sigma, tril, noise, shape, row_offset, True)
         ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
-        ctx.dense, ctx.call = tril.dim() == 3, call
+        ctx.call, ctx.route = (shape, row_offset, tril.dim() == 3), route
         return z, log_q
 
     @staticmethod
     @with_reference(_sample_again)
-    def backward(ctx: Any, d_z: Tensor, d_log_q: Tensor) -> Any:
-        _, row_offset, route = ctx.call
+    def backward(ctx: Any, route: Route, d_z: Tensor, d_log_q: Tensor) -> Any:
+        _, row_offset, dense = ctx.call
         log_sigma, noise = ctx.saved_tensors
         noise, kept = (None, noise) if route.impl == "cpp" else (noise, None)
         d_z = d_z.contiguous()
         # Of one sample, d_z is the gradient of mu itself: no memory for a second one.
         several = d_z.numel() != log_sigma.numel()
-        d_mu, d_log_sigma, d_tril = BWD.on(backend.route_of(route.impl, d_z))(
-            d_z, d_log_q.contiguous(), log_sigma, noise, kept, row_offset, ctx.dense, several
+        d_mu, d_log_sigma, d_tril = BWD.on(route)(
+            d_z, d_log_q.contiguous(), log_sigma, noise, kept, row_offset, dense, several
         )
         return d_mu if several else d_z.view(log_sigma.shape), d_log_sigma, d_tril, None, None
 
@@ -243,13 +243,13 @@ def tril_gaussian_rsample(
         >>> z.shape, log_q.shape
         (torch.Size([3, 4, 8]), torch.Size([3, 4]))
     """
+    names = ("mu", "log_sigma", "tril", "eps")
+    route, (mu, log_sigma, tril, eps) = backend.route(impl, mu, log_sigma, tril, eps, names=names, eps=eps)
     mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
     sample_shape = _checks.sample_shape_of(sample_shape)
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
         eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
-    names = ("mu", "log_sigma", "tril", "eps")
-    route, (mu, log_sigma, tril, eps) = backend.route(impl, mu, log_sigma, tril, eps, names=names, eps=eps)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)

@@ -127,14 +127,14 @@ class _TrilGaussianLogProb(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, route: Route) -> Tensor:
         log_q, eps = LOG_PROB_FWD.on(route)(z, mu, log_sigma, tril)
         ctx.save_for_backward(eps, log_sigma, tril, z, mu)
-        ctx.impl = route.impl
+        ctx.route = route
         return log_q
 
     @staticmethod
     @with_reference(_log_prob_again)
-    def backward(ctx: Any, d_log_q: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_log_q: Tensor) -> Any:
         eps, log_sigma, tril, *_ = ctx.saved_tensors
-        op = LOG_PROB_BWD.on(backend.route_of(ctx.impl, d_log_q))
+        op = LOG_PROB_BWD.on(route)
         return *op(d_log_q.contiguous(), eps, log_sigma, tril), None
 
 
@@ -149,13 +149,13 @@ class _TrilGaussianKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, tril: Tensor, route: Route) -> Tensor:
         ctx.save_for_backward(mu, log_sigma, tril)
-        ctx.impl = route.impl
+        ctx.route = route
         return KL_FWD.on(route)(mu, log_sigma, tril)
 
     @staticmethod
     @with_reference(_kl_again)
-    def backward(ctx: Any, d_kl: Tensor) -> Any:
-        op = KL_BWD.on(backend.route_of(ctx.impl, d_kl))
+    def backward(ctx: Any, route: Route, d_kl: Tensor) -> Any:
+        op = KL_BWD.on(route)
         return *op(d_kl.contiguous(), *ctx.saved_tensors), None
 
 
@@ -196,12 +196,12 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
         >>> tril_gaussian_log_prob(torch.zeros(5, 1, 4), mu, log_sigma, tril).shape
         torch.Size([5, 3])
     """
-    z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
-    z, mu, log_sigma, tril = _checks.foreign_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
     route, (z, mu, log_sigma, tril) = backend.route(
         impl, z, mu, log_sigma, tril, names=("z", "mu", "log_sigma", "tril")
     )
+    z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    z, mu, log_sigma, tril = _checks.foreign_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
     if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma, tril, packed)
     z, d = z.contiguous(), z.shape[-1]
@@ -243,8 +243,8 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
         >>> tril_gaussian_kl(torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, 6))
         tensor([3., 3.])
     """
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
     route, (mu, log_sigma, tril) = backend.route(impl, mu, log_sigma, tril, names=("mu", "log_sigma", "tril"))
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
     if route.impl == "reference":
         return reference.kl(mu, log_sigma, tril, packed)
     batch, d = mu.shape[:-1], mu.shape[-1]
