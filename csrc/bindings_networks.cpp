@@ -87,14 +87,27 @@ Matrix<T> rows_of(const TensorView& t) {
   return {t.as<const T>(), t.stride[0]};
 }
 
-// Whether kernels may be called for `tensors`, of which None is an absent one, without torch's dispatcher: they can
-// read all of them as they are, and nobody looks on who must see the op.
-bool are_plain(nb::handle tensors) {
-  if (is_watched()) return false;
+// What a look at `tensors`, of which None is an absent one, and at what goes on around tells of a call.
+enum class Look {
+  kNotPlain,  // somebody must see the op, or the kernels cannot read a tensor as it is
+  kPlain,     // the kernels can be called without torch's dispatcher
+  kAlike,     // also, the first `floats` tensors are of one floating-point type
+};
+
+int look(nb::handle tensors, size_t floats) {
+  if (is_watched()) return static_cast<int>(Look::kNotPlain);
   const Items given(tensors);
-  for (size_t i = 0; i < given.size(); ++i)
-    if (!given[i].is_none() && !(is_plain(given[i]) && is_readable(given[i]))) return false;
-  return true;
+  int first = 0;
+  bool alike = true;
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (given[i].is_none()) continue;
+    int floating = 0;
+    if (!is_plain(given[i]) || !is_readable(given[i], floating)) return static_cast<int>(Look::kNotPlain);
+    if (i >= floats) continue;
+    if (first == 0) first = floating;
+    alike &= floating != 0 && floating == first;
+  }
+  return static_cast<int>(alike ? Look::kAlike : Look::kPlain);
 }
 
 // The tensors of a call as one tuple - weights, then of context term, biases and factors those that are there - with a
@@ -105,7 +118,7 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
   TensorView point, t;
   if (is_watched()) return nb::none();
   const auto seen = [](nb::handle tensor, TensorView& to) {
-    return (tensor.is_none() || (is_plain(tensor) && is_readable(tensor))) && try_view(tensor, to);
+    return tensor.is_none() ? try_view(tensor, to) : is_plain(tensor) && try_readable_view(tensor, to);
   };
   if (!seen(x, point) || !point.given || !point.is_real() || point.dims != 2 || !point.contiguous_rows())
     return nb::none();
@@ -295,7 +308,7 @@ void bind_networks(nb::module_& m) {
   const nb::arg a;
   const auto maybe = nb::arg().none();  // a tensor, or a list of them, that may be None
   m.def("use_exchange", use_exchange);
-  m.def("are_plain", are_plain);
+  m.def("look", look);
   m.def("network_tensors", network_tensors, maybe, maybe, maybe, maybe, maybe, maybe, a);
   m.def("autoregressive_flow_fwd", autoregressive_flow_fwd);
   m.def("autoregressive_flow_bwd", autoregressive_flow_bwd);

@@ -37,7 +37,7 @@ struct DlExchange {
   void* current_stream;
 };
 constexpr int32_t kDlCpu = 1;
-constexpr uint8_t kDlInt = 0, kDlFloat = 2;
+constexpr uint8_t kDlInt = 0, kDlFloat = 2, kDlBfloat = 4;
 
 // What is asked of torch once; never given back, as tensors may outlive every static object.
 struct Torch {
@@ -157,14 +157,16 @@ bool is_plain(nb::handle tensor) {
   return Py_TYPE(tensor.ptr()) == t.tensor || Py_TYPE(tensor.ptr()) == t.parameter;
 }
 
-bool is_readable(nb::handle tensor) {
+bool is_readable(nb::handle tensor, int& floating) {
   const Torch& t = torch();
+  floating = 0;
   if (t.exchange && t.wanted) {
     DlTensor found;
     if (t.exchange->view(tensor.ptr(), &found) != 0) {
       PyErr_Clear();
       return false;
     }
+    if (found.type.code == kDlFloat || found.type.code == kDlBfloat) floating = 100 * found.type.code + found.type.bits;
     return found.device.type == kDlCpu && is_allocated(found.data, found.shape, found.dims) && !is_negated(tensor);
   }
   try {
@@ -177,6 +179,10 @@ bool is_readable(nb::handle tensor) {
   } catch (const nb::python_error&) {
     return false;  // sparse and nested tensors have no address
   }
+}
+
+bool try_readable_view(nb::handle tensor, TensorView& view) {
+  return try_view(tensor, view) && is_allocated(view.data, view.shape, view.dims) && !is_negated(tensor);
 }
 
 TensorView view(nb::handle tensor) {

@@ -40,7 +40,10 @@ bool is_plain(nanobind::handle tensor);
 // the profiler.
 bool is_watched();
 // Whether its numbers lie in the memory of the CPU as they are: strided, allocated, and not to be negated when read.
-bool is_readable(nanobind::handle tensor);
+// `floating` becomes a number that tells floating-point types apart, 0 for other types and where there is no table.
+bool is_readable(nanobind::handle tensor, int& floating);
+// The same, with its view.
+bool try_readable_view(nanobind::handle tensor, TensorView& view);
 // False for what is no tensor in the memory of the CPU; None is an absent one.
 bool try_view(nanobind::handle tensor, TensorView& view);
 // The same, or TypeError.

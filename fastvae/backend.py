@@ -56,13 +56,19 @@ def why_not(impl: str, device_type: str) -> str | None:
 
 
 class Route(NamedTuple):
-    """Who runs a call: the implementation, and whether torch's dispatcher must see the op."""
+    """Who runs a call: the implementation, and whether torch's dispatcher must see the op.
+
+    ``alike`` says that the tensors are known to be plain, on the CPU and of one floating-point dtype.
+    """
 
     impl: str
     dispatched: bool = False
+    alike: bool = False
 
 
-CPP, _REFERENCE = Route("cpp"), Route("reference")
+CPP, _ALIKE, _REFERENCE = Route("cpp"), Route("cpp", alike=True), Route("reference")
+# By what the extension's look at tensors tells (csrc/bindings_networks.cpp); None: they are not plain.
+_SEEN = (None, CPP, _ALIKE)
 # Classes whose tensors hold their own numbers. Buffers and subclasses of Tensor without a dispatch of their own are
 # seen as their plain base by `_as_plain`.
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -139,12 +145,17 @@ def resolve(impl: str, *tensors: Tensor | None, eps: Tensor | None = None) -> st
 
 
 def route(
-    impl: str, *tensors: Tensor | None, names: Sequence[str] = (), eps: Tensor | None = None
+    impl: str,
+    *tensors: Tensor | None,
+    names: Sequence[str] = (),
+    eps: Tensor | None = None,
+    floats: int = 1000,
 ) -> tuple[Route, Sequence[Any]]:
     """Who runs a call on ``tensors``, and the tensors as it takes them; None stays None.
 
     Kernels get plain tensors only. Where autograd can follow, lazy negation is carried out, a quantised tensor
-    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use.
+    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use; ``floats`` says
+    how many tensors, the first ones, must be of one dtype.
 
     Raises:
         TypeError: a tensor is sparse or nested.
@@ -153,14 +164,19 @@ def route(
             why.
     """
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
-    if eps is None and runs_cpp(impl) and _C.are_plain(tensors):
-        return CPP, tensors
+    if eps is None and runs_cpp(impl) and (known := _SEEN[_C.look(tensors, floats)]) is not None:
+        return known, tensors
     # What is no tensor is left to the checks of the op.
     plain = [as_plain(t, _name_of(i, names)) if isinstance(t, Tensor) else t for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
     if chosen == "reference":
         return _REFERENCE, plain
     return route_of(chosen, *[t for t in plain if isinstance(t, Tensor)]), plain
+
+
+def can_call_directly(route: Route, gradients: Sequence[Tensor]) -> bool:
+    """Whether the C++ kernels of a call's backward pass may be called for ``gradients`` without the dispatcher."""
+    return (route is CPP or route is _ALIKE) and _C.look(gradients, 0) > 0
 
 
 def route_of(chosen: str, *tensors: Tensor) -> Route:
@@ -175,7 +191,7 @@ def route_of(chosen: str, *tensors: Tensor) -> Route:
 def runs_cpp(impl: str) -> bool:
     """Whether C++ kernels are what ``impl`` stands for on a CPU, and no compiler looks on.
 
-    ``_C.are_plain`` answers the rest: whether anybody else looks on, and whether the kernels can read the tensors.
+    ``_C.look`` answers the rest: whether anybody else looks on, and whether the kernels can read the tensors.
     """
     asked_for = impl if _forced is None else _forced
     return asked_for in _CPP_NAMES and _C is not None and not torch.compiler.is_compiling()

@@ -53,8 +53,10 @@ def readable(**tensors: Any) -> list[Any]:
 
 def for_products(**tensors: Tensor) -> list[Tensor]:
     """As :func:`same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``."""
+    if not torch._C._is_any_autocast_enabled():
+        return same_kind(**tensors)
     first = next(iter(tensors.values()))
-    if torch._C._is_any_autocast_enabled() and isinstance(first, Tensor) and autocasting(first.device.type):
+    if isinstance(first, Tensor) and autocasting(first.device.type):
         dtype = torch.get_autocast_dtype(first.device.type)
         tensors = {name: to_autocast(t, dtype) for name, t in tensors.items()}
     return same_kind(**tensors)
@@ -94,20 +96,13 @@ def broadcast_batch(trailing: Sequence[int], **tensors: Tensor) -> list[Tensor]:
     ]
 
 
-def gaussian(mu: Tensor, log_sigma: Tensor) -> list[Tensor]:
-    # The usual call, recognised at once: on small models the checks below would be a sixth of its time.
-    if (
-        isinstance(mu, Tensor)
-        and isinstance(log_sigma, Tensor)
-        and (dtype := mu.dtype) is log_sigma.dtype
-        and dtype in DTYPES
-        and (shape := mu.shape) == log_sigma.shape
-        and mu.device == log_sigma.device
-        and shape
-        and shape[-1] > 0
-    ):
+def gaussian(mu: Tensor, log_sigma: Tensor, alike: bool = False) -> list[Tensor]:
+    """Both of one shape; ``alike`` says that they are known to be tensors of one dtype on one device."""
+    if not alike:
+        mu, log_sigma = same_kind(mu=mu, log_sigma=log_sigma)
+    elif (shape := mu.shape) == log_sigma.shape and shape and shape[-1] > 0:
+        # The usual call, recognised at once: on small models the checks below would be a sixth of its time.
         return [mu, log_sigma]
-    mu, log_sigma = same_kind(mu=mu, log_sigma=log_sigma)
     same_features(mu=mu, log_sigma=log_sigma)
     return broadcast_batch((1, 1), mu=mu, log_sigma=log_sigma)
 
@@ -137,8 +132,10 @@ def is_packed(mu: Tensor, tril: Tensor) -> bool:
     )
 
 
-def triangular(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
-    mu, log_sigma, tril = same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
+def triangular(mu: Tensor, log_sigma: Tensor, tril: Tensor, alike: bool = False) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """All of one batch shape, and whether ``tril`` is packed; ``alike`` as :func:`gaussian` has it."""
+    if not alike:
+        mu, log_sigma, tril = same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
     same_features(mu=mu, log_sigma=log_sigma)
     packed = is_packed(mu, tril)
     mu, log_sigma, tril = broadcast_batch((1, 1, 1 if packed else 2), mu=mu, log_sigma=log_sigma, tril=tril)

@@ -154,7 +154,7 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
             if torch.compiler.is_compiling():
                 return backward(ctx, route, *d_outputs)
             if not torch.is_grad_enabled():
-                if route is backend.CPP and backend._C.are_plain(d_outputs):
+                if backend.can_call_directly(route, d_outputs):
                     return backward(ctx, route, *d_outputs)
                 if not torch._C._are_functorch_transforms_active():
                     d_outputs = tuple(_as_plain(g) for g in d_outputs)

@@ -171,7 +171,8 @@ def affine_flow(
         )
     named = {"z": z, "shift": shift} | ({} if scale_logit is None else {"scale_logit": scale_logit})
     route, routed = backend.route(impl, *named.values(), names=tuple(named))
-    named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
+    if not route.alike:
+        named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
     _checks.same_features(**named)
     z, shift, *rest = _checks.broadcast_batch((1,) * len(named), **named)
     if route.impl == "reference":

@@ -210,8 +210,9 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         torch.Size([5, 3])
     """
     route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
-    z, mu, log_sigma = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma)
-    mu, log_sigma = _checks.gaussian(mu, log_sigma)
+    if not route.alike:
+        z, mu, log_sigma = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma)
+    mu, log_sigma = _checks.gaussian(mu, log_sigma, alike=True)
     z, mu, log_sigma = _checks.foreign_points(z, (mu, log_sigma), (1, 1))
     if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma)
@@ -268,7 +269,8 @@ def diag_gaussian_kl(
     if prior_mu is not None and prior_log_sigma is not None:
         named |= {"prior_mu": prior_mu, "prior_log_sigma": prior_log_sigma}
     route, routed = backend.route(impl, *named.values(), names=tuple(named))
-    named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
+    if not route.alike:
+        named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
     _checks.same_features(**named)
     parameters = _checks.broadcast_batch([1] * len(named), **named)
     if route.impl == "reference":

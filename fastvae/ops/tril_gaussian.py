@@ -245,7 +245,7 @@ def tril_gaussian_rsample(
     """
     names = ("mu", "log_sigma", "tril", "eps")
     route, (mu, log_sigma, tril, eps) = backend.route(impl, mu, log_sigma, tril, eps, names=names, eps=eps)
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
     sample_shape = _checks.sample_shape_of(sample_shape)
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:

@@ -199,8 +199,9 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
     route, (z, mu, log_sigma, tril) = backend.route(
         impl, z, mu, log_sigma, tril, names=("z", "mu", "log_sigma", "tril")
     )
-    z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    if not route.alike:
+        z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, alike=True)
     z, mu, log_sigma, tril = _checks.foreign_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
     if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma, tril, packed)
@@ -244,7 +245,7 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
         tensor([3., 3.])
     """
     route, (mu, log_sigma, tril) = backend.route(impl, mu, log_sigma, tril, names=("mu", "log_sigma", "tril"))
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril)
+    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
     if route.impl == "reference":
         return reference.kl(mu, log_sigma, tril, packed)
     batch, d = mu.shape[:-1], mu.shape[-1]
