@@ -217,7 +217,7 @@ def test_draws_parameters_anew(subject, draw):
         among = torch.stack([state[name] for state in many]).double()
         low, high = among.amin(0), among.amax(0)
         margin = high - low
-        assert (t >= low - margin).all() and (t <= high + margin).all(), name
+        assert ((t >= low - margin) & (t <= high + margin)).all(), name
 
 
 def roots_with_their_own():
@@ -251,17 +251,21 @@ def test_a_triangle_starts_small_again(draw):
         head = layers.TriangularGaussianHead(4, D, tril_init_scale=0.0)
     head.to_empty(device="cpu")
     draw(head)
-    assert (head.linear.weight[2 * D :] == 0).all() and (head.linear.bias[2 * D :] == 0).all()
-    assert (head.linear.weight[: 2 * D] != 0).all() and (head.linear.bias[: 2 * D] != 0).all()
+    assert (head.linear.weight[2 * D :] == 0).all()
+    assert (head.linear.bias[2 * D :] == 0).all()
+    assert (head.linear.weight[: 2 * D] != 0).all()
+    assert (head.linear.bias[: 2 * D] != 0).all()
 
 
 def test_a_reset_flow_starts_near_the_identity_after_a_first_batch_too():
     flow = layers.InverseAutoregressiveFlow(D, (8,), weight_norm=True)
     flow(torch.randn(16, D))
     flow.apply(reset)
-    assert (flow.networks[0].layers[-1].bias[D:] > 1.0).all() and not flow.networks[0].initialized
+    assert (flow.networks[0].layers[-1].bias[D:] > 1.0).all()
+    assert not flow.networks[0].initialized
     flow(torch.randn(16, D))
-    assert (flow.networks[0].layers[-1].bias[D:] > 1.0).all() and flow.networks[0].initialized
+    assert (flow.networks[0].layers[-1].bias[D:] > 1.0).all()
+    assert flow.networks[0].initialized
 
 
 @pytest.mark.parametrize("subject", [s for s in MODULES if s.build().state_dict()], ids=str)
@@ -287,7 +291,8 @@ def test_checkpoints_that_held_a_truth_value(done):
     state = original.state_dict() | {"initialized": torch.tensor(done)}
     module = layers.MADE(D, (8,), weight_norm=True)
     module.load_state_dict(state, strict=True)
-    assert module.initialized.dtype == torch.int64 and bool(module.initialized) == done
+    assert module.initialized.dtype == torch.int64
+    assert bool(module.initialized) == done
     before = module.layers[0].weight_gain.clone()
     module(torch.randn(8, D))
     assert torch.equal(module.layers[0].weight_gain, before) == done
