@@ -71,6 +71,7 @@ class MadeStructure:
     # How many units of each of these layers have a degree of at most 0, 1, ..., D.
     counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
+    _orders: IntegerConstants = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.features < 1:
@@ -101,6 +102,8 @@ class MadeStructure:
         object.__setattr__(self, "degrees", (inputs, *self.hidden_degrees, outputs))
         object.__setattr__(self, "counts", tuple(_counts_up_to(self.features, layer) for layer in self.degrees))
         object.__setattr__(self, "_constants", IntegerConstants(*self.degrees))
+        orders = [sorted(range(len(layer)), key=layer.__getitem__) for layer in self.degrees]
+        object.__setattr__(self, "_orders", IntegerConstants(*orders))
 
     @property
     def output_features(self) -> int:
@@ -109,6 +112,10 @@ class MadeStructure:
     def degree_tensors(self, device: torch.device | str | None = None) -> list[Tensor]:
         """``degrees`` as int64 tensors, made once for each device."""
         return self._constants.on(torch.device("cpu") if device is None else torch.device(device))
+
+    def order_tensors(self, device: torch.device) -> list[Tensor]:
+        """The units of each of these layers by ascending degree, int64, made once for each device."""
+        return self._orders.on(device)
 
     def place_tensor(self, device: torch.device) -> Tensor:
         """Place of each feature in the order, int64."""

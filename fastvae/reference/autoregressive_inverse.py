@@ -40,9 +40,8 @@ def autoregressive_inverse(
 ) -> tuple[Tensor, Tensor]:
     """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
     parameters = factors_of(parameters, structure)
-    degrees = parameters.degrees or structure.degree_tensors(z.device)
     # Units by ascending degree, so that those known are always the first ones.
-    orders = [d.argsort(stable=True) for d in degrees]
+    orders = structure.order_tensors(z.device)
     weights = [
         (weight if scale is None else weight * scale.unsqueeze(-1))[orders[i + 1]][:, orders[i]]
         for i, (weight, scale) in enumerate(zip(parameters.weights, parameters.weight_scales, strict=True))
@@ -54,9 +53,11 @@ def autoregressive_inverse(
     counts = structure.counts
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
-    differentiable = torch.is_grad_enabled()
-    growing = [_Growing(z, len(d), differentiable) for d in degrees[:-1]]  # of each layer's inputs
-    streams = [_Growing(z, len(d), differentiable) for d in degrees[:-1]]  # before the activation, with residual only
+    # A trace is made without gradients, but serves with them.
+    differentiable = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+    widths = [len(layer) for layer in structure.degrees[:-1]]
+    growing = [_Growing(z, width, differentiable) for width in widths]  # of each layer's inputs
+    streams = [_Growing(z, width, differentiable) for width in widths]  # before the activation, with residual only
 
     def rows(layer: int, begin: int, end: int) -> Tensor:
         inputs = growing[layer].known()
