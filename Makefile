@@ -79,5 +79,5 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train,test,lint,bench,peers,compress]' scikit-build-core nanobind cmake ninja
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train,test,lint,bench,peers,ecosystem,compress]' scikit-build-core nanobind cmake ninja
 	touch $@

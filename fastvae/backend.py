@@ -154,8 +154,8 @@ def route(
     """Who runs a call on ``tensors``, and the tensors as it takes them; None stays None.
 
     Kernels get plain tensors only. Where autograd can follow, lazy negation is carried out, a quantised tensor
-    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use; ``floats`` says
-    how many tensors, the first ones, must be of one dtype.
+    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use; ``floats``
+    says how many tensors, the first ones, must be of one dtype.
 
     Raises:
         TypeError: a tensor is sparse or nested.

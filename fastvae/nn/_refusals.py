@@ -25,4 +25,4 @@ def check_linear(name: str, t: Tensor, layer: nn.Module) -> None:
     """As :func:`check_meta`, for a linear layer; hooks, or another forward, may bring its weight in time."""
     if type(layer).forward is nn.Linear.forward and layer.weight.is_meta is not t.is_meta:
         if "forward" not in layer.__dict__ and not has_hooks(layer):
-            check_meta(name, t, layer.weight)
+            check_meta(name, t, layer.weight)  # type: ignore[arg-type]

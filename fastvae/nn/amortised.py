@@ -92,6 +92,11 @@ def check_sizes(features: int, context_features: int) -> tuple[int, int]:
     return integer("features", features, 1), integer("context_features", context_features, 0)
 
 
+def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``(*, I, J)`` times ``(*, J)``; of one matrix without the batch a plain product."""
+    return vector @ matrix.mT if matrix.dim() == 2 else torch.einsum("...ij,...j->...i", matrix, vector)
+
+
 def log_of_positive(value: Tensor) -> Tensor:
     """log of a number that is positive but for rounding."""
     return value.clamp(min=torch.finfo(value.dtype).tiny).log()

@@ -85,6 +85,11 @@ def plus(x: Tensor, condition: Tensor | None) -> Tensor:
     return x + condition
 
 
+def is_plain(weight: Any) -> bool:
+    # A weight that torch.fx records has no dispatch at all.
+    return getattr(type(weight), "__torch_dispatch__", None) in (None, Tensor.__torch_dispatch__)
+
+
 @torch.fx.wrap
 def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
@@ -151,8 +156,13 @@ class Conditioning(nn.Module):
         if not self.context_features:
             condition: Tensor = self.layer(context)
             return condition
-        if type(self.layer).forward is not nn.Linear.forward or has_hooks(self.layer):
-            # Its own call does more than a product with its weight.
+        if (
+            type(self.layer).forward is not nn.Linear.forward
+            or has_hooks(self.layer)
+            or not is_plain(self.layer.weight)
+        ):
+            # Its own call does more than a product with its weight, or knows a weight, quantised for one, that a
+            # convolution does not.
             return self.layer(context)[:, :, None, None]
         return projected(context, self.layer.weight, self.impl)[:, :, None, None]
 

@@ -114,6 +114,8 @@ class _Parameters(nn.Linear):
 class _GaussianHead(nn.Module):
     """One linear layer for all parameters of a posterior: ``mu``, ``log_sigma`` and what a subclass adds."""
 
+    _kind_of_layer = nn.Linear
+
     def __init__(
         self,
         in_features: int,
@@ -132,7 +134,7 @@ class _GaussianHead(nn.Module):
         self.log_sigma_bounds = None if log_sigma_bounds is None else _checked_bounds(log_sigma_bounds)
         self.impl = impl
         self._sizes = [latent_features, latent_features, extra_parameters]
-        self.linear = _Parameters(in_features, sum(self._sizes), device=device, dtype=dtype)
+        self.linear = self._kind_of_layer(in_features, sum(self._sizes), device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws the initial weights again."""
@@ -250,6 +252,8 @@ class TriangularGaussianHead(_GaussianHead):
         >>> z.shape, log_q.shape, posterior.tril.shape
         (torch.Size([4, 8]), torch.Size([4]), torch.Size([4, 28]))
     """
+
+    _kind_of_layer = _Parameters
 
     def __init__(
         self,

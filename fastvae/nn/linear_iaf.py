@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference.diag_gaussian import full_precision
 from ..reference.tril_gaussian import strictly_lower
-from .amortised import AmortisedFlow, check_sizes
+from .amortised import AmortisedFlow, check_sizes, matvec
 
 __all__ = ["LinearInverseAutoregressiveFlow"]
 
@@ -61,7 +61,7 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
         y, packed = self._prepare(z, context)
         lower = strictly_lower(packed, self.features, packed=True)
         with full_precision(y.device.type):
-            out = y + torch.einsum("...ij,...j->...i", lower, y)
+            out = y + matvec(lower, y)
         return out.to(z.dtype), y.new_zeros(y.shape[:-1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -177,9 +177,10 @@ class MADE(DiscreteFeatures):
         """
         if not self._wants_initialization or not self.training or x.is_meta:
             return False
-        # Read from the device once: a capture of a CUDA graph could not wait for it, nor a compiler follow it.
-        self._wants_initialization = False
+        # Read from the device once: a capture of a CUDA graph could not wait for it, nor a compiler follow it. A batch
+        # that is refused, here or in initialize, leaves it to the next one.
         if not torch.compiler.is_compiling() and bool(self.initialized):
+            self._wants_initialization = False
             return False
         replicas = replicas_of_first_batch()
         self.initialize(x, context)

@@ -64,8 +64,8 @@ class MaskedConv2d(nn.Conv2d):
 
     Raises:
         TypeError: ``mask_type`` comes by position, or degrees are no integers.
-        ValueError: a stride other than 1, padding of another mode, or any of the errors of
-            :func:`fastvae.functional.masked_conv2d`.
+        ValueError: a stride other than 1, padding of another mode, a mask that keeps no weight, or any of the errors
+            of :func:`fastvae.functional.masked_conv2d`.
 
     Reference:
         *Pixel Recurrent Neural Networks* (van den Oord, Kalchbrenner, Kavukcuoglu, 2016).
@@ -131,6 +131,12 @@ class MaskedConv2d(nn.Conv2d):
         self._constants = lowered_constants(
             self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees
         )
+        if not self.structure.taps:
+            raise ValueError(
+                f"mask_type={mask_type!r} keeps no weight of a kernel of {self.kernel_size}: take a larger one, or "
+                "another type. Adapters such as LoRA make such a layer beside a MaskedConv2d, whose mask they do not "
+                "know: adapt its weight by torch.nn.utils.parametrize, or wrap the whole network"
+            )
 
     def reset_parameters(self) -> None:
         """Draws the initial weights again."""

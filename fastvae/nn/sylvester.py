@@ -12,7 +12,7 @@ from .._constants import IntegerConstants
 from .._integers import integer, integers
 from ..reference.diag_gaussian import full_precision
 from ..reference.tril_gaussian import strictly_lower
-from .amortised import AmortisedFlow, check_sizes, log_of_positive
+from .amortised import AmortisedFlow, check_sizes, log_of_positive, matvec
 from .householder import reflect
 
 __all__ = ["SylvesterFlow"]
@@ -26,10 +26,6 @@ def orthogonalise(matrix: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         matrix = 1.5 * matrix - 0.5 * matrix @ (matrix.mT @ matrix)
     return matrix
-
-
-def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    return torch.einsum("...ij,...j->...i", matrix, vector)
 
 
 class SylvesterFlow(AmortisedFlow):

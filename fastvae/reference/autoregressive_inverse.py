@@ -66,9 +66,13 @@ def sweep(
     counts = structure.counts
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
-    # Autograd follows no writes in place, and vmap none of what is mapped into what is not.
+    # Autograd follows no writes in place, and vmap none of what is mapped into what is not. A trace is made without
+    # gradients, but serves with them.
     writable = not (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
     )
     growing = [_Growing(like, len(d), writable) for d in structure.degrees[:-1]]  # of each layer's inputs
     # Before the activation, with residual only.

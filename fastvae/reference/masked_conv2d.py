@@ -39,7 +39,9 @@ def mask_of(
     counts = ((tap >= first) & (tap <= last)).expand(outputs, inputs, -1)
     if in_degrees is not None and out_degrees is not None:
         rule = in_degrees.view(groups, 1, inputs) <= out_degrees.view(groups, outputs // groups, 1)
-        counts = torch.where(tap == origin_tap, rule.reshape(outputs, inputs, 1), counts)
+        # No torch.where of truth values, which ONNX runtimes lack.
+        at_origin = tap == origin_tap
+        counts = (rule.reshape(outputs, inputs, 1) & at_origin) | (counts & ~at_origin)
     return counts.reshape(outputs, inputs, height, width)
 
 
