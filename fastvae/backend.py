@@ -165,7 +165,8 @@ def route(
     """
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
     if eps is None and runs_cpp(impl) and (known := _SEEN[_C.look(tensors, floats)]) is not None:
-        return known, tensors
+        # A tensor that is absent, and must not be, is found by the checks.
+        return (CPP if any(t is None for t in tensors) else known), tensors
     # What is no tensor is left to the checks of the op.
     plain = [as_plain(t, _name_of(i, names)) if isinstance(t, Tensor) else t for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
