@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,11 +50,13 @@ def define(
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
     adapt: Callable[..., Any] | None = None,
+    dispatched: Callable[..., Any] | None = None,
 ) -> Op:
     """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``.
 
     A launcher may return None for an output that there is not; the dispatcher, which knows tensors only, hands out an
-    empty one. ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's.
+    empty one. ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's, and
+    ``dispatched(launcher, *args)`` the CPU launcher where the dispatcher calls it.
     """
     name = schema.partition("(")[0]
 
@@ -63,7 +66,7 @@ def define(
         return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _without_none(cpu), "CPU")
+    _LIBRARY.impl(name, _without_none(cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
     _LIBRARY.impl(name, _without_none(triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)

@@ -5,7 +5,7 @@ On a GPU the network is a chain of :func:`fastvae.functional.masked_linear`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,17 @@ from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
 
-def saved_shape(n: int, degrees: Tensors, structure: Sequence[int]) -> tuple[int, int, int]:
+def saved_size(n: int, degrees: Tensors, structure: Sequence[int]) -> int:
     widths = [d.shape[0] for d in degrees]
-    return (n + LANES - 1) // LANES, saved_rows(widths, structure[2], bool(structure[4])), LANES
+    return (n + LANES - 1) // LANES * saved_rows(widths, structure[2], bool(structure[4])) * LANES
+
+
+def dispatched_fwd(
+    launcher: Callable[..., tuple[Tensor, Tensor, Tensor | None]], *args: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As the dispatcher calls it: what is saved is flat, since a compiler would ask whether there is one block."""
+    out, log_det, saved = launcher(*args)
+    return out, log_det, None if saved is None else saved.view(-1)
 
 
 def fwd_cpu(
@@ -63,7 +71,7 @@ def fwd_fake(
     n, alone = x.shape[0], structure[3] == 0
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     out = x.new_empty((n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
-    saved = x.new_empty(saved_shape(n, degrees, structure), dtype=wide) if keep else x.new_empty(0)
+    saved = x.new_empty(saved_size(n, degrees, structure), dtype=wide) if keep else x.new_empty(0)
     return out, x.new_empty(0 if alone else n, dtype=wide), saved
 
 
@@ -119,7 +127,7 @@ def _bwd_fake(
 NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
-    module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake,
+    module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake, dispatched=dispatched_fwd,
 )  # fmt: skip
 # `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
 # whether its gradient is wanted; those of all layers are computed where one of them is.

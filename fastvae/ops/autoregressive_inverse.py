@@ -41,6 +41,7 @@ def _bwd_cpu(
 FWD = define(
     f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor x, Tensor log_det, Tensor saved)",
     module="autoregressive_inverse", cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake,
+    dispatched=autoregressive_flow.dispatched_fwd,
 )  # fmt: skip
 BWD = define(
     "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
