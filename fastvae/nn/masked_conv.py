@@ -43,8 +43,8 @@ class MaskedConv2d(nn.Conv2d):
             :class:`torch.nn.Conv2d`. With ``padding="same"`` the origin lies over the output's own pixel.
         stride: must be 1.
         padding_mode: must be ``"zeros"``.
-        mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``; by name only, since other libraries put it
-            first or after the kernel's size.
+        mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``; ``"A"`` by default. By name only, since
+            other libraries put it first or after the kernel's size.
         num_colors: colours that channels are divided into.
         color_layout: ``"contiguous"`` or ``"interleaved"``.
         in_degrees: degree of each input channel, in place of its colour.
@@ -64,8 +64,8 @@ class MaskedConv2d(nn.Conv2d):
 
     Raises:
         TypeError: ``mask_type`` comes by position, or degrees are no integers.
-        ValueError: a stride other than 1, padding of another mode, a mask that keeps no weight, or any of the errors
-            of :func:`fastvae.functional.masked_conv2d`.
+        ValueError: a stride other than 1, padding of another mode, no ``mask_type`` for a kernel of which ``"A"``
+            keeps no weight, or any of the errors of :func:`fastvae.functional.masked_conv2d`.
 
     Reference:
         *Pixel Recurrent Neural Networks* (van den Oord, Kalchbrenner, Kavukcuoglu, 2016).
@@ -90,7 +90,7 @@ class MaskedConv2d(nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
         *,
-        mask_type: str = "A",
+        mask_type: str | None = None,
         num_colors: int = 1,
         color_layout: str = "contiguous",
         in_degrees: Sequence[int] | Tensor | None = None,
@@ -125,17 +125,18 @@ class MaskedConv2d(nn.Conv2d):
         self.activation, self.impl = activation, impl
         height, width = self.kernel_size
         self.structure: ConvStructure = structure_of(
-            (height, width), mask_type, origin, order, num_colors, color_layout, in_degrees, out_degrees
-        )
+            (height, width), "A" if mask_type is None else mask_type, origin, order, num_colors, color_layout,
+            in_degrees, out_degrees,
+        )  # fmt: skip
         padding_of(padding, self.structure, (1, 1))
         self._constants = lowered_constants(
             self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees
         )
-        if not self.structure.taps:
+        if mask_type is None and not self.structure.taps:
             raise ValueError(
-                f"mask_type={mask_type!r} keeps no weight of a kernel of {self.kernel_size}: take a larger one, or "
-                "another type. Adapters such as LoRA make such a layer beside a MaskedConv2d, whose mask they do not "
-                "know: adapt its weight by torch.nn.utils.parametrize, or wrap the whole network"
+                f"mask_type must be given for a kernel of {self.kernel_size}, of which the default 'A' keeps no "
+                "weight, got None. Adapters such as LoRA make such a layer beside a MaskedConv2d, whose mask they do "
+                "not know: adapt its weight by torch.nn.utils.parametrize, or wrap the whole network"
             )
 
     def reset_parameters(self) -> None:

@@ -247,6 +247,14 @@ def test_the_type_is_that_of_a_first_layer_unless_named():
     assert MaskedConv2d(1, 8, 7).mask_type == "A"
 
 
+def test_a_kernel_without_weights_is_meant_when_its_type_is_named():
+    x = torch.randn(2, 3, 4, 4)
+    layer = layer_of((1, 1), mask_type="A")
+    torch.testing.assert_close(layer(x), layer.bias.view(1, 6, 1, 1).expand(2, 6, 4, 4))
+    with pytest.raises(ValueError, match=r"mask_type must be given for a kernel of \(1, 1\)"):
+        MaskedConv2d(3, 6, 1)
+
+
 ERRORS = [
     ({"mask_type": "C"}, ValueError, "mask_type"),
     ({"mask_type": "A", "stride": 2}, ValueError, "stride"),
