@@ -87,20 +87,23 @@ Matrix<T> rows_of(const TensorView& t) {
   return {t.as<const T>(), t.stride[0]};
 }
 
-// What a look at `tensors`, of which None is an absent one, and at what goes on around tells of a call.
+// What a look at the tensors of a call, of which None is an absent one, and at what goes on around tells.
 enum class Look {
   kNotPlain,  // somebody must see the op, or the kernels cannot read a tensor as it is
   kPlain,     // the kernels can be called without torch's dispatcher
-  kAlike,     // also, the first `floats` tensors are of one floating-point type
+  kAlike,     // also, the first `required` ones are there, and the first `floats` ones of one floating-point type
 };
 
-int look(nb::handle tensors, size_t floats) {
+int look(nb::handle tensors, size_t floats, size_t required) {
   if (is_watched()) return static_cast<int>(Look::kNotPlain);
   const Items given(tensors);
   int first = 0;
   bool alike = true;
   for (size_t i = 0; i < given.size(); ++i) {
-    if (given[i].is_none()) continue;
+    if (given[i].is_none()) {
+      alike &= i >= required;
+      continue;
+    }
     int floating = 0;
     if (!is_plain(given[i]) || !is_readable(given[i], floating)) return static_cast<int>(Look::kNotPlain);
     if (i >= floats) continue;

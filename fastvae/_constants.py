@@ -27,7 +27,7 @@ class IntegerConstants:
     """
 
     def __init__(self, *vectors: Iterable[int] | None) -> None:
-        self.vectors = [None if vector is None else tuple(vector) for vector in vectors]
+        self.vectors = tuple(None if vector is None else tuple(vector) for vector in vectors)
         self._made: dict[torch.device, list[Any]] = {}
 
     def on(self, device: torch.device) -> list[Any]:

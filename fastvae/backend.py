@@ -150,12 +150,13 @@ def route(
     names: Sequence[str] = (),
     eps: Tensor | None = None,
     floats: int = 1000,
+    required: int = 1000,
 ) -> tuple[Route, Sequence[Any]]:
     """Who runs a call on ``tensors``, and the tensors as it takes them; None stays None.
 
     Kernels get plain tensors only. Where autograd can follow, lazy negation is carried out, a quantised tensor
-    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use; ``floats``
-    says how many tensors, the first ones, must be of one dtype.
+    is dequantised, and a subclass is seen as the tensor that it is. ``names`` are those that errors use. The
+    first ``floats`` tensors must be of one dtype, the first ``required`` ones must be there.
 
     Raises:
         TypeError: a tensor is sparse or nested.
@@ -164,9 +165,8 @@ def route(
             why.
     """
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
-    if eps is None and runs_cpp(impl) and (known := _SEEN[_C.look(tensors, floats)]) is not None:
-        # A tensor that is absent, and must not be, is found by the checks.
-        return (CPP if any(t is None for t in tensors) else known), tensors
+    if eps is None and runs_cpp(impl) and (known := _SEEN[_C.look(tensors, floats, required)]) is not None:
+        return known, tensors
     # What is no tensor is left to the checks of the op.
     plain = [as_plain(t, _name_of(i, names)) if isinstance(t, Tensor) else t for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
@@ -177,7 +177,7 @@ def route(
 
 def can_call_directly(route: Route, gradients: Sequence[Tensor]) -> bool:
     """Whether the C++ kernels of a call's backward pass may be called for ``gradients`` without the dispatcher."""
-    return (route is CPP or route is _ALIKE) and _C.look(gradients, 0) > 0
+    return (route is CPP or route is _ALIKE) and _C.look(gradients, 0, 0) > 0
 
 
 def route_of(chosen: str, *tensors: Tensor) -> Route:

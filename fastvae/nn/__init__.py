@@ -1,5 +1,6 @@
 """Layers."""
 
+from ._replicas import shared_first_batch
 from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
 from .code_embedding import CodeEmbedding
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
@@ -47,4 +48,5 @@ __all__ = [
     "SylvesterFlow",
     "TriangularGaussianHead",
     "check_autoregressive",
+    "shared_first_batch",
 ]

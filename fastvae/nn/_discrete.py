@@ -80,9 +80,8 @@ class DiscreteFeatures(nn.Module):
     features: int
     context_features: int
     masked_layers: Any
-    parameters_of_layers: Any
     context_term: Any
-    is_fusable: Any
+    fused_parameters: Any
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Log-probability of discrete features, whose logits the network's outputs are.
@@ -166,10 +165,10 @@ class DiscreteFeatures(nn.Module):
             codes = draw(params, uniforms[:, feature : feature + 1].to(params.dtype), temperature)
             return codes.to(x.dtype) / (levels - 1)
 
-        if self.is_fusable() and not has_hooks(self):
+        parameters = None if has_hooks(self) else self.fused_parameters()
+        if parameters is not None:
             term = self.context_term(x, context)
             term = None if term is None else term.expand(n, -1)
-            parameters = self.parameters_of_layers()
             with full_precision(device.type):
                 x = sweep(x, term, parameters, self.structure, find)
         else:

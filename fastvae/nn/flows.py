@@ -13,6 +13,7 @@ from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
+from ..reference.made import MadeParameters
 from ._hooks import has_hooks, has_hooks_on_all
 from ._start import Start, start_as
 from .made import MADE, places_of
@@ -117,11 +118,14 @@ class _AutoregressiveSteps(nn.Module):
 
     def _parallel(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
-        for module, network in zip(self.networks, self.steps(), strict=True):
+        observed = has_hooks_on_all()
+        for i, module in enumerate(self._modules["networks"]._modules.values()):
+            network = _network_in(module, i)
             if network.prepare(z, context):
                 self._near_identity().apply(network.masked_layers()[-1])
-            if _is_fusable(module, network) and not has_hooks_on_all():
-                term, parameters = network.context_term(z, context), network.parameters_of_layers()
+            parameters = None if observed else _fused_parameters(module, network)
+            if parameters is not None:
+                term = network.context_term(z, context)
                 z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
             else:
                 z, log_det = self._affine(z, _called(module, z, context), inverse=False)
@@ -132,10 +136,9 @@ class _AutoregressiveSteps(nn.Module):
     def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for module, network in reversed(list(zip(self.networks, self.steps(), strict=True))):
-            if _is_fusable(module, network):
-                term, parameters, structure = (
-                    network.context_term(z, context), network.parameters_of_layers(), network.structure
-                )  # fmt: skip
+            parameters = _fused_parameters(module, network)
+            if parameters is not None:
+                term, structure = network.context_term(z, context), network.structure
                 z, log_det = autoregressive_inverse(z, term, parameters, structure, kind=self.kind, impl=self.impl)
             else:
                 z, log_det = self._sweep_by_calls(module, network, z, context)
@@ -178,9 +181,11 @@ def _called(module: nn.Module, z: Tensor, context: Tensor | None) -> Tensor:
     return params
 
 
-def _is_fusable(module: nn.Module, network: MADE) -> bool:
-    own = module is network and type(module).forward is MADE.forward and "forward" not in module.__dict__
-    return own and not has_hooks(module) and network.is_fusable()
+def _fused_parameters(module: nn.Module, network: MADE) -> MadeParameters | None:
+    """Those of one call of a step's op, None where the network's own call does more."""
+    if module is not network or type(module).forward is not MADE.forward or "forward" in module.__dict__:
+        return None
+    return None if has_hooks(module) else network.fused_parameters()
 
 
 class InverseAutoregressiveFlow(_AutoregressiveSteps):

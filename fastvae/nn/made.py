@@ -127,26 +127,29 @@ class MADE(DiscreteFeatures):
         """
         return [layer if isinstance(layer, MaskedLinear) else _wrapped(layer, i) for i, layer in enumerate(self.layers)]
 
-    def is_fusable(self) -> bool:
-        """Whether one call of the network's op does what calls of its layers do: none has hooks or another forward."""
-        return all(
-            type(layer).forward is MaskedLinear.forward
-            and layer.activation is None
-            and (layer.weight_gain is not None) is self._weight_norm
-            and _has_degrees(layer, self.structure.degrees[i : i + 2])
-            and "forward" not in layer.__dict__
-            and not has_hooks(layer)
-            for i, layer in enumerate(self.layers)
-        )
+    def fused_parameters(self) -> MadeParameters | None:
+        """What one call of the network's op takes in place of calls of its layers.
 
-    def parameters_of_layers(self) -> MadeParameters:
-        layers = self.masked_layers()
-        return MadeParameters(
-            [layer.weight for layer in layers],
-            [layer.bias for layer in layers],
-            [layer.weight_gain for layer in layers],
-            normalized=self._weight_norm,
-        )
+        None where such a call would do something else: a layer has hooks, or another forward than its class.
+        """
+        weights, biases, gains = [], [], []
+        degrees = self.structure.degrees
+        for i, layer in enumerate(self._modules["layers"]._modules.values()):
+            if type(layer).forward is not MaskedLinear.forward or has_hooks(layer):
+                return None
+            own = layer.__dict__
+            if "forward" in own or own["activation"] is not None or not _has_degrees(own["degrees"], degrees, i):
+                return None
+            # Looked up by hand: a module finds its parameters after all else, which takes as long as a kernel's call.
+            # A parametrisation's are properties.
+            found = own["_parameters"]
+            gain = found["weight_gain"] if "weight_gain" in found else layer.weight_gain
+            if (gain is not None) is not self._weight_norm:
+                return None
+            weights.append(found["weight"] if "weight" in found else layer.weight)
+            biases.append(found["bias"] if "bias" in found else layer.bias)
+            gains.append(gain)
+        return MadeParameters(weights, biases, gains, normalized=self._weight_norm)
 
     def context_term(self, x: Tensor, context: Tensor | None) -> Tensor | None:
         """What the context adds to the first layer, ``(*, width)``, for inputs ``x`` ``(*, D)``.
@@ -170,7 +173,8 @@ class MADE(DiscreteFeatures):
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:
         """With weight normalisation: sets gains and biases from the first batch in training mode; whether it did.
 
-        Processes of a :class:`torch.nn.parallel.DistributedDataParallel` take those of its first process.
+        Processes of a :class:`torch.nn.parallel.DistributedDataParallel`, or in a
+        :func:`fastvae.nn.shared_first_batch`, take those of their first process.
 
         Raises:
             RuntimeError: the first batch comes in one of several processes, and nothing keeps them equal.
@@ -212,8 +216,9 @@ class MADE(DiscreteFeatures):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         term = self.context_term(x, context)
         self.prepare(x, context)
-        if self.is_fusable() and not has_hooks_on_all():
-            params = made(x, term, self.parameters_of_layers(), self.structure, impl=self.impl)
+        parameters = None if has_hooks_on_all() else self.fused_parameters()
+        if parameters is not None:
+            params = made(x, term, parameters, self.structure, impl=self.impl)
         else:
             params = self._layer_by_layer(x, term, lambda layer, h, _: layer(h))
         return self.structure.split(params)
@@ -292,10 +297,9 @@ def widths_of(name: str, widths: Sequence[int]) -> list[int]:
     return found
 
 
-def _has_degrees(layer: MaskedLinear, degrees: tuple[tuple[int, ...], ...]) -> bool:
+def _has_degrees(own: tuple[tuple[int, ...], ...], degrees: Sequence[tuple[int, ...]], layer: int) -> bool:
     # The layer that the network made holds the very same tuples: no need to compare their numbers.
-    own = layer.degrees
-    return (own[0] is degrees[0] and own[1] is degrees[1]) or own == degrees
+    return (own[0] is degrees[layer] and own[1] is degrees[layer + 1]) or own == tuple(degrees[layer : layer + 2])
 
 
 def _wrapped(layer: nn.Module, index: int) -> MaskedLinear:

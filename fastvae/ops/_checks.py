@@ -51,15 +51,20 @@ def readable(**tensors: Any) -> list[Any]:
     return [backend.as_plain(t, name) if isinstance(t, Tensor) else t for name, t in tensors.items()]
 
 
-def for_products(**tensors: Tensor) -> list[Tensor]:
-    """As :func:`same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``."""
-    if not torch._C._is_any_autocast_enabled():
-        return same_kind(**tensors)
-    first = next(iter(tensors.values()))
-    if isinstance(first, Tensor) and autocasting(first.device.type):
-        dtype = torch.get_autocast_dtype(first.device.type)
-        tensors = {name: to_autocast(t, dtype) for name, t in tensors.items()}
-    return same_kind(**tensors)
+def for_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: Tensor | None) -> tuple[Any, ...]:
+    """As :func:`same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``.
+
+    None stays None. ``alike`` says that all are known to be tensors of one dtype on one device.
+    """
+    under_autocast = torch._C._is_any_autocast_enabled()
+    if alike and not under_autocast:
+        return (x, weight, *optional.values())
+    named = {"x": x, "weight": weight} | {name: t for name, t in optional.items() if t is not None}
+    if under_autocast and isinstance(x, Tensor) and autocasting(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        named = {name: to_autocast(t, dtype) for name, t in named.items()}
+    found = dict(zip(named, same_kind(**named), strict=True))
+    return (found["x"], found["weight"], *[found.get(name) for name in optional])
 
 
 def to_autocast(t: Any, dtype: torch.dtype) -> Any:

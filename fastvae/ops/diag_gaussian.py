@@ -219,7 +219,8 @@ def diag_gaussian_rsample(
         >>> z.shape, log_q.shape
         (torch.Size([3, 4, 8]), torch.Size([3, 4]))
     """
-    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=("mu", "log_sigma", "eps"), eps=eps)
+    names = ("mu", "log_sigma", "eps")
+    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=names, eps=eps, floats=2, required=2)
     mu, log_sigma = _checks.gaussian(mu, log_sigma, route.alike)
     sample_shape = _checks.sample_shape_of(sample_shape)
     row_offset = _checks.row_offset_of(row_offset)

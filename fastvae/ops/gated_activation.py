@@ -156,9 +156,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
     """
     if kind not in KIND_IDS:
         raise ValueError(f"kind must be one of {', '.join(KIND_IDS)}, got {kind!r}")
-    route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"))
-    if condition is None:
-        (x,) = (x,) if route.alike else _checks.same_kind(x=x)
+    route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"), required=1)
+    if not route.alike and condition is None:
+        (x,) = _checks.same_kind(x=x)
     elif not route.alike:
         x, condition = _checks.same_kind(x=x, condition=condition)
     if x.dim() != 4 or x.shape[1] == 0 or x.shape[1] % 2:

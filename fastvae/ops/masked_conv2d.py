@@ -347,12 +347,10 @@ def masked_conv2d_of(
     """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lowered_degrees`."""
     activation = activation_of(activation)
     route, (x, weight, bias, in_degrees, out_degrees) = backend.route(
-        impl, x, weight, bias, in_degrees, out_degrees, names=("x", "weight", "bias", "in_degrees", "out_degrees")
-    )
-    if bias is None:
-        x, weight = _checks.for_products(x=x, weight=weight)
-    else:
-        x, weight, bias = _checks.for_products(x=x, weight=weight, bias=bias)
+        impl, x, weight, bias, in_degrees, out_degrees,
+        names=("x", "weight", "bias", "in_degrees", "out_degrees"), floats=3, required=2,
+    )  # fmt: skip
+    x, weight, bias = _checks.for_products(x, weight, bias=bias, alike=route.alike)
     step = pair("dilation", dilation, 1)
     zeros = padding_of(padding, structure, step)
     check_shapes(x, weight, bias, zeros, step, groups)

@@ -231,13 +231,11 @@ def masked_linear(
     activation = activation_of(activation)
     route, (x, weight, bias, weight_scale, in_degrees, out_degrees) = backend.route(
         impl, x, weight, bias, weight_scale, in_degrees, out_degrees,
-        names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"),
+        names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"), floats=4, required=2,
     )  # fmt: skip
-    named = {"x": x, "weight": weight} | {
-        name: t for name, t in (("bias", bias), ("weight_scale", weight_scale)) if t is not None
-    }
-    cast = dict(zip(named, _checks.for_products(**named), strict=True))
-    x, weight, bias, weight_scale = cast["x"], cast["weight"], cast.get("bias"), cast.get("weight_scale")
+    x, weight, bias, weight_scale = _checks.for_products(
+        x, weight, bias=bias, weight_scale=weight_scale, alike=route.alike
+    )
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     out, features = weight.shape

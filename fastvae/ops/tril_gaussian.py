@@ -244,7 +244,9 @@ def tril_gaussian_rsample(
         (torch.Size([3, 4, 8]), torch.Size([3, 4]))
     """
     names = ("mu", "log_sigma", "tril", "eps")
-    route, (mu, log_sigma, tril, eps) = backend.route(impl, mu, log_sigma, tril, eps, names=names, eps=eps)
+    route, (mu, log_sigma, tril, eps) = backend.route(
+        impl, mu, log_sigma, tril, eps, names=names, eps=eps, floats=3, required=3
+    )
     mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
     sample_shape = _checks.sample_shape_of(sample_shape)
     row_offset = _checks.row_offset_of(row_offset)

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ..nn import shared_first_batch
 from . import RecipeError
 from .averaged import AveragedTask, curves, loggers_of, surroundings
 from .batches import NOISE, BinarizedImages, JointBatches, binarize_fixed, stream_seed
@@ -54,10 +55,11 @@ class IAFTask(AveragedTask):
         batches = JointBatches(len(images), self.config.batch_size, self.config.seed)
         # Where training will run: an implementation may run on no other device.
         self.model.to(self.trainer.strategy.root_device)
-        # All processes take the whole first batch and its noise, and so begin alike.
+        # All processes take the whole first batch and its noise.
         x = BinarizedImages(images)[next(iter(batches))].to(next(self.model.parameters()))
         noise = self.joint_noise(x, stream_seed(self.config.seed, NOISE, 0), 0, len(x))
-        self.model.initialize_from(x, **noise)
+        with shared_first_batch():
+            self.model.initialize_from(x, **noise)
         self.averaged.load_state_dict(self.model.state_dict())
         if self.config.compile:
             self.model.encoder.compile()

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._constants import IntegerConstants
+
 __all__ = ["Snapshot"]
 
 _ATOMS = frozenset(
     {
         int, float, complex, str, bytes, bool, type(None), type, range, torch.dtype, torch.device, torch.Size,
-        types.FunctionType, types.BuiltinFunctionType, types.MethodType,
+        types.FunctionType, types.BuiltinFunctionType, types.MethodType, IntegerConstants,
     }
 )  # fmt: skip
 _INNER = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")

@@ -109,7 +109,7 @@ def test_log_det_adds_up_over_steps(impl):
     out, total = flow(z)
     log_dets = []
     for net in flow.steps():
-        z, log_det = autoregressive_flow(z, None, net.parameters_of_layers(), net.structure, impl=impl)
+        z, log_det = autoregressive_flow(z, None, net.fused_parameters(), net.structure, impl=impl)
         log_dets.append(log_det)
     torch.testing.assert_close(out, z)
     torch.testing.assert_close(total, torch.stack(log_dets).sum(0))

@@ -59,7 +59,7 @@ def backward(outputs):
 
 def fused(network, x, context=None):
     """The network in one call of its op, whatever hooks there are."""
-    return made(x, network.context_term(x, context), network.parameters_of_layers(), network.structure)
+    return made(x, network.context_term(x, context), network.fused_parameters(), network.structure)
 
 
 def test_every_op_has_a_formula_or_multiplies_nothing():

@@ -161,7 +161,6 @@ def test_compile_of_the_reference_sweep(residual):
 # torch's exporters say so themselves: the operator has no ONNX form, or, for the last one, the older exporter hands a
 # forward's keywords over by position. (subject, the newer exporter)
 WITHOUT_ONNX = {
-    ("LinearInverseAutoregressiveFlow", False): "aten::tril_indices",
     ("TriangularGaussianHead", False): "aten::tril_indices",
     ("TriangularGaussianHead", True): "linalg_solve_triangular",
     ("SylvesterFlow", False): "aten::mT",

@@ -90,6 +90,18 @@ def alone(rank, _):
     module.eval()(torch.randn(16, D))
 
 
+def shared(rank, name):
+    """The block in which a first batch is that of all processes; beyond it modules are refused as before."""
+    torch.manual_seed(0)
+    module = NORMALISED[name]()
+    torch.manual_seed(rank)
+    with layers.shared_first_batch():
+        module(torch.randn(16, D))
+    assert_equal_everywhere(module)
+    assert not torch.equal(first_of(module(torch.ones(1, D))), first_of(NORMALISED[name]().eval()(torch.ones(1, D))))
+    alone(rank, name)
+
+
 def flow_of(kind):
     return getattr(layers, kind)(D, (8,), steps=2)
 
@@ -149,7 +161,7 @@ def pixels(rank, scope):
 
 SCOPES = ("layers", "networks", "whole")
 CASES = {
-    "replicas": [(alone, ""), *((replicas, name) for name in NORMALISED)],
+    "replicas": [(alone, ""), *((case, name) for case in (replicas, shared) for name in NORMALISED)],
     "shards": [(case, scope) for case in (shards, pixels) for scope in SCOPES],
 }
 
