@@ -119,7 +119,7 @@ class _AutoregressiveSteps(nn.Module):
     def _parallel(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         observed = has_hooks_on_all()
-        for i, module in enumerate(self._modules["networks"]._modules.values()):
+        for i, module in enumerate(self.networks._modules.values()):
             network = _network_in(module, i)
             if network.prepare(z, context):
                 self._near_identity().apply(network.masked_layers()[-1])

@@ -134,7 +134,7 @@ class MADE(DiscreteFeatures):
         """
         weights, biases, gains = [], [], []
         degrees = self.structure.degrees
-        for i, layer in enumerate(self._modules["layers"]._modules.values()):
+        for i, layer in enumerate(self.layers._modules.values()):
             if type(layer).forward is not MaskedLinear.forward or has_hooks(layer):
                 return None
             own = layer.__dict__
