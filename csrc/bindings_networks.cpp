@@ -92,25 +92,27 @@ enum class Look {
   kNotPlain,  // somebody must see the op, or the kernels cannot read a tensor as it is
   kPlain,     // the kernels can be called without torch's dispatcher
   kAlike,     // also, the first `required` ones are there, and the first `floats` ones of one floating-point type
+  kRows,      // also, those are matrices of one shape with contiguous rows, which are not empty
 };
 
 int look(nb::handle tensors, size_t floats, size_t required) {
   if (is_watched()) return static_cast<int>(Look::kNotPlain);
   const Items given(tensors);
-  int first = 0;
-  bool alike = true;
+  Kind first;
+  bool alike = true, rows = true;
   for (size_t i = 0; i < given.size(); ++i) {
     if (given[i].is_none()) {
       alike &= i >= required;
       continue;
     }
-    int floating = 0;
-    if (!is_plain(given[i]) || !is_readable(given[i], floating)) return static_cast<int>(Look::kNotPlain);
+    Kind kind;
+    if (!is_plain(given[i]) || !is_readable(given[i], kind)) return static_cast<int>(Look::kNotPlain);
     if (i >= floats) continue;
-    if (first == 0) first = floating;
-    alike &= floating != 0 && floating == first;
+    if (i == 0) first = kind;
+    alike &= kind.floating != 0 && kind.floating == first.floating;
+    rows &= kind.is_matrix() && kind == first;
   }
-  return static_cast<int>(alike ? Look::kAlike : Look::kPlain);
+  return static_cast<int>(!alike ? Look::kPlain : rows ? Look::kRows : Look::kAlike);
 }
 
 // The tensors of a call as one tuple - weights, then of context term, biases and factors those that are there - with a

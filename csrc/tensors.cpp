@@ -157,16 +157,19 @@ bool is_plain(nb::handle tensor) {
   return Py_TYPE(tensor.ptr()) == t.tensor || Py_TYPE(tensor.ptr()) == t.parameter;
 }
 
-bool is_readable(nb::handle tensor, int& floating) {
+bool is_readable(nb::handle tensor, Kind& kind) {
   const Torch& t = torch();
-  floating = 0;
+  kind = {};
   if (t.exchange && t.wanted) {
     DlTensor found;
     if (t.exchange->view(tensor.ptr(), &found) != 0) {
       PyErr_Clear();
       return false;
     }
-    if (found.type.code == kDlFloat || found.type.code == kDlBfloat) floating = 100 * found.type.code + found.type.bits;
+    if (found.type.code == kDlFloat || found.type.code == kDlBfloat)
+      kind.floating = 100 * found.type.code + found.type.bits;
+    if (found.dims == 2 && (found.strides[1] == 1 || found.shape[1] == 1))
+      kind.rows = found.shape[0], kind.width = found.shape[1];
     return found.device.type == kDlCpu && is_allocated(found.data, found.shape, found.dims) && !is_negated(tensor);
   }
   try {

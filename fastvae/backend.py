@@ -58,17 +58,19 @@ def why_not(impl: str, device_type: str) -> str | None:
 class Route(NamedTuple):
     """Who runs a call: the implementation, and whether torch's dispatcher must see the op.
 
-    ``alike`` says that the tensors are known to be plain, on the CPU and of one floating-point dtype.
+    ``alike`` says that the tensors are known to be plain, on the CPU and of one floating-point dtype; ``rows`` says that
+    they are also matrices of one shape, with contiguous rows that are not empty.
     """
 
     impl: str
     dispatched: bool = False
     alike: bool = False
+    rows: bool = False
 
 
-CPP, _ALIKE, _REFERENCE = Route("cpp"), Route("cpp", alike=True), Route("reference")
+CPP, _REFERENCE = Route("cpp"), Route("reference")
 # By what the extension's look at tensors tells (csrc/bindings_networks.cpp); None: they are not plain.
-_SEEN = (None, CPP, _ALIKE)
+_SEEN = (None, CPP, Route("cpp", alike=True), Route("cpp", alike=True, rows=True))
 # Classes whose tensors hold their own numbers. Buffers and subclasses of Tensor without a dispatch of their own are
 # seen as their plain base by `_as_plain`.
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -177,7 +179,7 @@ def route(
 
 def can_call_directly(route: Route, gradients: Sequence[Tensor]) -> bool:
     """Whether the C++ kernels of a call's backward pass may be called for ``gradients`` without the dispatcher."""
-    return (route is CPP or route is _ALIKE) and _C.look(gradients, 0, 0) > 0
+    return route.impl == "cpp" and not route.dispatched and _C.look(gradients, 0, 0) > 0
 
 
 def route_of(chosen: str, *tensors: Tensor) -> Route:

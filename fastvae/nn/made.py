@@ -132,7 +132,9 @@ class MADE(DiscreteFeatures):
 
         None where such a call would do something else: a layer has hooks, or another forward than its class.
         """
-        weights, biases, gains = [], [], []
+        weights: list[Any] = []
+        biases: list[Any] = []
+        gains: list[Any] = []
         degrees = self.structure.degrees
         for i, layer in enumerate(self.layers._modules.values()):
             if type(layer).forward is not MaskedLinear.forward or has_hooks(layer):

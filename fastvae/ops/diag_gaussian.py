@@ -116,7 +116,7 @@ BWD_SAMPLES = define(
 
 def _sample_again(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
-    (shape, row_offset), route, (log_sigma, saved) = ctx.call, ctx.route, ctx.saved_tensors
+    (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
     wide = reference.compute_dtype(log_sigma.dtype)
     n, d = log_sigma.shape
     stacked = (_checks.samples_in(_checks.product(shape), n, d), n, d)
@@ -147,13 +147,13 @@ class _DiagGaussianRsample(torch.autograd.Function):
         shape, row_offset, route = call
         z, log_q, kept = FWD.on(route)(mu, log_sigma, noise, shape, row_offset, True)
         ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
-        ctx.n, ctx.call, ctx.route = mu.shape[0], (shape, row_offset), route
+        ctx.n, ctx.call, ctx.route = mu.shape[0], call, route
         return z, log_q
 
     @staticmethod
     @with_reference(_sample_again)
     def backward(ctx: Any, route: Route, d_z: Tensor, d_log_q: Tensor) -> Any:
-        n, (_, row_offset) = ctx.n, ctx.call
+        n, (_, row_offset, _) = ctx.n, ctx.call
         log_sigma, noise = ctx.saved_tensors
         saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
@@ -221,7 +221,8 @@ def diag_gaussian_rsample(
     """
     names = ("mu", "log_sigma", "eps")
     route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=names, eps=eps, floats=2, required=2)
-    mu, log_sigma = _checks.gaussian(mu, log_sigma, route.alike)
+    if not route.rows:
+        mu, log_sigma = _checks.gaussian(mu, log_sigma, route.alike)
     sample_shape = _checks.sample_shape_of(sample_shape)
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
@@ -231,7 +232,8 @@ def diag_gaussian_rsample(
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
 
     shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
-    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    if not route.rows:
+        mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
         return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, route))
