@@ -15,13 +15,16 @@ struct Matrix {
   const T* row(int64_t n) const { return data + n * stride; }
 };
 
-// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart, or packed when row_stride is 0.
+// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart (0 where all rows are one), or packed,
+// one row after the other.
 template <class T>
 struct Tril {
   T* data;
-  int64_t stride, row_stride;
+  int64_t stride, row_stride;  // or kPacked
 
-  T* row(int64_t n, int64_t i) const { return data + n * stride + (row_stride ? i * row_stride : i * (i - 1) / 2); }
+  static constexpr int64_t kPacked = -1;
+  bool is_dense() const { return row_stride != kPacked; }
+  T* row(int64_t n, int64_t i) const { return data + n * stride + (is_dense() ? i * row_stride : i * (i - 1) / 2); }
 };
 
 // K samples of N rows of D columns.

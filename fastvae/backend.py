@@ -58,8 +58,8 @@ def why_not(impl: str, device_type: str) -> str | None:
 class Route(NamedTuple):
     """Who runs a call: the implementation, and whether torch's dispatcher must see the op.
 
-    ``alike`` says that the tensors are known to be plain, on the CPU and of one floating-point dtype; ``rows`` says that
-    they are also matrices of one shape, with contiguous rows that are not empty.
+    ``alike`` says that the tensors are known to be plain, on the CPU and of one floating-point dtype. ``rows`` says
+    that they are also matrices of one shape, with contiguous rows that are not empty.
     """
 
     impl: str

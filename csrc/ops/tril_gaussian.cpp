@@ -65,7 +65,7 @@ FASTVAE_INLINE void fetch_four_rows(Tril<const T> tril, int64_t n, int64_t i, in
 // Whether the rows of a dense gradient, diagonal and all, are written past the caches.
 template <class T>
 bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
-  return tril.row_stride && streams(tril.data, rows * d, d);
+  return tril.is_dense() && streams(tril.data, rows * d, d);
 }
 
 template <class T>
@@ -87,7 +87,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
         if (eps) std::copy_n(x, d, eps + (k * e.rows + n) * d);
         if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
         scaled_row = n;
-        const bool fetch_next = tril.row_stride && k == 0 && n + 1 < e.rows;
+        const bool fetch_next = tril.is_dense() && k == 0 && n + 1 < e.rows;
         for (int64_t i = 0; i < whole; i += 4) {
           if (fetch_next) fetch_four_rows(tril, n + 1, i, d);
           const T* rows[4];
@@ -105,7 +105,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
 // What stands on and above the diagonal of a dense gradient.
 template <class T>
 FASTVAE_INLINE void clear_upper(Tril<T> tril, int64_t n, int64_t i, int64_t d) {
-  if (tril.row_stride) std::fill(tril.row(n, i) + i, tril.row(n, i) + d, T(0));
+  if (tril.is_dense()) std::fill(tril.row(n, i) + i, tril.row(n, i) + d, T(0));
 }
 
 template <class T>
@@ -228,7 +228,7 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> t
       T* y = eps + at * d;
       if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
       scaled_row = n;
-      const bool fetch_next = tril.row_stride && k == 0 && n + 1 < e.rows;
+      const bool fetch_next = tril.is_dense() && k == 0 && n + 1 < e.rows;
       for (int64_t i = 0; i < whole; i += 4) {
         if (fetch_next) fetch_four_rows(tril, n + 1, i, d);
         const T* rows[4];

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._constants import IntegerConstants
 from ..conv_structure import ConvStructure, check_colors, colors_of, pair
+from ._contracts import MOST_NUMBERS, Call
 from ._network import check_degrees, degrees_of
 
 
@@ -125,6 +126,7 @@ def check_shapes(
         )
     if bias is not None and bias.shape != (out,):
         raise ValueError(f"bias must have shape ({out},), got {tuple(bias.shape)}")
+    sizes = []
     for name, size, zeros, taps, step in zip(
         ("height", "width"),
         x.shape[-2:],
@@ -139,3 +141,33 @@ def check_shapes(
                 f"x must have a {name} of at least {extent - zeros} for {taps} taps at dilation {step} and {zeros} "
                 f"zeros of padding, got {size}"
             )
+        sizes.append(size + zeros - extent + 1)
+    if sizes[0] * sizes[1] * max(out, 1) * max(x.shape[0], 1) >= MOST_NUMBERS:
+        raise ValueError(
+            f"padding must leave an output that memory can hold, got one of {sizes[0]} x {sizes[1]} pixels"
+        )
+
+
+def check_geometry(call: Call) -> None:
+    """Of a dispatched convolution: what its list of numbers says must be inside the tensors."""
+    x, weight, (in_degrees, out_degrees) = call["x"], call["weight"], (call["in_degrees"], call["out_degrees"])
+    taps, origin, padding, dilation = (call[name] for name in ("taps", "origin_tap", "padding", "dilation"))
+    count = weight.shape[2] * weight.shape[3]
+    ordered = all(a < b for a, b in zip([-1, *taps], [*taps, count], strict=True))
+    call.require(ordered, "taps", f"be ascending numbers in [0, {count})", taps)
+    call.require(-1 <= origin < count, "origin_tap", f"lie in [-1, {count})", origin)
+    has_rule = in_degrees is not None and out_degrees is not None
+    call.require(has_rule is (origin >= 0), "origin_tap", "be -1 without both degrees, and a tap with them", origin)
+    call.require(len(padding) == 4 and min(padding) >= 0, "padding", "be four numbers >= 0", padding)
+    call.require(len(dilation) == 2 and min(dilation) >= 1, "dilation", "be two numbers >= 1", dilation)
+    check_shapes(x, weight, call.arguments.get("bias"), padding, dilation, call["groups"])
+    if "d_y" in call.arguments:
+        top, left, bottom, right = padding
+        height = x.shape[2] + top + bottom - dilation[0] * (weight.shape[2] - 1)
+        width = x.shape[3] + left + right - dilation[1] * (weight.shape[3] - 1)
+        size = (call.sizes["h"], call.sizes["w"])
+        call.require(size == (height, width), "d_y", f"have {height} x {width} pixels", f"{size[0]} x {size[1]}")
+        call.require(len(call["needs"]) == 3, "needs", "be three truth values", call["needs"])
+        # Without an activation nothing is kept of the output.
+        if call["activation"] != "identity" or call["at"].dim() == 4:
+            call.tensor("at", call["at"], ("N", "O", "h", "w"), "a")

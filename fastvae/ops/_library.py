@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import backend
 from ..backend import Route
+from ._contracts import Call, Contract
 
 _LIBRARY = torch.library.Library("fastvae", "DEF")
 
@@ -47,18 +48,23 @@ def define(
     schema: str,
     *,
     module: str,
+    tensors: str,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
+    choices: dict[str, Collection[str]] | None = None,
+    more: Callable[[Call], None] | None = None,
     adapt: Callable[..., Any] | None = None,
     dispatched: Callable[..., Any] | None = None,
 ) -> Op:
     """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``.
 
+    ``tensors``, ``choices`` and ``more`` say what the dispatcher may call it with, see :class:`Contract`.
     A launcher may return None for an output that there is not; the dispatcher, which knows tensors only, hands out an
     empty one. ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's, and
     ``dispatched(launcher, *args)`` the CPU launcher where the dispatcher calls it.
     """
     name = schema.partition("(")[0]
+    contract = Contract(schema, tensors, choices, more)
 
     def triton(*args: Any) -> Any:
         # Imported here so that the library, and its CPU users, never load Triton.
@@ -66,8 +72,8 @@ def define(
         return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _without_none(cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
-    _LIBRARY.impl(name, _without_none(triton), "CUDA")
+    _LIBRARY.impl(name, _checked(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
+    _LIBRARY.impl(name, _checked(contract, triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
 
@@ -90,13 +96,19 @@ def _tell_flop_counters() -> None:
                 mode.counter.flop_registry.setdefault(op, counter.flop_registry[op])
 
 
-def _without_none(launcher: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(contract: Contract, launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """``launcher`` as the dispatcher calls it: with arguments that fit, and an empty tensor for None."""
+
     def filled(like: Tensor, outputs: Any) -> Any:
         if isinstance(outputs, (tuple, list)):
             return type(outputs)(filled(like, t) for t in outputs)
         return like.new_empty(0) if outputs is None else outputs
 
-    return lambda *args: filled(args[0], launcher(*args))
+    def run(*args: Any) -> Any:
+        contract.check(*args)
+        return filled(args[0], launcher(*args))
+
+    return run
 
 
 def needs_grad(*tensors: Tensor) -> bool:

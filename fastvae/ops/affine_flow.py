@@ -12,6 +12,7 @@ from ..backend import Route
 from ..reference import affine_flow as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
+from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from ._network import KIND_IDS, check_kind
 
@@ -69,14 +70,25 @@ def _bwd_fake(
     return z.new_empty(z.shape), z.new_empty(z.shape), z.new_empty(0 if scale_logit is None else z.shape)
 
 
+def _check_call(call: Call) -> None:
+    kind, scale_logit = call["kind"], call["scale_logit"]
+    call.require(kind in reference.KINDS, "kind", f"be one of {', '.join(reference.KINDS)}", repr(kind))
+    has_scale = kind != "location_only"
+    call.require(
+        (scale_logit is not None) is has_scale, "scale_logit", f"fit kind={kind!r}", type(scale_logit).__name__
+    )
+
+
 FWD = define(
     "affine_flow_fwd(Tensor z, Tensor shift, Tensor? scale_logit, str kind, bool inverse)"
     " -> (Tensor out, Tensor log_det)",
+    tensors="z[N,D]r shift[N,D]r scale_logit?[N,D]r", more=_check_call,
     module="affine_flow", cpu=_fwd_cpu, fake=_fwd_fake,
 )  # fmt: skip
 BWD = define(
     "affine_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor z, Tensor shift, Tensor? scale_logit, str kind,"
     " bool inverse) -> (Tensor d_z, Tensor d_shift, Tensor d_scale_logit)",
+    tensors="z[N,D]r shift[N,D]r scale_logit?[N,D]r d_out[N,D]c d_log_det[N]cw", more=_check_call,
     module="affine_flow", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 

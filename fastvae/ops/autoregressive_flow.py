@@ -31,6 +31,7 @@ from ._network_call import (
     save_network,
     saved_network,
 )
+from ._network_contract import check_forward, check_gradient
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
@@ -127,6 +128,7 @@ def _bwd_fake(
 NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
+    tensors="z[N,D]r", more=check_forward,
     module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake, dispatched=dispatched_fwd,
 )  # fmt: skip
 # `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
@@ -134,6 +136,7 @@ FWD = define(
 BWD = define(
     "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
     " bool normalized, Tensor[] degrees, SymInt[] structure, bool[] needs) -> (Tensor d_z, Tensor[] d_tensors)",
+    tensors="d_out[N,O]c", more=check_gradient,
     module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from . import _checks, autoregressive_flow
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._network import check_network, route_network, structure_fields
 from ._network_call import NetworkCall, Tensors, network_again, prepared, ready, save_network, saved_network
+from ._network_contract import check_forward, check_gradient
 from .autoregressive_flow import NETWORK, step_gradients
 
 
@@ -40,12 +41,14 @@ def _bwd_cpu(
 
 FWD = define(
     f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor x, Tensor log_det, Tensor saved)",
+    tensors="z[N,D]r", more=check_forward,
     module="autoregressive_inverse", cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake,
     dispatched=autoregressive_flow.dispatched_fwd,
 )  # fmt: skip
 BWD = define(
     "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
     " Tensor[] degrees, SymInt[] structure) -> Tensor d_z",
+    tensors="d_x[N,O]c", more=check_gradient,
     module="autoregressive_inverse", cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape),
 )  # fmt: skip
 

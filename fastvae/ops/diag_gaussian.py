@@ -12,6 +12,7 @@ from .. import backend, rng
 from ..backend import Route
 from ..reference import diag_gaussian as reference
 from . import _checks
+from ._contracts import check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
@@ -100,16 +101,19 @@ def _bwd_samples_fake(*args: Any) -> tuple[Tensor, Tensor]:
 FWD = define(
     "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset, bool keep)"
     " -> (Tensor z, Tensor log_q, Tensor kept)",
+    tensors="mu[N,D]r log_sigma[N,D]r", more=check_sample,
     module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
 )  # fmt: skip
 BWD = define(
     "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> Tensor d_log_sigma",
+    tensors="d_z[S,D]c d_log_q[S]cw log_sigma?[N,D]r kept?[S,D]cw", more=check_sample_gradient,
     module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
 )  # fmt: skip
 BWD_SAMPLES = define(
     "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> (Tensor d_mu, Tensor d_log_sigma)",
+    tensors="d_z[S,D]c d_log_q[S]cw log_sigma?[N,D]r kept?[S,D]cw", more=check_sample_gradient,
     module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, adapt=_bwd_stacked,
 )  # fmt: skip
 

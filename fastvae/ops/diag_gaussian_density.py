@@ -102,33 +102,39 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 LOG_PROB_FWD = define(
     "diag_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma) -> Tensor log_q",
+    tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c",
     module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, adapt=_log_prob_fwd_stacked,
     fake=lambda z, mu, log_sigma: _density_like(mu, z.shape[:-1]),
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "diag_gaussian_log_prob_bwd(Tensor d_log_q, Tensor z, Tensor mu, Tensor log_sigma)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma)",
+    tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c d_log_q[S]cw",
     module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, adapt=_log_prob_bwd_stacked,
     fake=lambda d_log_q, z, mu, log_sigma: _contiguous_like(z, mu, log_sigma),
 )  # fmt: skip
 KL_FWD = define(
     "diag_gaussian_kl_fwd(Tensor mu, Tensor log_sigma) -> Tensor kl",
+    tensors="mu[N,D]r log_sigma[N,D]r",
     module="diag_gaussian_density", cpu=_kl_fwd_cpu,
     fake=lambda mu, log_sigma: _density_like(mu, mu.shape[:-1]),
 )  # fmt: skip
 KL_BWD = define(
     "diag_gaussian_kl_bwd(Tensor d_kl, Tensor mu, Tensor log_sigma) -> (Tensor d_mu, Tensor d_log_sigma)",
+    tensors="mu[N,D]r log_sigma[N,D]r d_kl[N]cw",
     module="diag_gaussian_density", cpu=_kl_bwd_cpu,
     fake=lambda d_kl, mu, log_sigma: _contiguous_like(mu, log_sigma),
 )  # fmt: skip
 KL_PRIOR_FWD = define(
     "diag_gaussian_kl_prior_fwd(Tensor mu, Tensor log_sigma, Tensor prior_mu, Tensor prior_log_sigma) -> Tensor kl",
+    tensors="mu[N,D]r log_sigma[N,D]r prior_mu[N,D]r prior_log_sigma[N,D]r",
     module="diag_gaussian_density", cpu=_kl_prior_fwd_cpu,
     fake=lambda mu, *_: _density_like(mu, mu.shape[:-1]),
 )  # fmt: skip
 KL_PRIOR_BWD = define(
     "diag_gaussian_kl_prior_bwd(Tensor d_kl, Tensor mu, Tensor log_sigma, Tensor prior_mu, Tensor prior_log_sigma)"
     " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_prior_mu, Tensor d_prior_log_sigma)",
+    tensors="mu[N,D]r log_sigma[N,D]r prior_mu[N,D]r prior_log_sigma[N,D]r d_kl[N]cw",
     module="diag_gaussian_density", cpu=_kl_prior_bwd_cpu,
     fake=lambda d_kl, *parameters: _contiguous_like(*parameters),
 )  # fmt: skip

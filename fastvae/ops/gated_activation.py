@@ -11,6 +11,7 @@ from .. import backend
 from ..backend import Route
 from ..reference import gated_activation as reference
 from . import _checks
+from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 # The extension's numbers (csrc/gate.h).
@@ -81,12 +82,26 @@ def _bwd_fake(d_y: Any, x: Tensor, condition: Any, kind: Any) -> Tensor:
     return _images(x, x.shape[1], fresh=x.new_empty)
 
 
+def _check_call(call: Call) -> None:
+    condition, (n, c, h, w) = call["condition"], call["x"].shape
+    call.require(c > 0 and c % 2 == 0, "x", "have an even number of channels", c)
+    call.require(call.sizes.get("F", c // 2) == c // 2, "d_y", f"have {c // 2} channels", call.sizes.get("F"))
+    if condition is not None:
+        fits = condition.dim() == 4 and all(
+            own in (1, size) for own, size in zip(condition.shape, (n, c, h, w), strict=True)
+        )
+        call.require(fits, "condition", f"broadcast to {(n, c, h, w)}", tuple(condition.shape))
+        call.tensor("condition", condition, [str(size) for size in condition.shape])
+
+
 FWD = define(
     "gated_activation_fwd(Tensor x, Tensor? condition, str kind) -> Tensor y",
+    tensors="x[N,C,H,W]", choices={"kind": KIND_IDS}, more=_check_call,
     module="gated_activation", cpu=_fwd_cpu, fake=_fwd_fake,
 )  # fmt: skip
 BWD = define(
     "gated_activation_bwd(Tensor d_y, Tensor x, Tensor? condition, str kind) -> Tensor d_x",
+    tensors="x[N,C,H,W] d_y[N,F,H,W]", choices={"kind": KIND_IDS}, more=_check_call,
     module="gated_activation", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 

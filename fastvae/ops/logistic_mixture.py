@@ -15,6 +15,7 @@ from ..reference import logistic_mixture as reference
 from ..reference.diag_gaussian import compute_dtype
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
 from . import _checks
+from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 MOST_LEVELS = 1 << 16
@@ -77,12 +78,28 @@ def _bwd_fake(d_log_prob: Any, x: Any, params: Tensor | None, kept: Tensor | Non
     return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
+def _check_call(call: Call) -> None:
+    levels, kept, backward = call["levels"], call.arguments.get("kept"), "d_log_prob" in call.arguments
+    call.require(2 <= levels <= MOST_LEVELS, "levels", f"lie in [2, {MOST_LEVELS}]", levels)
+    if backward and call.is_cpu:
+        call.require(kept is not None, "kept", "be given for tensors on a CPU", None)
+        return
+    for name in ("x", "params"):
+        call.require(call[name] is not None, name, "be given", None)
+    channels, count = call.sizes["C"], call.sizes["P"]
+    call.require(channels in PARAMS_PER_COMPONENT, "x", "have 1 or 3 channels", channels)
+    per = PARAMS_PER_COMPONENT[channels]
+    call.require(count > 0 and count % per == 0, "params", f"have a multiple of {per} channels", count)
+
+
 FWD = define(
     "logistic_mixture_fwd(Tensor x, Tensor params, int levels, bool keep) -> (Tensor log_prob, Tensor kept)",
+    tensors="params[N,P,H,W] x[N,C,H,W]w", more=_check_call,
     module="logistic_mixture", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
     "logistic_mixture_bwd(Tensor d_log_prob, Tensor? x, Tensor? params, Tensor? kept, int levels) -> Tensor d_params",
+    tensors="params?[N,P,H,W] d_log_prob[N]cw x?[N,C,H,W]w kept?[N,P,H,W]w", more=_check_call,
     module="logistic_mixture", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from ..backend import Route
 from ..conv_structure import ConvStructure, pair
 from ..reference import masked_conv2d as reference
 from . import _checks
-from ._convolution import check_shapes, lowered_degrees, padding_of, structure_of
+from ._convolution import check_geometry, check_shapes, lowered_degrees, padding_of, structure_of
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from ._network import ACTIVATION_IDS, NEED_PRE, activation_of
 
@@ -178,16 +178,22 @@ def _bwd_fake(
     return d_x, d_weight, x.new_empty(weight.shape[0] if needs[2] else 0)
 
 
+_ACTIVATIONS: Any = {"activation": ACTIVATION_IDS}
+
 FWD = define(
     "masked_conv2d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? in_degrees, Tensor? out_degrees, int[] taps,"
     " int origin_tap, int[] padding, int[] dilation, int groups, str activation, bool keep)"
     " -> (Tensor y, Tensor pre)",
+    tensors="x[N,C,H,W] weight[O,I,R,Q] bias?[O] in_degrees?[C]ci out_degrees?[O]ci",
+    choices=_ACTIVATIONS, more=check_geometry,
     module="masked_conv2d", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
     "masked_conv2d_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? in_degrees, Tensor? out_degrees,"
     " int[] taps, int origin_tap, int[] padding, int[] dilation, int groups, str activation, bool[] needs)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias)",
+    tensors="x[N,C,H,W] weight[O,I,R,Q] d_y[N,O,h,w] in_degrees?[C]ci out_degrees?[O]ci",
+    choices=_ACTIVATIONS, more=check_geometry,
     module="masked_conv2d_gradients", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from .. import backend
 from ..backend import Route
 from ..reference import masked_linear as reference
+from ..reference.diag_gaussian import compute_dtype
 from . import _checks
+from ._contracts import Call
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 
@@ -89,24 +91,39 @@ def _norm_bwd_cpu(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tens
     return _checks.cast(extension().masked_norm_bwd(*tensors, in_degrees, out_degrees), weight.dtype)
 
 
+_ACTIVATIONS: Any = {"activation": ACTIVATION_IDS}
+
+
+def _check_gradient(call: Call) -> None:
+    """Kept is the pre-activation, in the dtype of the kernels, or the output."""
+    kept = compute_dtype(call["x"].dtype) if call["activation"] in NEED_PRE else call["x"].dtype
+    call.require(call["at"].dtype == kept, "at", f"be of {kept}", call["at"].dtype)
+
+
 FWD = define(
     "masked_linear_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? weight_scale, Tensor in_degrees,"
     " Tensor out_degrees, str activation, bool keep) -> (Tensor y, Tensor pre)",
+    tensors="x[N,I]r weight[O,I]r bias?[O]c weight_scale?[O]c in_degrees[I]ci out_degrees[O]ci",
+    choices=_ACTIVATIONS,
     module="masked_linear", cpu=_fwd_cpu, fake=_fwd_fake,
 )  # fmt: skip
 BWD = define(
     "masked_linear_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? weight_scale, Tensor in_degrees,"
     " Tensor out_degrees, str activation, bool has_bias)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias, Tensor d_weight_scale)",
+    tensors="x[N,I]r weight[O,I]r weight_scale?[O]c in_degrees[I]ci out_degrees[O]ci d_y[N,O]c at[N,O]ca",
+    choices=_ACTIVATIONS, more=_check_gradient,
     module="masked_linear", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 NORM = define(
     "masked_norm_fwd(Tensor weight, Tensor in_degrees, Tensor out_degrees) -> Tensor norm",
+    tensors="weight[O,I]r in_degrees[I]ci out_degrees[O]ci",
     module="masked_linear", cpu=_norm_cpu, fake=lambda weight, i, o: weight.new_empty(weight.shape[0]),
 )  # fmt: skip
 NORM_BWD = define(
     "masked_norm_bwd(Tensor d_norm, Tensor norm, Tensor weight, Tensor in_degrees, Tensor out_degrees)"
     " -> Tensor d_weight",
+    tensors="weight[O,I]r in_degrees[I]ci out_degrees[O]ci d_norm[O]c norm[O]c",
     module="masked_linear", cpu=_norm_bwd_cpu, fake=lambda g, norm, weight, i, o: weight.new_empty(weight.shape),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from ..backend import Route
 from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
+from ._contracts import Call, check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 # `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
@@ -20,12 +21,24 @@ from ._library import Differentiable, apply, define, empty, extension, needs_gra
 
 
 def layout(tril: Tensor) -> tuple[int, int, int]:
-    """What the extension takes for ``tril``: its address, the stride of a Gaussian, and of a row (0: packed)."""
-    return tril.data_ptr(), tril.stride(0), tril.stride(1) if tril.dim() == 3 else 0
+    """What the extension takes for ``tril``: its address, the stride of a Gaussian, and of a row (-1: packed)."""
+    return tril.data_ptr(), tril.stride(0), tril.stride(1) if tril.dim() == 3 else -1
 
 
 def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
     return (n, d, d) if dense else (n, d * (d - 1) // 2)
+
+
+def check_tril(call: Call) -> None:
+    """The factor of a dispatched call: packed, or dense."""
+    tril, n, d = call["tril"], call.sizes["N"], call.sizes["D"]
+    call.require(d > 0, "log_sigma", "have one feature or more", 0)
+    call.tensor("tril", tril, [str(size) for size in tril_shape(n, d, tril.dim() == 3)], "r")
+
+
+def _check_forward(call: Call) -> None:
+    check_tril(call)
+    check_sample(call)
 
 
 def _fwd_cpu(
@@ -127,6 +140,7 @@ def _bwd_fake(
 FWD = define(
     "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset,"
     " bool keep) -> (Tensor z, Tensor log_q, Tensor kept)",
+    tensors="mu[N,D]r log_sigma[N,D]r", more=_check_forward,
     module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
 )  # fmt: skip
 # The gradient of the factor is an outer product: its values are not read again, only its layout is kept. That of mu is
@@ -134,6 +148,7 @@ FWD = define(
 BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
     " bool dense, bool with_mu) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    tensors="log_sigma[N,D]r d_z[S,D]c d_log_q[S]cw kept?[S,D]cw", more=check_sample_gradient,
     module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
 )  # fmt: skip
 
@@ -212,7 +227,7 @@ def tril_gaussian_rsample(
         log_sigma: natural logarithm of the diagonal of the factor, ``(*, D)``; batches broadcast.
         tril: below the diagonal of the factor: packed row by row, ``(*, D(D-1)/2)``, in the order of
             ``torch.tril_indices(D, D, -1)``, or dense, ``(*, D, D)``, of which only the strict lower triangle is
-            read (what stands above may be NaN). For D = 3 a ``tril`` with as many dimensions as ``mu`` is packed.
+            read (what stands above may be NaN). For D = 3 a ``tril`` of the shape of ``mu`` is packed.
         sample_shape: shape of the samples drawn for every row; the parameters are not repeated in memory.
         eps: the noise, ``(*sample_shape, *, D)``, instead of drawing it.
         generator: the torch generator that the seed of the noise is drawn from; the device's default if None.

@@ -13,7 +13,7 @@ from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
-from .tril_gaussian import layout, tril_shape
+from .tril_gaussian import check_tril, layout, tril_shape
 
 
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,21 +93,25 @@ def _log_prob_bwd_fake(
 
 LOG_PROB_FWD = define(
     "tril_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma, Tensor tril) -> (Tensor log_q, Tensor eps)",
+    tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c", more=check_tril,
     module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, adapt=_log_prob_fwd_stacked,
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "tril_gaussian_log_prob_bwd(Tensor d_log_q, Tensor eps, Tensor log_sigma, Tensor tril)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    tensors="log_sigma[N,D]r eps[S,D]cw d_log_q[S]cw", more=check_tril,
     module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, adapt=_log_prob_bwd_stacked,
 )  # fmt: skip
 KL_FWD = define(
     "tril_gaussian_kl_fwd(Tensor mu, Tensor log_sigma, Tensor tril) -> Tensor kl",
+    tensors="mu[N,D]r log_sigma[N,D]r", more=check_tril,
     module="tril_gaussian_density", cpu=_kl_fwd_cpu,
     fake=lambda mu, *_: mu.new_empty(mu.shape[:-1], dtype=compute_dtype(mu.dtype)),
 )  # fmt: skip
 KL_BWD = define(
     "tril_gaussian_kl_bwd(Tensor d_kl, Tensor mu, Tensor log_sigma, Tensor tril)"
     " -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
+    tensors="mu[N,D]r log_sigma[N,D]r d_kl[N]cw", more=check_tril,
     module="tril_gaussian_density", cpu=_kl_bwd_cpu,
     fake=lambda d_kl, *parameters: tuple(p.new_empty(p.shape) for p in parameters),
 )  # fmt: skip

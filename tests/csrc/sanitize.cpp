@@ -12,7 +12,7 @@ struct Inputs {
   std::unique_ptr<T[]> mu, log_sigma, prior_mu, prior_log_sigma, tril, z, per_row, per_sample;
 
   Inputs(int64_t k_, int64_t n_, int64_t d_, bool dense)
-      : k(k_), n(n_), d(d_), tril_size(dense ? d * d : d * (d - 1) / 2), row_stride(dense ? d : 0) {
+      : k(k_), n(n_), d(d_), tril_size(dense ? d * d : d * (d - 1) / 2), row_stride(dense ? d : Tril<T>::kPacked) {
     mu = random_array<T>(n * d), log_sigma = random_array<T>(n * d);
     prior_mu = random_array<T>(n * d), prior_log_sigma = random_array<T>(n * d);
     // Solves stay well conditioned.

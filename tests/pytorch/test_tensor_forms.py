@@ -107,7 +107,7 @@ def test_tensor_in_every_place(subject, form):
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 def test_tensors_of_inference_mode(subject):
     """Without autograd they are as others; autograd does not save them, which PyTorch says."""
-    module, inputs = subject.drawn(2)
+    module, inputs = subject.drawn(2, torch.float64)
     with torch.inference_mode():
         from_there = [t.clone() for t in inputs]
         module(*from_there)  # whose constants must not be remembered as tensors of this mode
@@ -115,7 +115,7 @@ def test_tensors_of_inference_mode(subject):
         found = tensors_of(module(*from_there))
         with backend.use("reference"):
             expected = tensors_of(module(*inputs))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected)
     weights = dict(module.named_parameters())
     try:
         found = results(module, from_there, weights)
@@ -128,4 +128,4 @@ def test_tensors_of_inference_mode(subject):
     found = results(module, inputs, weights)
     with backend.use("reference"):
         expected = results(module, inputs, weights)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,195 @@
+"""What an op of ``torch.ops.fastvae`` may be called with: its launchers hand out addresses, and check nothing.
+
+The functions of :mod:`fastvae.functional` make calls that fit; these checks are for whoever calls the ops themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..reference.diag_gaussian import compute_dtype
+from ._checks import DTYPES
+
+__all__ = ["MOST_NUMBERS", "Call", "Contract", "check_row_offset", "check_sample", "check_sample_gradient"]
+
+# More than any memory holds, and few enough that a product of two such sizes overflows nothing that is added to it.
+MOST_NUMBERS = 1 << 59
+
+# name[sizes]flags, with "?" behind the name of a tensor that may be absent.
+_ITEM = re.compile(r"(\w+)(\??)\[([\w,]*)\](\w*)")
+_ARGUMENT = re.compile(r"(\w+)(?=[,)])")
+
+
+class _Item(NamedTuple):
+    name: str
+    optional: bool
+    sizes: tuple[str, ...]
+    flags: str
+
+
+class Call:
+    """One call: its arguments by name, and the sizes, the dtype and the device that its tensors agree upon."""
+
+    def __init__(self, op: str, arguments: dict[str, Any]) -> None:
+        self.op, self.arguments = op, arguments
+        self.sizes: dict[str, Any] = {}
+        self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device is not None and self.device.type == "cpu"
+
+    def require(self, holds: bool, name: str, expected: str, got: Any) -> None:
+        """Raises unless ``holds``.
+
+        Raises:
+            ValueError: ``name`` must be as ``expected`` says.
+        """
+        if not holds:
+            raise ValueError(f"fastvae::{self.op}: {name} must {expected}, got {got}")
+
+    def tensor(self, name: str, t: Tensor, sizes: Sequence[str], flags: str = "") -> None:
+        """Checks one tensor.
+
+        ``sizes`` are numbers or names of sizes, of which ``S`` stands for any number of them; each name has one value
+        in the whole call. Flags: ``r`` rows are contiguous, ``c`` all is; ``i`` int64, ``w`` the dtype that kernels
+        compute in, ``a`` that or the call's, else the call's dtype.
+        """
+        self.device = self.device or t.device
+        self.require(t.device == self.device, name, f"be on {self.device}", t.device)
+        self._dtype_of(name, t, flags)
+        shape = tuple(t.shape)
+        if not self._binds(shape, sizes):
+            wanted = ", ".join(f"{size} = {self.sizes[size]}" if size in self.sizes else size for size in sizes)
+            self.require(False, name, f"have shape ({wanted})", shape)
+        rows = t.dim() == 0 or t.stride(-1) == 1 or shape[-1] <= 1 or t.numel() == 0
+        self.require("r" not in flags or rows, name, "have contiguous rows", f"strides {t.stride()}")
+        self.require("c" not in flags or t.is_contiguous(), name, "be contiguous", f"strides {t.stride()}")
+
+    def _dtype_of(self, name: str, t: Tensor, flags: str) -> None:
+        if "i" in flags:
+            allowed: tuple[torch.dtype, ...] = (torch.int64,)
+        elif self.dtype is None and not {"w", "a"} & set(flags):
+            allowed = DTYPES
+        elif self.dtype is None:
+            # What the kernels hand back for half precision is wider than the call's dtype, which is not known yet.
+            allowed = (torch.float32, torch.float64) if "w" in flags else DTYPES
+        else:
+            wide = compute_dtype(self.dtype)
+            allowed = (wide,) if "w" in flags else (self.dtype, wide) if "a" in flags else (self.dtype,)
+        kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        self.require(t.dtype in allowed, name, f"be of {kinds}", t.dtype)
+        if self.dtype is None and not {"i", "w", "a"} & set(flags):
+            self.dtype = t.dtype
+
+    def _binds(self, shape: tuple[int, ...], sizes: Sequence[str]) -> bool:
+        if "S" in sizes:
+            rest = len(sizes) - 1
+            if len(shape) < rest:
+                return False
+            samples, shape = shape[: len(shape) - rest], shape[len(shape) - rest :]
+            sizes = sizes[1:]
+            if self.sizes.setdefault("S", samples) != samples:
+                return False
+        if len(shape) != len(sizes):
+            return False
+        for size, name in zip(shape, sizes, strict=True):
+            expected = int(name) if name.isdigit() else self.sizes.setdefault(name, size)
+            if size != expected:
+                return False
+        return True
+
+    def samples_of(self, rows: str = "N") -> None:
+        """Checks that S, as it was found, counts whole batches of the rows."""
+        count, n = math.prod(self.sizes["S"]), self.sizes[rows]
+        self.require(count % n == 0 if n else count == 0, "its samples", f"be a multiple of {n} rows", self.sizes["S"])
+
+
+class Contract:
+    """The checks of one op.
+
+    Args:
+        schema: of the op, as :func:`torch.library.define` takes it.
+        tensors: its tensors as ``name[N,D]flags``, see :meth:`Call.tensor`, those that decide the dtype first.
+        choices: the values that a string may have, by its name.
+        more: what else there is to check.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        tensors: str,
+        choices: dict[str, Collection[str]] | None = None,
+        more: Callable[[Call], None] | None = None,
+    ) -> None:
+        self.op, _, rest = schema.partition("(")
+        self.names = _ARGUMENT.findall(rest.partition(" -> ")[0])
+        self.items = [
+            _Item(name, bool(optional), tuple(sizes.split(",")) if sizes else (), flags)
+            for name, optional, sizes, flags in _ITEM.findall(tensors)
+        ]
+        self.choices, self.more = choices or {}, more
+
+    def check(self, *args: Any) -> None:
+        """Raises unless the launchers can be called with ``args``.
+
+        Raises:
+            ValueError: an argument that does not fit; the message names the op and the argument.
+        """
+        call = Call(self.op, dict(zip(self.names, args, strict=True)))
+        for item in self.items:
+            t = call[item.name]
+            if t is not None or not item.optional:
+                call.tensor(item.name, t, item.sizes, item.flags)
+        for name, values in self.choices.items():
+            call.require(call[name] in values, name, f"be one of {', '.join(values)}", repr(call[name]))
+        if "S" in call.sizes and "N" in call.sizes:
+            call.samples_of()
+        if self.more is not None:
+            self.more(call)
+
+
+def check_row_offset(call: Call) -> None:
+    row_offset = call["row_offset"]
+    call.require(0 <= row_offset < MOST_NUMBERS, "row_offset", f"lie in [0, {MOST_NUMBERS})", row_offset)
+
+
+def check_sample(call: Call) -> None:
+    """Of the ops that draw: the shape of the sample, its noise, and the number of its first row."""
+    shape, noise, d = tuple(call["shape"]), call["noise"], call.sizes["D"]
+    call.require(d > 0, "mu", "have one feature or more", 0)
+    fits = len(shape) > 0 and shape[-1] == d and min(shape) >= 0 and math.prod(shape) < MOST_NUMBERS
+    call.require(fits, "shape", f"be (*sample_shape, *batch, {d}) of a sample that memory can hold", shape)
+    call.sizes["S"] = shape[:-1]
+    call.samples_of()
+    if noise.dim() == 0:
+        call.tensor("noise", noise, (), "i")
+    else:
+        call.require(noise.numel() == math.prod(shape), "noise", f"hold {math.prod(shape)} numbers", tuple(noise.shape))
+        call.tensor("noise", noise.detach().view(-1) if noise.is_contiguous() else noise, ("E",), "ca")
+    check_row_offset(call)
+
+
+def check_sample_gradient(call: Call) -> None:
+    """Of their backward passes, which read what was kept on a CPU and draw the noise again elsewhere."""
+    n, d = call.arguments.get("n", call.sizes.get("N")), call.sizes["D"]
+    call.require(n is not None and n >= 0, "n", "be a number of rows", n)
+    call.require(d > 0, "d_z", "have one feature or more", 0)
+    call.require(call.sizes.setdefault("N", n) == n, "n", f"be the rows of log_sigma, {call.sizes['N']}", n)
+    call.samples_of()
+    needed = ("kept",) if call.is_cpu else ("log_sigma", "noise")
+    for name in needed:
+        call.require(call[name] is not None, name, f"be given for tensors on {call.device}", None)
+    if not call.is_cpu and call["noise"].dim() == 0:
+        call.tensor("noise", call["noise"], (), "i")
+    check_row_offset(call)

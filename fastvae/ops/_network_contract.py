@@ -1,0 +1,109 @@
+"""What the ops on whole networks may be called with: lists of tensors that agree with each other, and with degrees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..reference.affine_flow import KINDS
+from ..reference.masked_linear import ACTIVATIONS
+from ._contracts import Call
+from ._network import KIND_IDS, LANES, saved_rows
+
+__all__ = ["check_forward", "check_gradient"]
+
+# Kinds whose steps have no scale.
+_ONE_PARAMETER = KIND_IDS["location_only"]
+
+
+def check_forward(call: Call) -> None:
+    """Of the step, the network alone, and the inverse: their tensors are weights, context term, biases, factors."""
+    widths = _structure(call)
+    tensors, count = list(call["tensors"]), len(widths) - 1
+    context, present = call["present"][0], call["present"][1:]
+    call.require(len(tensors) == count + sum(call["present"]), "tensors", "be as many as are present", len(tensors))
+    call.require(call.sizes["D"] == widths[0], "z", f"have {widths[0]} features", call.sizes["D"])
+    _weights(call, "tensors", tensors[:count], widths)
+    rest = tensors[count:]
+    if context:
+        call.tensor("tensors", rest.pop(0), ("N", str(widths[1])), "c")
+    _vectors(call, "tensors", rest, [width for width, there in zip([*widths[1:]] * 2, present, strict=True) if there])
+
+
+def check_gradient(call: Call) -> None:
+    """Of their backward passes: those read what the forward pass saved, weights, factors, and norms for gains."""
+    widths = _structure(call)
+    kept, count, present = list(call["kept"]), len(widths) - 1, call["present"]
+    alone = call["structure"][3] == 0
+    outputs = widths[-1] if alone else widths[0]
+    call.require(call.sizes["O"] == outputs, "the first argument", f"have {outputs} columns", call.sizes["O"])
+    call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
+    n, (activation, residual) = call.sizes["N"], (call["structure"][2], bool(call["structure"][4]))
+    size = (n + LANES - 1) // LANES * saved_rows(widths, activation, residual) * LANES
+    saved = call["saved"]
+    call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
+    call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
+    scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
+    normalized = call.arguments.get("normalized", False)
+    vectors = scaled * 2 if normalized else scaled
+    call.require(len(kept) == count + len(vectors), "kept", f"be {count + len(vectors)} tensors", len(kept))
+    _weights(call, "kept", kept[:count], widths)
+    _vectors(call, "kept", kept[count:], vectors)
+    if "needs" in call.arguments:
+        wanted = count + sum(present)
+        call.require(len(call["needs"]) == wanted, "needs", f"be {wanted} truth values", len(call["needs"]))
+
+
+def _structure(call: Call) -> list[int]:
+    """The widths of the layers, the inputs first, once the numbers and degrees are known to describe a network."""
+    degrees, numbers, present = call["degrees"], list(call["structure"]), call["present"]
+    call.require(len(degrees) >= 2, "degrees", "be those of the features and of one layer or more", len(degrees))
+    for d in degrees:
+        call.tensor("degrees", d, (str(d.numel()),), "ci")
+    widths = [d.numel() for d in degrees]
+    call.require(len(present) == 2 * len(degrees) - 1, "present", f"be {2 * len(degrees) - 1} values", len(present))
+    call.require(len(numbers) == 6, "structure", "be six numbers", numbers)
+    features, params, activation, kind, residual, interleaved = numbers
+    inverse = call.op.startswith("autoregressive_inverse")
+    described = (
+        features >= 1
+        and params >= 1
+        and widths[0] == features
+        and widths[-1] == features * params
+        and min(widths) >= 1
+        and 0 <= activation < len(ACTIVATIONS)
+        and inverse <= kind <= len(KINDS)
+        and (kind == 0 or params == (1 if kind == _ONE_PARAMETER else 2))
+        and residual in (0, 1)
+        and interleaved in (0, 1)
+    )
+    call.require(described, "structure", f"describe a network of widths {widths}", numbers)
+    hidden = widths[1:-1]
+    whole = not residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
+    call.require(whole, "degrees", "be those of residual blocks, of one width", widths)
+    if inverse and call.is_cpu:
+        _sweepable(call, [d.tolist() for d in degrees], bool(interleaved))
+    return widths
+
+
+def _sweepable(call: Call, degrees: list[list[int]], interleaved: bool) -> None:
+    """A sweep finds one feature after another: each must depend on those before it, and on nothing else."""
+    first, *hidden, last = degrees
+    features = len(first)
+    call.require(sorted(first) == list(range(1, features + 1)), "degrees[0]", f"order {features} features", first)
+    inside = all(0 <= degree <= features for layer in hidden for degree in layer)
+    call.require(inside, "degrees", f"lie in [0, {features}]", hidden)
+    params = len(last) // features
+    of_features = [first[o // params if interleaved else o % features] - 1 for o in range(len(last))]
+    call.require(last == of_features, "degrees[-1]", f"be {of_features}, one below those of the features", last)
+
+
+def _weights(call: Call, name: str, weights: Sequence[Tensor], widths: Sequence[int]) -> None:
+    for weight, inputs, outputs in zip(weights, widths, widths[1:], strict=False):
+        call.tensor(name, weight, (str(outputs), str(inputs)), "r")
+
+
+def _vectors(call: Call, name: str, vectors: Sequence[Tensor], widths: Sequence[int]) -> None:
+    for vector, width in zip(vectors, widths, strict=True):
+        call.tensor(name, vector, (str(width),), "c")
