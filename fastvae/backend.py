@@ -177,7 +177,7 @@ def route(
     return route_of(chosen, *[t for t in plain if isinstance(t, Tensor)]), plain
 
 
-def can_call_directly(route: Route, gradients: Sequence[Tensor]) -> bool:
+def can_call_directly(route: Route, gradients: Sequence[Tensor | None]) -> bool:
     """Whether the C++ kernels of a call's backward pass may be called for ``gradients`` without the dispatcher."""
     return route.impl == "cpp" and not route.dispatched and _C.look(gradients, 0, 0) > 0
 

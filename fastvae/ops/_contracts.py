@@ -65,6 +65,7 @@ class Call:
         in the whole call. Flags: ``r`` rows are contiguous, ``c`` all is; ``i`` int64, ``w`` the dtype that kernels
         compute in, ``a`` that or the call's, else the call's dtype.
         """
+        self.require(isinstance(t, Tensor), name, "be a tensor", t)
         self.device = self.device or t.device
         self.require(t.device == self.device, name, f"be on {self.device}", t.device)
         self._dtype_of(name, t, flags)

@@ -149,6 +149,15 @@ def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return extension().empty(like.dtype == torch.float64, list(shape))
 
 
+def keep_none(ctx: Any) -> None:
+    """Lets ``backward`` see which outputs nobody used: None in place of zeros, whose product with infinity is NaN.
+
+    A compiler knows zeros only.
+    """
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
+
+
 # What a Function's gradient is a function of: a function of its tensors in plain PyTorch, and these tensors, one for
 # each argument of ``forward``; None for an argument that has no gradient.
 Differentiable = tuple[Callable[..., Any], Sequence[Tensor | None]]
@@ -164,7 +173,7 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(ctx: Any, *d_outputs: Tensor) -> Any:
+        def wrapped(ctx: Any, *d_outputs: Tensor | None) -> Any:
             route: Route = ctx.route
             if torch.compiler.is_compiling():
                 return backward(ctx, route, *d_outputs)
@@ -172,9 +181,10 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
                 if backend.can_call_directly(route, d_outputs):
                     return backward(ctx, route, *d_outputs)
                 if not torch._C._are_functorch_transforms_active():
-                    d_outputs = tuple(_as_plain(g) for g in d_outputs)
-                    if all(backend.holds_numbers(g) for g in d_outputs):
-                        return backward(ctx, backend.route_of(route.impl, *d_outputs), *d_outputs)
+                    d_outputs = tuple(None if g is None else _as_plain(g) for g in d_outputs)
+                    given = [g for g in d_outputs if g is not None]
+                    if all(map(backend.holds_numbers, given)):
+                        return backward(ctx, backend.route_of(route.impl, *given), *d_outputs)
             function, inputs = reference(ctx)
             return _gradients(function, inputs, ctx.needs_input_grad, d_outputs)
 
@@ -188,7 +198,10 @@ def _as_plain(gradient: Tensor) -> Tensor:
 
 
 def _gradients(
-    function: Callable[..., Any], inputs: Sequence[Tensor | None], needs: Sequence[bool], d_outputs: Sequence[Tensor]
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    d_outputs: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     wanted = [i for i, (t, need) in enumerate(zip(inputs, needs, strict=True)) if need and t is not None]
     create_graph, points = torch.is_grad_enabled(), list(inputs)
@@ -201,7 +214,9 @@ def _gradients(
         outputs = function(*points)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         at = [t for i in wanted if (t := points[i]) is not None]
-        pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, d_outputs, strict=True) if o.requires_grad]
+        pairs = [
+            (o, g.to(o.dtype)) for o, g in zip(outputs, d_outputs, strict=True) if o.requires_grad and g is not None
+        ]
         found = torch.autograd.grad(
             [o for o, _ in pairs],
             at,

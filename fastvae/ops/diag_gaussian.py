@@ -13,7 +13,7 @@ from ..backend import Route
 from ..reference import diag_gaussian as reference
 from . import _checks
 from ._contracts import check_sample, check_sample_gradient
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
@@ -142,6 +142,14 @@ def _sample_again(ctx: Any) -> Differentiable:
     return sample, (torch.zeros_like(log_sigma), log_sigma, None, None)
 
 
+def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
+    """The gradient to log_sigma of a sample whose log-density alone is used: the sample itself does not come in."""
+    if d_log_q is None:
+        return None
+    per_row = d_log_q.reshape(_checks.samples_in(d_log_q.numel(), log_sigma.shape[0], 1), -1).sum(0)
+    return -per_row[:, None].to(log_sigma.dtype).expand(log_sigma.shape)
+
+
 class _DiagGaussianRsample(torch.autograd.Function):
     # Every argument costs a microsecond of autograd's.
     @staticmethod
@@ -152,13 +160,18 @@ class _DiagGaussianRsample(torch.autograd.Function):
         z, log_q, kept = FWD.on(route)(mu, log_sigma, noise, shape, row_offset, True)
         ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
         ctx.n, ctx.call, ctx.route = mu.shape[0], call, route
+        keep_none(ctx)
         return z, log_q
 
     @staticmethod
     @with_reference(_sample_again)
-    def backward(ctx: Any, route: Route, d_z: Tensor, d_log_q: Tensor) -> Any:
-        n, (_, row_offset, _) = ctx.n, ctx.call
+    def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
+        n, (shape, row_offset, _) = ctx.n, ctx.call
         log_sigma, noise = ctx.saved_tensors
+        if d_z is None:
+            return None, density_alone(d_log_q, log_sigma), None, None
+        if d_log_q is None:
+            d_log_q = d_z.new_zeros(shape[:-1], dtype=reference.compute_dtype(d_z.dtype))
         saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
         d = d_z.shape[-1]

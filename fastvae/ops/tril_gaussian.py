@@ -14,7 +14,8 @@ from ..reference import tril_gaussian as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._contracts import Call, check_sample, check_sample_gradient
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
+from .diag_gaussian import density_alone
 
 # `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
 # rather than draw them again.
@@ -185,13 +186,18 @@ class _TrilGaussianRsample(torch.autograd.Function):
         z, log_q, kept = FWD.on(route)(mu, log_sigma, tril, noise, shape, row_offset, True)
         ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
         ctx.call, ctx.route = (shape, row_offset, tril.dim() == 3), route
+        keep_none(ctx)
         return z, log_q
 
     @staticmethod
     @with_reference(_sample_again)
-    def backward(ctx: Any, route: Route, d_z: Tensor, d_log_q: Tensor) -> Any:
-        _, row_offset, dense = ctx.call
+    def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
+        shape, row_offset, dense = ctx.call
         log_sigma, noise = ctx.saved_tensors
+        if d_z is None:
+            return None, density_alone(d_log_q, log_sigma), None, None, None
+        if d_log_q is None:
+            d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
         noise, kept = (None, noise) if route.impl == "cpp" else (noise, None)
         d_z = d_z.contiguous()
         # Of one sample, d_z is the gradient of mu itself: no memory for a second one.
