@@ -12,6 +12,8 @@ from .. import backend
 from .._integers import integer
 from ..reference.diag_gaussian import autocasting
 
+# More numbers than any memory holds, and few enough that their bytes can be counted.
+MOST_NUMBERS = 1 << 59
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -159,6 +161,14 @@ def sample_shape_of(sample_shape: Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
+def check_sample_size(shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
+    """Raises unless a sample of ``shape`` has no more numbers than addresses can tell apart."""
+    if not torch.compiler.is_compiling() and product(shape) >= MOST_NUMBERS:
+        raise ValueError(
+            f"sample_shape must leave a sample that memory can hold, got {sample_shape} for one of {shape}"
+        )
+
+
 def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """``eps`` once it is known to fit; half-precision parameters may come with float32 noise."""
     if generator is not None:
@@ -175,7 +185,10 @@ def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torc
 
 
 def row_offset_of(row_offset: int) -> int:
-    return integer("row_offset", row_offset, 0)
+    row_offset = integer("row_offset", row_offset, 0)
+    if row_offset >= MOST_NUMBERS:
+        raise ValueError(f"row_offset must be < {MOST_NUMBERS}, got {row_offset}")
+    return row_offset
 
 
 def product(sizes: Sequence[int]) -> int:

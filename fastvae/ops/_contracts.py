@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from ..reference.diag_gaussian import compute_dtype
-from ._checks import DTYPES
+from ._checks import DTYPES, MOST_NUMBERS
 
-__all__ = ["MOST_NUMBERS", "Call", "Contract", "check_row_offset", "check_sample", "check_sample_gradient"]
-
-# More than any memory holds, and few enough that a product of two such sizes overflows nothing that is added to it.
-MOST_NUMBERS = 1 << 59
+__all__ = ["Call", "Contract", "check_row_offset", "check_sample", "check_sample_gradient"]
 
 # name[sizes]flags, with "?" behind the name of a tensor that may be absent.
 _ITEM = re.compile(r"(\w+)(\??)\[([\w,]*)\](\w*)")
@@ -44,6 +41,17 @@ class Call:
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
+
+    def given(self, name: str) -> Tensor:
+        """The tensor ``name``.
+
+        Raises:
+            ValueError: there is none.
+        """
+        t = self.arguments[name]
+        self.require(isinstance(t, Tensor), name, "be a tensor", t)
+        given: Tensor = t
+        return given
 
     @property
     def is_cpu(self) -> bool:
@@ -141,6 +149,19 @@ class Contract:
         ]
         self.choices, self.more = choices or {}, more
 
+    def check_devices(self, *args: Any) -> None:
+        """Raises unless all tensors among ``args`` are on one device.
+
+        Raises:
+            ValueError: one is on another device than the first.
+        """
+        call = Call(self.op, dict(zip(self.names, args, strict=True)))
+        for name, value in call.arguments.items():
+            for t in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(t, Tensor):
+                    call.device = call.device or t.device
+                    call.require(t.device == call.device, name, f"be on {call.device}", t.device)
+
     def check(self, *args: Any) -> None:
         """Raises unless the launchers can be called with ``args``.
 
@@ -167,7 +188,7 @@ def check_row_offset(call: Call) -> None:
 
 def check_sample(call: Call) -> None:
     """Of the ops that draw: the shape of the sample, its noise, and the number of its first row."""
-    shape, noise, d = tuple(call["shape"]), call["noise"], call.sizes["D"]
+    shape, noise, d = tuple(call["shape"]), call.given("noise"), call.sizes["D"]
     call.require(d > 0, "mu", "have one feature or more", 0)
     fits = len(shape) > 0 and shape[-1] == d and min(shape) >= 0 and math.prod(shape) < MOST_NUMBERS
     call.require(fits, "shape", f"be (*sample_shape, *batch, {d}) of a sample that memory can hold", shape)

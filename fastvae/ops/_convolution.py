@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .._constants import IntegerConstants
 from ..conv_structure import ConvStructure, check_colors, colors_of, pair
-from ._contracts import MOST_NUMBERS, Call
+from ._checks import MOST_NUMBERS
+from ._contracts import Call
 from ._network import check_degrees, degrees_of
 
 
@@ -169,5 +170,5 @@ def check_geometry(call: Call) -> None:
         call.require(size == (height, width), "d_y", f"have {height} x {width} pixels", f"{size[0]} x {size[1]}")
         call.require(len(call["needs"]) == 3, "needs", "be three truth values", call["needs"])
         # Without an activation nothing is kept of the output.
-        if call["activation"] != "identity" or call["at"].dim() == 4:
-            call.tensor("at", call["at"], ("N", "O", "h", "w"), "a")
+        if call["activation"] != "identity" or call.given("at").dim() == 4:
+            call.tensor("at", call.given("at"), ("N", "O", "h", "w"), "a")

@@ -74,8 +74,18 @@ def define(
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, _checked(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
     _LIBRARY.impl(name, _checked(contract, triton), "CUDA")
-    torch.library.register_fake(f"fastvae::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"fastvae::{name}", _on_one_device(contract, fake), lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
+
+
+def _on_one_device(contract: Contract, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake``, which also answers where one tensor of many is on the meta device: what it makes holds no numbers."""
+
+    def run(*args: Any) -> Any:
+        contract.check_devices(*args)
+        return fake(*args)
+
+    return run
 
 
 def _tell_flop_counters() -> None:

@@ -41,7 +41,7 @@ def check_gradient(call: Call) -> None:
     call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
     n, (activation, residual) = call.sizes["N"], (call["structure"][2], bool(call["structure"][4]))
     size = (n + LANES - 1) // LANES * saved_rows(widths, activation, residual) * LANES
-    saved = call["saved"]
+    saved = call.given("saved")
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
     scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]

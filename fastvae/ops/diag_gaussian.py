@@ -241,6 +241,8 @@ def diag_gaussian_rsample(
     if not route.rows:
         mu, log_sigma = _checks.gaussian(mu, log_sigma, route.alike)
     sample_shape = _checks.sample_shape_of(sample_shape)
+    if sample_shape:
+        _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
         eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)

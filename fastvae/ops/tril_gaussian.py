@@ -32,7 +32,7 @@ def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
 
 def check_tril(call: Call) -> None:
     """The factor of a dispatched call: packed, or dense."""
-    tril, n, d = call["tril"], call.sizes["N"], call.sizes["D"]
+    tril, n, d = call.given("tril"), call.sizes["N"], call.sizes["D"]
     call.require(d > 0, "log_sigma", "have one feature or more", 0)
     call.tensor("tril", tril, [str(size) for size in tril_shape(n, d, tril.dim() == 3)], "r")
 
@@ -270,6 +270,8 @@ def tril_gaussian_rsample(
     )
     mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
     sample_shape = _checks.sample_shape_of(sample_shape)
+    if sample_shape:
+        _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
     row_offset = _checks.row_offset_of(row_offset)
     if eps is not None:
         eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)

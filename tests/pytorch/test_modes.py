@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributions import Distribution
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -74,6 +75,12 @@ def test_modes(subject, mode):
             raise
         return
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def _validating(monkeypatch):
+    """Compilers switch the checks of distributions off for the rest of the process."""
+    monkeypatch.setattr(Distribution, "_validate_args", True)
 
 
 # Subjects that hold real constants themselves, and those in which torch.distributions looks at numbers.
