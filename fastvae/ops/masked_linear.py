@@ -233,7 +233,9 @@ def masked_linear(
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Sums are taken in float32 (float64 for float64 inputs). Gradients of masked weights are exactly zero.
+        Sums are taken in float32 (float64 for float64 inputs). Gradients of masked weights are exactly zero. In the
+        kernels an input that is infinite or NaN reaches no output that does not count it; the reference has 0 · inf
+        there.
         Deterministic. Differentiable any number of times, by the reference from the second time on.
 
     Reference:
