@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 
-from fastvae.recipes import RecipeError, iaf_training
+from fastvae.recipes import RecipeError, checkpoints, files, iaf_training
 from fastvae.recipes.checkpoints import epochs_done, read_checkpoint
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.files import held
 from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.iaf_training import train_iaf_vae
 from fastvae.recipes.training import train
+from tests.recipes import killed_runs
 
 SMALL = VAEConfig(latent_features=4, hidden_features=(16,))
 SHORT = TrainConfig(epochs=3, batch_size=60, learning_rate=1e-2)
@@ -84,35 +84,50 @@ def test_signal_between_checkpoints_loses_no_whole_epoch(epoch, tiny, tmp_path):
     assert found.evaluation == expected.evaluation
 
 
-def test_signal_to_a_process(tiny, tmp_path):
+def test_signal_to_a_process(tmp_path):
     """Its exit status, and that nothing but one line is said."""
     program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "import numpy as np, signal\n"
-        "from test_runs import run, Send\n"
-        "from fastvae.recipes import data\n"
-        "images = np.load(sys.argv[3])\n"
-        "tiny = data.Mnist(images, np.zeros(300, np.uint8), images[:60], np.zeros(60, np.uint8), source='x')\n"
-        "run(tiny, Path(sys.argv[1]), callbacks=[Send(signal.SIGTERM, 1, 1)])\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from tests.recipes import killed_runs; from tests.recipes.test_runs import Send\n"
+        "killed_runs.run(Path(sys.argv[1]), callbacks=[Send(signal.SIGTERM, 1, 1)])\n"
     )
-    np.save(tmp_path / "images.npy", tiny.x_train)
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    arguments = [str(tmp_path / "out"), str(here), str(tmp_path / "images.npy")]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", program, tmp_path],
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 143, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("fastvae: stopped by SIGTERM; continue with --resume")
+    assert ended.stderr.splitlines()[-1] == (
+        f"fastvae: stopped by SIGTERM; continue with --resume {tmp_path / 'last.ckpt'}"
+    )
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_signal_during_a_save_loses_neither_checkpoint(call, tiny, tmp_path, monkeypatch):
+    expected = run(tiny, tmp_path / "whole")
+    sound, calls = getattr(os, call), []
+
+    def signalled(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sound(*arguments)
+
+    monkeypatch.setattr(files.os, call, signalled)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny, tmp_path / "out")
+    monkeypatch.undo()
+    assert stop.value.code == 143
+    checkpoint = tmp_path / "out" / "last.ckpt"
+    assert epochs_done(read_checkpoint(checkpoint)) >= 1
+    assert not list(checkpoint.parent.glob(files.PART + "*"))
+    assert_same(run(tiny, tmp_path / "out", resume=checkpoint), expected)
 
 
 def test_full_disk_ends_a_run_with_one_line(tiny, tmp_path, monkeypatch):
-    from fastvae.recipes import checkpoints
-
     expected = run(tiny, tmp_path / "whole")
     sound, written = checkpoints.replacing, []
 
@@ -253,3 +268,8 @@ def test_diverged_model_fails_where_only_the_test_shows_it(tiny, tmp_path):
     with pytest.raises(RecipeError, match=r"the test_elbo became .* in epoch 1: try a lower learning rate"):
         run(tiny, tmp_path, config)
     assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_killed_runs_and_full_disks(tmp_path):
+    """One round of each of the first three troubles; by hand, killed_runs.py runs any number."""
+    assert len(killed_runs.main(tmp_path, 3)) == 3
