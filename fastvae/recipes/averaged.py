@@ -27,7 +27,16 @@ from .batches import JointBatches
 from .files import replacing
 from .trainer import BatchConfig, ImageTask
 
-__all__ = ["AveragedTask", "DecayConfig", "check_figures", "curves", "loggers_of", "surroundings", "write_metrics"]
+__all__ = [
+    "AveragedTask",
+    "DecayConfig",
+    "averaged_weights",
+    "check_figures",
+    "curves",
+    "loggers_of",
+    "surroundings",
+    "write_metrics",
+]
 
 
 class DecayConfig(BatchConfig, Protocol):
@@ -153,6 +162,13 @@ def write_metrics(history: Sequence[dict[str, float]], columns: Sequence[str], p
     writer.writerows(history)
     with replacing(path) as file:
         file.write(lines.getvalue().encode())
+
+
+def averaged_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The averaged weights in what a checkpoint holds."""
+    prefix = "averaged."
+    weights = content["state_dict"].items()
+    return {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
 
 
 def check_figures(figures: Any) -> None:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import RecipeError
 from .files import replacing
 
-__all__ = ["CHECKPOINT", "KEEP", "WholeCheckpoints", "epochs_done", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "CHECKPOINT",
+    "KEEP",
+    "WholeCheckpoints",
+    "epochs_done",
+    "model_of",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 CHECKPOINT = "last.ckpt"
 KEEP = "keep"
@@ -30,6 +39,10 @@ LABEL = b"fastvae sha256 "
 COMMENT = len(LABEL) + 2 * hashlib.sha256().digest_size
 END_OF_ARCHIVE = b"PK\x05\x06"
 LOCAL_HEADER = 30
+
+# Settings that say how often a model has a part.
+REPEATS = ("depth", "layers", "levels", "prior_layers")
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 # Of what torch.load takes, other names make tensors of any size out of a few bytes.
 PLAIN_NAMES = re.compile(
@@ -221,3 +234,31 @@ def epochs_done(content: dict[str, Any]) -> int:
         KeyError, TypeError: it holds no state of a trainer.
     """
     return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def model_of(make: Callable[[], ModelT], settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelT:
+    """The model that a checkpoint describes, with its weights.
+
+    Settings that ask for more than the weights are refused before anything of that size is made.
+
+    Args:
+        make: makes the model of the settings.
+        settings: the settings, as plain data.
+        weights: of the model, by their names; others are passed over.
+
+    Raises:
+        ValueError: settings and weights do not fit, or ``make`` refuses the settings.
+    """
+    elements = sum(weight.numel() for weight in weights.values())
+    for name, value in settings.items():
+        most = len(weights) if name in REPEATS else math.isqrt(elements) if "filter" in name else elements
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{name} = {value} does not fit its {len(weights)} tensors of {elements} elements")
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in make().state_dict().items()}
+    for name, shape in shapes.items():
+        if name not in weights or weights[name].shape != shape:
+            raise ValueError(f"its settings ask for {name} of shape {tuple(shape)}, which it does not hold")
+    model = make()
+    model.load_state_dict({name: weights[name] for name in shapes})
+    return model

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..nn import shared_first_batch
 from . import RecipeError
-from .averaged import AveragedTask, check_figures, curves, loggers_of, surroundings
+from .averaged import AveragedTask, averaged_weights, check_figures, curves, loggers_of, surroundings
 from .batches import NOISE, BinarizedImages, JointBatches, binarize_fixed, stream_seed
-from .checkpoints import CHECKPOINT, read_checkpoint
+from .checkpoints import CHECKPOINT, model_of, read_checkpoint
 from .data import Mnist
 from .files import leads, write_json
 from .iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
@@ -229,8 +229,8 @@ def load_averaged(
         raise RecipeError(f"{path} is no checkpoint of {RECIPE}: its recipe is {plain.get('recipe', 'vae')}")
     chosen = {} if impl is None else {"impl": impl}
     try:
-        model, config = IAFVAE(IAFVAEConfig(**plain["model"] | chosen)), IAFTrainConfig(**plain["training"])
-        model.load_state_dict({name: content["state_dict"][f"averaged.{name}"] for name in model.state_dict()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        model_config, config = IAFVAEConfig(**plain["model"] | chosen), IAFTrainConfig(**plain["training"])
+        model = model_of(lambda: IAFVAE(model_config), plain["model"], averaged_weights(content))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is no checkpoint of {RECIPE}: {error}") from None
     return model.eval(), config

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..objectives import LinearSchedule, free_bits
 from . import RecipeError
-from .averaged import AveragedTask, check_figures, curves, loggers_of, surroundings
+from .averaged import AveragedTask, averaged_weights, check_figures, curves, loggers_of, surroundings
 from .batches import binarize_fixed
-from .checkpoints import CHECKPOINT, read_checkpoint
+from .checkpoints import CHECKPOINT, model_of, read_checkpoint
 from .files import leads, write_json
 from .pictures import draw_learning_curves
 from .pixel_config import PixelTrainConfig
@@ -236,8 +236,8 @@ def load_pixels(
     if plain.get("recipe") != recipe:
         raise RecipeError(f"{path} is no checkpoint of {recipe}: its recipe is {plain.get('recipe', 'vae')}")
     try:
-        model, config = make(plain["model"]), training(**plain["training"])
-        model.load_state_dict({name: content["state_dict"][f"averaged.{name}"] for name in model.state_dict()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        config = training(**plain["training"])
+        model = model_of(lambda: make(plain["model"]), plain["model"], averaged_weights(content))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is no checkpoint of {recipe}: {error}") from None
     return model.eval(), config

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..objectives import LinearSchedule
 from . import RecipeError
-from .checkpoints import CHECKPOINT, read_checkpoint
+from .checkpoints import CHECKPOINT, model_of, read_checkpoint
 from .config import TrainConfig, VAEConfig
 from .data import Mnist
 from .runs import run_folder
@@ -155,10 +155,10 @@ def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[VAE, TrainC
     try:
         plain = content["hyper_parameters"]
         chosen = {} if impl is None else {"impl": impl}
-        model, config = VAE(VAEConfig(**plain["model"] | chosen)), TrainConfig(**plain["training"])
+        model_config, config = VAEConfig(**plain["model"] | chosen), TrainConfig(**plain["training"])
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        model = model_of(lambda: VAE(model_config), plain["model"], weights)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is no checkpoint of a fastvae recipe: {error}") from None
     return model, config
 

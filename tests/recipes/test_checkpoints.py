@@ -21,7 +21,10 @@ SMALL = VAEConfig(latent_features=4, hidden_features=(16,))
 SHORT = TrainConfig(epochs=3, batch_size=60, learning_rate=1e-2)
 CONTENT = {"hyper_parameters": {"x": 1}, "state_dict": {"weight": torch.arange(1000.0)}}
 
-pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 
 
 def run(tiny, folder, **options):
@@ -315,6 +318,38 @@ def test_what_a_killed_run_left_is_removed(tiny, tmp_path):
     run(tiny, tmp_path)
     assert not leftover.exists()
     assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_features": [1 << 40]},
+        {"latent_features": 1 << 40},
+        {"latent_features": 5},
+        {"data_features": "many"},
+        {"hidden_features": None},
+    ],
+)
+def test_settings_larger_than_the_weights_are_refused(change, broken):
+    edit(broken, lambda content: content["hyper_parameters"]["model"].update(change))
+    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of a fastvae recipe: ") as error:
+        load_checkpoint(broken)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("layers", 1 << 40), ("filter_size", (1 << 40) + 1)])
+def test_model_of_endless_parts_is_refused_before_it_is_made(name, value):
+    def make():
+        raise AssertionError("made")
+
+    with pytest.raises(ValueError, match=f"{name} = {value} does not fit its 1 tensors of 1000 elements"):
+        checkpoints.model_of(make, {name: value}, CONTENT["state_dict"])
+
+
+def test_weights_that_are_no_tensors_are_refused(broken):
+    edit(broken, lambda content: content["state_dict"].update({"model.head.weight": 3}))
+    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of a fastvae recipe: "):
+        load_checkpoint(broken)
 
 
 def test_checkpoint_of_a_run_has_a_checksum(broken):
