@@ -123,14 +123,17 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, every: int, writer: WholeCheckpoints) -> None:
         self.path, self.every, self.writer = path, every, writer
+        # Whether a step is done, so that what fails is not the state that was resumed.
         self.started, self.epoch = False, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         check_optimizers(trainer)
-        self.started = True
-        # Over Lightning's own, which waits for the end of a step and exits with status 0.
+        # Over Lightning's own, which first speaks to the other processes, in the midst of a step.
         catch_signals()
         trainer.save_checkpoint(self.path, weights_only=False, storage_options=KEEP)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.started = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The task's own hook, which found the loss finite, comes before that of a Checkpoint.
@@ -152,16 +155,26 @@ class LastCheckpoint(Checkpoint):
 
 
 def check_optimizers(trainer: L.Trainer) -> None:
-    """Checks that what optimisers remember of a parameter has the parameter's shape.
+    """Checks that optimisers have the options they were made with, and remember tensors like their parameters.
+
+    Their kernels read as many elements as a parameter has.
 
     Raises:
-        ValueError: it has not; only a foreign checkpoint brings such a state.
+        ValueError: they have not; only a foreign checkpoint brings such a state.
     """
     for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for name, value in optimizer.defaults.items():
+                if name != "lr" and group.get(name, value) != value:
+                    raise ValueError(f"{name} of the optimiser is {group[name]}, not {value}")
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
-                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                if not isinstance(value, torch.Tensor):
+                    raise ValueError(f"{name} of the optimiser is no tensor")
+                if value.dim() and value.shape != parameter.shape:
                     raise ValueError(f"{name} of the optimiser is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                if not (value.is_contiguous() and value.is_floating_point()):
+                    raise ValueError(f"{name} of the optimiser is not contiguous, or of integers")
 
 
 def catch_signals() -> dict[signal.Signals, Any]:

@@ -56,8 +56,11 @@ def edit(path, change):
 
 # What a checkpoint names
 
+# In the folder of a ModelCheckpoint that the caller has.
+OWN = ("{out}/mine/file", "{out}/mine/../../victim/file")
 
-@pytest.mark.parametrize("form", ["{victim}", "{out}/../victim", "local://{victim}", "{out}/mine"])
+
+@pytest.mark.parametrize("form", ["{victim}", "{out}/../victim", "local://{victim}", "{out}/mine", *OWN])
 def test_callback_state_that_names_files_is_ignored(form, tiny, broken, tmp_path):
     """Lightning's ModelCheckpoint removes with all that is in it what such a state calls its last checkpoint."""
     out, victim = broken.parent, tmp_path / "victim"
@@ -112,6 +115,11 @@ def test_callback_state_without_files_is_restored(tiny, tmp_path):
         (lambda content: content.update({"pytorch-lightning_version": "x"}), "cannot be continued"),
         (lambda content: content["state_dict"].popitem(), "cannot be continued"),
         (lambda content: moments(content).update(exp_avg=torch.zeros(3)), r"exp_avg of the optimiser is \(3,\), not"),
+        (lambda content: moments(content).update(exp_avg=3), "exp_avg of the optimiser is no tensor"),
+        (lambda content: moments(content).update(exp_avg=far(content)), "is not contiguous, or of integers"),
+        (lambda content: moments(content).pop("exp_avg"), "cannot be continued"),
+        (lambda content: group(content).update(amsgrad=True), "amsgrad of the optimiser is True, not False"),
+        (lambda content: content["lr_schedulers"][0].update(optimizer=3), "cannot be continued"),
         (lambda content: content["hyper_parameters"]["training"].update(seed=7), "seed = 7; it cannot become 0"),
         (lambda content: content["hyper_parameters"].pop("model"), "it has no settings of its model"),
     ],
@@ -129,6 +137,16 @@ def progress(content):
 
 def moments(content):
     return content["optimizer_states"][0]["state"][0]
+
+
+def group(content):
+    return content["optimizer_states"][0]["param_groups"][0]
+
+
+def far(content):
+    """The last element of a storage, as often as a parameter has elements."""
+    shape = moments(content)["exp_avg"].shape
+    return torch.zeros(shape.numel() + 1)[-1:].expand(shape)
 
 
 # Damage

@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import torch
 
-from fastvae.recipes import RecipeError, checkpoints, files, iaf_training
+from fastvae.recipes import RecipeError, checkpoints, files, iaf_training, runs
 from fastvae.recipes.checkpoints import epochs_done, read_checkpoint
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.files import held
@@ -82,6 +82,18 @@ def test_signal_between_checkpoints_loses_no_whole_epoch(epoch, tiny, tmp_path):
     found = run_flow(tiny, tmp_path / "out", resume=checkpoint)
     assert_same(found, expected)
     assert found.evaluation == expected.evaluation
+
+
+def test_no_handler_of_lightning_runs_during_training(tiny, tmp_path):
+    """Its own tells other processes of the signal, while they are in the midst of a step."""
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, *arguments):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    run(tiny, tmp_path, callbacks=[Look()])
+    assert set(seen) == {runs.stop}
 
 
 def test_signal_to_a_process(tmp_path):
@@ -215,6 +227,13 @@ def test_finished_run_resumed_in_another_folder(tiny, tmp_path, capsys):
     assert ours["elbo"] == theirs["elbo"]
     shutil.rmtree(tmp_path / "a")
     assert_same(run_flow(tiny, tmp_path / "b", resume=found.checkpoint), first)
+
+
+def test_finished_run_has_its_checkpoint_in_another_folder(tiny, tmp_path):
+    first = run(tiny, tmp_path / "a")
+    found = run(tiny, tmp_path / "b", resume=first.checkpoint)
+    assert epochs_done(read_checkpoint(found.checkpoint)) == 3
+    assert_same(found, first)
 
 
 def test_run_resumed_in_another_folder(tiny, tmp_path):
