@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
+import io
+import math
 import platform
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,10 +22,21 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import backend
 from .._version import __version__
+from . import RecipeError
 from .batches import JointBatches
+from .files import replacing
 from .trainer import BatchConfig, ImageTask
 
-__all__ = ["AveragedTask", "DecayConfig", "curves", "loggers_of", "surroundings", "write_metrics"]
+__all__ = [
+    "AveragedTask",
+    "DecayConfig",
+    "averaged_weights",
+    "check_figures",
+    "curves",
+    "loggers_of",
+    "surroundings",
+    "write_metrics",
+]
 
 
 class DecayConfig(BatchConfig, Protocol):
@@ -110,7 +121,7 @@ class AveragedTask(ImageTask):
         self.log_dict({name: value.float() for name, value in means.items()})
         found: dict[str, Tensor] = {"loss": loss, **means}
         if (self.current_epoch + 1) % self.config.check_every == 0:
-            found[self.measured] = self.trainer.callback_metrics[self.measured]
+            found[self.measured] = self.found_finite(self.measured, self.trainer.callback_metrics[self.measured])
         self.history.append(
             {"epoch": self.current_epoch + 1, "step": self.global_step}
             | {name: value.item() for name, value in found.items()}
@@ -120,29 +131,55 @@ class AveragedTask(ImageTask):
             }
         )
         if self.global_rank == 0:
-            columns = ("epoch", "step", "loss", *self.terms, self.measured, "learning_rate", "seconds")
-            write_metrics(self.history, columns, self.folder / "metrics.csv")
+            write_metrics(self.history, self.columns(), self.folder / "metrics.csv")
+
+    def columns(self) -> tuple[str, ...]:
+        """The quantities of an epoch, by which ``metrics.csv`` has its columns."""
+        return ("epoch", "step", "loss", *self.terms, self.measured, "learning_rate", "seconds")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = list(checkpoint["history"])
+        history: Any = checkpoint.get("history")
+        columns = set(self.columns())
+        sound = isinstance(history, list) and all(
+            isinstance(row, dict)
+            and {"epoch", "step"} <= row.keys() <= columns
+            and all(isinstance(value, int | float) for value in row.values())
+            for row in history
+        )
+        if not sound:
+            raise RecipeError("the checkpoint cannot be continued: its history is no list of the figures of epochs")
+        self.history = list(history)
 
 
 def write_metrics(history: Sequence[dict[str, float]], columns: Sequence[str], path: Path) -> None:
     """One line for each epoch; other processes see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", newline="", dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(history)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, columns)
+    writer.writeheader()
+    writer.writerows(history)
+    with replacing(path) as file:
+        file.write(lines.getvalue().encode())
+
+
+def averaged_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The averaged weights in what a checkpoint holds."""
+    prefix = "averaged."
+    weights = content["state_dict"].items()
+    return {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
+
+
+def check_figures(figures: Any) -> None:
+    """Checks the figures of a trained model, a dataclass.
+
+    Raises:
+        RecipeError: one is not finite.
+    """
+    for name, value in asdict(figures).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"the trained model has {name} = {value}: try a lower learning rate")
 
 
 def curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import time
@@ -18,6 +17,7 @@ from .._version import __version__
 from .batches import BinarizedImages, JointBatches, binarize_fixed
 from .config import POSTERIORS, DemoConfig, TrainConfig, VAEConfig
 from .data import Mnist, load_mnist
+from .files import held, write_json
 from .pictures import draw_learning_curves, draw_manifold, draw_reconstructions, draw_samples
 from .trainer import device_of
 from .training import load_checkpoint, read_history, train
@@ -36,6 +36,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Trains, evaluates, times and draws; prints the table and writes it to ``folder / "results.json"``.
 
+    What an earlier demonstration left in ``folder`` is replaced, finished or not.
+
     Args:
         folder: where checkpoints, pictures and results go.
         config: what to do.
@@ -47,13 +49,19 @@ def run_demo(
         The results as plain data.
 
     Raises:
-        RecipeError: MNIST cannot be had, or a training fails.
+        RecipeError: MNIST cannot be had, ``folder`` is in use or cannot be written, or a training fails.
     """
     config = DemoConfig() if config is None else config
+    with held(folder):
+        return demonstrate(folder, config, mnist, accelerator, progress)
+
+
+def demonstrate(
+    folder: Path, config: DemoConfig, mnist: Mnist | None, accelerator: str, progress: bool
+) -> dict[str, Any]:
     started = time.perf_counter()
     device = device_of(accelerator)
     mnist = load_mnist(progress=progress) if mnist is None else mnist
-    folder.mkdir(parents=True, exist_ok=True)
     print(
         backend.report(),
         f"threads: {torch.get_num_threads()}",
@@ -76,6 +84,7 @@ def run_demo(
             mnist=mnist,
             accelerator=accelerator,
             progress=progress,
+            overwrite=True,
         )
         models[posterior], _ = load_checkpoint(result.checkpoint)
         histories[posterior] = read_history(result.log_folder)
@@ -102,6 +111,7 @@ def run_demo(
         mnist=mnist,
         accelerator=accelerator,
         progress=progress,
+        overwrite=True,
     )
     draw_samples(models, folder / "samples.png")
     draw_reconstructions(models, x_test[:12], folder / "reconstructions.png")
@@ -116,7 +126,7 @@ def run_demo(
         "threads": torch.get_num_threads(),
         "mnist": mnist.source,
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(folder / "results.json", results)
     print("\n" + table(rows))
     print(f"\n{results['seconds']:.0f} s in all; pictures, checkpoints and results.json are in {folder}")
     return results

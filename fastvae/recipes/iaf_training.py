@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,13 +13,16 @@ from torch import Tensor
 
 from ..nn import shared_first_batch
 from . import RecipeError
-from .averaged import AveragedTask, curves, loggers_of, surroundings
+from .averaged import AveragedTask, averaged_weights, check_figures, curves, loggers_of, surroundings
 from .batches import NOISE, BinarizedImages, JointBatches, binarize_fixed, stream_seed
+from .checkpoints import CHECKPOINT, model_of, read_checkpoint
 from .data import Mnist
+from .files import leads, write_json
 from .iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from .iaf_vae import IAFVAE
 from .pictures import draw_learning_curves, draw_reconstructions, draw_samples
-from .trainer import CHECKPOINT, MnistBatches, device_of, fit, read_checkpoint
+from .runs import run_folder
+from .trainer import MnistBatches, device_of, fit
 from .training import load_checkpoint
 from .vae import VAE, Evaluation, evaluate
 
@@ -106,9 +107,10 @@ def train_iaf_vae(
 ) -> IAFRun:
     """Trains on dynamically binarised MNIST, evaluates on one fixed binarisation, and draws.
 
-    ``folder`` gets ``config.json``, ``last.ckpt`` (replaced atomically), ``metrics.csv`` with a line for each epoch,
-    ``logs`` (CSV) and, where it is installed, ``tensorboard`` with the losses of single steps; after the last epoch
-    ``result.json``, ``learning_curves.png``, ``samples.png`` and ``reconstructions.png``.
+    ``folder`` gets ``config.json``, ``last.ckpt``, ``metrics.csv`` with a line for each epoch, ``logs`` (CSV) and,
+    where it is installed, ``tensorboard`` with the losses of single steps; after the last epoch
+    ``result.json``, ``learning_curves.png``, ``samples.png`` and ``reconstructions.png``. Each file is
+    replaced whole or not at all.
 
     Args:
         model_config: the model.
@@ -126,51 +128,51 @@ def train_iaf_vae(
         The model with averaged weights on the CPU, and the figures.
 
     Raises:
-        RecipeError: MNIST cannot be had, the batch cannot be shared out evenly, the loss is not finite, or the
-            checkpoint cannot be read.
+        RecipeError: MNIST cannot be had, the batch cannot be shared out evenly, the loss is not finite,
+            ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of another configuration.
+        SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
     """
     evaluation = EvaluationConfig() if evaluation is None else evaluation
-    leads = os.environ.get("RANK", "0") == "0"
     device = device_of(accelerator)
-    done = 0 if resume is None else len(read_checkpoint(resume).get("history", ()))
-    last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
     settings = {"model": model_config.as_dict(), "training": asdict(config), "evaluation": asdict(evaluation)}
-    if leads:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"recipe": RECIPE} | settings, indent=2) + "\n")
-    L.seed_everything(config.seed, verbose=False)
-    task, batches = IAFTask(IAFVAE(model_config), config, folder), MnistBatches(config, mnist)
-    speed = fit(
-        task,
-        batches,
-        config,
-        folder,
-        loggers=loggers_of(folder, leads),
-        resume=resume,
-        accelerator=accelerator,
-        progress=progress,
-        callbacks=callbacks,
-        epochs=last,
-        every=config.check_every,
-    )
-    model, figures = task.averaged.eval(), None
-    if leads and last == config.epochs:
-        x = binarize_fixed(batches.mnist.x_test)
-        figures = evaluate(model.to(device), x, **asdict(evaluation), progress=progress)
-        result = asdict(figures) | {
-            "recipe": RECIPE,
-            "epochs": len(task.history),
-            "seed": config.seed,
-            "binarization_seed": 0,
-            "train_images": len(batches.mnist.x_train),
-            "images_per_second": speed.images_per_second if speed.seconds else None,
-            "config": settings,
-            "mnist": batches.mnist.source,
-        }
-        result |= surroundings(model_config.impl, device)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        draw(model, task.history, x, folder)
-    return IAFRun(model.cpu(), folder / CHECKPOINT, len(task.history), speed.images_per_second, figures)
+    with run_folder(folder, resume, settings, recipe=RECIPE) as done:
+        last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
+        if leads():
+            write_json(folder / "config.json", {"recipe": RECIPE} | settings)
+        L.seed_everything(config.seed, verbose=False)
+        task, batches = IAFTask(IAFVAE(model_config), config, folder), MnistBatches(config, mnist)
+        speed = fit(
+            task,
+            batches,
+            config,
+            folder,
+            loggers=loggers_of(folder, leads()),
+            resume=resume,
+            accelerator=accelerator,
+            progress=progress,
+            callbacks=callbacks,
+            epochs=last,
+            every=config.check_every,
+        )
+        model, figures = task.averaged.eval(), None
+        if leads() and last == config.epochs:
+            x = binarize_fixed(batches.mnist.x_test)
+            figures = evaluate(model.to(device), x, **asdict(evaluation), progress=progress)
+            result = asdict(figures) | {
+                "recipe": RECIPE,
+                "epochs": len(task.history),
+                "seed": config.seed,
+                "binarization_seed": 0,
+                "train_images": len(batches.mnist.x_train),
+                "images_per_second": speed.images_per_second if speed.seconds else None,
+                "config": settings,
+                "mnist": batches.mnist.source,
+            }
+            result |= surroundings(model_config.impl, device)
+            write_json(folder / "result.json", result)
+            check_figures(figures)
+            draw(model, task.history, x, folder)
+        return IAFRun(model.cpu(), folder / CHECKPOINT, len(task.history), speed.images_per_second, figures)
 
 
 def draw(model: IAFVAE, history: Sequence[dict[str, float]], x: Tensor, folder: Path) -> None:
@@ -227,8 +229,8 @@ def load_averaged(
         raise RecipeError(f"{path} is no checkpoint of {RECIPE}: its recipe is {plain.get('recipe', 'vae')}")
     chosen = {} if impl is None else {"impl": impl}
     try:
-        model, config = IAFVAE(IAFVAEConfig(**plain["model"] | chosen)), IAFTrainConfig(**plain["training"])
-        model.load_state_dict({name: content["state_dict"][f"averaged.{name}"] for name in model.state_dict()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        model_config, config = IAFVAEConfig(**plain["model"] | chosen), IAFTrainConfig(**plain["training"])
+        model = model_of(lambda: IAFVAE(model_config), plain["model"], averaged_weights(content))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is no checkpoint of {RECIPE}: {error}") from None
     return model.eval(), config

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from .files import replacing
 from .vae import LatentVariableModel
 
 __all__ = ["draw_learning_curves", "draw_manifold", "draw_reconstructions", "draw_samples"]
@@ -39,7 +40,8 @@ def show(axes: Axes, picture: Tensor) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150, facecolor="white")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150, facecolor="white")
 
 
 @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +14,15 @@ from torch import Tensor, nn
 
 from ..objectives import LinearSchedule, free_bits
 from . import RecipeError
-from .averaged import AveragedTask, curves, loggers_of, surroundings
+from .averaged import AveragedTask, averaged_weights, check_figures, curves, loggers_of, surroundings
 from .batches import binarize_fixed
+from .checkpoints import CHECKPOINT, model_of, read_checkpoint
+from .files import leads, write_json
 from .pictures import draw_learning_curves
 from .pixel_config import PixelTrainConfig
+from .runs import run_folder
 from .static_data import BinaryImages, load_binary_images
-from .trainer import CHECKPOINT, MnistBatches, device_of, fit, read_checkpoint
+from .trainer import MnistBatches, device_of, fit
 
 __all__ = ["PixelBatches", "PixelModel", "PixelRun", "PixelTask", "load_pixels", "train_pixels"]
 
@@ -133,9 +134,9 @@ def train_pixels(
 ) -> PixelRun[ModelT]:
     """Trains, evaluates and draws.
 
-    ``folder`` gets ``config.json``, ``last.ckpt`` (replaced atomically), ``metrics.csv`` with a line for each epoch,
-    ``logs`` (CSV) and, where it is installed, ``tensorboard`` with the losses of single steps; after the last epoch
-    ``result.json``, ``learning_curves.png`` and what ``draw`` draws.
+    ``folder`` gets ``config.json``, ``last.ckpt``, ``metrics.csv`` with a line for each epoch, ``logs`` (CSV) and,
+    where it is installed, ``tensorboard`` with the losses of single steps; after the last epoch
+    ``result.json``, ``learning_curves.png`` and what ``draw`` draws. Each file is replaced whole or not at all.
 
     Args:
         recipe: its name.
@@ -153,53 +154,53 @@ def train_pixels(
         callbacks: further Lightning callbacks.
 
     Raises:
-        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite, or the
-            checkpoint cannot be read.
+        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite,
+            ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of another configuration.
+        SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
     """
-    leads = os.environ.get("RANK", "0") == "0"
     device = device_of(accelerator)
-    done = 0 if resume is None else len(read_checkpoint(resume).get("history", ()))
-    last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
-    if leads:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"recipe": recipe} | settings, indent=2) + "\n")
-    L.seed_everything(config.seed, verbose=False)
-    task, batches = PixelTask(recipe, cast(Any, make()), config, folder), PixelBatches(config, images)
-    speed = fit(
-        task,
-        batches,
-        config,
-        folder,
-        loggers=loggers_of(folder, leads),
-        resume=resume,
-        accelerator=accelerator,
-        progress=progress,
-        callbacks=callbacks,
-        epochs=last,
-        every=config.check_every,
-    )
-    model, figures = cast(ModelT, task.averaged.eval()), None
-    if leads and last == config.epochs:
-        figures = evaluate(model.to(device), batches.mnist)
-        result = asdict(figures) | {
-            "recipe": recipe,
-            "epochs": len(task.history),
-            "seed": config.seed,
-            "data": config.data,
-            "train_images": len(batches.mnist.x_train),
-            "images_per_second": speed.images_per_second if speed.seconds else None,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "config": settings,
-            "source": batches.mnist.source,
-        }
-        result |= surroundings(cast(Any, model).config.impl, device)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        # On the CPU in float32, wherever and in whatever precision it ran.
-        drawn = make(impl="auto").eval()
-        drawn.load_state_dict(model.state_dict())
-        draw(drawn, binarize_fixed(batches.mnist.x_test), folder)
-        draw_history(task.history, cast(PixelModel, task.model).quantity, config, recipe, folder)
-    return PixelRun(model.cpu(), folder / CHECKPOINT, len(task.history), speed.images_per_second, figures)
+    with run_folder(folder, resume, settings, recipe=recipe) as done:
+        last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
+        if leads():
+            write_json(folder / "config.json", {"recipe": recipe} | settings)
+        L.seed_everything(config.seed, verbose=False)
+        task, batches = PixelTask(recipe, cast(Any, make()), config, folder), PixelBatches(config, images)
+        speed = fit(
+            task,
+            batches,
+            config,
+            folder,
+            loggers=loggers_of(folder, leads()),
+            resume=resume,
+            accelerator=accelerator,
+            progress=progress,
+            callbacks=callbacks,
+            epochs=last,
+            every=config.check_every,
+        )
+        model, figures = cast(ModelT, task.averaged.eval()), None
+        if leads() and last == config.epochs:
+            figures = evaluate(model.to(device), batches.mnist)
+            result = asdict(figures) | {
+                "recipe": recipe,
+                "epochs": len(task.history),
+                "seed": config.seed,
+                "data": config.data,
+                "train_images": len(batches.mnist.x_train),
+                "images_per_second": speed.images_per_second if speed.seconds else None,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "config": settings,
+                "source": batches.mnist.source,
+            }
+            result |= surroundings(cast(Any, model).config.impl, device)
+            write_json(folder / "result.json", result)
+            check_figures(figures)
+            # On the CPU in float32, wherever and in whatever precision it ran.
+            drawn = make(impl="auto").eval()
+            drawn.load_state_dict(model.state_dict())
+            draw(drawn, binarize_fixed(batches.mnist.x_test), folder)
+            draw_history(task.history, cast(PixelModel, task.model).quantity, config, recipe, folder)
+        return PixelRun(model.cpu(), folder / CHECKPOINT, len(task.history), speed.images_per_second, figures)
 
 
 def draw_history(
@@ -235,8 +236,8 @@ def load_pixels(
     if plain.get("recipe") != recipe:
         raise RecipeError(f"{path} is no checkpoint of {recipe}: its recipe is {plain.get('recipe', 'vae')}")
     try:
-        model, config = make(plain["model"]), training(**plain["training"])
-        model.load_state_dict({name: content["state_dict"][f"averaged.{name}"] for name in model.state_dict()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        config = training(**plain["training"])
+        model = model_of(lambda: make(plain["model"]), plain["model"], averaged_weights(content))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is no checkpoint of {recipe}: {error}") from None
     return model.eval(), config

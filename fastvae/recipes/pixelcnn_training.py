@@ -37,8 +37,8 @@ def train_pixelcnn(
         :class:`~fastvae.recipes.pixel_evaluation.PixelCNNFigures`.
 
     Raises:
-        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite, or the
-            checkpoint cannot be read.
+        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite,
+            ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of another configuration.
     """
 
     def evaluate(model: BinaryPixelCNN, images: BinaryImages) -> PixelCNNFigures:

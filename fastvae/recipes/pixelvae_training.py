@@ -45,8 +45,8 @@ def train_pixelvae(
         :class:`~fastvae.recipes.pixel_evaluation.PixelVAEFigures`.
 
     Raises:
-        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite, or the
-            checkpoint cannot be read.
+        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite,
+            ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of another configuration.
     """
     how = asdict(EvaluationConfig() if evaluation is None else evaluation)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import platform
 import time
@@ -20,6 +19,7 @@ from .._version import __version__
 from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..nn import InverseAutoregressiveFlow
 from .densities2d import DENSITIES, log_normalizer
+from .files import write_json
 
 __all__ = ["FITS", "Fit2d", "Posterior2dConfig", "fit_posterior", "run_posterior2d"]
 
@@ -258,7 +258,6 @@ def run_posterior2d(
                 "gap": log_z - fit.bound,
             }
             samples[name][kind] = fit.samples
-    folder.mkdir(parents=True, exist_ok=True)
     draw_posteriors(samples, results, folder / "posteriors.png")
     found = {
         "recipe": "posterior2d",
@@ -268,7 +267,7 @@ def run_posterior2d(
         "versions": {"fastvae": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
     }
-    (folder / "result.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_json(folder / "result.json", found)
     print(table(results, FITS))
     return found
 

@@ -1,21 +1,24 @@
-"""What the recipes' trainings share: Lightning's trainer on one process or several, batches, noise, checkpoints."""
+"""What the recipes' trainings share: Lightning's trainer on one process or several, batches, noise."""
 
 from __future__ import annotations
 
 import math
 import os
-import pickle
+import signal
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,11 +33,13 @@ from .batches import (
     binarize_fixed,
     stream_seed,
 )
+from .checkpoints import CHECKPOINT, WholeCheckpoints
 from .data import load_mnist
+from .files import leads
+from .runs import LastCheckpoint, Stopped, stoppable
 
-__all__ = ["CHECKPOINT", "ImageTask", "MnistBatches", "Speed", "device_of", "fit", "read_checkpoint"]
+__all__ = ["ImageTask", "MnistBatches", "Speed", "device_of", "fit"]
 
-CHECKPOINT = "last.ckpt"
 LOG_EVERY = 10
 
 
@@ -94,13 +99,20 @@ class ImageTask(L.LightningModule):
         Raises:
             RecipeError: it is not finite.
         """
-        mean = self.mean_of_epoch(self.epoch_loss)
-        if not torch.isfinite(mean):
+        return self.found_finite("loss", self.mean_of_epoch(self.epoch_loss))
+
+    def found_finite(self, name: str, value: Tensor) -> Tensor:
+        """A quantity of the epoch that ends.
+
+        Raises:
+            RecipeError: it is not finite.
+        """
+        if not torch.isfinite(value):
             raise RecipeError(
-                f"the loss became {mean.item()} in epoch {self.current_epoch + 1}: try a lower learning rate "
+                f"the {name} became {value.item()} in epoch {self.current_epoch + 1}: try a lower learning rate "
                 f"than {self.config.learning_rate}"
             )
-        return mean
+        return value
 
     def mean_of_epoch(self, total: Tensor) -> Tensor:
         """The mean over steps and processes of what was summed over the steps of an epoch."""
@@ -203,6 +215,9 @@ def fit(
 ) -> Speed:
     """Runs Lightning's trainer on one process or on those of ``torchrun``; ``folder / "last.ckpt"`` is replaced.
 
+    The caller holds ``folder``, see :func:`~fastvae.recipes.runs.run_folder`. Of ``resume`` everything is read but
+    the state of callbacks that write checkpoints, which names files.
+
     Args:
         task: what is trained.
         batches: its images.
@@ -220,20 +235,16 @@ def fit(
         The speed of the training.
 
     Raises:
-        RecipeError: the batch cannot be shared out evenly, or ``accelerator`` is not there.
+        RecipeError: the batch cannot be shared out evenly, ``accelerator`` is not there, ``resume`` does not fit, or
+            a file cannot be written; the earlier checkpoint is whole then.
+        SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
     """
     world_size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if config.batch_size % world_size:
         raise RecipeError(f"a batch of {config.batch_size} cannot be shared out evenly by {world_size} processes")
     device = device_of(accelerator)
-    # After the loss was found finite.
-    checkpoints = ModelCheckpoint(
-        str(folder),
-        Path(CHECKPOINT).stem,
-        every_n_epochs=every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    writer = WholeCheckpoints(each.state_key for each in callbacks if not isinstance(each, Checkpoint))
+    last = LastCheckpoint(folder / CHECKPOINT, every, writer)
     speed = Speed()
     bar = [ProgressBar(refresh_rate=20)] if progress else []
     trainer = L.Trainer(
@@ -245,24 +256,48 @@ def fit(
         max_epochs=config.epochs if epochs is None else epochs,
         check_val_every_n_epoch=every,
         logger=list(loggers),
-        callbacks=[checkpoints, speed, *bar, *callbacks],
+        callbacks=[last, speed, *bar, *callbacks],
+        plugins=[writer],
+        default_root_dir=str(folder),
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         log_every_n_steps=LOG_EVERY,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), explained(last, resume), stoppable():
         # The batches are made faster than a worker process could hand them over.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        # A second run into a folder replaces its checkpoint, as documented.
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
         trainer.fit(task, batches, ckpt_path=None if resume is None else str(resume), weights_only=True)
-    if trainer.current_epoch % every:
-        trainer.save_checkpoint(folder / CHECKPOINT)
+        last.finish(trainer)
     return speed
+
+
+@contextmanager
+def explained(last: LastCheckpoint, resume: Path | None) -> Iterator[None]:
+    """Turns what can end a training early into an error, or an exit, that says how to go on."""
+    try:
+        yield
+    except SystemExit as stop:
+        # Lightning's own exception has the status of success.
+        stop = Stopped(signal.SIGTERM) if isinstance(stop, SIGTERMException) else stop
+        if leads() and isinstance(stop, Stopped):
+            way = f"; continue with --resume {last.path}" if last.path.exists() else ""
+            print(f"fastvae: stopped by {stop.signal.name}{way}", file=sys.stderr, flush=True)
+        raise stop from None
+    except RecipeError:
+        raise
+    except OSError as error:
+        raise RecipeError(
+            f"the training stopped: {error}; the last checkpoint, if there is one, is whole: {last.path}"
+        ) from error
+    except Exception as error:
+        if resume is None or last.started:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RecipeError(f"{resume} cannot be continued: {reason}") from error
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -274,25 +309,3 @@ def device_of(accelerator: str) -> torch.device:
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise RecipeError("the accelerator must be cpu here: no CUDA device is visible")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; nothing but tensors and plain data is read from the file.
-
-    Raises:
-        RecipeError: the file cannot be read, or is no checkpoint of a recipe.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RecipeError(f"there is no checkpoint {path}") from None
-    except pickle.UnpicklingError:
-        # torch's own message advises to load it unsafely.
-        raise RecipeError(
-            f"{path} cannot be read as a checkpoint: it is none, or holds more than tensors and plain data"
-        ) from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise RecipeError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("hyper_parameters"), dict):
-        raise RecipeError(f"{path} is no checkpoint of a fastvae recipe: it has no hyper_parameters")
-    return content

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ..objectives import LinearSchedule
 from . import RecipeError
+from .checkpoints import CHECKPOINT, model_of, read_checkpoint
 from .config import TrainConfig, VAEConfig
 from .data import Mnist
-from .trainer import CHECKPOINT, ImageTask, MnistBatches, fit, read_checkpoint
+from .runs import run_folder
+from .trainer import ImageTask, MnistBatches, fit
 from .vae import VAE
 
 __all__ = ["TrainResult", "load_checkpoint", "read_history", "train"]
@@ -71,6 +73,7 @@ class VAETask(ImageTask):
 
     def on_train_epoch_end(self) -> None:
         self.log("train_elbo", -self.mean_loss().float())
+        self.found_finite("test_elbo", self.trainer.callback_metrics["test_elbo"])
 
 
 def train(
@@ -83,10 +86,11 @@ def train(
     accelerator: str = "auto",
     progress: bool = True,
     callbacks: Sequence[L.Callback] = (),
+    overwrite: bool = False,
 ) -> TrainResult:
     """Trains a VAE on dynamically binarised MNIST; under ``torchrun``, on the processes that it started.
 
-    After every epoch ``folder / "last.ckpt"`` is replaced, atomically; the losses go to a CSV file in
+    After every epoch ``folder / "last.ckpt"`` is replaced, whole or not at all; the losses go to a CSV file in
     ``folder / "logs"``.
 
     Args:
@@ -98,33 +102,38 @@ def train(
         accelerator: Lightning's: ``"auto"``, ``"cpu"``, ``"gpu"``.
         progress: whether to show a progress bar.
         callbacks: further Lightning callbacks.
+        overwrite: whether an unfinished run in ``folder`` may be replaced.
 
     Returns:
         The trained model on the CPU, the checkpoint, the speed and the folder of the losses.
 
     Raises:
-        RecipeError: MNIST cannot be had, the batch cannot be shared out evenly, or the loss is not finite.
+        RecipeError: MNIST cannot be had, the batch cannot be shared out evenly, the loss is not finite, ``folder``
+            is in use or has an unfinished run, or ``resume`` is of another configuration.
+        SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
     """
-    logger = CSVLogger(str(folder), name="logs")
-    L.seed_everything(config.seed, verbose=False)
-    task = VAETask(VAE(model_config), config)
-    speed = fit(
-        task,
-        MnistBatches(config, mnist),
-        config,
-        folder,
-        loggers=[logger],
-        resume=resume,
-        accelerator=accelerator,
-        progress=progress,
-        callbacks=callbacks,
-    )
-    return TrainResult(
-        model=task.model.cpu(),
-        checkpoint=folder / CHECKPOINT,
-        images_per_second=speed.images_per_second,
-        log_folder=Path(logger.log_dir),
-    )
+    settings = {"model": model_config.as_dict(), "training": asdict(config)}
+    with run_folder(folder, resume, settings, overwrite=overwrite):
+        logger = CSVLogger(str(folder), name="logs")
+        L.seed_everything(config.seed, verbose=False)
+        task = VAETask(VAE(model_config), config)
+        speed = fit(
+            task,
+            MnistBatches(config, mnist),
+            config,
+            folder,
+            loggers=[logger],
+            resume=resume,
+            accelerator=accelerator,
+            progress=progress,
+            callbacks=callbacks,
+        )
+        return TrainResult(
+            model=task.model.cpu(),
+            checkpoint=folder / CHECKPOINT,
+            images_per_second=speed.images_per_second,
+            log_folder=Path(logger.log_dir),
+        )
 
 
 def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[VAE, TrainConfig]:
@@ -146,10 +155,10 @@ def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[VAE, TrainC
     try:
         plain = content["hyper_parameters"]
         chosen = {} if impl is None else {"impl": impl}
-        model, config = VAE(VAEConfig(**plain["model"] | chosen)), TrainConfig(**plain["training"])
+        model_config, config = VAEConfig(**plain["model"] | chosen), TrainConfig(**plain["training"])
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        model = model_of(lambda: VAE(model_config), plain["model"], weights)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path} is no checkpoint of a fastvae recipe: {error}") from None
     return model, config
 
