@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from . import RecipeError
-from .files import read_up_to, reason
+from .paths import read_up_to, reason
 
 __all__ = ["MOST_BYTES", "parse_idx", "read_npz"]
 

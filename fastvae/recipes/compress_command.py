@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import RecipeError
-from .files import check_target, reason, replace_file
+from .paths import check_target, reason, replace_file
 
 __all__ = ["add_to", "read_images", "write_images"]
 

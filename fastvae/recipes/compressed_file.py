@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import RecipeError
-from .files import read_up_to, reason
+from .paths import read_up_to, reason
 
 __all__ = ["CRC", "LAYOUT", "OVERHEAD", "Header", "least_bits", "read_file", "read_header"]
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from . import RecipeError
 from .array_files import MOST_BYTES, parse_idx, read_npz
-from .files import read_bounded
+from .paths import read_bounded
 
 __all__ = ["Mnist", "load_mnist"]
 
@@ -136,7 +136,7 @@ def read_folder(folder: Path) -> Mnist | None:
     missing = sorted(IDX_SHA256.keys() - paths.keys())
     if missing:
         raise RecipeError(f"{folder} holds some of MNIST's idx files but lacks {', '.join(missing)}")
-    contents = {name: read_bounded(path, MOST_BYTES, "idx file") for name, path in paths.items()}
+    contents = {name: read_bounded(path, MOST_BYTES, "an idx file") for name, path in paths.items()}
     return verified({name: parse_idx(contents[name], str(path)) for name, path in paths.items()}, str(folder))
 
 

@@ -1,4 +1,4 @@
-"""Files that recipes read and write: what is read is bounded, what is written is whole or absent."""
+"""Paths that users give: what is read there is bounded, what is written there is whole or absent."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def read_bounded(path: Path, most: int, what: str) -> bytes:
         with open(path, "rb") as file:
             content = read_up_to(file, most + 1)
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {reason(error)}") from None
+        raise RecipeError(f"{path} cannot be read as {what}: {reason(error)}") from None
     if len(content) > most:
-        raise RecipeError(f"{path} is no {what}: it must have at most {most} bytes and has more")
+        raise RecipeError(f"{path} cannot be read as {what}: it must have at most {most} bytes, and has more")
     return content
 
 
