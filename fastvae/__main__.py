@@ -31,6 +31,7 @@ from .recipes.options import (
     add_accelerator,
     add_folder,
     build,
+    check_impl,
     given,
     one_line,
     option_adder,
@@ -91,7 +92,7 @@ def explained(error: Exception) -> str:
         return "the output was closed before all of it was written"
     if isinstance(error, OSError):
         said = error.strerror or said
-        return f"{error.filename}: {said}" if error.filename is not None else said
+        return f"{error.filename}: {said}" if error.filename is not None else f"reading or writing failed: {said}"
     # Values that do not fit, and implementations that cannot run, explain themselves.
     if type(error) in (RuntimeError, TypeError, ValueError) and said:
         return said
@@ -225,6 +226,7 @@ def train_vae(options: argparse.Namespace) -> None:
             options.parser.error(f"--resume takes {', '.join(contradicting)} from the checkpoint; leave it out")
         model, config = load_checkpoint(options.resume)
         model_config = model.config
+    check_impl(model_config.impl, options.accelerator)
     result = train(model_config, config, options.out, resume=options.resume, accelerator=options.accelerator)
     if os.environ.get("RANK", "0") == "0":
         print(f"{result.images_per_second:.0f} images/s; the losses are in {result.log_folder}")
@@ -242,6 +244,7 @@ def evaluate(options: argparse.Namespace) -> None:
         check_target(options.json)
     device = device_of(options.accelerator)
     model = load_model(options.checkpoint, impl=options.impl)
+    check_impl(model.config.impl, options.accelerator)
     x = binarize_fixed(load_mnist().x_test, options.seed)
     wanted = given(options, DemoConfig)
     figures = evaluate_model(model.to(device), x, **wanted, seed=options.seed, progress=True)
@@ -264,6 +267,7 @@ def demo(options: argparse.Namespace) -> None:
 
     quieten()
     parts = {"model": build(options, VAEConfig), "training": build(options, TrainConfig)}
+    check_impl(parts["model"].impl, options.accelerator)
     run_demo(options.out, DemoConfig(**parts, **given(options, DemoConfig)), accelerator=options.accelerator)
 
 

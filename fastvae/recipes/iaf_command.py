@@ -12,7 +12,7 @@ from ..reference.affine_flow import KINDS
 from .config import PRECISIONS
 from .config_file import read_config_file
 from .iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from .options import add_accelerator, add_folder, built, given, option_adder, positive, quieten, seed
+from .options import add_accelerator, add_folder, built, check_impl, given, option_adder, positive, quieten, seed
 
 __all__ = ["add_to"]
 
@@ -107,6 +107,7 @@ def train_iaf(options: argparse.Namespace) -> None:
     else:
         model_config, config = built(options, IAFVAEConfig, chosen), built(options, IAFTrainConfig, chosen)
     evaluation = built(options, EvaluationConfig, chosen)
+    check_impl(model_config.impl, options.accelerator)
     run = train_iaf_vae(
         model_config,
         config,

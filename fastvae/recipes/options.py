@@ -9,6 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+from .. import backend
+from . import RecipeError
 from .config import MOST_SEED, MOST_WHOLE
 
 __all__ = [
@@ -18,6 +22,7 @@ __all__ = [
     "add_folder",
     "build",
     "built",
+    "check_impl",
     "given",
     "natural",
     "one_line",
@@ -111,6 +116,22 @@ def built(options: argparse.Namespace, config: type, chosen: dict[str, Any]) -> 
         return config(**{field.name: chosen[field.name] for field in fields(config) if field.name in chosen})
     except ValueError as error:
         options.parser.error(str(error))
+
+
+def check_impl(impl: str, accelerator: str) -> None:
+    """Refuses an implementation that cannot run, before anything else is done.
+
+    Raises:
+        RecipeError: it cannot run on the device of ``accelerator``, or there is no such device.
+    """
+    from .trainer import device_of
+
+    try:
+        backend.resolve(impl, torch.empty(0, device=device_of(accelerator)))
+    except RecipeError:
+        raise
+    except RuntimeError as error:
+        raise RecipeError(f"{error}; choose another one: --impl auto takes the best that runs") from None
 
 
 def quieten() -> None:

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from . import RecipeError
 
@@ -15,12 +15,16 @@ __all__ = ["check_folder", "check_target", "read_bounded", "read_up_to", "reason
 BLOCK = 1 << 20
 
 
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 def reason(error: OSError) -> str:
     """Why a file operation failed, in the words of the system."""
     return error.strerror or str(error)
 
 
-def read_up_to(file: BinaryIO, most: int) -> bytes:
+def read_up_to(file: Readable, most: int) -> bytes:
     """The next ``most`` bytes of a file, fewer at its end; memory grows with what comes, not with ``most``."""
     blocks, left = [], most
     while left > 0 and (block := file.read(min(left, BLOCK))):
@@ -59,11 +63,11 @@ def replace_file(path: Path, content: bytes) -> None:
         RecipeError: it cannot be written; nothing is left behind.
     """
     try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            path.write_bytes(content)
+            return
         # A link stays, and what it leads to is replaced.
         target = Path(os.path.realpath(path))
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            target.write_bytes(content)
-            return
         beside = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with open(beside, "xb") as file:

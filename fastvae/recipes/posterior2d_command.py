@@ -11,7 +11,7 @@ from ..backend import IMPLEMENTATIONS
 from . import RecipeError
 from .config_file import read_config_file
 from .densities2d import DENSITIES
-from .options import add_accelerator, add_folder, built, given, option_adder, positive, seed
+from .options import add_accelerator, add_folder, built, check_impl, given, option_adder, positive, seed
 from .paths import check_folder
 from .posterior2d import Posterior2dConfig, run_posterior2d
 
@@ -53,6 +53,7 @@ def fit(options: argparse.Namespace) -> None:
     chosen = {} if options.config is None else read_config_file(options.config, "posterior2d", [Posterior2dConfig])
     chosen |= given(options, Posterior2dConfig)
     config = built(options, Posterior2dConfig, chosen)
+    check_impl(config.impl, options.accelerator)
     check_folder(options.out)
     found = run_posterior2d(options.out, config, device=device, progress=not options.no_progress)
     if not all(
