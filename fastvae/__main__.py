@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 
 from . import backend
@@ -26,41 +27,85 @@ from .recipes import (
 )
 from .recipes.config import KL_KINDS, POSTERIORS, PRECISIONS, DemoConfig, TrainConfig, VAEConfig
 from .recipes.options import (
+    Parser,
     add_accelerator,
     add_folder,
     build,
+    check_impl,
     given,
-    natural,
+    one_line,
     option_adder,
     positive,
     quieten,
+    seed,
 )
+from .recipes.paths import check_target, replace_file
 
 __all__ = ["main"]
 
 EXTRA = ("lightning", "matplotlib", "tqdm")
+TRACEBACK = "FASTVAE_TRACEBACK"
+STOPPED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Runs the command line.
+
+    Whatever goes wrong is one line on the standard error; with ``$FASTVAE_TRACEBACK`` set, Python's traceback instead.
+
+    Args:
+        arguments: those after the program's name; the process's own if None.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after an interrupt.
+
+    Raises:
+        SystemExit: with status 2, where the arguments do not fit; with 0, after ``--help`` and ``--version``.
+    """
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is not report and (missing := [name for name in EXTRA if find_spec(name) is None]):
         return fail(f'this command needs {", ".join(missing)}: pip install "fastvae-kernels[train]"')
     try:
         options.command(options)
-    except RecipeError as error:
-        return fail(str(error))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("stopped by SIGINT")
+        return STOPPED
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        return fail(explained(error))
     return 0
 
 
+def explained(error: Exception) -> str:
+    """What the person at the command line reads of an error."""
+    said = str(error)
+    if isinstance(error, RecipeError):
+        return said
+    if isinstance(error, MemoryError) or "allocate memory" in said:
+        return f"there is not enough memory: choose smaller sizes or batches ({said or 'MemoryError'})"
+    if isinstance(error, BrokenPipeError):
+        # Python would try to write the rest at its end, and complain.
+        sys.stdout = open(os.devnull, "w")
+        return "the output was closed before all of it was written"
+    if isinstance(error, OSError):
+        said = error.strerror or said
+        return f"{error.filename}: {said}" if error.filename is not None else f"reading or writing failed: {said}"
+    # Values that do not fit, and implementations that cannot run, explain themselves.
+    if type(error) in (RuntimeError, TypeError, ValueError) and said:
+        return said
+    return f"unexpected {type(error).__name__}: {said}; {TRACEBACK}=1 shows where: please report it"
+
+
 def fail(message: str) -> int:
-    print(f"fastvae: error: {message}", file=sys.stderr)
+    print(f"fastvae: error: {one_line(message)}", file=sys.stderr)
     return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastvae",
         description="Variational auto-encoders on fast kernels.",
         epilog="MNIST is looked for in $FASTVAE_DATA and in the user's cache before it is downloaded.",
@@ -106,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--impl", choices=backend.IMPLEMENTATIONS, help="instead of the checkpoint's own")
     command.add_argument(
         "--seed",
-        type=natural,
+        type=seed,
         default=0,
         metavar="N",
         help="of binarisation and noise (default: %(default)s)",
@@ -154,7 +199,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", "batch_size", "images in a step, of all processes", type=positive, metavar="N")
     add("--learning-rate", "learning_rate", "peak of the one-cycle schedule", type=float, metavar="R")
     add("--kl-warmup", "kl_warmup", "epochs until the KL term has weight 1", type=float, metavar="N")
-    add("--seed", "seed", "of weights, order, binarisation and noise", type=natural, metavar="N")
+    add("--seed", "seed", "of weights, order, binarisation and noise", type=seed, metavar="N")
     add("--precision", "precision", "Lightning's name of it", choices=PRECISIONS)
 
 
@@ -181,6 +226,7 @@ def train_vae(options: argparse.Namespace) -> None:
             options.parser.error(f"--resume takes {', '.join(contradicting)} from the checkpoint; leave it out")
         model, config = load_checkpoint(options.resume)
         model_config = model.config
+    check_impl(model_config.impl, options.accelerator)
     result = train(model_config, config, options.out, resume=options.resume, accelerator=options.accelerator)
     if os.environ.get("RANK", "0") == "0":
         print(f"{result.images_per_second:.0f} images/s; the losses are in {result.log_folder}")
@@ -194,8 +240,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from .recipes.trainer import device_of
     from .recipes.vae import evaluate as evaluate_model
 
+    if options.json:
+        check_target(options.json)
     device = device_of(options.accelerator)
     model = load_model(options.checkpoint, impl=options.impl)
+    check_impl(model.config.impl, options.accelerator)
     x = binarize_fixed(load_mnist().x_test, options.seed)
     wanted = given(options, DemoConfig)
     figures = evaluate_model(model.to(device), x, **wanted, seed=options.seed, progress=True)
@@ -204,8 +253,13 @@ def evaluate(options: argparse.Namespace) -> None:
         f"log p(x)   {figures.log_p:.2f} nats (K = {figures.samples}, {figures.log_p_images} images; "
         f"{figures.effective_samples:.1f} effective samples)"
     )
+    plain = asdict(figures)
+    # JSON has no number for what is not finite.
+    found = {name: value if isfinite(value) else None for name, value in plain.items()}
     if options.json:
-        options.json.write_text(json.dumps(asdict(figures), indent=2) + "\n")
+        replace_file(options.json, (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    if found != plain:
+        raise RecipeError(f"the figures of {options.checkpoint} are not finite: its training diverged")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -213,6 +267,7 @@ def demo(options: argparse.Namespace) -> None:
 
     quieten()
     parts = {"model": build(options, VAEConfig), "training": build(options, TrainConfig)}
+    check_impl(parts["model"].impl, options.accelerator)
     run_demo(options.out, DemoConfig(**parts, **given(options, DemoConfig)), accelerator=options.accelerator)
 
 

@@ -4,20 +4,16 @@ The encoder sees the finished image and gets the parameters of all pixels at onc
 numbers before it knows the pixel that they belong to. It lets the sampler draw, at a low temperature, the likeliest
 image that continues what is decoded: the parameters up to the first wrong guess, that pixel's own included, are those
 that the encoder used, bit for bit. So an image takes one run of the sampler for each number that is guessed wrong, and
-one more, rather than one for each number.
-
-A file holds, little-endian, a header (see :class:`Header`), the 32-bit words of the range coder, and the CRC-32 of all
-before it.
+one more, rather than one for each number. The runs see a window that ends a few pixels after the decoded ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,55 +24,32 @@ from ..ops.causal_sampler import resolve
 from ..sampling.likelihoods import Bernoulli, Categorical
 from ..sampling.sampler import CausalSampler
 from . import RecipeError
+from .compressed_file import (
+    CRC,
+    LAYOUT,
+    MAGIC,
+    OVERHEAD,
+    PRECISION_BITS,
+    VERSION,
+    WORD_BITS,
+    Header,
+    least_bits,
+    read_header,
+)
 
-__all__ = ["OVERHEAD", "Header", "compress_images", "decompress_images", "levels_of", "read_header"]
+__all__ = ["CRC", "LAYOUT", "OVERHEAD", "Header", "compress_images", "decompress_images", "levels_of", "read_header"]
 
-MAGIC, VERSION = b"FVPX", 1
 IMPLEMENTATIONS = ("cpp", "reference")
 LIKELIHOODS = (Bernoulli, Categorical)
 # Low enough that the likeliest value is drawn nearly always, high enough that no logit overflows.
 GUESSING_TEMPERATURE = 1e-3
-
-
-class Header(NamedTuple):
-    """What a file says of itself, in this order.
-
-    Args:
-        magic: marks such files.
-        version: of the format.
-        impl: number in :data:`IMPLEMENTATIONS` of the sampler that made the numbers.
-        likelihood: number in :data:`LIKELIHOODS`.
-        levels: values that a pixel takes.
-        images, channels, height, width: the shape.
-        model: digest of the network's weights.
-        context: digest of the context.
-        checksum: CRC-32 of the images.
-        words: words of the range coder.
-    """
-
-    magic: bytes
-    version: int
-    impl: int
-    likelihood: int
-    levels: int
-    images: int
-    channels: int
-    height: int
-    width: int
-    model: bytes
-    context: bytes
-    checksum: int
-    words: int
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.images, self.channels, self.height, self.width
-
-
-LAYOUT = struct.Struct("<4sBBBHIHHH8s8sII")
-CRC = struct.Struct("<I")
-# Bytes of a file besides the range coder's words.
-OVERHEAD = LAYOUT.size + CRC.size
+DIFFER = (
+    "the compressed file does not decode with this network: it is damaged, or the numbers that the network makes here "
+    "differ from those of the encoder; decompress with the machine, torch, number of threads and build of fastvae that "
+    "compressed"
+)
+# Pixels that are guessed past the last wrong guess; twice as many after each run without one.
+LEAST_AHEAD = 64
 
 
 def compress_images(network: PixelNetwork, x: Tensor, context: Tensor | None = None) -> bytes:
@@ -157,43 +130,15 @@ def decompress_images(network: PixelNetwork, data: bytes, context: Tensor | None
     header = read_header(data)
     coder = _Coder(network)
     _check_origin(header, coder, context)
-    words = np.frombuffer(data, "<u4", header.words, LAYOUT.size).astype(np.uint32)
-    decoder = coder.queue.RangeDecoder(words)
-    images = torch.empty(header.shape, dtype=torch.int32)
-    differ = (
-        "the numbers that the network makes here differ from those of the encoder: decompress with the machine, torch, "
-        "number of threads and build of fastvae that compressed"
-    )
-    try:
-        for index, image in enumerate(images):
-            image.copy_(coder.decoded(decoder, header.shape[1:], _of_image(context, index, len(images))))
-    except AssertionError:
-        # How the range decoder refuses what these probabilities cannot have made.
-        raise RecipeError(differ) from None
+    payload = _Payload(coder, np.frombuffer(data, "<u4", header.words, LAYOUT.size).astype(np.uint32))
+    images = torch.empty(0, *header.shape[1:], dtype=torch.int32)
+    if header.images:
+        decoded = (coder.decoded(payload, header.shape[1:], _of_image(context, index, header.images))
+                   for index in range(header.images))  # fmt: skip
+        images = torch.stack(list(decoded))
     if _checksum(images) != header.checksum:
-        raise RecipeError(differ)
+        raise RecipeError(DIFFER)
     return coder.values(images)
-
-
-def read_header(data: bytes) -> Header:
-    """What a file says of itself, once it was found whole.
-
-    Raises:
-        RecipeError: it is no such file, of another version, truncated or damaged.
-    """
-    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
-        raise RecipeError(f"this is no compressed file: it must begin with {MAGIC!r}, got {data[: len(MAGIC)]!r}")
-    if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
-        raise RecipeError(f"the compressed file must be of format version {VERSION}, got {data[len(MAGIC)]}")
-    if len(data) < LAYOUT.size:
-        raise RecipeError(f"the compressed file is truncated: it has {len(data)} bytes of a header of {LAYOUT.size}")
-    header = Header(*LAYOUT.unpack_from(data))
-    expected = OVERHEAD + 4 * header.words
-    if len(data) < expected:
-        raise RecipeError(f"the compressed file is truncated: it has {len(data)} of {expected} bytes")
-    if len(data) > expected or CRC.unpack(data[-CRC.size :])[0] != zlib.crc32(data[: -CRC.size]):
-        raise RecipeError("the compressed file is damaged: its content does not fit its length and checksum")
-    return header
 
 
 def levels_of(network: PixelNetwork) -> int:
@@ -241,41 +186,92 @@ class _Coder:
     def image(self, symbols: Tensor) -> Tensor:
         return self.values(symbols).unsqueeze(0)
 
-    def probabilities(self, parameters: Tensor) -> np.ndarray:
-        """Weights of all levels of every number of an image, ``(H * W * C, levels)``, from ``(1, P, H, W)``.
+    def probabilities(self, parameters: Tensor, first: int = 0) -> np.ndarray:
+        """Weights of all levels of the numbers of an image from ``first`` on, ``(numbers, levels)``.
+
+        Args:
+            parameters: ``(1, P, H, W)``.
+            first: number of H * W * C that is the first one.
 
         Function by function of numpy, whose results do not depend on where a number lies or on threads.
         """
         logits = parameters[0].double().unflatten(0, (self.network.in_channels, -1)).permute(2, 3, 0, 1).numpy()
-        logits = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
+        logits = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])[first:]
         if not np.isfinite(logits).all():
             raise ValueError("network must give finite parameters to compress, got some that are not")
         if logits.shape[-1] == 1:
             logits = np.concatenate([np.zeros_like(logits), logits], 1)
         return np.exp(logits - logits.max(1, keepdims=True))
 
-    def decoded(self, decoder: Any, shape: tuple[int, int, int], context: Tensor | None) -> Tensor:
-        """The next image of a range decoder, ``(C, H, W)`` levels."""
+    def decoded(self, payload: _Payload, shape: tuple[int, int, int], context: Tensor | None) -> Tensor:
+        """The next image of a file, ``(C, H, W)`` levels.
+
+        Only a window is guessed: the rows, of the first row the columns, that hold the decoded pixels and a few more.
+        What lies beyond bears on none of their parameters.
+        """
         channels, height, width = shape
-        symbols = torch.zeros(height, width, channels, dtype=torch.int32)
-        flat, done = symbols.view(-1).numpy(), 0
+        found, ahead = np.zeros(0, np.int32), LEAST_AHEAD
         # The guesses do not touch the default generator.
         generator = torch.Generator().manual_seed(0)
-        while done < flat.size:
+        while found.size < channels * height * width:
+            window = height, width
+            # A map as context has the image's size.
+            if context is None or context.dim() < 3:
+                window = _window(found.size // channels + ahead, height, width)
+            symbols = torch.zeros(*window, channels, dtype=torch.int32)
+            symbols.view(-1)[: found.size] = torch.from_numpy(found)
             given = self.values(symbols)
-            given.view(-1)[done:] = torch.nan
+            given.view(-1)[found.size :] = torch.nan
             guess, parameters = self.sampler.sample_with_parameters(
-                1, (height, width), context=context, given=given.permute(2, 0, 1).unsqueeze(0),
+                1, window, context=context, given=given.permute(2, 0, 1).unsqueeze(0),
                 temperature=GUESSING_TEMPERATURE, generator=generator,
             )  # fmt: skip
-            guessed = _in_order(torch.round(guess[0].double() * (self.levels - 1)).to(torch.int32))
-            table = self.probabilities(parameters)
-            right = True
-            while right and done < flat.size:
-                flat[done] = decoder.decode(self.model, table[done : done + 1])[0]
-                right = flat[done] == guessed[done]
-                done += 1
-        return symbols.permute(2, 0, 1)
+            guessed = _in_order(torch.round(guess[0].double() * (self.levels - 1)).to(torch.int32))[found.size :]
+            levels = payload.decode(self.probabilities(parameters, found.size), guessed)
+            ahead = LEAST_AHEAD if levels[-1] != guessed[len(levels) - 1] else 2 * ahead
+            found = np.concatenate([found, levels])
+        return torch.from_numpy(found).view(height, width, channels).permute(2, 0, 1)
+
+
+class _Payload:
+    """The words of a file as they are decoded, and the bits that are left of them."""
+
+    def __init__(self, coder: _Coder, words: np.ndarray) -> None:
+        self.decoder, self.model = coder.queue.RangeDecoder(words), coder.model
+        self.bits_left, self.least_bits = float(WORD_BITS * len(words)), least_bits(coder.levels)
+
+    def decode(self, weights: np.ndarray, guessed: np.ndarray) -> np.ndarray:
+        """The next levels, up to the first one that was guessed wrong.
+
+        Args:
+            weights: of all levels of the next numbers, ``(numbers, levels)``.
+            guessed: their likeliest levels, ``(numbers,)``.
+
+        Raises:
+            RecipeError: no file with so few words holds them.
+        """
+        levels = np.zeros(len(guessed), np.int32)
+        count, right = 0, True
+        try:
+            while right and count < len(guessed):
+                levels[count] = self.decoder.decode(self.model, weights[count : count + 1])[0]
+                right = levels[count] == guessed[count]
+                count += 1
+        except AssertionError:
+            # How the range decoder refuses what these probabilities cannot have made.
+            raise RecipeError(DIFFER) from None
+        taken = weights[np.arange(count), levels[:count]] / weights[:count].sum(1)
+        # The coder's own probabilities exceed these by no more than two of its steps.
+        bits = -np.log2(np.minimum(taken + 4 * 2.0**-PRECISION_BITS, 1.0))
+        self.bits_left -= float(np.maximum(bits, self.least_bits).sum())
+        if self.bits_left < 0:
+            raise RecipeError(DIFFER)
+        return levels[:count]
+
+
+def _window(pixels: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that hold the first pixels of an image: part of the first row, or whole rows."""
+    return (1, pixels) if pixels <= width else (min(-(-pixels // width), height), width)
 
 
 def _check_origin(header: Header, coder: _Coder, context: Tensor | None) -> None:

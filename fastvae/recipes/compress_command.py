@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,15 @@ import torch
 from torch import Tensor
 
 from . import RecipeError
+from .paths import check_target, reason, replace_file
 
 __all__ = ["add_to", "read_images", "write_images"]
 
 # Of Pillow, for images of one and of three channels.
 MODES = {1: "L", 3: "RGB"}
+# Pillow's names of the formats that are read; readers of other ones run programs, or follow paths in the file.
+FORMATS = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 1 << 24
 
 
 def add_to(commands: Any) -> None:
@@ -64,6 +71,7 @@ def add_files(command: argparse.ArgumentParser, metavar: str, text: str) -> None
 def compress(options: argparse.Namespace) -> None:
     from .compress import OVERHEAD, compress_images, levels_of
 
+    check_target(options.out)
     network = load_network(options.checkpoint, options.impl)
     try:
         x = read_images(options.images, levels_of(network))
@@ -72,7 +80,7 @@ def compress(options: argparse.Namespace) -> None:
             ideal = -network.log_prob(x).double().sum().item() / math.log(2)
     except (RuntimeError, ValueError) as error:
         raise RecipeError(str(error)) from None
-    written(options.out, data)
+    replace_file(options.out, data)
     bits = 8 * (len(data) - OVERHEAD)
     print(f"{len(x)} of {tuple(x.shape[1:])} in {len(data)} bytes, of which {OVERHEAD} describe and check the file")
     print(f"coded      {bits} bits, {bits / x.numel():.4f} for each number")
@@ -81,12 +89,11 @@ def compress(options: argparse.Namespace) -> None:
 
 def decompress(options: argparse.Namespace) -> None:
     from .compress import decompress_images, levels_of
+    from .compressed_file import read_file
 
+    check_target(options.out)
+    data = read_file(options.file)
     network = load_network(options.checkpoint, options.impl)
-    try:
-        data = options.file.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"{options.file} cannot be read: {error.strerror}") from None
     try:
         images = decompress_images(network, data)
     except (RuntimeError, ValueError) as error:
@@ -144,10 +151,9 @@ def write_images(images: Tensor, levels: int, path: Path) -> list[Path]:
     shades = _shades(torch.round(images.double() * (levels - 1)).numpy().astype(np.int64), levels)
     for target, image in zip(paths, shades, strict=True):
         picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        try:
-            Image.fromarray(np.ascontiguousarray(picture)).save(target, format="PNG")
-        except OSError as error:
-            raise RecipeError(f"{target} cannot be written: {error}") from None
+        content = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(picture)).save(content, format="PNG")
+        replace_file(target, content.getvalue())
     return paths
 
 
@@ -173,20 +179,25 @@ def _picture(path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
+            # Before anything is decoded: a small file may hold a huge picture.
+            if picture.width * picture.height > MOST_PIXELS:
+                raise RecipeError(
+                    f"{path} must have at most {MOST_PIXELS} pixels, got {picture.width} x {picture.height}"
+                )
             mode = {"1": "L"}.get(picture.mode, picture.mode)
             shades = np.asarray(picture.convert(mode))
     except FileNotFoundError:
         raise RecipeError(f"there is no image {path}") from None
-    except (OSError, UnidentifiedImageError) as error:
-        raise RecipeError(f"{path} cannot be read as an image: {error}") from None
+    except UnidentifiedImageError:
+        raise RecipeError(f"{path} cannot be read as an image: it must be a whole {', '.join(FORMATS)} file") from None
+    except Image.DecompressionBombError:
+        raise RecipeError(f"{path} must have at most {MOST_PIXELS} pixels, got far more") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read as an image: {reason(error)}") from None
+    except (SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        # How Pillow's readers refuse damaged files, besides OSError.
+        raise RecipeError(f"{path} cannot be read as an image: it is damaged ({error})") from None
     if mode not in MODES.values():
         raise RecipeError(f"{path} must be black and white, grey or RGB with 8 bits, got mode {mode}")
     return shades[None] if mode == "L" else shades.transpose(2, 0, 1)
-
-
-def written(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}") from None

@@ -8,11 +8,42 @@ from typing import Any
 
 from ..backend import IMPLEMENTATIONS
 
-__all__ = ["KL_KINDS", "POSTERIORS", "PRECISIONS", "DemoConfig", "TrainConfig", "VAEConfig"]
+__all__ = [
+    "KL_KINDS",
+    "MOST_SEED",
+    "MOST_WHOLE",
+    "POSTERIORS",
+    "PRECISIONS",
+    "DemoConfig",
+    "TrainConfig",
+    "VAEConfig",
+    "check_whole",
+]
 
 POSTERIORS = ("diagonal", "triangular")
 KL_KINDS = ("analytic", "monte-carlo")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+# What numpy's frozen stream takes as a seed, and what sizes and counts may be.
+MOST_SEED, MOST_WHOLE = 2**32 - 1, 2**31 - 1
+
+
+def check_whole(config: Any, **least: int) -> None:
+    """Checks sizes, counts and the seed of a configuration.
+
+    Args:
+        config: the configuration.
+        least: the least value of each field by its name; the most is :data:`MOST_WHOLE`, of ``seed``
+            :data:`MOST_SEED`.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    for name, low in least.items():
+        value, high = getattr(config, name), MOST_SEED if name == "seed" else MOST_WHOLE
+        if not value >= low:
+            raise ValueError(f"{name} must be >= {low}, got {value}")
+        if value > high:
+            raise ValueError(f"{name} must be <= {high}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -51,9 +82,7 @@ class VAEConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("latent_features", "data_features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_whole(self, latent_features=1, data_features=1)
         if not 0 < self.tril_scale < math.inf:
             raise ValueError(f"tril_scale must be > 0 and finite, got {self.tril_scale}")
         if not self.hidden_features or min(self.hidden_features) < 1:
@@ -89,11 +118,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("kl_warmup", 0), ("seed", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        check_whole(self, epochs=1, batch_size=1, kl_warmup=0, seed=0)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if self.learning_rate == math.inf:
+            raise ValueError(f"learning_rate must be finite, got {self.learning_rate}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +138,7 @@ class DemoConfig:
         timed_steps: training steps timed for each implementation.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: a number is below 1 or above :data:`MOST_WHOLE`.
     """
 
     model: VAEConfig = field(default_factory=VAEConfig)
@@ -120,6 +149,4 @@ class DemoConfig:
     timed_steps: int = 150
 
     def __post_init__(self) -> None:
-        for name in ("manifold_epochs", "samples", "log_p_images", "timed_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_whole(self, manifold_epochs=1, samples=1, log_p_images=1, timed_steps=1)

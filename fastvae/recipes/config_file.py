@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import math
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from . import RecipeError
+from .paths import read_bounded
 
 __all__ = ["read_config_file"]
+
+MOST_BYTES = 1 << 20
 
 
 def read_config_file(path: Path, recipe: str, configs: Sequence[type]) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def read_config_file(path: Path, recipe: str, configs: Sequence[type]) -> dict[s
 
     Raises:
         RecipeError: the file cannot be read, is for another recipe, sets what is no field or sets it twice, or a
-            value is of another type than the field's default.
+            value is of another type than the field's default or not finite.
     """
     defaults = {field.name: field.default for config in configs for field in fields(config)}
     values: dict[str, Any] = {}
@@ -38,7 +42,11 @@ def read_config_file(path: Path, recipe: str, configs: Sequence[type]) -> dict[s
                 raise RecipeError(f"{path} is for the recipe {value!r}, not for {recipe!r}")
             continue
         if name not in defaults:
-            raise RecipeError(f"{path}: there is no {name!r}; it must be one of {', '.join(sorted(defaults))}")
+            near = difflib.get_close_matches(name, defaults, 1)
+            raise RecipeError(
+                f"{path}: there is no {name!r}; it must be one of {', '.join(sorted(defaults))}"
+                + (f"; the nearest is {near[0]!r}" if near else "")
+            )
         if name in values:
             raise RecipeError(f"{path} sets {name!r} twice")
         values[name] = _of_type(value, defaults[name], f"{path}: {name}")
@@ -46,7 +54,7 @@ def read_config_file(path: Path, recipe: str, configs: Sequence[type]) -> dict[s
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    parse: Any = json.loads
+    parse: Any = _json
     if path.suffix == ".toml":
         try:
             parse = importlib.import_module("tomllib").loads
@@ -54,13 +62,30 @@ def _parse(path: Path) -> dict[str, Any]:
             raise RecipeError(f"{path}: TOML needs Python 3.11 or later; write the configuration as JSON") from None
     elif path.suffix != ".json":
         raise RecipeError(f"the configuration file must end in .toml or .json, got {path}")
+    kind = path.suffix[1:].upper()
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from None
+        content = parse(read_bounded(path, MOST_BYTES, kind).decode())
+    except ValueError as error:
+        raise RecipeError(f"{path} cannot be read as {kind}: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{path} cannot be read as {kind}: it nests too many tables or lists") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a table of names and values, got {type(content).__name__}")
     return content
+
+
+def _json(text: str) -> Any:
+    """As ``json.loads``, which takes the last value of a key that comes twice."""
+    return json.loads(text, object_pairs_hook=_table)
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it sets {twice!r} twice in one table")
+    return table
 
 
 def _settings(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -80,6 +105,6 @@ def _of_type(value: Any, default: Any, what: str) -> Any:
         value = float(value)
     if type(value) is not type(default):
         raise RecipeError(f"{what} must be of type {type(default).__name__}, got {value!r}")
-    if isinstance(value, float) and math.isnan(value):
-        raise RecipeError(f"{what} must be a number, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{what} must be a {'' if math.isnan(value) else 'finite '}number, got {value!r}")
     return value

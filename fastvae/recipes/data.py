@@ -19,7 +19,6 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from typing import Any
 import numpy as np
 
 from . import RecipeError
+from .array_files import MOST_BYTES, parse_idx, read_npz
+from .paths import read_bounded
 
 __all__ = ["Mnist", "load_mnist"]
 
@@ -94,21 +95,22 @@ def load_mnist(*, progress: bool = True) -> Mnist:
         try:
             found = verified(fetch(progress), name)
         except (OSError, RecipeError, http.client.HTTPException) as error:
-            failures.append(f"  {name}: {error}")
+            failures.append(f"{name}: {error}")
             continue
         try:
             save_npz(cache / "mnist.npz", found)
         except OSError as error:
             warnings.warn(f"MNIST cannot be kept in {cache} for the next time: {error}", stacklevel=2)
         return found
+    files = ", ".join(f"{MIRROR}{name}.gz" for name in IDX_SHA256)
     raise RecipeError(
-        "MNIST was neither found nor fetched.\n"
-        + (f"  $FASTVAE_DATA, {given}: " if given else "  $FASTVAE_DATA (not set), ")
-        + f"{cache}: no mnist.npz and no idx files\n"
-        + "\n".join(failures)
-        + "\nWhat to do: on a machine with Internet access download the four files\n  "
-        + "\n  ".join(f"{MIRROR}{name}.gz" for name in IDX_SHA256)
-        + f"\nand put them, as they are, into {given or cache} (or into any folder that $FASTVAE_DATA names)."
+        "MNIST was neither found nor fetched: no mnist.npz and no idx files in "
+        + (f"$FASTVAE_DATA, {given}, or in " if given else "")
+        + f"{cache}"
+        + ("" if given else " ($FASTVAE_DATA is not set)")
+        + "".join(f"; {failure}" for failure in failures)
+        + f". What to do: on a machine with Internet access download {files} "
+        f"and put these four files, as they are, into {given or cache} (or into any folder that $FASTVAE_DATA names)."
     )
 
 
@@ -120,17 +122,13 @@ def cache_folder() -> Path:
 def read_folder(folder: Path) -> Mnist | None:
     """MNIST out of ``mnist.npz`` or the four idx files in ``folder``; None when it holds neither."""
     npz = folder / "mnist.npz"
-    if npz.is_file():
-        try:
-            with np.load(npz) as archive:
-                arrays = {name: archive[key] for name, key in NPZ_KEYS.items()}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise RecipeError(f"{npz} cannot be read ({error}); delete it or replace it by a sound copy") from None
-        return verified(arrays, str(npz))
+    if npz.exists():
+        arrays = read_npz(npz, NPZ_KEYS.values(), "MNIST")
+        return verified({name: arrays[key] for name, key in NPZ_KEYS.items()}, str(npz))
     paths = {}
     for name in IDX_SHA256:
         for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
+            if path.exists():
                 paths[name] = path
                 break
     if not paths:
@@ -138,21 +136,8 @@ def read_folder(folder: Path) -> Mnist | None:
     missing = sorted(IDX_SHA256.keys() - paths.keys())
     if missing:
         raise RecipeError(f"{folder} holds some of MNIST's idx files but lacks {', '.join(missing)}")
-    return verified({name: parse_idx(path.read_bytes(), str(path)) for name, path in paths.items()}, str(folder))
-
-
-def parse_idx(content: bytes, where: str) -> np.ndarray:
-    """The array of an idx file of unsigned bytes, gzipped or not."""
-    try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        rank = content[3]
-        if content[:3] != b"\0\0\x08":
-            raise ValueError(f"its first bytes are {content[:4].hex()}, no idx header of unsigned bytes")
-        shape = np.frombuffer(content, ">u4", rank, offset=4).astype(int)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise RecipeError(f"{where} is no idx file ({error}); delete it or replace it by a sound copy") from None
+    contents = {name: read_bounded(path, MOST_BYTES, "an idx file") for name, path in paths.items()}
+    return verified({name: parse_idx(contents[name], str(path)) for name, path in paths.items()}, str(folder))
 
 
 def to_idx(array: np.ndarray) -> bytes:
@@ -195,6 +180,8 @@ def download(url: str, progress: bool) -> bytes:
             with bar:
                 while block := response.read(1 << 16):
                     content.write(block)
+                    if content.tell() > MOST_BYTES:
+                        raise RecipeError(f"it must have at most {MOST_BYTES} bytes, and sends more")
                     bar.update(len(block))
     except urllib.error.URLError as error:
         raise RecipeError(str(error.reason)) from None

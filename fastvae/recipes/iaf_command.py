@@ -12,7 +12,7 @@ from ..reference.affine_flow import KINDS
 from .config import PRECISIONS
 from .config_file import read_config_file
 from .iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from .options import add_accelerator, add_folder, built, given, natural, option_adder, positive, quieten
+from .options import add_accelerator, add_folder, built, check_impl, given, option_adder, positive, quieten, seed
 
 __all__ = ["add_to"]
 
@@ -73,7 +73,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--decay-from", "decay_from", "share of the steps before the decay", type=float, metavar="P")
     add("--free-bits", "free_bits", "free nats in every latent dimension", type=float, metavar="L")
     add("--average-decay", "average_decay", "of the moving average of the weights", type=float, metavar="A")
-    add("--seed", "seed", "of weights, order, binarisation and noise", type=natural, metavar="N")
+    add("--seed", "seed", "of weights, order, binarisation and noise", type=seed, metavar="N")
     add("--precision", "precision", "Lightning's name of it", choices=PRECISIONS)
     add("--compile", "compile", "torch.compile encoder and decoder", action=argparse.BooleanOptionalAction)
     add("--check-every", "check_every", "epochs from one test and checkpoint to the next", type=positive, metavar="N")
@@ -107,6 +107,7 @@ def train_iaf(options: argparse.Namespace) -> None:
     else:
         model_config, config = built(options, IAFVAEConfig, chosen), built(options, IAFTrainConfig, chosen)
     evaluation = built(options, EvaluationConfig, chosen)
+    check_impl(model_config.impl, options.accelerator)
     run = train_iaf_vae(
         model_config,
         config,

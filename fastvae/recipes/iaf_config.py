@@ -8,7 +8,7 @@ from typing import Any
 
 from ..backend import IMPLEMENTATIONS
 from ..reference.affine_flow import KINDS
-from .config import PRECISIONS
+from .config import PRECISIONS, check_whole
 
 __all__ = ["IAF_BASES", "IAF_POSTERIORS", "EvaluationConfig", "IAFTrainConfig", "IAFVAEConfig"]
 
@@ -65,9 +65,7 @@ class IAFVAEConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("latent_features", "depth", "width", "dense_features", "image_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_whole(self, latent_features=1, depth=1, width=1, dense_features=1, image_side=1)
         if not self.feature_maps or min(self.feature_maps) < 1:
             raise ValueError(f"feature_maps must be one or more sizes >= 1, got {self.feature_maps}")
         if not 0 < self.tril_scale < math.inf:
@@ -117,9 +115,7 @@ class IAFTrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("check_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        check_whole(self, epochs=1, batch_size=1, seed=0, check_every=1)
         for name in ("learning_rate", "final_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
@@ -151,6 +147,4 @@ class EvaluationConfig:
     sample_chunk: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("samples", "log_p_images", "image_chunk", "sample_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_whole(self, samples=1, log_p_images=1, image_chunk=1, sample_chunk=1)

@@ -7,19 +7,41 @@ import logging
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
+
+from .. import backend
+from . import RecipeError
+from .config import MOST_SEED, MOST_WHOLE
 
 __all__ = [
+    "MOST_SEED",
+    "Parser",
     "add_accelerator",
     "add_folder",
     "build",
     "built",
+    "check_impl",
     "given",
     "natural",
+    "one_line",
     "option_adder",
     "positive",
     "quieten",
+    "seed",
 ]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the options of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; {self.prog} --help says more\n")
+
+
+def one_line(message: str) -> str:
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
 def option_adder(parser: argparse.ArgumentParser, title: str, config: type) -> Callable[..., None]:
@@ -63,10 +85,19 @@ def natural(text: str) -> int:
     return at_least(text, 0)
 
 
-def at_least(text: str, least: int) -> int:
-    value = int(text) if text.isdecimal() else -1
+def seed(text: str) -> int:
+    return at_least(text, 0, MOST_SEED)
+
+
+def at_least(text: str, least: int, most: int = MOST_WHOLE) -> int:
+    value = -1
+    if text.isdecimal():
+        # Python converts no number of more than some thousand digits.
+        value = int(text) if len(text) <= 20 else most + 1
     if value < least:
         raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"must be a whole number <= {most}, got {text!r}")
     return value
 
 
@@ -85,6 +116,22 @@ def built(options: argparse.Namespace, config: type, chosen: dict[str, Any]) -> 
         return config(**{field.name: chosen[field.name] for field in fields(config) if field.name in chosen})
     except ValueError as error:
         options.parser.error(str(error))
+
+
+def check_impl(impl: str, accelerator: str) -> None:
+    """Refuses an implementation that cannot run, before anything else is done.
+
+    Raises:
+        RecipeError: it cannot run on the device of ``accelerator``, or there is no such device.
+    """
+    from .trainer import device_of
+
+    try:
+        backend.resolve(impl, torch.empty(0, device=device_of(accelerator)))
+    except RecipeError:
+        raise
+    except RuntimeError as error:
+        raise RecipeError(f"{error}; choose another one: --impl auto takes the best that runs") from None
 
 
 def quieten() -> None:

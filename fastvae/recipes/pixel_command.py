@@ -10,7 +10,7 @@ from typing import Any
 from ..backend import IMPLEMENTATIONS
 from .config import PRECISIONS
 from .config_file import read_config_file
-from .options import add_accelerator, add_folder, built, given, natural, option_adder, positive
+from .options import add_accelerator, add_folder, built, given, natural, option_adder, positive, seed
 from .pixel_config import NETWORKS
 from .static_data import DATA_KINDS
 
@@ -56,7 +56,7 @@ def add_training(parser: argparse.ArgumentParser, config: type) -> Callable[...,
     add("--final-learning-rate", "final_learning_rate", "at the end of the decay", type=float, metavar="R")
     add("--decay-from", "decay_from", "share of the steps before the decay", type=float, metavar="P")
     add("--average-decay", "average_decay", "of the moving average of the weights", type=float, metavar="A")
-    add("--seed", "seed", "of weights, order, binarisation and noise", type=natural, metavar="N")
+    add("--seed", "seed", "of weights, order, binarisation and noise", type=seed, metavar="N")
     add("--precision", "precision", "Lightning's name of it", choices=PRECISIONS)
     add("--check-every", "check_every", "epochs from one test and checkpoint to the next", type=positive, metavar="N")
     return add

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..backend import IMPLEMENTATIONS
-from .config import PRECISIONS
+from .config import PRECISIONS, check_whole
 from .static_data import DATA_KINDS
 
 __all__ = [
@@ -133,9 +133,7 @@ class PixelVAEConfig:
             self, latent=LATENTS, prior=PRIORS, decoder=DECODERS, network=NETWORKS, impl=IMPLEMENTATIONS
         )  # fmt: skip
         check_network(self)
-        for name in ("latent_features", "latent_maps", "prior_layers", "prior_maps", "decoder_maps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_whole(self, latent_features=1, latent_maps=1, prior_layers=1, prior_maps=1, decoder_maps=1)
         check_odd(self, "prior_filter_size")
         if len(self.encoder_maps) != 3 or min(self.encoder_maps) < 1:
             raise ValueError(f"encoder_maps must be three sizes >= 1, got {self.encoder_maps}")
@@ -163,9 +161,7 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
 
 
 def check_network(config: PixelCNNConfig | PixelVAEConfig) -> None:
-    for name, least in (("layers", 1), ("maps", 1), ("head_maps", 0)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be >= {least}, got {getattr(config, name)}")
+    check_whole(config, layers=1, maps=1, head_maps=0)
     for name in ("filter_size", "first_filter_size"):
         check_odd(config, name)
 
@@ -212,9 +208,7 @@ class PixelTrainConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, data=DATA_KINDS, precision=PRECISIONS)
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("check_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        check_whole(self, epochs=1, batch_size=1, seed=0, check_every=1)
         for name in ("learning_rate", "final_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
@@ -243,7 +237,6 @@ class PixelVAETrainConfig(PixelTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kl_warmup < 0:
-            raise ValueError(f"kl_warmup must be >= 0, got {self.kl_warmup}")
+        check_whole(self, kl_warmup=0)
         if not 0 <= self.free_bits < math.inf:
             raise ValueError(f"free_bits must be >= 0 and finite, got {self.free_bits}")

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .options import option_adder, quieten
+from .options import check_impl, option_adder, quieten
 from .pixel_command import add_common, add_network, add_training, run_options, say_end, say_progress, settled
 from .pixel_config import PixelCNNConfig, PixelTrainConfig
 
@@ -37,6 +37,7 @@ def train(options: argparse.Namespace) -> None:
     # After the import, which sets the level itself.
     quieten()
     model_config, config = settled(options, RECIPE, (PixelCNNConfig, PixelTrainConfig), load_pixelcnn)
+    check_impl(model_config.impl, options.accelerator)
     run = train_pixelcnn(model_config, config, options.out, **run_options(options))
     if os.environ.get("RANK", "0") != "0":
         return

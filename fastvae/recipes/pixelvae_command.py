@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from .iaf_config import EvaluationConfig
-from .options import natural, option_adder, positive, quieten
+from .options import check_impl, natural, option_adder, positive, quieten
 from .pixel_command import add_common, add_network, add_training, run_options, say_end, say_progress, settled
 from .pixel_config import DECODERS, LATENTS, PRIORS, PixelVAEConfig, PixelVAETrainConfig
 
@@ -69,6 +69,7 @@ def train(options: argparse.Namespace) -> None:
     # After the import, which sets the level itself.
     quieten()
     model_config, config, evaluation = settled(options, RECIPE, CONFIGS, load_pixelvae)
+    check_impl(model_config.impl, options.accelerator)
     run = train_pixelvae(model_config, config, options.out, evaluation=evaluation, **run_options(options))
     if os.environ.get("RANK", "0") != "0":
         return

@@ -18,6 +18,7 @@ from .. import backend
 from .._version import __version__
 from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..nn import InverseAutoregressiveFlow
+from .config import check_whole
 from .densities2d import DENSITIES, log_normalizer
 from .files import write_json
 
@@ -67,11 +68,7 @@ class Posterior2dConfig:
                 raise ValueError(f"densities must be out of {', '.join(DENSITIES)}, got {name!r}")
         if self.impl not in backend.IMPLEMENTATIONS:
             raise ValueError(f"impl must be one of {', '.join(backend.IMPLEMENTATIONS)}, got {self.impl!r}")
-        for name in ("depth", "width", "steps", "batch_size", "samples", "starts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        check_whole(self, depth=1, width=1, steps=1, batch_size=1, samples=1, starts=1, seed=0)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
 

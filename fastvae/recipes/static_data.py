@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from . import RecipeError
+from .array_files import read_npz
 from .data import Mnist, cache_folder, load_mnist
 
 __all__ = ["DATA_KINDS", "BinaryImages", "load_binary_images", "load_static_mnist", "split_mnist"]
@@ -84,24 +83,20 @@ def load_static_mnist() -> BinaryImages:
     if given and not Path(given).is_dir():
         raise RecipeError(f"FASTVAE_DATA must name a folder; {given!r} is none")
     for folder in [Path(given), cache] if given else [cache]:
-        if (folder / FILE).is_file():
+        if (folder / FILE).exists():
             return read_static(folder / FILE)
     raise RecipeError(
         f"static binarised MNIST was not found: there is no {FILE} in {cache}"
         + (f" and none in $FASTVAE_DATA, {given}" if given else " ($FASTVAE_DATA is not set)")
-        + f".\nWhat to do: put {FILE} into {given or cache}: arrays train, valid and test of Larochelle's "
+        + f". What to do: put {FILE} into {given or cache}: arrays train, valid and test of Larochelle's "
         "binarisation, 50 000, 10 000 and 10 000 rows, each np.packbits of an image's 784 bits. There is no place "
-        "that it is fetched from.\nOr train with --data dynamic, on MNIST binarised anew for every batch: its "
+        "that it is fetched from. Or train with --data dynamic, on MNIST binarised anew for every batch: its "
         "figures cannot be compared with those on the static images."
     )
 
 
 def read_static(path: Path) -> BinaryImages:
-    try:
-        with np.load(path) as archive:
-            packed = {name: archive[name] for name in BITS_SHA256}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecipeError(f"{path} cannot be read ({error}); delete it or replace it by a sound copy") from None
+    packed = read_npz(path, BITS_SHA256, "static binarised MNIST")
     parts = {f"x_{name}": _images(rows, name, path) for name, rows in packed.items()}
     return BinaryImages(**parts, source=str(path))
 

@@ -1,0 +1,307 @@
+"""Every command with every option it has: whatever does not fit ends in one line and a status, never in a traceback."""
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastvae import __main__ as cli
+from fastvae.recipes import compress_command, data, options, paths, posterior2d_command
+from fastvae.recipes.compress import compress_images
+from fastvae.recipes.config import TrainConfig, VAEConfig
+from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
+from fastvae.recipes.pixelcnn import BinaryPixelCNN
+from fastvae.recipes.vae import VAE
+
+COMMANDS = (
+    "train vae",
+    "train iaf_vae",
+    "train pixelcnn",
+    "train pixelvae",
+    "train posterior2d",
+    "evaluate {vae}",
+    "compress {picture} --checkpoint {pixelcnn} -o {out}",
+    "decompress {compressed} --checkpoint {pixelcnn} -o {out}",
+    "demo",
+)
+NUMBERS = ("-1", "1.5", "many", "", "nan", str(2**64), "9" * 5000)
+# By the type of an option.
+BAD_VALUES = {
+    options.positive: (*NUMBERS, "0"),
+    options.natural: NUMBERS,
+    options.seed: (*NUMBERS, str(2**32)),
+    float: ("many", "nan", "inf", "-inf", "-1", ""),
+}
+INPUTS = ("absent", "empty", "foreign", "folder", "below a file", "nul")
+TARGETS = {"--out": ("below a file", "in proc"), "--json": ("below a file", "absent folder", "folder", "in proc")}
+
+
+@pytest.fixture
+def files(canonical, tmp_path, monkeypatch):
+    """A working folder, sound inputs, and paths where nothing can be read or written."""
+    monkeypatch.chdir(tmp_path)
+    data.save_npz(data.cache_folder() / "mnist.npz", canonical)
+    network = BinaryPixelCNN(PixelCNNConfig(layers=2, filter_size=3, maps=4))
+    model = VAE(VAEConfig(latent_features=2, hidden_features=(4,)))
+
+    def save(name, model, training, prefix, **more):
+        weights = {f"{prefix}.{key}": value for key, value in model.state_dict().items()}
+        plain = {"model": model.config.as_dict(), "training": asdict(training)} | more
+        torch.save({"hyper_parameters": plain, "state_dict": weights}, tmp_path / name)
+
+    save("vae.ckpt", model, TrainConfig(), "model")
+    save("pixelcnn.ckpt", network, PixelTrainConfig(), "averaged", recipe="pixelcnn")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "white.png")
+    (tmp_path / "one.fvpx").write_bytes(compress_images(network.network, torch.zeros(1, 1, 4, 4)))
+    (tmp_path / "empty").touch()
+    (tmp_path / "foreign").write_bytes(b"PK\3\4 this is some other file\n" * 9)
+    (tmp_path / "folder").mkdir()
+    return {
+        "vae": "vae.ckpt",
+        "pixelcnn": "pixelcnn.ckpt",
+        "picture": "white.png",
+        "compressed": "one.fvpx",
+        "out": "out.png",
+        "absent": "absent",
+        "empty": "empty",
+        "foreign": "foreign",
+        "folder": "folder",
+        "below a file": "empty/below",
+        "absent folder": "absent/file",
+        "in proc": "/proc/fastvae/out",
+        "nul": "a\0b",
+    }
+
+
+def parser_of(command):
+    """The parser of a command, of which ``command`` begins with the name."""
+    parser = cli.build_parser()
+    for word in command.split():
+        choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if not choices or word not in choices[0]:
+            break
+        parser = choices[0][word]
+    return parser
+
+
+def actions_of(command):
+    parser = parser_of(command)
+    return [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+
+
+def refused(capsys, arguments, *, status=(1, 2)):
+    """Runs the command line; what it says of the error."""
+    try:
+        found = cli.main(arguments)
+    except SystemExit as stop:
+        found = stop.code
+    said = capsys.readouterr().err
+    assert found in status, said
+    assert said.startswith("fastvae"), said
+    assert ": error: " in said
+    assert said.count("\n") == 1
+    assert said.endswith("\n")
+    return said
+
+
+def words(command, files):
+    return command.format(**files).split()
+
+
+OPTIONS = [
+    (command, action.option_strings[0])
+    for command in COMMANDS
+    for action in actions_of(command)
+    if action.option_strings and (action.choices is not None or action.type in BAD_VALUES)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_values_out_of_range(command, option, files, capsys):
+    [action] = [action for action in actions_of(command) if option in action.option_strings]
+    for value in ("none-such",) if action.choices is not None else BAD_VALUES[action.type]:
+        # A value that begins with a dash must not look like an option.
+        joined = [f"{option}={value}"] if action.nargs is None else [option, value]
+        said = refused(capsys, [*words(command, files), *joined])
+        assert option in said or action.dest in said, value
+    assert not (Path("out.png").exists() or list(Path().glob("*-out")))
+
+
+def test_every_option_has_bad_values():
+    without = {
+        action.option_strings[0]
+        for command in COMMANDS
+        for action in actions_of(command)
+        if action.option_strings and action.nargs != 0 and action.choices is None and action.type not in BAD_VALUES
+    }
+    # Paths, which other tests go through.
+    assert without == {"--out", "--resume", "--config", "--json", "--checkpoint", "-o"}
+
+
+CALLS = {
+    "evaluate {}": "evaluate {bad} --accelerator cpu",
+    "decompress {}": "decompress {bad} --checkpoint {pixelcnn} -o {out}",
+    "decompress --checkpoint": "decompress {compressed} --checkpoint {bad} -o {out}",
+    "compress {}": "compress {bad} --checkpoint {pixelcnn} -o {out}",
+    "compress --checkpoint": "compress {picture} --checkpoint {bad} -o {out}",
+} | {
+    f"{command} {option}": f"{command} {option} {{bad}}"
+    for command in COMMANDS
+    if command.startswith("train")
+    for option in ("--resume", "--config")
+    if option in parser_of(command)._option_string_actions
+}
+
+
+@pytest.mark.parametrize("bad", INPUTS)
+@pytest.mark.parametrize("call", CALLS)
+def test_inputs(call, bad, files, capsys):
+    arguments = [word.format(**files, bad=files[bad]) for word in CALLS[call].split()]
+    refused(capsys, arguments)
+    assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "target"),
+    [("train posterior2d --steps 1 --out", target) for target in TARGETS["--out"]]
+    + [("demo --epochs 1 --out", target) for target in TARGETS["--out"]]
+    + [(f"train {recipe} --epochs 1 --out", target) for recipe in ("vae", "iaf_vae") for target in TARGETS["--out"]]
+    + [("evaluate {vae} --json", target) for target in TARGETS["--json"]]
+    + [("compress {picture} --checkpoint {pixelcnn} -o", target) for target in TARGETS["--json"]]
+    + [("decompress {compressed} --checkpoint {pixelcnn} -o", target) for target in TARGETS["--json"]],
+)
+def test_targets(command, target, files, capsys):
+    said = refused(capsys, [*words(command, files), files[target]])
+    assert files[target].split("/")[0] in said or "/proc" in said
+
+
+def test_figures_are_not_computed_for_a_file_that_cannot_be_written(files, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "replace_file", None)
+    assert "it is a folder; name a file" in refused(capsys, ["evaluate", "vae.ckpt", "--json", "folder"])
+    monkeypatch.setattr(posterior2d_command, "run_posterior2d", None)
+    assert "name another folder with --out" in refused(capsys, ["train", "posterior2d", "--out", "empty"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model": {"maps": 4, "maps": 8}}', "it sets 'maps' twice in one table"),
+        ('{"maps": 4, "model": {"maps": 8}}', "sets 'maps' twice"),
+        ('{"learning_rate": NaN}', "learning_rate must be a number, got nan"),
+        ('{"learning_rate": Infinity}', "learning_rate must be a finite number, got inf"),
+        ('{"learning_rate": -1e999}', "learning_rate must be a finite number, got -inf"),
+        ('{"learning_rat": 1}', "the nearest is 'learning_rate'"),
+        ('{"epochs": 0}', "epochs must be >= 1, got 0"),
+        ('{"epochs": 1e3}', "epochs must be of type int"),
+        ('{"seed": 18446744073709551616}', "seed must be <= 4294967295, got 18446744073709551616"),
+        ('{"seed": ' + "9" * 5000 + "}", "cannot be read as JSON"),
+        ("[" * 100_000, "nests too many"),
+        ("{", "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
+        ("\xff", "cannot be read as JSON"),
+        (" " * (1 << 20) + "{}", "must have at most 1048576 bytes"),
+    ],
+)
+def test_configuration_files(content, message, files, capsys):
+    Path("bad.json").write_bytes(content.encode("latin1"))
+    assert message in refused(capsys, ["train", "pixelcnn", "--config", "bad.json"])
+
+
+def test_implementation_that_cannot_run(files, capsys, monkeypatch):
+    def resolve(impl, *tensors):
+        raise RuntimeError(f"impl={impl!r} cannot run on cpu tensors here")
+
+    monkeypatch.setattr(options.backend, "resolve", resolve)
+    for command in [command for command in COMMANDS if command.split()[0] in ("train", "evaluate", "demo")]:
+        said = refused(capsys, [*words(command, files), "--impl", "triton", "--accelerator", "cpu"])
+        assert "impl='triton' cannot run on cpu tensors here; choose another one: --impl auto" in said
+    assert not list(Path().glob("*-out"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "status"),
+    [
+        (KeyboardInterrupt(), "stopped by SIGINT", 130),
+        (MemoryError(), "there is not enough memory", 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory", 1),
+        (OSError(28, "No space left on device"), "reading or writing failed: No space left on device", 1),
+        (OSError(28, "No space left on device", "x.csv"), "x.csv: No space left on device", 1),
+        (ValueError("one\n  two\n"), "error: one two", 1),
+        (KeyError("x"), "unexpected KeyError: 'x'; FASTVAE_TRACEBACK=1 shows where", 1),
+    ],
+)
+def test_whatever_a_command_raises(error, message, status, capsys, monkeypatch):
+    def report():
+        raise error
+
+    monkeypatch.setattr(cli.backend, "report", report)
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    assert message in refused(capsys, ["report"], status=(status,))
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    if isinstance(error, Exception):
+        with pytest.raises(type(error)):
+            cli.main(["report"])
+
+
+def test_output_that_cannot_be_written():
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "fastvae", "report"],
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert run.returncode == 1
+    assert run.stderr == "fastvae: error: reading or writing failed: No space left on device\n"
+
+
+def test_files_are_whole_or_as_they_were(tmp_path, monkeypatch):
+    target = tmp_path / "result"
+    paths.replace_file(target, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(paths.os, "fsync", full)
+    with pytest.raises(cli.RecipeError, match="result cannot be written: No space left on device"):
+        paths.replace_file(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["result"]
+    monkeypatch.undo()
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    paths.replace_file(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["link", "result"]
+
+
+def test_devices_are_written_to_and_stay(tmp_path):
+    read_end, write_end = os.pipe()
+    paths.replace_file(Path(f"/proc/self/fd/{write_end}"), b"piped")
+    assert os.read(read_end, 9) == b"piped"
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_pictures_that_expand_beyond_reason(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (5000, 5000)).save(path)
+    with pytest.raises(cli.RecipeError, match="large.png must have at most 16777216 pixels, got 5000 x 5000"):
+        compress_command.read_images([str(path)], 2)
+    content = path.read_bytes()
+    for length in (0, 8, 20, 40, len(content) // 2):
+        path.write_bytes(content[:length])
+        monkeypatch.setattr(compress_command, "MOST_PIXELS", 1 << 25)
+        with pytest.raises(cli.RecipeError, match="cannot be read as an image"):
+            compress_command.read_images([str(path)], 2)
