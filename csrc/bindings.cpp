@@ -162,9 +162,8 @@ void tril_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_s
 // An uninitialised tensor in a block of its own.
 nb::ndarray<nb::pytorch, nb::c_contig> empty(bool is_double, const std::vector<size_t>& shape) {
   size_t bytes = is_double ? sizeof(double) : sizeof(float);
-  for (const size_t size : shape) bytes *= size;
+  for (const size_t size : shape) bytes = checked_bytes(bytes, size);
   void* data = take_block(bytes);
-  if (!data) throw std::bad_alloc();
   const nb::capsule owner(data, [](void* block) noexcept { give_back(block); });
   return {data, shape.size(), shape.data(), owner, nullptr, is_double ? nb::dtype<double>() : nb::dtype<float>()};
 }

@@ -1,5 +1,7 @@
 #include "memory.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <vector>
@@ -18,12 +20,28 @@ constexpr size_t kMostKept = 512u << 20;
 struct Block {
   void* data;
   size_t bytes;
+  bool held;
 };
 
+// Free blocks stand in the order in which they were given back.
 struct Pool {
   std::mutex mutex;
-  std::vector<Block> held, free;
+  std::vector<Block> blocks;
   size_t kept = 0;
+
+  // Returns free blocks to the system, the oldest first, until at most so many bytes are kept.
+  void shrink(size_t most) {
+    size_t left = 0;
+    for (const Block& block : blocks) {
+      if (block.held || kept <= most) {
+        blocks[left++] = block;
+        continue;
+      }
+      std::free(block.data);
+      kept -= block.bytes;
+    }
+    blocks.resize(left);
+  }
 };
 
 // Never destroyed: tensors may outlive every static object.
@@ -34,8 +52,9 @@ Pool& pool() {
 
 void* allocate(size_t bytes) {
   void* data = std::aligned_alloc(kHugePage, bytes);
+  if (!data) throw std::bad_alloc();
 #ifdef __linux__
-  if (data) madvise(data, bytes, MADV_HUGEPAGE);
+  madvise(data, bytes, MADV_HUGEPAGE);
 #endif
   return data;
 }
@@ -43,53 +62,41 @@ void* allocate(size_t bytes) {
 }  // namespace
 
 void* take_block(size_t bytes) {
+  if (bytes > SIZE_MAX - kHugePage) throw std::bad_alloc();
   bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  size_t best = p.free.size();
-  for (size_t i = 0; i < p.free.size(); ++i) {
-    const size_t size = p.free[i].bytes;
-    if (size >= bytes && size / 2 <= bytes && (best == p.free.size() || size < p.free[best].bytes)) best = i;
+  Block* best = nullptr;
+  for (Block& block : p.blocks)
+    if (!block.held && block.bytes >= bytes && block.bytes / 2 <= bytes && (!best || block.bytes < best->bytes))
+      best = &block;
+  if (best) {
+    best->held = true;
+    p.kept -= best->bytes;
+    return best->data;
   }
-  Block block;
-  if (best < p.free.size()) {
-    block = p.free[best];
-    p.free.erase(p.free.begin() + static_cast<std::ptrdiff_t>(best));
-    p.kept -= block.bytes;
-  } else {
-    block = {allocate(bytes), bytes};
-    if (!block.data) return nullptr;
-  }
-  p.held.push_back(block);
-  return block.data;
+  // Room in the list comes first, lest a block be lost.
+  if (p.blocks.size() == p.blocks.capacity()) p.blocks.reserve(2 * p.blocks.size() + 16);
+  p.blocks.push_back({allocate(bytes), bytes, true});
+  return p.blocks.back().data;
 }
 
-void give_back(void* data) {
+void give_back(void* data) noexcept {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  for (size_t i = 0; i < p.held.size(); ++i) {
-    if (p.held[i].data != data) continue;
-    const Block block = p.held[i];
-    p.held[i] = p.held.back();
-    p.held.pop_back();
-    p.free.push_back(block);
-    p.kept += block.bytes;
-    break;
-  }
-  while (p.kept > kMostKept) {
-    std::free(p.free.front().data);
-    p.kept -= p.free.front().bytes;
-    p.free.erase(p.free.begin());
-  }
+  const auto found = std::find_if(p.blocks.begin(), p.blocks.end(), [&](const Block& b) { return b.data == data; });
+  if (found == p.blocks.end()) return;
+  found->held = false;
+  p.kept += found->bytes;
+  std::rotate(found, found + 1, p.blocks.end());
+  p.shrink(kMostKept);
 }
 
 size_t release_blocks() {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
   const size_t bytes = p.kept;
-  for (const Block& block : p.free) std::free(block.data);
-  p.free.clear();
-  p.kept = 0;
+  p.shrink(0);
   return bytes;
 }
 

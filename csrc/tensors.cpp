@@ -196,13 +196,12 @@ TensorView view(nb::handle tensor) {
 
 nb::object new_tensor(nb::handle like, const TensorView& like_view, std::span<const int64_t> shape) {
   // Outputs from this size on: the first touch of fresh pages would cost more than the kernel that fills them.
-  constexpr int64_t block_bytes = 1 << 20;
-  int64_t bytes = like_view.is_double() ? sizeof(double) : sizeof(float);
-  for (const int64_t size : shape) bytes *= size;
+  constexpr size_t block_bytes = 1 << 20;
+  size_t bytes = like_view.is_double() ? sizeof(double) : sizeof(float);
+  for (const int64_t size : shape) bytes = checked_bytes(bytes, static_cast<size_t>(size));
   // Under deterministic algorithms torch fills what it allocates.
   if (bytes >= block_bytes && !nb::cast<bool>(torch().deterministic())) {
-    void* data = take_block(static_cast<size_t>(bytes));
-    if (!data) throw std::bad_alloc();
+    void* data = take_block(bytes);
     const nb::capsule owner(data, [](void* block) noexcept { give_back(block); });
     size_t sizes[TensorView::kMostDims];
     std::copy(shape.begin(), shape.end(), sizes);

@@ -219,6 +219,8 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
   const Bands bands(s.images, std::max(s.height, s.out_height), (x_row + d_row) * static_cast<int64_t>(sizeof(T)));
   const int64_t units = s.images * bands.count;
   std::vector<std::pair<int64_t, std::unique_ptr<WeightSums<T>>>> sums;
+  // One of each thread: adding to the list must not fail, since no exception may leave a critical section.
+  sums.reserve(static_cast<size_t>(omp_get_max_threads()));
   // The outputs whose adjoints a band needs: its own, and those that its inputs have gone into.
   const auto adjoint_rows = [&](int64_t band) {
     const int64_t begin = bands.begin(band, s.out_height), end = bands.begin(band + 1, s.out_height);
