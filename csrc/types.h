@@ -15,8 +15,8 @@ struct Matrix {
   const T* row(int64_t n) const { return data + n * stride; }
 };
 
-// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart (0 where all rows are one), or packed,
-// one row after the other.
+// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart (0 where all rows are one), or
+// packed, one row after the other.
 template <class T>
 struct Tril {
   T* data;
