@@ -86,7 +86,7 @@ class WholeCheckpoints(CheckpointIO):
         content = read_checkpoint(Path(path))
         states = content.get("callbacks")
         states = states if isinstance(states, dict) else {}
-        return content | {"callbacks": {key: state for key, state in states.items() }}
+        return content | {"callbacks": {key: state for key, state in states.items() if key in self.restored}}
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a file, never a folder."""
