@@ -40,13 +40,16 @@ COMMENT = len(LABEL) + 2 * hashlib.sha256().digest_size
 END_OF_ARCHIVE = b"PK\x05\x06"
 LOCAL_HEADER = 30
 
+# What check_names puts on its stack besides names.
+MARK, NO_ARGUMENTS = "mark", "()"
+
 # Settings that say how often a model has a part.
 REPEATS = ("depth", "layers", "levels", "prior_layers")
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 # Of what torch.load takes, other names make tensors of any size out of a few bytes.
 PLAIN_NAMES = re.compile(
-    r"collections OrderedDict|_codecs encode|torch\._utils _rebuild_tensor_v2|torch \w+Storage|"
+    r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage|"
     r"torch (uint8|u?int(8|16|32|64)|float(16|32|64)|bfloat16|bool|complex(64|128))"
 )
 
@@ -162,7 +165,7 @@ def check_archive(file: IO[bytes]) -> None:
             for name in archive.namelist():
                 if name.endswith("data.pkl"):
                     check_names(archive.read(name))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, IndexError, ValueError) as error:
         if isinstance(error, BadCheckpointError):
             raise
         raise BadCheckpointError(f"it is damaged, or none ({error})") from None
@@ -193,6 +196,9 @@ def check_entries(archive: zipfile.ZipFile) -> None:
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if len({entry.filename for entry in entries}) < len(entries):
         raise BadCheckpointError("two parts of it have one name")
+    # Bytes before the first would be taken for another archive's by another reader.
+    if entries and entries[0].header_offset:
+        raise BadCheckpointError("it does not begin with its first part")
     end = 0
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
@@ -205,10 +211,32 @@ def check_entries(archive: zipfile.ZipFile) -> None:
 
 
 def check_names(pickled: bytes) -> None:
-    """Checks that a pickle names what tensors and plain data need, and nothing else."""
+    """Checks that a pickle names what tensors and plain data need, and copies nothing.
+
+    Copies of a dictionary could fill any memory. So the stack is followed as far as who is called with what.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
     for operation, argument, _ in pickletools.genops(pickled):
         if "GLOBAL" in operation.name and not PLAIN_NAMES.fullmatch(str(argument)):
             raise BadCheckpointError(f"it holds more than tensors and plain data: {argument}")
+        if operation.name == "REDUCE" and stack[-2] != "torch._utils _rebuild_tensor_v2" and stack[-1] != NO_ARGUMENTS:
+            raise BadCheckpointError("it holds more than tensors and plain data: a copy")
+        before = operation.stack_before
+        kept = len(stack) - len(before)
+        if pickletools.markobject in before:
+            mark = len(stack) - 1 - stack[::-1].index(MARK)
+            kept = mark - before.index(pickletools.markobject)
+        if operation.name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        made: list[Any] = [None] * len(operation.stack_after)
+        if made:
+            made[-1] = {
+                "GLOBAL": argument,
+                "MARK": MARK,
+                "EMPTY_TUPLE": NO_ARGUMENTS,
+            }.get(operation.name, memo.get(argument) if operation.name.endswith("GET") else None)
+        stack[kept:] = made
 
 
 def check_tensors(content: Any) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import lightning as L
@@ -216,6 +217,14 @@ def test_entries_longer_than_the_file_are_refused(tmp_path):
         read_checkpoint(path)
 
 
+def test_bytes_before_the_archive_are_refused(tmp_path):
+    path = tmp_path / "c.ckpt"
+    torch.save(CONTENT, path)
+    path.write_bytes(b"#!" + path.read_bytes())
+    with pytest.raises(RecipeError, match="it does not begin with its first part"):
+        read_checkpoint(path)
+
+
 class Call:
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -231,8 +240,10 @@ class Call:
         Call(torch.FloatTensor, 1 << 50),
         Call(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (1 << 50,), (1,), False),
         Call(os.mkdir, "harm"),
+        Call(OrderedDict, {"of": "a dictionary"}),
+        b"encoded text",
     ],
-    ids=["bytearray", "tensor", "meta", "code"],
+    ids=["bytearray", "tensor", "meta", "code", "copy", "bytes"],
 )
 def test_values_made_by_calls_are_refused(value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
