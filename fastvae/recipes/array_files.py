@@ -50,7 +50,9 @@ def read_npz(path: Path, names: Iterable[str], what: str) -> dict[str, np.ndarra
     except (
         ValueError, KeyError, EOFError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error
     ) as error:  # fmt: skip
-        raise RecipeError(f"{path} cannot be read ({error}); {REMEDY}") from None
+        # numpy explains itself on several lines.
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise RecipeError(f"{path} cannot be read ({said}); {REMEDY}") from None
 
 
 def _member(archive: zipfile.ZipFile, name: str, where: str) -> np.ndarray:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..nn.pixelcnn import PixelNetwork
+from ..nn.gated_pixelcnn import GatedPixelCNN
+from ..nn.pixelcnn import PixelCNN, PixelNetwork
 from ..ops.causal_sampler import resolve
 from ..sampling.likelihoods import Bernoulli, Categorical
 from ..sampling.sampler import CausalSampler
@@ -175,7 +176,7 @@ class _Coder:
         impl = resolve(network.impl, weights, network.likelihood, network.in_channels)
         self.impl = IMPLEMENTATIONS.index(impl)
         self.sampler = CausalSampler(network, network.likelihood, in_channels=network.in_channels, impl=impl)
-        self.network = network
+        self.network, self.reach = network, _reach(network)
         self.queue, self.model = _range_coder()
 
     def values(self, symbols: Tensor) -> Tensor:
@@ -206,8 +207,8 @@ class _Coder:
     def decoded(self, payload: _Payload, shape: tuple[int, int, int], context: Tensor | None) -> Tensor:
         """The next image of a file, ``(C, H, W)`` levels.
 
-        Only a window is guessed: the rows, of the first row the columns, that hold the decoded pixels and a few more.
-        What lies beyond bears on none of their parameters.
+        Only a window is guessed: the rows that hold the decoded pixels and a few more, or part of the first row. What
+        lies beyond bears on none of their parameters.
         """
         channels, height, width = shape
         found, ahead = np.zeros(0, np.int32), LEAST_AHEAD
@@ -216,8 +217,8 @@ class _Coder:
         while found.size < channels * height * width:
             window = height, width
             # A map as context has the image's size.
-            if context is None or context.dim() < 3:
-                window = _window(found.size // channels + ahead, height, width)
+            if self.reach is not None and (context is None or context.dim() < 3):
+                window = _window(found.size // channels + ahead, height, width, self.reach)
             symbols = torch.zeros(*window, channels, dtype=torch.int32)
             symbols.view(-1)[: found.size] = torch.from_numpy(found)
             given = self.values(symbols)
@@ -269,9 +270,20 @@ class _Payload:
         return levels[:count]
 
 
-def _window(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns that hold the first pixels of an image: part of the first row, or whole rows."""
-    return (1, pixels) if pixels <= width else (min(-(-pixels // width), height), width)
+def _window(pixels: int, height: int, width: int, reach: int) -> tuple[int, int]:
+    """Rows and columns that hold the first pixels of an image: part of the first row and its margin, or whole rows."""
+    return (1, pixels + reach) if pixels + reach <= width else (min(-(-pixels // width), height), width)
+
+
+def _reach(network: PixelNetwork) -> int | None:
+    """Columns to the right of a pixel that its parameters may depend on; None of a network of unknown layers.
+
+    The pixels there are not read, but layers make numbers of them where there are pixels, and none beyond the border.
+    """
+    if type(network) not in (PixelCNN, GatedPixelCNN):
+        return None
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    return sum((layer.kernel_size[1] - 1) * layer.dilation[1] for layer in layers)
 
 
 def _check_origin(header: Header, coder: _Coder, context: Tensor | None) -> None:

@@ -9,7 +9,7 @@ takes at least :math:`-\log_2(1 - (L - 1) 2^{-24})` bits, about 9e-8 for two lev
 :math:`32 w / -\log_2(1 - (L - 1) 2^{-24})` numbers. A file that claims more is refused before anything is decoded. The
 decoder also adds up the bits of what it decodes, :math:`-\log_2(p + 2^{-22})` for a level of probability p, and refuses
 the file when they exceed 32 w: a sound file never does, since the coder writes one word for each 32 bits and at least
-one more. A wrong guess takes a bit, so the sampler runs at most 32 w times more than images and their windows ask for.
+one more. A wrong guess takes a bit or nearly so, which bounds the runs of the sampler.
 Memory grows with what is decoded, not with what the header claims.
 """
 
