@@ -11,6 +11,7 @@ decoder also adds up the bits of what it decodes, :math:`-\log_2(p + 2^{-22})` f
 the file when they exceed 32 w: a sound file never does, since the coder writes one word for each 32 bits and at least
 one more. A wrong guess takes a bit or nearly so, which bounds the runs of the sampler.
 Memory grows with what is decoded, not with what the header claims.
+Only a network that is sure of nearly every pixel lets a short file be a large image, which takes the time of one.
 """
 
 from __future__ import annotations

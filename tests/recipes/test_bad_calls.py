@@ -306,3 +306,38 @@ def test_pictures_that_expand_beyond_reason(tmp_path, monkeypatch):
         monkeypatch.setattr(compress_command, "MOST_PIXELS", 1 << 25)
         with pytest.raises(cli.RecipeError, match="cannot be read as an image"):
             compress_command.read_images([str(path)], 2)
+
+
+@pytest.mark.parametrize("fault", ["empty", "foreign", "folder", "idx", "no folder"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train vae --epochs 1 --batch-size 60",
+        "train iaf_vae --epochs 1 --batch-size 60 --no-progress --width 8 --depth 1",
+        "train pixelcnn --epochs 1 --batch-size 50 --no-progress --layers 2 --maps 4",
+        "train pixelvae --epochs 1 --batch-size 50 --no-progress --layers 2 --maps 4 --data dynamic",
+        "evaluate {vae}",
+        "compress 0 --checkpoint {pixelcnn} -o {out}",
+        "demo --epochs 1",
+    ],
+)
+def test_data_files(command, fault, files, capsys, monkeypatch):
+    is_static = "pixelcnn" in command
+    given = Path("given")
+    given.mkdir()
+    path = given / ("binarized_mnist.npz" if is_static else "mnist.npz")
+    if fault == "no folder":
+        given = path = Path("empty")
+    elif fault == "idx" and not is_static:
+        path = given / "train-images-idx3-ubyte.gz"
+        for name in data.IDX_SHA256:
+            (given / f"{name}.gz").write_bytes(b"\x1f\x8b\x08")
+    elif fault == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"" if fault == "empty" else b"PK\3\4 this is some other file\n" * 9)
+    monkeypatch.setenv("FASTVAE_DATA", str(given))
+    accelerator = [] if command.startswith("compress") else ["--accelerator", "cpu"]
+    said = refused(capsys, [*words(command, files), *accelerator])
+    assert str(path) in said
+    assert not Path("out.png").exists()
