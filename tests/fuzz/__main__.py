@@ -51,7 +51,9 @@ def main() -> int:
                 print(f"{case} ({worker.isa}): {wrong}\nrepeat: {command(case, worker)}\n", flush=True)
         for worker in hands:
             worker.close()
-        print(f"{isa}: {done} of {len(named)} cases, {len(failures)} failed, {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"{isa}: {done} of {len(named)} cases, {len(failures)} failed, {time.monotonic() - start:.0f} s", flush=True
+        )
     return 1 if failures else 0
 
 

@@ -34,7 +34,9 @@ def parsed(case: str) -> tuple[str, str, int]:
     target, _, number = rest.rpartition(".")
     if kind not in KINDS or target not in KINDS[kind][1] or not number.isdecimal():
         kinds = ", ".join(KINDS)
-        raise ValueError(f"a case is KIND.TARGET.NUMBER, such as surface.affine_flow.7, KIND one of {kinds}; got {case!r}")
+        raise ValueError(
+            f"a case is KIND.TARGET.NUMBER, such as surface.affine_flow.7, KIND one of {kinds}; got {case!r}"
+        )
     return kind, target, int(number)
 
 

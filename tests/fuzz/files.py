@@ -69,7 +69,9 @@ def damaged(draw: Draw, data: bytes) -> tuple[bytes, str]:
         elif action == "word":
             content[place : place + 2] = struct.pack("<H", draw.rng.randrange(2**16))
         elif action == "huge":
-            content[place : place + 4] = draw.choice((b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\0\0\1\0"))
+            content[place : place + 4] = draw.choice(
+                (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\0\0\1\0")
+            )
         elif action == "drop":
             del content[place : place + draw.rng.randint(1, 8)]
         elif action == "insert":
@@ -80,7 +82,10 @@ def damaged(draw: Draw, data: bytes) -> tuple[bytes, str]:
             content += draw.rng.randbytes(draw.rng.randint(1, 64))
         elif action == "swap":
             other = draw.rng.randrange(max(1, len(content)))
-            content[place : place + 4], content[other : other + 4] = content[other : other + 4], content[place : place + 4]
+            content[place : place + 4], content[other : other + 4] = (
+                content[other : other + 4],
+                content[place : place + 4],
+            )
     return bytes(content), ", ".join(said)
 
 
@@ -175,10 +180,15 @@ def configuration(case: str, folder: Path) -> None:
     if suffix == ".json":
         data = json.dumps({"recipe": "vae", "model": plain}, indent=draw.choice((None, 2))).encode()
     else:
-        data = b'recipe = "vae"\nepochs = 3\nlearning_rate = 1e-3\nhidden_features = [20, 30]\n[model]\nkl = "analytic"\n'
+        data = (
+            b'recipe = "vae"\nepochs = 3\nlearning_rate = 1e-3\nhidden_features = [20, 30]\n[model]\nkl = "analytic"\n'
+        )
     content, said = damaged(draw, data)
     if draw.chance(0.1):
-        content, said = draw.choice((b"[" * 100_000, b'{"a":' * 50_000, b'{"epochs": 1' + b"0" * 5000 + b"}", b"\xff\xfe")), "hostile"
+        content, said = (
+            draw.choice((b"[" * 100_000, b'{"a":' * 50_000, b'{"epochs": 1' + b"0" * 5000 + b"}", b"\xff\xfe")),
+            "hostile",
+        )
     path = folder / f"config{suffix}"
     path.write_bytes(content)
     described = f"configuration {suffix}: {said}"
@@ -203,7 +213,9 @@ def images(case: str, folder: Path) -> None:
         (np.savez if draw.chance(0.5) else np.savez_compressed)(path, **parts)
     else:
         _write_large(path, rows)
-    content, said = damaged(draw, path.read_bytes()) if kind == "damaged" else (path.read_bytes(), "a small file of 3 GB")
+    content, said = (
+        damaged(draw, path.read_bytes()) if kind == "damaged" else (path.read_bytes(), "a small file of 3 GB")
+    )
     path.write_bytes(content)
     with bounded(f"images: {said}"), mock.patch.dict(os.environ, FASTVAE_DATA=str(folder), XDG_CACHE_HOME=str(folder)):
         try:

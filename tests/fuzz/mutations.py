@@ -66,9 +66,13 @@ def _tensor(draw: Draw, t: Tensor) -> Tensor:
     return draw.choice((_resized, _resized, _resized, _retyped, _moved, _restrided, _restrided, _revalued))(draw, t)
 
 
+def _is_plain(t: Tensor) -> bool:
+    return t.is_cpu and t.layout is torch.strided and not t.is_nested
+
+
 def _resized(draw: Draw, t: Tensor) -> Tensor:
     """Of another shape, with numbers of the same kind."""
-    shape = list(t.shape)
+    shape = [] if t.is_nested else list(t.shape)
     action = draw.choice(("size", "size", "size", "fewer", "more", "none", "flat", "exchanged"))
     if action == "none" or (not shape and action != "more"):
         shape = [0] if draw.chance(0.5) else []
@@ -83,8 +87,8 @@ def _resized(draw: Draw, t: Tensor) -> Tensor:
         shape = [t.numel()]
     else:
         draw.rng.shuffle(shape)
-    if not t.is_cpu or t.is_sparse:
-        return t.new_empty(shape)
+    if not _is_plain(t):
+        return torch.zeros(shape)
     count = torch.Size(shape).numel()
     numbers = t.reshape(-1)
     repeated = numbers.repeat(-(-count // numbers.numel())) if numbers.numel() else numbers.new_zeros(count)
@@ -92,6 +96,8 @@ def _resized(draw: Draw, t: Tensor) -> Tensor:
 
 
 def _retyped(draw: Draw, t: Tensor) -> Tensor:
+    if not _is_plain(t):
+        return t
     others = (*DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
     return t.to(draw.choice(others))
 
@@ -99,8 +105,8 @@ def _retyped(draw: Draw, t: Tensor) -> Tensor:
 def _moved(draw: Draw, t: Tensor) -> Tensor:
     """On the meta device, sparse, or conjugated: nothing that a kernel can read."""
     action = draw.choice(("meta", "meta", "sparse", "conjugated", "nested"))
-    if action == "meta" or not t.is_cpu or t.is_sparse:
-        return t.to("meta")
+    if action == "meta" or not _is_plain(t):
+        return torch.zeros(1, device="meta") if t.is_nested else t.to("meta")
     if action == "sparse":
         return t.to_sparse() if t.dim() else t.to("meta")
     if action == "nested":
@@ -110,7 +116,7 @@ def _moved(draw: Draw, t: Tensor) -> Tensor:
 
 def _restrided(draw: Draw, t: Tensor) -> Tensor:
     """The same or other numbers in other memory; many of these are right."""
-    if not t.is_cpu or t.is_sparse or t.layout is not torch.strided:
+    if not _is_plain(t):
         return t
     action = draw.choice(("expanded", "transposed", "overlapping", "laid out", "laid out", "negated"))
     if action == "expanded":
@@ -127,7 +133,7 @@ def _restrided(draw: Draw, t: Tensor) -> Tensor:
 
 def _revalued(draw: Draw, t: Tensor) -> Tensor:
     """Other numbers, huge and negative ones among integers."""
-    if not t.is_cpu or t.is_sparse or not t.numel() or t.layout is not torch.strided:
+    if not _is_plain(t) or not t.numel():
         return t
     copy = t.clone(memory_format=torch.contiguous_format)
     place = draw.rng.randrange(copy.numel())

@@ -138,6 +138,8 @@ def _forms(found: Any) -> list[Any]:
 
 def _told(argument: Any) -> str:
     if isinstance(argument, Tensor):
+        if argument.is_nested:
+            return f"{argument.dtype} nested"
         small = f" {argument.tolist()}" if argument.numel() <= 8 and argument.is_cpu and not argument.is_sparse else ""
         strides = "" if argument.layout is not torch.strided else f" strides {argument.stride()}"
         return f"{argument.dtype} {tuple(argument.shape)}{strides} {argument.device}{small}"

@@ -45,7 +45,9 @@ def _network_options(draw: Draw) -> tuple[list[int], dict[str, Any]]:
     """Hidden widths, equal ones where layers are added to each other, and options of a masked network."""
     residual = draw.chance(0.3)
     width = draw.some()
-    widths = [width if residual else draw.some() for _ in range(draw.choice((1, 3)) if residual else draw.rng.randint(1, 3))]
+    widths = [
+        width if residual else draw.some() for _ in range(draw.choice((1, 3)) if residual else draw.rng.randint(1, 3))
+    ]
     options = {
         "residual": residual, "weight_norm": draw.chance(0.3), "activation": draw.choice(NAMED),
         "context_features": draw.choice((0, 0, 2)),
@@ -159,7 +161,7 @@ def masked_conv2d(draw: Draw) -> Problem:
     groups = draw.choice((1, 1, 2))
     ins, outs = groups * draw.some(3), groups * draw.some(3)
     module = layers.MaskedConv2d(
-        ins, outs, draw.choice((1, 3, (2, 3), 5)), padding=draw.choice((0, 1, "same", (2, 1))), groups=groups,
+        ins, outs, draw.choice((1, 3, (1, 3), 5)), padding=draw.choice((0, 1, "same", (2, 1))), groups=groups,
         dilation=draw.choice((1, 1, 2)), bias=draw.chance(0.6), mask_type=draw.choice("AB"),
         activation=draw.choice(ACTIVATIONS),
     )  # fmt: skip

@@ -16,7 +16,6 @@ from fastvae.recipes.data import Mnist
 from fastvae.recipes.training import load_checkpoint, train
 
 
-
 def checkpoints() -> list[tuple[bytes, Callable[[Path], Any]]]:
     """Files, and what loads each."""
     rng = np.random.RandomState(0)

@@ -37,7 +37,11 @@ class Worker:
         if self._process is None:
             command = [sys.executable, "-m", "tests.fuzz", "--serve", "--isa", self.isa, "--extension", self.extension]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment(self.extension)
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=environment(self.extension),
             )
         self.case = case
         assert self._process.stdin is not None
