@@ -21,7 +21,7 @@ def run(case: str) -> None:
     """Runs one case.
 
     Raises:
-        Failure: it does not do what is promised.
+        FuzzError: it does not do what is promised.
         ValueError: there is no such case.
     """
     kind, target, number = parsed(case)

@@ -115,7 +115,7 @@ class Draw:
     def mistaken(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         place = self.rng.randrange(len(shape))
         other = self.choice((shape[place] + 1, max(shape[place] - 1, 0), 0, 1, 2))
-        return self.choice((shape[:place] + (other,) + shape[place + 1 :], shape[1:], (*shape, 1), (2, *shape)))
+        return self.choice(((*shape[:place], other, *shape[place + 1 :]), shape[1:], (*shape, 1), (2, *shape)))
 
     def laid_out(self, t: Tensor) -> Tensor:
         """``t`` in other memory; where numbers share memory, they become equal."""

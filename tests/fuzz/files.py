@@ -29,7 +29,7 @@ from fastvae.recipes.static_data import load_static_mnist
 from fastvae.sampling import Categorical
 
 from .draw import Draw
-from .failure import Failure
+from .failure import FuzzError
 
 # What a damaged file may cost. A sanitizer makes everything slower and larger.
 SECONDS, BYTES = 1.0, 200 * 2**20
@@ -44,7 +44,7 @@ def bounded(described: str) -> Iterator[None]:
     yield
     seconds, more = time.process_time() - start, _peak() - memory
     if seconds > SECONDS * SLOWER or more > BYTES * SLOWER:
-        raise Failure(f"{described}: took {seconds:.1f} s and {more / 2**20:.0f} MB")
+        raise FuzzError(f"{described}: took {seconds:.1f} s and {more / 2**20:.0f} MB")
 
 
 def _peak() -> int:
@@ -119,7 +119,7 @@ def compressed(case: str, folder: Path) -> None:
         except RecipeError as error:
             return _check_message(error, described)
     if found.shape != x.shape or not torch.equal(found, x):
-        raise Failure(f"{described}: gives other images, {tuple(found.shape)}")
+        raise FuzzError(f"{described}: gives other images, {tuple(found.shape)}")
 
 
 @functools.cache
@@ -166,11 +166,11 @@ def checkpoint(case: str, folder: Path) -> None:
             model = None
             _check_message(error, described)
     if touched.exists():
-        raise Failure(f"{described}: its code was executed")
+        raise FuzzError(f"{described}: its code was executed")
     if model is not None:
         found = model.state_dict()
         if found.keys() != weights.keys() or not all(torch.equal(found[name], weights[name]) for name in weights):
-            raise Failure(f"{described}: gives other weights")
+            raise FuzzError(f"{described}: gives other weights")
 
 
 def configuration(case: str, folder: Path) -> None:
@@ -199,7 +199,7 @@ def configuration(case: str, folder: Path) -> None:
             return _check_message(error, described)
     for name, value in values.items():
         if type(value) is not type(plain[name]):
-            raise Failure(f"{described}: {name} is {value!r}")
+            raise FuzzError(f"{described}: {name} is {value!r}")
 
 
 def images(case: str, folder: Path) -> None:
@@ -222,7 +222,7 @@ def images(case: str, folder: Path) -> None:
             load_static_mnist()
         except RecipeError as error:
             return _check_message(error, f"images: {said}")
-    raise Failure(f"images: {said}: read as if they were static binarised MNIST")
+    raise FuzzError(f"images: {said}: read as if they were static binarised MNIST")
 
 
 def _write_large(path: Path, rows: int) -> None:
@@ -241,7 +241,7 @@ def _write_large(path: Path, rows: int) -> None:
 
 def _check_message(error: RecipeError, described: str) -> None:
     if not str(error).strip():
-        raise Failure(f"{described}: the error says nothing")
+        raise FuzzError(f"{described}: the error says nothing")
 
 
 TARGETS = {"compressed": compressed, "checkpoint": checkpoint, "configuration": configuration, "images": images}
@@ -251,13 +251,13 @@ def run(name: str, case: str) -> None:
     """Reads a damaged file of the kind ``name``.
 
     Raises:
-        Failure: it is read as something else, refused by another error, or takes too long or too much.
+        FuzzError: it is read as something else, refused by another error, or takes too long or too much.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fastvae-fuzz-") as folder:
         try:
             TARGETS[name](case, Path(folder))
-        except Failure:
+        except FuzzError:
             raise
         except Exception as error:
-            raise Failure(f"{name}: raises {error!r}, which is no RecipeError") from error
+            raise FuzzError(f"{name}: raises {error!r}, which is no RecipeError") from error

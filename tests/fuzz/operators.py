@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import surface
 from .draw import Draw
-from .failure import Failure
+from .failure import FuzzError
 from .mutations import mutated
 
 # Which public call runs an operator; a new operator needs a line.
@@ -84,14 +84,14 @@ def recorded(name: str, case: str) -> tuple[Draw, list[Any]]:
             return draw, list(draw.choice(recording.found))
         if isinstance(found, Exception) and not isinstance(found, surface.CLEAN):
             raise found
-    raise Failure(f"{ATTEMPTS} calls of {SOURCES[name]} do not reach {name}")
+    raise FuzzError(f"{ATTEMPTS} calls of {SOURCES[name]} do not reach {name}")
 
 
 def run(name: str, case: str) -> None:
     """Spoils a sound call of the operator ``name``.
 
     Raises:
-        Failure: it raises none of the documented errors, or returns what is not of the shapes and dtypes that its
+        FuzzError: it raises none of the documented errors, or returns what is not of the shapes and dtypes that its
             shape inference tells.
     """
     draw, args = recorded(name, case)
@@ -110,10 +110,10 @@ def run(name: str, case: str) -> None:
             found = operator(*args)
     except ERRORS as error:
         if sound:
-            raise Failure(f"a sound call raises {error!r}\n{described}") from None
+            raise FuzzError(f"a sound call raises {error!r}\n{described}") from None
         return
     except Exception as error:
-        raise Failure(f"it raises {error!r}, which is none of the documented errors\n{described}") from None
+        raise FuzzError(f"it raises {error!r}, which is none of the documented errors\n{described}") from None
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             expected = operator(*[_fake(mode, a) for a in args])
@@ -121,7 +121,7 @@ def run(name: str, case: str) -> None:
         # Shape inference sees no values, and so knows less of what is wrong; where it knows more, nothing is claimed.
         return
     if _forms(found) != _forms(expected):
-        raise Failure(f"it returns {_forms(found)}, its shape inference says {_forms(expected)}\n{described}")
+        raise FuzzError(f"it returns {_forms(found)}, its shape inference says {_forms(expected)}\n{described}")
 
 
 def _fake(mode: FakeTensorMode, argument: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from fastvae import backend
 
-from .draw import DTYPES, Draw, Problem
-from .failure import Failure
+from .draw import Draw, Problem
+from .failure import FuzzError
 from .surface_functions import FUNCTIONS
 from .surface_modules import MODULES
 
@@ -27,7 +26,7 @@ def run(name: str, case: str) -> None:
     """Draws the call of ``case`` of the target ``name`` and checks it.
 
     Raises:
-        Failure: it does not do what the reference does.
+        FuzzError: it does not do what the reference does.
     """
     draw = Draw(case)
     torch.manual_seed(draw.rng.randrange(2**31))
@@ -47,7 +46,7 @@ def run(name: str, case: str) -> None:
     oracle = outcome(_copied(problem, torch.float64), "reference", upstream)
     if isinstance(oracle, Exception):
         # Of mixed dtypes only the copies are alike; then the kernels and eager have raised.
-        raise Failure(f"the reference fails in float64 only: {oracle!r}\n{described}")
+        raise FuzzError(f"the reference fails in float64 only: {oracle!r}\n{described}")
     triples = list(zip(actual, eager, oracle, strict=True))
     if problem.cuts and any(t is not None and bool(t.isnan().any()) for t in (*eager, *oracle)):
         # The mask stops a NaN in the kernels, not in the reference: nothing is known of gradients.
@@ -113,6 +112,8 @@ def _run(problem: Problem, upstream: Upstream) -> Results:
     if leaves and pairs:
         points, gradients = zip(*pairs, strict=True)
         found += torch.autograd.grad(points, list(leaves.values()), gradients, allow_unused=True)
+    else:
+        found += [None] * len(leaves)
     return found
 
 
@@ -139,41 +140,43 @@ def _copied(problem: Problem, dtype: torch.dtype | None = None) -> Problem:
 
 
 def _describe(draw: Draw, problem: Problem) -> str:
-    tensors = [
-        f"{t.dtype} {tuple(t.shape)} strides {t.stride()} offset {t.storage_offset()}{' neg' if t.is_neg() else ''}"
-        f"{'' if t.isfinite().all() else ' not finite'} largest {t.double().abs().nan_to_num(0, 0).max() if t.numel() else 0:.3g}"
-        for t in problem.inputs
-    ]
+    tensors = [_described(t) for t in problem.inputs]
     threads = f"{torch.get_num_threads()} threads"
     module = "" if problem.module is None else f"\n{problem.module}"
     return f"{threads}, hostile {draw.hostile}\n" + "\n".join(tensors) + module
 
 
+def _described(t: Tensor) -> str:
+    flags = (" neg" if t.is_neg() else "") + ("" if t.isfinite().all() else " not finite")
+    form = f"{t.dtype} {tuple(t.shape)} strides {t.stride()} offset {t.storage_offset()}"
+    return f"{form}{flags} largest {_largest(t.double()):.3g}"
+
+
 def _check_errors(actual: Any, eager: Any, described: str) -> None:
     if not isinstance(actual, Exception):
-        raise Failure(f"the kernel returns where the reference raises {eager!r}\n{described}")
+        raise FuzzError(f"the kernel returns where the reference raises {eager!r}\n{described}")
     if not isinstance(eager, Exception):
-        raise Failure(f"the kernel raises {actual!r} where the reference returns\n{described}")
+        raise FuzzError(f"the kernel raises {actual!r} where the reference returns\n{described}")
     for who, error in (("kernel", actual), ("reference", eager)):
         if not isinstance(error, CLEAN) or not str(error):
-            raise Failure(f"the {who} raises {error!r}, which is none of the documented errors\n{described}")
+            raise FuzzError(f"the {who} raises {error!r}, which is none of the documented errors\n{described}")
     if type(actual) is not type(eager):
-        raise Failure(f"the kernel raises {actual!r}, the reference {eager!r}\n{described}")
+        raise FuzzError(f"the kernel raises {actual!r}, the reference {eager!r}\n{described}")
 
 
 def _check_forms(actual: Sequence[Any], eager: Sequence[Any], described: str) -> None:
     forms = [[None if t is None else (tuple(t.shape), t.dtype) for t in found] for found in (actual, eager)]
     if forms[0] != forms[1]:
-        raise Failure(f"the kernel gives {forms[0]}, the reference {forms[1]}\n{described}")
+        raise FuzzError(f"the kernel gives {forms[0]}, the reference {forms[1]}\n{described}")
 
 
 def _check_repeatable(first: Sequence[Any], second: Any, described: str) -> None:
     if isinstance(second, Exception):
-        raise Failure(f"the second of two equal calls raises {second!r}\n{described}")
+        raise FuzzError(f"the second of two equal calls raises {second!r}\n{described}")
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         same = a is b is None or torch.equal(_bits(a), _bits(b))
         if not same:
-            raise Failure(f"result {i} of two equal calls differs: memory is read before it is written\n{described}")
+            raise FuzzError(f"result {i} of two equal calls differs: memory is read before it is written\n{described}")
 
 
 def _bits(t: Tensor) -> Tensor:
@@ -193,10 +196,10 @@ def _check_values(
     if actual is None or eager is None or oracle is None:
         present = [t for t in (actual, eager, oracle) if t is not None]
         if any(bool(t.count_nonzero()) for t in present):
-            raise Failure(f"{name}: only some of kernel, eager PyTorch and float64 have this gradient\n{described}")
+            raise FuzzError(f"{name}: only some of kernel, eager PyTorch and float64 have this gradient\n{described}")
         return
     if actual.shape != eager.shape or actual.dtype != eager.dtype:
-        raise Failure(
+        raise FuzzError(
             f"{name} is {actual.dtype} {tuple(actual.shape)}, expected {eager.dtype} {tuple(eager.shape)}\n{described}"
         )
     if not actual.numel():
@@ -213,9 +216,8 @@ def _check_values(
         values = ", ".join(
             f"{who} {t.reshape(-1)[place]:.9g}" for who, t in (("kernel", ours), ("eager", theirs), ("float64", exact))
         )
-        raise Failure(
-            f"{name} {actual.dtype} {tuple(actual.shape)} at {place}: {values}; {int((~accepted).sum())} wrong\n{described}"
-        )
+        where = f"{name} {actual.dtype} {tuple(actual.shape)} at {place}"
+        raise FuzzError(f"{where}: {values}; {int((~accepted).sum())} wrong\n{described}")
 
 
 def _close(ours: Tensor, expected: Tensor, other: Tensor, roundings: float, least: float) -> Tensor:

@@ -7,7 +7,6 @@ from torch.distributions import kl_divergence
 
 import fastvae.functional as F
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
-
 from fastvae.reference import affine_flow as affine
 from fastvae.reference import gated_activation as gates
 from fastvae.reference.masked_linear import ACTIVATIONS as NAMED
@@ -143,7 +142,7 @@ def masked_conv2d(draw: Draw) -> Problem:
         "order": draw.choice(("raster", "raster", "reversed")),
     }
     if draw.chance(0.4):
-        options["num_colors"] = draw.choice([n for n in (1, 2, 3) if ins % n == 0 and outs % n == 0 or n == 2])
+        options["num_colors"] = draw.choice([n for n in (1, 2, 3) if (ins % n == 0 and outs % n == 0) or n == 2])
         options["color_layout"] = draw.choice(("contiguous", "interleaved"))
     elif draw.chance(0.4):
         options |= {"in_degrees": draw.degrees(ins, 3), "out_degrees": draw.degrees(outs, 3)}
@@ -216,7 +215,7 @@ def _moments(q, others):
 
 
 def diagonal_gaussian(draw: Draw) -> Problem:
-    inputs, batch, features = _gaussian(draw, 5)
+    inputs, _, features = _gaussian(draw, 5)
 
     def call(_, mu, log_sigma, other_mu, other_log_sigma, z):
         q, p = (DiagonalGaussian(m, s, validate_args=False) for m, s in ((mu, log_sigma), (other_mu, other_log_sigma)))

@@ -9,7 +9,7 @@ import fastvae.functional as F
 from fastvae import distributions, nn
 from tests.fuzz import cases, files, operators, surface, surface_modules, workers
 from tests.fuzz.draw import Draw, Problem
-from tests.fuzz.failure import Failure
+from tests.fuzz.failure import FuzzError
 from tests.fuzz.regressions import CASES
 
 ISA = "baseline"
@@ -63,7 +63,7 @@ def assert_reported(monkeypatch, call, message):
         return Problem(lambda _, x: call(x), [torch.ones(3)], constants=(0,))
 
     monkeypatch.setitem(surface.TARGETS, "wrong", (problem, ()))
-    with pytest.raises(Failure, match=message):
+    with pytest.raises(FuzzError, match=message):
         surface.run("wrong", "wrong/0")
 
 
@@ -114,7 +114,7 @@ def test_a_process_that_dies_is_reported_and_replaced(tmp_path, monkeypatch):
 
 
 def test_files_that_take_too_much_are_reported():
-    with pytest.raises(Failure, match="large: took"), files.bounded("large"):
+    with pytest.raises(FuzzError, match="large: took"), files.bounded("large"):
         torch.ones(2**28 // 4).sum()
     with files.bounded("small"):
         torch.ones(2**10).sum()

@@ -31,7 +31,7 @@ class Worker:
         self.isa, self.extension = isa, extension
         self.case = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
+        self._log = tempfile.TemporaryFile("a+b")
 
     def start(self, case: str) -> None:
         if self._process is None:
@@ -133,7 +133,7 @@ def serve(isa: str, extension: str) -> None:
         load(extension)
     from fastvae import _C
 
-    from .failure import Failure
+    from .failure import FuzzError
 
     _C.set_isa(isa)
     from . import cases
@@ -144,7 +144,7 @@ def serve(isa: str, extension: str) -> None:
         wrong = ""
         try:
             cases.run(line.strip())
-        except Failure as failure:
+        except FuzzError as failure:
             wrong = str(failure)
         except BaseException:
             wrong = "the fuzzer itself fails\n" + "".join(traceback.format_exc()[-1500:])
