@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format aot sanitize sanitize-pytorch wheel bench gpu-check gpu-tune clean
+.PHONY: demo test lint format aot sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -38,14 +38,23 @@ sanitize: $(VENV)/installed
 	$(VENV)/bin/ninja -C build/sanitize
 	OMP_NUM_THREADS=2 build/sanitize/sanitize
 
-# Every way in which PyTorch calls the ops, with the extension under AddressSanitizer: no address is read that is not ours.
-# Leaks are those of Python and PyTorch. The C++ library is loaded with the runtime, which must find its exceptions.
-sanitize-pytorch: $(VENV)/installed
+address-extension: $(VENV)/installed
 	$(RUN) -m pip install --quiet --no-index --no-build-isolation --no-deps --upgrade --target build/address \
 		--config-settings=cmake.define.FASTVAE_ADDRESS=ON --config-settings=build-dir=build/address-objects .
+
+# Every way in which PyTorch calls the ops, with the extension under AddressSanitizer: no address is read that is not ours.
+# Leaks are those of Python and PyTorch. The C++ library is loaded with the runtime, which must find its exceptions.
+sanitize-pytorch: address-extension
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:log_path=build/address/report OMP_NUM_THREADS=2 \
 		$(RUN) tests/csrc/with_extension.py build/address/fastvae tests/pytorch tests/ops/test_tensors.py -q
+
+# Random calls, wrong calls and damaged files, with the extension under AddressSanitizer: a third of CASES on each
+# instruction set. SEED numbers the first of them; a failure is printed with the command that repeats it.
+fuzz: CASES ?= 10000
+fuzz: SEED ?= 0
+fuzz: address-extension
+	$(RUN) -m tests.fuzz --cases $(CASES) --seed $(SEED) --extension build/address/fastvae
 
 # The wheel, built offline with the tools at hand and tried outside the checkout, where fastvae/ does not shadow it.
 wheel: $(VENV)/installed

@@ -200,16 +200,21 @@ def product(sizes: Sequence[int]) -> int:
 
 
 def compute(t: Tensor) -> Tensor:
-    """``t`` in the dtype that the C++ kernels compute in."""
+    """``t`` in the dtype that the C++ kernels compute in.
+
+    The rows of a matrix stay contiguous, also where rows overlap; images keep their layout.
+    """
     dtype = t.dtype
-    return t if dtype is torch.float32 or dtype is torch.float64 else t.float()
+    if dtype is torch.float32 or dtype is torch.float64:
+        return t
+    return t.float() if t.dim() == 4 else t.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def computed(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Sequence[Any]:
     """``tensors``, all of ``dtype``, in the dtype that the C++ kernels compute in."""
     if dtype is torch.float32 or dtype is torch.float64:
         return tensors
-    return [None if t is None else t.float() for t in tensors]
+    return [None if t is None else compute(t) for t in tensors]
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -61,7 +61,7 @@ def fwd_cpu(
     """Runs the step or its ``inverse``, which take the same arguments."""
     dtype = x.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
-        x, tensors = x.float(), _checks.computed(tensors, dtype)
+        x, tensors = _checks.compute(x), _checks.computed(tensors, dtype)
     out, log_det, saved = extension().autoregressive_flow_fwd(inverse, x, tensors, present, degrees, structure, keep)
     return _checks.cast(out, dtype), log_det, saved
 
@@ -97,7 +97,15 @@ def _bwd_cpu(
             d_out, d_log_det, saved, kept, present, normalized, degrees, structure, needs
         )
     d_x, gradients = extension().autoregressive_flow_bwd(
-        d_out.float(), d_log_det, saved, _checks.computed(kept, dtype), present, normalized, degrees, structure, needs
+        _checks.compute(d_out),
+        d_log_det,
+        saved,
+        _checks.computed(kept, dtype),
+        present,
+        normalized,
+        degrees,
+        structure,
+        needs,
     )
     return d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
 

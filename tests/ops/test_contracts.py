@@ -107,3 +107,19 @@ def test_the_density_alone_has_a_gradient_where_sigma_is_infinite(kind, impl):
     _, log_q = function(mu, log_sigma, *tril, (2,), eps=eps, impl=impl)
     (found,) = torch.autograd.grad(log_q.sum(), log_sigma)
     assert torch.equal(found, torch.full((3, 4), -2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_half_precision_that_overlap(dtype):
+    mu, z = torch.randn(2, 4, 6).to(dtype)
+    log_sigma = torch.randn(9).to(dtype).as_strided((4, 6), (1, 1))
+    tril = torch.randn(15 + 3).to(dtype).as_strided((4, 15), (1, 1))
+    degrees = torch.arange(6)
+    for function in (
+        lambda s, t, impl: F.diag_gaussian_log_prob(z, mu, s, impl=impl),
+        lambda s, t, impl: F.tril_gaussian_log_prob(z, mu, s, t, impl=impl),
+        lambda s, t, impl: F.affine_flow(z, mu, s, impl=impl)[1],
+        lambda s, t, impl: F.masked_linear(s, z[:1].expand(6, 6), in_degrees=degrees, out_degrees=degrees, impl=impl),
+    ):
+        found = function(log_sigma, tril, "cpp")
+        torch.testing.assert_close(found, function(log_sigma.clone(), tril.clone(), "cpp"))

@@ -1,0 +1,26 @@
+"""Cases that failed once: each found a fault that is mended."""
+
+CASES = (
+    # Operators that read or wrote beyond their arguments.
+    "operator.affine_flow_fwd.0",
+    "operator.autoregressive_inverse_bwd.6",
+    "operator.autoregressive_inverse_fwd.2",
+    "operator.diag_gaussian_kl_bwd.3",
+    "operator.diag_gaussian_kl_prior_bwd.2",
+    "operator.diag_gaussian_log_prob_bwd.12",
+    "operator.masked_conv2d_fwd.10",
+    "operator.masked_linear_fwd.6",
+    "operator.masked_norm_bwd.3",
+    "operator.masked_norm_fwd.0",
+    "operator.tril_gaussian_bwd.8",
+    "operator.tril_gaussian_fwd.4",
+    "operator.tril_gaussian_kl_bwd.6",
+    "operator.tril_gaussian_kl_fwd.2",
+    "operator.tril_gaussian_log_prob_bwd.9",
+    # A dense triangle with a stride of 0, read as packed.
+    "surface.tril_gaussian_kl.21",
+    "surface.tril_gaussian_log_prob.26",
+    # Bits of weights that flipped in a checkpoint.
+    "file.checkpoint.7",
+    "file.checkpoint.11",
+)

@@ -1,0 +1,120 @@
+"""A short run of the fuzzer, and that it covers everything and reports what it finds."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+import fastvae.functional as F
+from fastvae import distributions, nn
+from tests.fuzz import cases, files, operators, surface, surface_modules, workers
+from tests.fuzz.draw import Draw, Problem
+from tests.fuzz.failure import FuzzError
+from tests.fuzz.regressions import CASES
+
+ISA = "baseline"
+
+
+def failures(names):
+    worker = workers.Worker(ISA)
+    try:
+        return {case: wrong for _, case, wrong in workers.run(names, [worker]) if wrong}
+    finally:
+        worker.close()
+
+
+def test_short_run():
+    assert failures(islice(cases.numbered(100), 130)) == {}
+
+
+def test_what_failed_once():
+    assert failures(CASES) == {}
+
+
+def test_every_operator_has_a_generator():
+    assert set(operators.SOURCES) == operators.registered()
+
+
+def test_everything_public_has_a_generator():
+    public = {*F.__all__, *nn.__all__, *distributions.__all__} - surface_modules.NOT_RUN
+    assert public == {name for _, covered in surface.TARGETS.values() for name in covered}
+
+
+def test_numbers_of_cases():
+    names = list(islice(cases.numbered(5), 500))
+    assert len(set(names)) == 500
+    assert {cases.parsed(name)[0] for name in names} == set(cases.KINDS)
+    assert list(islice(cases.numbered(0, "file.images"), 2)) == ["file.images.0", "file.images.1"]
+    for wrong in ("", "surface.affine_flow", "surface.nothing.1", "file.images.x"):
+        with pytest.raises(ValueError, match="a case is KIND"):
+            cases.parsed(wrong)
+
+
+def test_equal_names_draw_equal_cases():
+    one, other = (Draw("affine_flow/7").tensor(5, 6) for _ in range(2))
+    assert one.stride() == other.stride()
+    assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def assert_reported(monkeypatch, call, message):
+    """That a function of one tensor, of which the reference returns the double, is found wrong."""
+
+    def problem(draw):
+        return Problem(lambda _, x: call(x), [torch.ones(3)], constants=(0,))
+
+    monkeypatch.setitem(surface.TARGETS, "wrong", (problem, ()))
+    with pytest.raises(FuzzError, match=message):
+        surface.run("wrong", "wrong/0")
+
+
+def runs_kernels(x):
+    from fastvae import backend
+
+    return backend.resolve("auto", x) == "cpp"
+
+
+def raising(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (lambda x: 2.001 * x, "kernel 2.001"),
+        (lambda x: torch.tensor([2.0, 2.0, torch.nan]), "at 2: kernel nan"),
+        (lambda x: 2 * x.double(), "is torch.float64"),
+        (lambda x: torch.full((4,), 2.0), r"\(4,\), expected"),
+        (lambda x: torch.empty(3), "memory is read before it is written"),
+        (lambda x: raising(KeyError("x")), "the kernel raises KeyError"),
+    ],
+)
+def test_wrong_kernels_are_reported(kernel, message, monkeypatch):
+    assert_reported(monkeypatch, lambda x: kernel(x) if runs_kernels(x) else 2 * x, message)
+
+
+def test_errors_of_kernels_are_those_of_the_reference(monkeypatch):
+    assert_reported(
+        monkeypatch,
+        lambda x: raising(ValueError("no")) if runs_kernels(x) else raising(TypeError("no")),
+        "the kernel raises ValueError.*the reference TypeError",
+    )
+
+
+def test_a_process_that_dies_is_reported_and_replaced(tmp_path, monkeypatch):
+    worker = workers.Worker(ISA)
+    try:
+        worker.start("surface.affine_flow.1")
+        worker._process.kill()
+        worker._process.wait()
+        assert "SIGKILL" in worker.result() or not worker.case
+        worker.start("surface.affine_flow.1")
+        assert worker.result() == ""
+    finally:
+        worker.close()
+
+
+def test_files_that_take_too_much_are_reported():
+    with pytest.raises(FuzzError, match="large: took"), files.bounded("large"):
+        torch.ones(2**28 // 4).sum()
+    with files.bounded("small"):
+        torch.ones(2**10).sum()
