@@ -13,7 +13,7 @@ from ..reference import affine_flow as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._contracts import Call
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 from ._network import KIND_IDS, check_kind
 
 
@@ -110,15 +110,26 @@ class _AffineFlow(torch.autograd.Function):
         kind, inverse, route = call
         ctx.save_for_backward(z, shift, scale_logit)
         ctx.call, ctx.route = (kind, inverse), route
+        keep_none(ctx)
         return FWD.on(route)(z, shift, scale_logit, kind, inverse)
 
     @staticmethod
     @with_reference(_step_again)
-    def backward(ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor) -> Any:
-        kind, inverse = ctx.call
-        op = BWD.on(route)
-        d_z, d_shift, d_scale_logit = op(d_out.contiguous(), d_log_det.contiguous(), *ctx.saved_tensors, kind, inverse)
-        return d_z, d_shift, d_scale_logit if ctx.needs_input_grad[2] else None, None
+    def backward(ctx: Any, route: Route, d_out: Tensor | None, d_log_det: Tensor | None) -> Any:
+        (kind, inverse), (z, shift, scale_logit) = ctx.call, ctx.saved_tensors
+        op, wants_scale = BWD.on(route), ctx.needs_input_grad[2]
+        if d_out is None:
+            # The log-determinant is a function of the scale alone, whatever the points are.
+            if d_log_det is None or not wants_scale:
+                return None, None, None, None
+            zeros = torch.zeros_like(z, memory_format=torch.contiguous_format)
+            return None, None, op(zeros, d_log_det.contiguous(), zeros, zeros, scale_logit, kind, inverse)[2], None
+        if d_log_det is None:
+            d_log_det = d_out.new_zeros(d_out.shape[0], dtype=compute_dtype(d_out.dtype))
+        d_z, d_shift, d_scale_logit = op(
+            d_out.contiguous(), d_log_det.contiguous(), z, shift, scale_logit, kind, inverse
+        )
+        return d_z, d_shift, d_scale_logit if wants_scale else None, None
 
 
 def affine_flow(

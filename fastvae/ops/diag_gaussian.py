@@ -146,7 +146,8 @@ def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
     """The gradient to log_sigma of a sample whose log-density alone is used: the sample itself does not come in."""
     if d_log_q is None:
         return None
-    per_row = d_log_q.reshape(_checks.samples_in(d_log_q.numel(), log_sigma.shape[0], 1), -1).sum(0)
+    n = log_sigma.shape[0]
+    per_row = d_log_q.reshape(_checks.samples_in(d_log_q.numel(), n, 1), n).sum(0)
     return -per_row[:, None].to(log_sigma.dtype).expand(log_sigma.shape)
 
 

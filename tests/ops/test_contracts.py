@@ -10,6 +10,7 @@ import torch
 
 import fastvae.functional as F
 from fastvae import nn
+from fastvae.reference.affine_flow import KINDS
 
 OPS = torch.ops.fastvae
 
@@ -107,6 +108,23 @@ def test_the_density_alone_has_a_gradient_where_sigma_is_infinite(kind, impl):
     _, log_q = function(mu, log_sigma, *tril, (2,), eps=eps, impl=impl)
     (found,) = torch.autograd.grad(log_q.sum(), log_sigma)
     assert torch.equal(found, torch.full((3, 4), -2.0))
+    _, log_q = function(mu, log_sigma, *tril, (0,), impl=impl)
+    (found,) = torch.autograd.grad(log_q.sum(), log_sigma)
+    assert torch.equal(found, torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("impl", ["cpp", "reference"])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_log_determinant_alone_has_a_gradient_whatever_the_points_are(kind, inverse, impl):
+    z, shift = (torch.full((3, 4), value, requires_grad=True) for value in (torch.nan, torch.inf))
+    scale = None if kind == "location_only" else torch.randn(3, 4, requires_grad=True)
+    _, log_det = F.affine_flow(z, shift, scale, kind=kind, inverse=inverse, impl=impl)
+    at = [t for t in (z, shift, scale) if t is not None]
+    found = torch.autograd.grad(log_det.sum(), at, allow_unused=True) if log_det.requires_grad else []
+    assert all(g is None or bool(g.isfinite().all()) for g in found)
+    if scale is not None:
+        assert found[2].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
