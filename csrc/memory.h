@@ -9,7 +9,8 @@
 
 namespace fastvae {
 
-// At least this many bytes, 2 MiB aligned. Throws std::bad_alloc when the system has none. Thread-safe, as are the others.
+// At least this many bytes, 2 MiB aligned. Throws std::bad_alloc when the system has none. Thread-safe, as are the
+// others.
 void* take_block(size_t bytes);
 // Allocates nothing: what has been taken can always be given back.
 void give_back(void* block) noexcept;
