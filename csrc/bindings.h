@@ -5,9 +5,53 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "dispatch.h"
+
+// Lists of numbers. The caster that nanobind has may not throw, and ends the process where memory is short: this one
+// takes the memory first, and throws when the function asks for the list.
+namespace nanobind::detail {
+
+template <class Entry>
+struct checked_list_caster : list_caster<std::vector<Entry>, Entry> {
+  using List = std::vector<Entry>;
+  using Base = list_caster<List, Entry>;
+  using Base::value;
+
+  bool from_python(handle source, uint32_t flags, cleanup_list* cleanup) noexcept {
+    const Py_ssize_t size = PyObject_Size(source.ptr());
+    if (size < 0) PyErr_Clear();  // no list, which the other caster finds out
+    try {
+      value.reserve(size > 0 ? static_cast<size_t>(size) : 0);
+    } catch (...) {
+      return exhausted_ = true;
+    }
+    return Base::from_python(source, flags, cleanup);
+  }
+
+  explicit operator List*() { return &checked(); }
+  explicit operator List&() { return checked(); }
+  explicit operator List&&() { return static_cast<List&&>(checked()); }
+
+ private:
+  List& checked() {
+    if (exhausted_) throw std::bad_alloc();
+    return value;
+  }
+
+  bool exhausted_ = false;
+};
+
+template <>
+struct type_caster<std::vector<int64_t>> : checked_list_caster<int64_t> {};
+template <>
+struct type_caster<std::vector<uint64_t>> : checked_list_caster<uint64_t> {};
+template <>
+struct type_caster<std::vector<double>> : checked_list_caster<double> {};
+
+}  // namespace nanobind::detail
 
 namespace fastvae {
 

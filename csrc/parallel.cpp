@@ -1,12 +1,31 @@
 #include "parallel.h"
 
+#include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
+// Of each thread, and without memory of its own, which the loader would take at the first use, ending the process where
+// there is none.
+#define FASTVAE_THREAD_LOCAL __attribute__((tls_model("initial-exec"))) thread_local
+
 namespace fastvae {
 namespace {
+
+// Whether this thread can throw an exception. The first one takes such memory for the C++ runtime's own variables:
+// they are made when more than that can be had, and before it is needed.
+bool can_throw() noexcept {
+  static FASTVAE_THREAD_LOCAL bool ready = false;
+  if (ready) return true;
+  constexpr size_t plenty = 4096;
+  void* volatile probe = std::malloc(plenty);
+  if (!probe) return false;
+  std::free(probe);
+  ready = std::uncaught_exceptions() >= 0;
+  return ready;
+}
 
 // Whether the system has room for so many more threads, all at once: they wait for the last of them.
 bool can_start(int count) {
@@ -29,8 +48,7 @@ bool can_start(int count) {
 // OpenMP's runtime ends the process where a thread cannot be started. A calling thread's first teams are therefore
 // tried with threads of our own, whose stacks the C library keeps for those of the runtime; else one thread does all.
 bool has_threads(int threads) {
-  // In static storage of threads, which takes no memory at its first use.
-  [[gnu::tls_model("initial-exec")]] static thread_local int had = 1;
+  static FASTVAE_THREAD_LOCAL int had = 1;
   if (threads <= had) return true;
   if (!can_start(threads - had)) return false;
   had = threads;
@@ -46,16 +64,23 @@ void run_team(int threads, void (*body)(const void* context, Member member), con
   std::exception_ptr first;
 #pragma omp parallel num_threads(threads)
   {
-    try {
-      body(context, {omp_get_thread_num(), omp_get_num_threads(), &failed});
-    } catch (...) {
+    bool done = can_throw();
+    if (done) {
+      try {
+        body(context, {omp_get_thread_num(), omp_get_num_threads(), &failed});
+      } catch (...) {
+        done = false;
 #pragma omp critical(fastvae_failure)
-      if (!first) first = std::current_exception();
+        if (!first) first = std::current_exception();
+      }
+    }
+    if (!done) {
 #pragma omp atomic write
       failed = true;
     }
   }
   if (first) std::rethrow_exception(first);
+  if (failed) throw std::bad_alloc();
 }
 
 }  // namespace fastvae

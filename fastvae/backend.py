@@ -8,9 +8,11 @@ to the reference. An explicit choice that cannot run raises and says why.
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +25,28 @@ __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why
 
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
 
+
+
+def _why_no_extension(error: ImportError) -> str:
+    """Why the C++ extension cannot be imported, and the way out."""
+    folder = Path(__file__).parent
+    # The folder of the source hides what is installed from a Python that is started there.
+    install = "run `pip install .` in the source of fastvae and start Python in another folder, or `pip install -e .`"
+    spec = importlib.util.find_spec(f"{__package__}._C")
+    if spec is not None:
+        return f"the C++ extension {spec.origin} cannot be loaded ({error}): to build it again, {install}"
+    ours = [f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    foreign = [path.name for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd") and path.name not in ours]
+    if foreign:
+        return f"the C++ extension in {folder} is for another Python, {foreign[0]}, not {ours[0]}: {install}"
+    return f"the C++ extension is not built in {folder}: {install}"
+
+
 try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError as error:
     _C = None
-    _cpp_missing: str | None = f"the C++ extension fastvae._C cannot be imported ({error})"
+    _cpp_missing: str | None = _why_no_extension(error)
 else:
     _cpp_missing = None
 

@@ -31,11 +31,16 @@ def with_gradients(call: Callable[..., object], *inputs: Tensor) -> Operation:
     """Calls on ``inputs``, and the gradients with respect to them."""
     leaves = [t.requires_grad_() for t in inputs]
 
-    def run() -> list[Tensor]:
+    def outputs_of() -> list[Tensor]:
         result = call(*leaves)
-        outputs = [result] if isinstance(result, Tensor) else list(result)
-        gradients = torch.autograd.grad(sum(o.sum() for o in outputs), leaves)
-        return [*(o.detach() for o in outputs), *gradients]
+        return [result] if isinstance(result, Tensor) else list(result)
+
+    # Made beforehand: PyTorch's own threads cannot do without memory.
+    upstream = [torch.ones_like(o) for o in outputs_of()]
+
+    def run() -> list[Tensor]:
+        outputs = outputs_of()
+        return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
 
     return run
 

@@ -1,7 +1,10 @@
 """The package as installed: what importing it touches, and what it does when a part is missing."""
 
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +54,34 @@ def test_without_the_extension():
         "except RuntimeError as error: print(error)\n"
     )
     assert "torch.Size([2, 3])" in out
-    assert "the C++ extension fastvae._C cannot be imported" in out
+    assert "the C++ extension is not built" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (None, "is not built in {folder}: run `pip install .`"),
+        ("_C.cpython-36m-x86_64-linux-gnu.so", "is for another Python, _C.cpython-36m-x86_64-linux-gnu.so, not _C."),
+        (f"_C{EXTENSION_SUFFIXES[0]}", "{folder}/_C" + EXTENSION_SUFFIXES[0] + " cannot be loaded ({folder}/"),
+    ],
+)
+def test_what_is_wrong_with_the_extension_is_said(tmp_path, file, expected):
+    """A source without one, one of another Python, and one that the loader refuses; never a circular import."""
+    folder = tmp_path / "fastvae"
+    shutil.copytree(Path(fastvae.__file__).parent, folder, ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
+    if file:
+        (folder / file).write_bytes(b"no library")
+    # An editable installation would find its own extension.
+    out = run(
+        "import sys\nsys.meta_path = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, fastvae, fastvae.functional as F\n"
+        "print(fastvae.backend.report())\n"
+        "try: F.diag_gaussian_rsample(torch.zeros(2, 3), torch.zeros(2, 3), impl='cpp')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    assert out.count(expected.format(folder=folder)) == 2
+    assert "circular" not in out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the Linux process map")
