@@ -225,7 +225,7 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
 def rows(t: Tensor, width: int) -> Tensor:
     """``t`` as a matrix of ``width`` columns whose rows are contiguous; a view wherever strides allow."""
     if t.dim() != 2:
-        t = t.reshape(-1, width)
+        t = t.reshape(-1 if width else product(t.shape[:-1]), width)
     return t if t.stride(1) == 1 or width <= 1 else t.contiguous()
 
 

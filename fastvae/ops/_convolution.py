@@ -125,6 +125,8 @@ def check_shapes(
             f"x must have shape (N, {inputs * groups}, H, W) or ({inputs * groups}, H, W) for a weight "
             f"{tuple(weight.shape)} and groups={groups}, got {tuple(x.shape)}"
         )
+    if 0 in x.shape[-2:]:
+        raise ValueError(f"x must have one pixel or more, got {tuple(x.shape)}")
     if bias is not None and bias.shape != (out,):
         raise ValueError(f"bias must have shape ({out},), got {tuple(bias.shape)}")
     sizes = []

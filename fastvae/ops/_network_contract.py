@@ -45,7 +45,8 @@ def check_gradient(call: Call) -> None:
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
     scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
-    normalized = call.arguments.get("normalized", False)
+    # The inverse's pass is handed the norms as well, where there are any, and reads none.
+    normalized = call.arguments.get("normalized", len(kept) > count + len(scaled))
     vectors = scaled * 2 if normalized else scaled
     call.require(len(kept) == count + len(vectors), "kept", f"be {count + len(vectors)} tensors", len(kept))
     _weights(call, "kept", kept[:count], widths)
