@@ -66,7 +66,7 @@ AS_GOOD = {
     "autoregressive_flow_fwd": {f"structure [{i}] 0" for i in (2, 3, 4, 5)},
     "autoregressive_flow_bwd": {"structure [4] 0", "structure [5] 0"},
     "autoregressive_inverse_fwd": {"structure [2] 0", "structure [4] 0", "structure [5] 0"},
-    "autoregressive_inverse_bwd": {"structure [4] 0", "structure [5] 0"},
+    "autoregressive_inverse_bwd": {"structure [4] 0", "structure [5] 0", "kept longer"},
     "gated_activation_fwd": {"x without its last column", "condition without its last row"},
     "gated_activation_bwd": {"condition without its last row"},
     "masked_conv2d_fwd": {

@@ -56,6 +56,14 @@ def assert_same(found, expected):
         assert torch.equal(found.model.state_dict()[name], value), name
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Shells let what runs in the background ignore interrupts, and a run does as it finds."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_signal_leaves_a_checkpoint_that_resumes(number, epoch, tiny, tmp_path, capsys):
