@@ -26,7 +26,6 @@ __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
 
 
-
 def _why_no_extension(error: ImportError) -> str:
     """Why the C++ extension cannot be imported, and the way out."""
     folder = Path(__file__).parent

@@ -86,7 +86,6 @@ def operations() -> dict[str, Operation]:
     }
 
 
-
 def outcome(run: Operation, expected: Sequence[Tensor]) -> str:
     """How a run ends; memory is there again when its result is compared."""
     try:
