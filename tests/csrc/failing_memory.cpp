@@ -1,22 +1,36 @@
 // A library to be loaded before all others: it makes chosen allocations of the extension fail, whatever build it is.
 // Those of the extension are told by the address that they return to; all others are left alone.
-#include <dlfcn.h>
+#include <link.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <new>
 
 namespace {
 
 std::atomic<long> countdown{0};
 
+// Where the extension's code lies.
+uintptr_t extension_begin = 0, extension_end = 0;
+
+int find_extension(dl_phdr_info* library, size_t, void*) {
+  const char* const slash = strrchr(library->dlpi_name, '/');
+  if (!slash || strncmp(slash, "/_C.", 4) != 0 || !strstr(library->dlpi_name, "fastvae")) return 0;
+  for (int i = 0; i < library->dlpi_phnum; ++i) {
+    const auto& segment = library->dlpi_phdr[i];
+    if (segment.p_type != PT_LOAD || !(segment.p_flags & PF_X)) continue;
+    extension_begin = library->dlpi_addr + segment.p_vaddr;
+    extension_end = extension_begin + segment.p_memsz;
+  }
+  return 1;
+}
+
 bool is_of_extension(void* caller) {
-  Dl_info found;
-  if (!dladdr(caller, &found) || !found.dli_fname) return false;
-  const char* const slash = strrchr(found.dli_fname, '/');
-  return slash && strncmp(slash, "/_C.", 4) == 0 && strstr(found.dli_fname, "fastvae");
+  const auto address = reinterpret_cast<uintptr_t>(caller);
+  return extension_begin <= address && address < extension_end;
 }
 
 bool fails(void* caller) { return countdown.load() > 0 && is_of_extension(caller) && countdown.fetch_sub(1) == 1; }
@@ -30,7 +44,10 @@ void* allocate(size_t bytes, size_t alignment, void* caller) {
 }  // namespace
 
 // The n-th allocation of the extension from here on fails; 0 makes all succeed.
-extern "C" void fail_allocation(long n) { countdown = n; }
+extern "C" void fail_allocation(long n) {
+  dl_iterate_phdr(find_extension, nullptr);
+  countdown = n;
+}
 // How many allocations are left until the one that fails.
 extern "C" long allocations_left() { return countdown; }
 

@@ -94,6 +94,12 @@ def test_a_small_output_takes_no_large_block():
     assert backend.release_memory() == 64 * MIB + 4 * MIB
 
 
+@pytest.mark.parametrize("shape", [[2**62, 4], [2**40, 2**40], [2**61]])
+def test_sizes_that_no_address_reaches(shape):
+    with pytest.raises(MemoryError):
+        _C.empty(False, shape)
+
+
 def test_kept_blocks_are_bounded():
     held = [_C.empty(False, [64 * MIB // 4]) for _ in range(12)]
     del held
