@@ -50,7 +50,8 @@ FASTVAE_INLINE T dot(const T* row, const T* x, int64_t count) {
 
 template <class T>
 FASTVAE_INLINE void four_rows(Tril<T> tril, int64_t n, int64_t i, T** rows) {
-  for (int h = 0; h < 4; ++h) rows[h] = tril.row(n, i + h);
+  rows[0] = tril.row(n, i);
+  for (int h = 0; h < 3; ++h) rows[h + 1] = rows[h] + (tril.is_dense() ? tril.row_stride : i + h);
 }
 
 // Asks for rows i to i + 3 of a dense matrix that is worked on next: processors do not foresee rows that grow. Of short
@@ -138,8 +139,9 @@ FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, int64_t i, int64_t 
 template <int count, class T>
 FASTVAE_INLINE void outer_products(Tril<T> d_tril, int64_t n, int64_t d, T sign, const T* const* left,
                                    const T* const* right, bool add) {
-  for (int64_t i = 0; i < d; ++i) {
-    T* out = d_tril.row(n, i);
+  const bool dense = d_tril.is_dense();
+  T* out = d_tril.row(n, 0);
+  for (int64_t i = 0; i < d; out += dense ? d_tril.row_stride : i, ++i) {
     T g[count];
     for (int h = 0; h < count; ++h) g[h] = sign * left[h][i];
 #pragma omp simd
