@@ -94,11 +94,10 @@ FASTVAE_INLINE V activate(V x) {
   return x;
 }
 
-// The derivative at `at`, the pre-activation if needs_pre, else the activation.
+// The derivative at `at`, the pre-activation if needs_pre, else the activation. Of relu, see through_activation.
 template <Activation a, class V>
 FASTVAE_INLINE V derivative(V at) {
   const V one = V{} + 1;
-  if constexpr (a == Activation::kRelu) return at > 0 ? one : V{};
   if constexpr (a == Activation::kElu) return at > 0 ? one : at + 1;
   if constexpr (a == Activation::kTanh) return 1 - at * at;
   if constexpr (a == Activation::kSoftplus) return -expm1_of_negative(-at);
@@ -111,6 +110,14 @@ FASTVAE_INLINE V derivative(V at) {
     return s + at * s * (1 - s);
   }
   return one;
+}
+
+// The gradient of the pre-activation out of that of the activation. Relu selects, as PyTorch's does: where it is
+// closed, an infinite gradient becomes 0.
+template <Activation a, class V>
+FASTVAE_INLINE V through_activation(V gradient, V at) {
+  if constexpr (a == Activation::kRelu) return at <= 0 ? V{} : gradient;
+  return gradient * derivative<a>(at);
 }
 
 // Calls body with the activation as a compile-time constant.

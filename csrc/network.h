@@ -137,7 +137,7 @@ class Network : public RowLayout {
     if (!last_stream)
       with_activation(activation, [&](auto a) {
         each_vector<T>(begin, end, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
-          store(out + i, load(out + i) * derivative<decltype(a)::value>(load(at + i)));
+          store(out + i, through_activation<decltype(a)::value>(load(out + i), load(at + i)));
         });
       });
     if (carried)

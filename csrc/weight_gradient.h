@@ -179,7 +179,8 @@ void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradien
                                       : sum_terms<T>(kept, [&](int64_t k) { return w[column(k)] * g[k]; });
     const T norm = s.layer.norm ? s.layer.norm[output] : T(0), inverse = norm > 0 ? 1 / norm : T(0);
     to.d_scale[output] = s.layer.norm ? along * inverse : along;
-    turn = along * inverse * inverse;
+    // Without a norm there is no such part, also of a gradient that is infinite.
+    if (norm > 0) turn = along * inverse * inverse;
   }
   if (!s.inputs.sorted()) {
     for (int64_t k = 0; k < kept; ++k)
@@ -193,6 +194,8 @@ void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradien
     typename Simd<T>::Vector values{};
     // No more than counts is read: behind it may be the end of the weights.
     if (k < kept) values = factor * (load_up_to(g + k, kept - k) - turn * load_up_to(w + k, kept - k));
+    // Zeros are selected: the factors may be infinite.
+    if (kept - k < width && k < kept) values = first_lanes<T>(values, kept - k);
     if (streaming)
       stream(row + k, values);
     else

@@ -65,11 +65,9 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def slope(kept, ACTIVATION: tl.constexpr):
-    """The derivative, from the pre-activation (gelu, silu) or the output (the others)."""
-    if ACTIVATION == "relu":
-        return tl.where(kept > 0.0, 1.0, 0.0).to(kept.dtype)
-    elif ACTIVATION == "elu":
+def _slope(kept, ACTIVATION: tl.constexpr):
+    """The derivative, from the pre-activation (gelu, silu) or the output (the others); of relu, see `through`."""
+    if ACTIVATION == "elu":
         return tl.where(kept > 0.0, 1.0, kept + 1.0)
     elif ACTIVATION == "tanh":
         return 1.0 - kept * kept
@@ -83,3 +81,15 @@ def slope(kept, ACTIVATION: tl.constexpr):
         return s + kept * s * (1.0 - s)
     else:
         return tl.full(kept.shape, 1.0, kept.dtype)
+
+
+@triton.jit
+def through(gradient, kept, ACTIVATION: tl.constexpr):
+    """The gradient of the pre-activation out of that of the activation.
+
+    Relu selects, as PyTorch's does: where it is closed, an infinite gradient becomes 0.
+    """
+    if ACTIVATION == "relu":
+        return tl.where(kept <= 0.0, 0.0, gradient)
+    else:
+        return gradient * _slope(kept, ACTIVATION)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._activations import OF_PRE_ACTIVATION, activate, slope
+from ._activations import OF_PRE_ACTIVATION, activate, through
 from ._affine import scale_of, slopes_of
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import launch_options
@@ -158,7 +158,7 @@ def _autoregressive_inverse_solve_kernel(
                 owned = exists[:, None] & wanted[None, :]
                 if not RESIDUAL or layer < LAYERS - 1:
                     at = (layer * K + unit)[None, :]
-                    d_h *= slope(tl.load(kept_ptrs[:, None] + at, owned, 0.0).to(dtype), ACTIVATION)
+                    d_h = through(d_h, tl.load(kept_ptrs[:, None] + at, owned, 0.0).to(dtype), ACTIVATION)
                     if RESIDUAL and layer % 2 == 0:
                         d_h += tl.load(adjoint_ptrs[:, None] + at + 2 * K, owned, 0.0)
                 tl.store(adjoint_ptrs[:, None] + (layer * K + unit)[None, :], d_h, owned)

@@ -119,7 +119,7 @@ def _sums(
     x, stride_xc, params, stride_pc, K, exists, half, log_width,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """The pixels, and running log-sum-exps of weights and of weights times probabilities: (largest, total) each."""
+    """The pixels, and log-sum-exps as (largest, total): of the logits, and of those above their largest plus log p."""
     red = tl.load(x, exists, 0.0).to(dtype)
     green, blue = red, red
     if CHANNELS == 3:
@@ -128,11 +128,15 @@ def _sums(
     zero = tl.zeros((BLOCK,), dtype)
     largest_logit, weights, largest, total = zero, zero, zero, zero
     for k in range(K):
+        largest_logit, weights = _add_exp(
+            largest_logit, weights, tl.load(params + k * stride_pc, exists, 0.0).to(dtype)
+        )
+    # Logits are taken from the largest one before anything is added to them: they may be large, what is added small.
+    for k in range(K):
         logit, log_p, _, _, _, _, _, _, _, _, _ = _component(
             params, stride_pc, k, K, exists, red, green, blue, half, log_width, CHANNELS, dtype
         )
-        largest_logit, weights = _add_exp(largest_logit, weights, logit)
-        largest, total = _add_exp(largest, total, logit + log_p)
+        largest, total = _add_exp(largest, total, (logit - largest_logit) + log_p)
     return red, green, blue, largest_logit, weights, largest, total
 
 
@@ -155,10 +159,10 @@ def _logistic_mixture_fwd_kernel(
     half = 1.0 / tl.cast(levels - 1, dtype)
     x = x_ptr + image * stride_xn + _offset(pixel, width, stride_xh, stride_xw, FLAT)
     params = params_ptr + image * stride_pn + _offset(pixel, width, stride_ph, stride_pw, FLAT)
-    _, _, _, largest_logit, weights, largest, total = _sums(
+    _, _, _, _, weights, largest, total = _sums(
         x, stride_xc, params, tl.cast(stride_pc, tl.int64), K, exists, half, tl.log(2.0 * half), CHANNELS, BLOCK, dtype
     )
-    log_prob = (largest - largest_logit) + tl.log(total / weights)
+    log_prob = largest + tl.log(total / weights)
     tl.store(sums_ptr + tl.program_id(0), tl.sum(tl.where(exists, log_prob, 0.0), 0))
 
 
@@ -196,8 +200,9 @@ def _logistic_mixture_bwd_kernel(
         logit, log_p, m1, m2, m3, s1, s2, s3, c1, c2, c3 = _component(
             params, stride_params, k, K, exists, red, green, blue, half, log_width, CHANNELS, dtype
         )
+        logit -= largest_logit
         share = exp(logit + log_p - largest, tl.float32) * per_share
-        d_logit = share - exp(logit - largest_logit, tl.float32) * per_weight
+        d_logit = share - exp(logit, tl.float32) * per_weight
         here = to + k * stride_d
         tl.store(here, d_logit.to(out_dtype), exists)
         tl.store(here + step, (m1 * share).to(out_dtype), exists)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._activations import slope
+from ._activations import through
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import in_tf32, launch_options, precision
 from ._tiles import ceil_div, next_power_of_2, split_sum
@@ -59,7 +59,7 @@ def _masked_conv2d_bwd_pre_kernel(
         d_pre = tl.load(d_y_ptr + at, mask, 0.0).to(dtype)
         if ACTIVATION != "identity":
             at = image * stride_kn + o * stride_kc + row * stride_kh + column * stride_kw
-            d_pre *= slope(tl.load(kept_ptr + at, mask, 0.0).to(dtype), ACTIVATION)
+            d_pre = through(d_pre, tl.load(kept_ptr + at, mask, 0.0).to(dtype), ACTIVATION)
             at = image * stride_dn + o * stride_dc + row * stride_dh + column * stride_dw
             tl.store(d_pre_ptr + at, d_pre.to(d_pre_ptr.dtype.element_ty), mask)
         total += tl.where(mask, d_pre, 0.0)

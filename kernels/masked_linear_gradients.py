@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._activations import slope
+from ._activations import through
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
@@ -50,7 +50,7 @@ def _masked_linear_bwd_pre_kernel(
         d_pre = tl.load(d_y_ptr + row * stride_d_y + o, mask, 0.0).to(dtype)
         if ACTIVATION != "identity":
             kept = tl.load(kept_ptr + row * stride_kept + o, mask, 0.0).to(dtype)
-            d_pre *= slope(kept, ACTIVATION)
+            d_pre = through(d_pre, kept, ACTIVATION)
             tl.store(d_pre_ptr + row * n_out + o, d_pre.to(d_pre_ptr.dtype.element_ty), mask)
         total += tl.where(mask, d_pre, 0.0)
     if HAS_BIAS:

@@ -161,10 +161,12 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
     return bin;
   };
 
+  // Logits are taken from the largest one before anything is added to them: they may be large, what is added small.
   Vector largest_logit = load(params), largest{};
+  for (int64_t i = kLanes; i < block; i += kLanes) largest_logit = at_least(largest_logit, load(params + i));
   for (int64_t k = 0; k < components; ++k) {
     const int64_t i = k * kLanes;
-    const Vector logit = load(params + i);
+    const Vector logit = load(params + i) - largest_logit;
     const auto bin = bin_of(first, 0, i, Vector{});
     Vector linear = logit + bin.linear, ratio = bin.ratio;
     if constexpr (channels == 3) {
@@ -182,7 +184,6 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
     }
     const Vector log_p = linear + log(ratio);
     store(joint + i, log_p);
-    largest_logit = at_least(largest_logit, logit);
     largest = k ? at_least(largest, log_p) : log_p;
   }
 
@@ -201,7 +202,7 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
         store(params + c * block + i, load(params + c * block + i) * share);
     }
   }
-  return (largest - largest_logit) + log(total / sum_of_weights);
+  return largest + log(total / sum_of_weights);
 }
 
 // What a row of pixels is when rows follow each other without a gap in all maps: the whole image.

@@ -83,9 +83,11 @@ void multiply_by_derivative(int64_t activation, T* values, const T* at, int64_t 
     constexpr Activation chosen = decltype(a)::value;
     if constexpr (chosen == Activation::kIdentity) return;
     int64_t i = 0;
-    for (; i + width <= count; i += width) store(values + i, load(values + i) * derivative<chosen>(load(at + i)));
+    for (; i + width <= count; i += width)
+      store(values + i, through_activation<chosen>(load(values + i), load(at + i)));
     if (i < count)
-      store_first(values + i, load_first(values + i, count - i) * derivative<chosen>(load_first(at + i, count - i)),
+      store_first(values + i,
+                  through_activation<chosen>(load_first(values + i, count - i), load_first(at + i, count - i)),
                   count - i);
   });
 }

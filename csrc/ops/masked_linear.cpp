@@ -63,7 +63,7 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
       samples_to_lanes(at + block * kLanes * out, out, out, places, lanes, activations);
       with_activation(static_cast<Activation>(activation), [&](auto a) {
         each_vector<T>(0, out, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
-          store(adjoints + i, load(adjoints + i) * derivative<decltype(a)::value>(load(activations + i)));
+          store(adjoints + i, through_activation<decltype(a)::value>(load(adjoints + i), load(activations + i)));
         });
       });
     }

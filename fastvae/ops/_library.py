@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import backend
 from ..backend import Route
+from ..reference.diag_gaussian import compute_dtype
 from ._contracts import Call, Contract
 
 _LIBRARY = torch.library.Library("fastvae", "DEF")
@@ -168,6 +169,11 @@ def keep_none(ctx: Any) -> None:
         ctx.set_materialize_grads(False)
 
 
+def zeros_for_rows(t: Tensor) -> Tensor:
+    """The gradient of what a row of the matrix ``t`` has one of, and nobody used."""
+    return t.new_zeros(t.shape[0], dtype=compute_dtype(t.dtype))
+
+
 # What a Function's gradient is a function of: a function of its tensors in plain PyTorch, and these tensors, one for
 # each argument of ``forward``; None for an argument that has no gradient.
 Differentiable = tuple[Callable[..., Any], Sequence[Tensor | None]]
@@ -195,12 +201,19 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
                     given = [g for g in d_outputs if g is not None]
                     if all(map(backend.holds_numbers, given)):
                         return backward(ctx, backend.route_of(route.impl, *given), *d_outputs)
-            function, inputs = reference(ctx)
-            return _gradients(function, inputs, ctx.needs_input_grad, d_outputs)
+            return reference_gradients(reference, ctx, d_outputs)
 
         return wrapped
 
     return decorate
+
+
+def reference_gradients(
+    reference: Callable[[Any], Differentiable], ctx: Any, d_outputs: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """A Function's gradients by ``reference(ctx)``, of the outputs that are used."""
+    function, inputs = reference(ctx)
+    return _gradients(function, inputs, ctx.needs_input_grad, d_outputs)
 
 
 def _as_plain(gradient: Tensor) -> Tensor:

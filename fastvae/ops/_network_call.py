@@ -14,7 +14,7 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._library import Differentiable, extension
+from ._library import Differentiable, extension, keep_none
 from .masked_linear import NORM
 
 Tensors = Sequence[Tensor]
@@ -120,6 +120,8 @@ def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: T
     """Keeps what the kernels' backward pass reads, and the inputs that it does not read but the reference does."""
     ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
     ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)
+    if call.kind is not None:
+        keep_none(ctx)
 
 
 def saved_network(ctx: Any) -> tuple[Tensor, Tensors]:

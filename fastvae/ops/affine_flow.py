@@ -13,7 +13,17 @@ from ..reference import affine_flow as reference
 from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._contracts import Call
-from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
+from ._library import (
+    Differentiable,
+    apply,
+    define,
+    empty,
+    extension,
+    keep_none,
+    needs_grad,
+    with_reference,
+    zeros_for_rows,
+)
 from ._network import KIND_IDS, check_kind
 
 
@@ -125,7 +135,7 @@ class _AffineFlow(torch.autograd.Function):
             zeros = torch.zeros_like(z, memory_format=torch.contiguous_format)
             return None, None, op(zeros, d_log_det.contiguous(), zeros, zeros, scale_logit, kind, inverse)[2], None
         if d_log_det is None:
-            d_log_det = d_out.new_zeros(d_out.shape[0], dtype=compute_dtype(d_out.dtype))
+            d_log_det = zeros_for_rows(d_out)
         d_z, d_shift, d_scale_logit = op(
             d_out.contiguous(), d_log_det.contiguous(), z, shift, scale_logit, kind, inverse
         )

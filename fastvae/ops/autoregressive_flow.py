@@ -18,7 +18,16 @@ from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _checks
-from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._library import (
+    Differentiable,
+    apply,
+    define,
+    extension,
+    needs_grad,
+    reference_gradients,
+    with_reference,
+    zeros_for_rows,
+)
 from ._network import LANES, check_network, for_autocast, route_network, saved_rows, structure_fields
 from ._network_call import (
     NetworkCall,
@@ -180,8 +189,12 @@ class _AutoregressiveFlow(torch.autograd.Function):
 
     @staticmethod
     @with_reference(_step_again)
-    def backward(ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_out: Tensor | None, d_log_det: Tensor | None) -> Any:
+        if d_out is None:
+            # The log-determinant alone does not depend on how large the points are.
+            return reference_gradients(_step_again, ctx, (None, d_log_det))
         saved, kept = saved_network(ctx)
+        d_log_det = zeros_for_rows(d_out) if d_log_det is None else d_log_det
         d_x, gradients = step_gradients(ctx, route, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
         return None, d_x, *gradients
 

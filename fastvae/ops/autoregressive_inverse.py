@@ -13,7 +13,17 @@ from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
 from . import _checks, autoregressive_flow
-from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._library import (
+    Differentiable,
+    apply,
+    define,
+    extension,
+    keep_none,
+    needs_grad,
+    reference_gradients,
+    with_reference,
+    zeros_for_rows,
+)
 from ._network import check_network, route_network, structure_fields
 from ._network_call import NetworkCall, Tensors, network_again, prepared, ready, save_network, saved_network
 from ._network_contract import check_forward, check_gradient
@@ -69,9 +79,12 @@ class _AutoregressiveInverse(torch.autograd.Function):
 
     @staticmethod
     @with_reference(_inverse_again)
-    def backward(ctx: Any, route: Route, d_x: Tensor, d_log_det: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
+        if d_x is None:
+            return reference_gradients(_inverse_again, ctx, (None, d_log_det))
         saved, kept = saved_network(ctx)
-        call, needs, d_log_det = ctx.call, ctx.needs_input_grad[2:], d_log_det.contiguous()
+        call, needs = ctx.call, ctx.needs_input_grad[2:]
+        d_log_det = zeros_for_rows(d_x) if d_log_det is None else d_log_det.contiguous()
         d_z = BWD.on(route)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
         if not any(needs):
             return None, d_z, *(None,) * len(needs)
@@ -99,19 +112,22 @@ class _TritonInverse(torch.autograd.Function):
         x, log_det = autoregressive_inverse_fwd(z, *call.unflat(tensors), structure, kind)
         ctx.save_for_backward(x, z, *tensors)
         ctx.call, ctx.route, ctx.structure, ctx.kind = call, call.route, structure, kind
+        keep_none(ctx)
         return x, log_det
 
     @staticmethod
     @with_reference(_triton_inverse_again)
-    def backward(ctx: Any, route: Route, d_x: Tensor, d_log_det: Tensor) -> Any:
+    def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
+
+        if d_x is None:
+            return reference_gradients(_triton_inverse_again, ctx, (None, d_log_det))
+        d_log_det = zeros_for_rows(d_x) if d_log_det is None else d_log_det.contiguous()
 
         call, structure, kind = ctx.call, ctx.structure, ctx.kind
         x, _, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
-        d_z = autoregressive_inverse_solve(
-            d_x.contiguous(), d_log_det.contiguous(), x, *call.unflat(tensors), structure, kind
-        )
+        d_z = autoregressive_inverse_solve(d_x.contiguous(), d_log_det, x, *call.unflat(tensors), structure, kind)
         wanted = [i for i, need in enumerate(needs) if need]
         gradients: list[Tensor | None] = [None] * len(needs)
         if wanted:

@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -48,9 +49,10 @@ def read_npz(path: Path, names: Iterable[str], what: str) -> dict[str, np.ndarra
     except RecipeError:
         raise
     except (
-        ValueError, KeyError, EOFError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error
+        ValueError, KeyError, EOFError, RuntimeError, OverflowError, SyntaxError, struct.error, tokenize.TokenError,
+        zipfile.BadZipFile, zlib.error
     ) as error:  # fmt: skip
-        # numpy explains itself on several lines.
+        # numpy explains itself on several lines, and reads an array's header with Python's own tokens and syntax.
         said = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{path} cannot be read ({said}); {REMEDY}") from None
 

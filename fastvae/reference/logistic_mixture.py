@@ -17,6 +17,8 @@ whose right-hand side loses nothing to cancellation. The outermost bins reach to
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -44,7 +46,15 @@ def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
     centred = x - mean
     below_top = functional.logsigmoid(inverse_scale * (centred + half))
     above_bottom = functional.logsigmoid(inverse_scale * (half - centred))
-    inside = below_top + above_bottom + torch.log(-torch.expm1(inverse_scale * (-2.0 * half)))
+    # Of log(1 - e^-width), bins much narrower than the scale take the series: there, width itself may underflow.
+    width = inverse_scale * (2.0 * half)
+    narrow = width < 1e-4
+    log_mass = torch.where(
+        narrow,
+        math.log(2.0 * half) - log_scale - width / 2 + width.square() / 24,
+        torch.log(-torch.expm1(-torch.where(narrow, 1.0, width))),
+    )
+    inside = below_top + above_bottom + log_mass
     return torch.where(x < half - 1.0, below_top, torch.where(x > 1.0 - half, above_bottom, inside))
 
 

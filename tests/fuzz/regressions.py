@@ -20,6 +20,18 @@ CASES = (
     # A dense triangle with a stride of 0, read as packed.
     "surface.tril_gaussian_kl.21",
     "surface.tril_gaussian_log_prob.26",
+    # What is infinite: a closed relu, factors of rows, digits beside a large logit, a product with a gradient of 0.
+    "surface.InverseAutoregressiveFlow.29",
+    "surface.masked_linear.45",
+    "surface.logistic_mixture_log_prob.66",
+    "surface.logistic_mixture_log_prob.108",
+    "surface.affine_flow.100",
+    # Layers without inputs, images without pixels.
+    "surface.masked_linear.11",
+    "surface.MaskedConv2d.63",
+    # The header of an array that is no Python; a configuration of nested brackets.
+    "file.images.122",
+    "file.configuration.107",
     # Bits of weights that flipped in a checkpoint.
     "file.checkpoint.7",
     "file.checkpoint.11",

@@ -53,7 +53,7 @@ def run(name: str, case: str) -> None:
         triples = triples[: actual.outputs]
     largest = max((_largest(t) for t in oracle if t is not None), default=0.0)
     for i, triple in enumerate(triples):
-        _check_values(*triple, f"result {i}", problem, min(1.0, largest), described)
+        _check_values(*triple, f"result {i}", i >= actual.outputs, problem, min(1.0, largest), described)
 
 
 class Upstream:
@@ -188,11 +188,16 @@ def _check_values(
     eager: Tensor | None,
     oracle: Tensor | None,
     name: str,
+    is_gradient: bool,
     problem: Problem,
     least_scale: float,
     described: str,
 ) -> None:
-    """Each number is as close to the oracle or to eager PyTorch as eager is to the oracle, or not finite like one."""
+    """Each number is as close to the oracle or to eager PyTorch as eager is to the oracle, or not finite like one.
+
+    Where an infinite sum depends on its order, as gradients over infinities do, or where eager overflows on the way to
+    what float64 holds, one that is not finite is as good as another.
+    """
     if actual is None or eager is None or oracle is None:
         present = [t for t in (actual, eager, oracle) if t is not None]
         if any(bool(t.count_nonzero()) for t in present):
@@ -211,6 +216,8 @@ def _check_values(
     accepted = _close(ours, exact, theirs, roundings, least) | _close(ours, theirs, exact, roundings, least)
     if problem.cuts:
         accepted |= theirs.isnan() & exact.isnan()
+    unordered = (~theirs.isfinite() & ~exact.isfinite()) if is_gradient else (~theirs.isfinite() & oracle.isfinite())
+    accepted |= unordered & ~ours.isfinite()
     if not accepted.all():
         place = int((~accepted).reshape(-1).nonzero()[0])
         values = ", ".join(
