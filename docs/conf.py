@@ -30,7 +30,11 @@ autosummary_imported_members = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+# Members of these classes are PyTorch's and Python's own.
+FOREIGN = (
+    "Module, Sequential, Linear, Conv2d, Embedding, Distribution, Transform, ABC, tuple, Exception, ContextDecorator"
+)
+autosummary_context = {"foreign": FOREIGN}
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
@@ -72,11 +76,13 @@ def follow_links(app: object, file: Path, parent: str, content: list[str]) -> No
     content[0] = LINK.sub(follow, content[0])
 
 
-def escape_bars(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Keeps ``log |det|`` in docstrings from being read as a substitution."""
+def mend_docstring(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keeps ``log |det|`` from being read as a substitution, and torch's docstring of ``forward`` from being shown."""
+    if lines[:1] == ["Define the computation performed at every call."]:
+        lines[:] = ["Computes what the class describes."]
     lines[:] = [re.sub(r"(?<![\\|])\|(det[^|`]*)\|", r"\\|\1\\|", line) for line in lines]
 
 
 def setup(app: object) -> None:
     app.connect("include-read", follow_links)  # type: ignore[attr-defined]
-    app.connect("autodoc-process-docstring", escape_bars)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-docstring", mend_docstring)  # type: ignore[attr-defined]

@@ -31,6 +31,6 @@ def test_every_picture_is_in_the_gallery():
 
 def test_every_page_is_in_the_contents():
     contents = (DOCS / "index.md").read_text(encoding="utf-8")
-    entries = set(re.findall(r"^([\w/]+)$", contents, re.MULTILINE))
+    entries = set(re.findall(r"^(?:[^<`\n]+<)?([\w/]+)>?$", contents, re.MULTILINE))
     pages = {name_of(page).removeprefix("docs/").removesuffix(".md") for page in find_pages() if DOCS in page.parents}
     assert pages - {"index"} <= entries
