@@ -9,7 +9,6 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
-
 # A name of two words, which the converter would set in italics.
 _TWO_WORDS = re.compile(r"\\operatorname\{(\w+)\\,(\w+)\}")
 
