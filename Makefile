@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format aot sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
+.PHONY: demo test docs lint format aot sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -16,6 +16,11 @@ test: export GOMP_SPINCOUNT ?= 1000
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist worksteal
 	$(RUN) -m pytest --doctest-modules fastvae
+
+# The site, from the docstrings and the pages of docs/. A warning is an error.
+docs: $(VENV)/installed
+	rm -rf build/docs docs/api/generated
+	$(RUN) -m sphinx -W --keep-going -q -j auto -b html docs build/docs
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -88,5 +93,5 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train,test,lint,bench,peers,ecosystem,compress]' scikit-build-core nanobind cmake ninja
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train,test,lint,bench,peers,ecosystem,compress,docs]' scikit-build-core nanobind cmake ninja
 	touch $@
