@@ -5,8 +5,8 @@ import torch
 from torch.distributions import Independent, Laplace, Normal, kl_divergence
 
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
-from tests.support import device_of
-from tests.test_distributions import (
+from tests.support.implementations import device_of
+from tests.support.posteriors import (
     KINDS,
     assert_same,
     every_case,

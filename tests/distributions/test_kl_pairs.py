@@ -10,8 +10,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, Student
 from torch.distributions.kl import _dispatch_kl
 
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
-from tests.support import assert_as_close_as_eager
-from tests.test_distributions import of_torch_full, parameters, posterior
+from tests.support.oracle import assert_as_close_as_eager
+from tests.support.posteriors import of_torch_full, parameters, posterior
 
 OURS = ("diagonal", "packed", "dense")
 ALL = (*OURS, "normal", "multivariate")

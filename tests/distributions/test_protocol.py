@@ -9,8 +9,8 @@ import torch
 from torch.distributions import constraints, kl_divergence
 
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
-from tests.support import packed_size
-from tests.test_distributions import every_kind, parameters, posterior
+from tests.support.gaussians import packed_size
+from tests.support.posteriors import every_kind, parameters, posterior
 
 
 @every_kind

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fastvae.kernels.affine_flow import affine_flow_bwd, affine_flow_fwd
 from fastvae.reference.affine_flow import KINDS, affine_flow
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if GPU else "cpu"
 

@@ -18,7 +18,8 @@ from fastvae.reference.autoregressive_inverse import autoregressive_inverse
 from fastvae.reference.made import MadeParameters, autoregressive_flow
 from fastvae.reference.masked_linear import ACTIVATIONS
 from fastvae.structure import LAYOUTS, MadeStructure, spread_degrees
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if GPU else "cpu"
 

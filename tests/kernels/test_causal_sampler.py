@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastvae.sampling import CausalSampler
-from tests.causal_stacks import scaled, stacks
-from tests.support import GPU, device_of
+from tests.support.causal_stacks import scaled, stacks
+from tests.support.implementations import GPU, device_of
 
 STACKS = stacks()
 # The interpreter takes a second for ten nodes at one pixel.

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import diag_gaussian, diag_gaussian_density, tril_gaussian, tril_gaussian_density
-from tests.support import DTYPES, assert_as_close_as_eager
+from tests.support.implementations import DTYPES
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

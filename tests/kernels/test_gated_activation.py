@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fastvae.kernels.gated_activation import gated_activation_bwd, gated_activation_fwd
 from fastvae.reference.gated_activation import KINDS, gated_activation
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if GPU else "cpu"
 CONDITIONS = ("none", "vector", "map", "map of the other layout")

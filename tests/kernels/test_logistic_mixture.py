@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fastvae.kernels.logistic_mixture import logistic_mixture_bwd, logistic_mixture_fwd
 from fastvae.reference.logistic_mixture import PARAMS_PER_COMPONENT, logistic_mixture_log_prob
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if GPU else "cpu"
 

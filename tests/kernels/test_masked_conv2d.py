@@ -15,7 +15,8 @@ from fastvae.kernels.masked_conv2d import Taps, conv_tile, masked_conv2d_fwd, pa
 from fastvae.kernels.masked_conv2d_gradients import masked_conv2d_bwd
 from fastvae.reference.masked_conv2d import mask_of
 from fastvae.reference.masked_conv2d import masked_conv2d as reference
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if GPU else "cpu"
 OF_PRE_ACTIVATION = ("gelu", "silu")

@@ -19,7 +19,8 @@ from fastvae.kernels.masked_linear import (
 )
 from fastvae.reference.masked_linear import ACTIVATIONS, mask_of, masked_norm
 from fastvae.reference.masked_linear import masked_linear as reference
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 DEVICE = "cuda" if GPU else "cpu"
 OF_PRE_ACTIVATION = ("gelu", "silu")

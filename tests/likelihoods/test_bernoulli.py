@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvae import likelihoods
 from fastvae.likelihoods import bernoulli_log_prob
-from tests.support import DTYPES, GPU, assert_as_close_as_eager
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
 
 
 @pytest.fixture(params=[1 << 20, 16, 1], ids=["one_block", "small_blocks", "block_below_an_event"])

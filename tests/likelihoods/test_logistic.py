@@ -6,7 +6,7 @@ import torch
 from fastvae.ops.logistic_mixture import logistic_mixture_log_prob
 from fastvae.pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_sample
 from fastvae.reference import logistic_mixture as reference
-from tests.support import DTYPES
+from tests.support.implementations import DTYPES
 
 
 def levels_of(levels, dtype=torch.float64):

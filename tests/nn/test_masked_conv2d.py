@@ -9,8 +9,8 @@ from torch import nn
 
 from fastvae.nn.masked_conv import MaskedConv2d
 from fastvae.reference.masked_linear import ACTIVATIONS
-from tests.convolutions import Form
-from tests.support import IMPLEMENTATIONS, device_of
+from tests.support.convolutions import Form
+from tests.support.implementations import IMPLEMENTATIONS, device_of
 
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 OPTIONS = {

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastvae.nn import MaskedLinear
 from fastvae.reference.masked_linear import ACTIVATIONS, mask_of
-from tests.support import IMPLEMENTATIONS, device_of
+from tests.support.implementations import IMPLEMENTATIONS, device_of
 
 INS, OUTS = [1, 3, 2, 1, 4], [0, 2, 4, 1, 3, 2]
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)

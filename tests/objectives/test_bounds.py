@@ -15,7 +15,7 @@ from fastvae.objectives import (
     monte_carlo_elbo,
     standard_normal_log_prob,
 )
-from tests.support import IMPLEMENTATIONS, device_of
+from tests.support.implementations import IMPLEMENTATIONS, device_of
 
 
 def test_elbo():

@@ -9,7 +9,7 @@ from fastvae.nn import MaskedConv2d
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture, PixelLikelihood
 from fastvae.sampling.trace import LEAVES, lower
 from fastvae.sampling_plan import ROW, SEVERAL
-from tests.causal_stacks import Arithmetic, Colored, Gated, Grouped, Plain, Shifted, gate, masked
+from tests.support.causal_networks import Arithmetic, Colored, Gated, Grouped, Plain, Shifted, gate, masked
 
 
 def plan_of(network, likelihood="bernoulli", in_channels=1, with_context=False, **constants):

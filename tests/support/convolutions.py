@@ -1,4 +1,4 @@
-"""Masked convolutions of every form: what their tests share, and what a mask means, pixel by pixel."""
+"""Masked convolutions of every form, and what a mask means, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastvae.ops.masked_conv2d import masked_conv2d
-from tests.support import Problem
+from tests.support.oracle import Problem
 
 
 def color(channel: int, channels: int, num_colors: int, layout: str) -> int:

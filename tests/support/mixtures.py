@@ -1,4 +1,4 @@
-"""Images and parameters of discretised mixtures of logistics for tests."""
+"""Images and parameters of discretised mixtures of logistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvae.ops.logistic_mixture import logistic_mixture_log_prob
-from tests.support import Problem
+from tests.support.oracle import Problem
 
 PER_COMPONENT = {1: 3, 3: 10}
 

@@ -5,7 +5,7 @@ It runs in a process of its own: what an op does not check may end it.
 
 import torch
 
-from tests.ops.test_boundary import op_arguments
+from tests.support.op_arguments import op_arguments
 
 HUGE = 2**62
 

@@ -1,85 +1,26 @@
-"""Masked networks of every form as plain tensors: what the tests of masked layers and autoregressive flows share."""
+"""Masked networks of every form as plain tensors, and their entry points as problems for the oracle."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import fastvae.functional as F
 from fastvae.ops.autoregressive_flow import autoregressive_flow, made
 from fastvae.ops.autoregressive_inverse import autoregressive_inverse
-from fastvae.ops.masked_linear import masked_norm
 from fastvae.reference import made as made_reference
 from fastvae.reference.affine_flow import affine_flow
 from fastvae.reference.made import MadeParameters
 from fastvae.reference.masked_linear import mask_of
 from fastvae.structure import MadeStructure, hidden_degrees_of
-from tests.support import Problem, check_against_oracle, device_of, run_with_gradients
+from tests.support.oracle import Problem
 
 KERNELS = ("cpp",)  # beside the reference; Triton's whole-network kernels have tests of their own
-
-# Degrees of inputs and of outputs of a single layer, and why.
-DEGREES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
-    "staircase": lambda i, o: (spread(i, 6), spread(o, 6)),  # as in a network: ascending, repeated
-    "unsorted": lambda i, o: (spread(i, 6)[torch.randperm(i)], spread(o, 6)[torch.randperm(o)]),
-    "distinct": lambda i, o: (torch.randperm(i), torch.randperm(o)),
-    "reversed": lambda i, o: (spread(i, 6).flip(0), spread(o, 6).flip(0)),
-    "lonely rows": lambda i, o: (spread(i, 6) + 2, spread(o, 6)),  # outputs that no input reaches
-    "all connected": lambda i, o: (torch.zeros(i, dtype=torch.int64), torch.full((o,), 3)),
-    "none connected": lambda i, o: (torch.full((i,), 5), torch.zeros(o, dtype=torch.int64)),
-    "below zero": lambda i, o: (spread(i, 6) - 4, spread(o, 6) - 4),
-}
-
-
-def spread(width: int, degrees: int) -> Tensor:
-    return torch.arange(width) * degrees // width
-
-
-def layer_inputs(
-    batch: Sequence[int], in_features: int, out_features: int, *, bias: bool = True, weight_scale: bool = False
-) -> list[Tensor]:
-    """x, weight and, where wanted, bias and weight scale."""
-    inputs = [torch.randn(*batch, in_features), torch.randn(out_features, in_features) / math.sqrt(in_features)]
-    if bias:
-        inputs.append(0.5 * torch.randn(out_features))
-    if weight_scale:
-        inputs.append(0.5 + torch.rand(out_features))
-    return [t.requires_grad_() for t in inputs]
-
-
-def layer_problem(
-    inputs: list[Tensor],
-    degrees: tuple[Tensor, Tensor],
-    *,
-    bias: bool = True,
-    weight_scale: bool = False,
-    activation: str | None = None,
-) -> Problem:
-    """``masked_linear`` as a function of the tensors of :func:`layer_inputs`."""
-
-    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
-        x, weight, *rest = p
-        b = rest.pop(0) if bias else None
-        scale = rest.pop(0) if weight_scale else None
-        ins, outs = (d.to(x.device) for d in degrees)
-        options: dict[str, Any] = {"activation": activation, "weight_scale": scale, "impl": impl}
-        return (F.masked_linear(x, weight, b, in_degrees=ins, out_degrees=outs, **options),)
-
-    return Problem(call, inputs)
-
-
-def norm_problem(weight: Tensor, degrees: tuple[Tensor, Tensor]) -> Problem:
-    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
-        ins, outs = (d.to(p[0].device) for d in degrees)
-        return (masked_norm(p[0], in_degrees=ins, out_degrees=outs, impl=impl),)
-
-    return Problem(call, [weight])
 
 
 @dataclass(frozen=True)
@@ -221,44 +162,6 @@ def params_of(kind):
     return 1 if kind == "location_only" else 2
 
 
-def check(draw: Callable[[], Problem], impl: str, dtype: torch.dtype) -> None:
-    """The rule of :func:`check_against_oracle` for a random problem.
-
-    Gradients that are sums over rows have few elements, and now and then eager happens to round all of them well: what
-    fails on one draw is judged by the mean errors over eight others.
-    """
-    try:
-        check_against_oracle(draw(), impl, dtype)
-    except AssertionError:
-        drawn = [_errors(draw(), impl, dtype) for _ in range(8)]
-        for i, results in enumerate(zip(*drawn, strict=True)):
-            error, eager, rounding = (sum(column) / len(drawn) for column in zip(*results, strict=True))
-            allowed = 2.0 * (eager + rounding) * (2.0 if dtype == torch.float64 else 1.0)
-            assert error <= allowed, f"result {i}: mean error {error:.3e}, allowed {allowed:.3e}"
-
-
-def _errors(problem: Problem, impl: str, dtype: torch.dtype) -> list[tuple[float, float, float]]:
-    """Of every output and gradient: errors of ``impl`` and of eager, and one rounding."""
-    rounded = problem.to(dtype, "cpu")
-    upstream = [torch.randn_like(o) for o in rounded.outputs("reference")]
-    oracle = run_with_gradients(rounded.to(torch.float64, "cpu"), "reference", upstream)
-    # As there, eager in float32 stands for eager in float64, whose error cannot be known.
-    lower = torch.float32 if dtype == torch.float64 else dtype
-    eager = run_with_gradients(rounded.to(lower, "cpu"), "reference", upstream)
-    ratio = torch.finfo(dtype).eps / torch.finfo(lower).eps
-    actual = run_with_gradients(rounded.to(dtype, device_of(impl)), impl, upstream)
-    errors = []
-    for a, e, o in zip(actual, eager, oracle, strict=True):
-        assert a.shape == o.shape
-        largest, eps = (o.abs().max().item() if o.numel() else 0.0), torch.finfo(a.dtype).eps
-        errors.append((_distance(a, o), ratio * _distance(e, o), eps * largest))
-    return errors
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return (a.double().cpu() - b).abs().max().item() if b.numel() else 0.0
-
-
 def repeated_passes(form: Network, kind: str, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The inverse as every library has it: the whole network once for each feature."""
     z, term, parameters = form.unpack(tensors)
@@ -268,64 +171,3 @@ def repeated_passes(form: Network, kind: str, tensors: Sequence[Tensor]) -> tupl
         scale_logit = None if kind == "location_only" else params[..., 1, :]
         x, log_det = affine_flow(z, params[..., 0, :], scale_logit, kind, inverse=True)
     return x, log_det
-
-
-def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """d out / d x of a function of a vector, ``(out, in)``, by backward passes: kernels know no forward mode."""
-    return torch.autograd.functional.jacobian(function, x)
-
-
-def small_form() -> Network:
-    return network(4, (6, 8), context=True)
-
-
-def right_arguments() -> dict[str, Any]:
-    """What every function of a network takes, by name; z is called x where it is the network's input alone."""
-    form = small_form()
-    z, term, parameters = form.unpack([t.detach() for t in form.tensors((2,))])
-    return {"z": z, "context_term": term, "parameters": parameters, "structure": form.structure}
-
-
-def _changed(field: str, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Parameters with one tensor of the second layer replaced."""
-    parameters = right_arguments()["parameters"]
-    tensors = list(getattr(parameters, field))
-    tensors[1] = change(torch.zeros(8) if tensors[1] is None else tensors[1])
-    return {"parameters": parameters._replace(**{field: tensors})}
-
-
-def _shortened(field: str) -> dict[str, Any]:
-    parameters = right_arguments()["parameters"]
-    return {"parameters": parameters._replace(**{field: list(getattr(parameters, field))[:-1]})}
-
-
-# Arguments that replace right ones, the error, and how its message may name the argument.
-WRONG_NETWORK: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"z": torch.zeros(2, 3)}, ValueError, "x|z"),
-    ({"z": torch.tensor(0.0)}, ValueError, "x|z"),
-    ({"z": torch.zeros(2, 4).long()}, TypeError, "x|z"),
-    ({"z": [0.0]}, TypeError, "x|z"),
-    ({"context_term": torch.zeros(2, 5)}, ValueError, "context_term|context"),
-    ({"context_term": torch.zeros(3, 6)}, ValueError, "context_term|context"),
-    ({"context_term": torch.zeros(2, 6).double()}, TypeError, "context_term|context"),
-    ({"context_term": torch.zeros(2, 6, device="meta")}, ValueError, "context_term|context"),
-    (_shortened("weights"), ValueError, "weights?"),
-    (_changed("weights", lambda w: w[:, :3]), ValueError, "weights?"),
-    (_changed("weights", lambda w: w.T), ValueError, "weights?"),
-    (_changed("weights", Tensor.half), TypeError, "weights?"),
-    (_changed("weights", lambda w: w.to("meta")), ValueError, "weights?"),
-    (_shortened("biases"), ValueError, "bias(es)?"),
-    (_changed("biases", lambda b: b[:3]), ValueError, "bias(es)?"),
-    (_changed("biases", Tensor.double), TypeError, "bias(es)?"),
-    (_shortened("weight_scales"), ValueError, "weight_scales?"),
-    (_changed("weight_scales", lambda s: s[:3]), ValueError, "weight_scales?"),
-    (_changed("weight_scales", Tensor.double), TypeError, "weight_scales?"),
-    ({"impl": "cuda"}, ValueError, "impl"),
-]
-WRONG_STEP = [
-    *WRONG_NETWORK,
-    ({"kind": "affine"}, ValueError, "kind"),
-    # A network of one parameter per feature has no scale; one of two has a superfluous one for location_only.
-    ({"structure": network(4, (6, 8), params=1).structure}, ValueError, "params_per_feature|kind|weights?"),
-    ({"kind": "location_only"}, ValueError, "params_per_feature|kind"),
-]

@@ -1,19 +1,19 @@
 """Weight normalisation under DistributedDataParallel, and sharded weights on every nesting, in two processes.
 
-Usage: two_processes.py CASES RANK FILE; FILE is where the processes meet. Prints "ok".
+Usage: python -m tests.support.replicas_and_shards CASES RANK FILE; the processes meet at FILE. Prints "ok".
 """
 
 import copy
 import sys
 
 import torch
-from subjects import D, Method
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from fastvae import nn as layers
+from tests.support.subjects import D, Method
 
 
 class Model(nn.Module):

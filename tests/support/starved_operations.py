@@ -1,4 +1,4 @@
-"""Operations that run out of memory, in a process of their own: ``python -m tests.starved limits|failures``.
+"""Every operation that allocates, run in a process of its own while memory is short: ``limits`` or ``failures``.
 
 ``limits MIB...``: each operation runs in a child whose address space may grow by so much. ``failures``: each operation
 runs once for every allocation of the extension, which fails there; ``tests/csrc/failing_memory.cpp``, loaded before all
@@ -22,7 +22,7 @@ from torch import Tensor
 
 import fastvae.functional as F
 from fastvae import backend, nn
-from tests import mixtures
+from tests.support import mixtures
 
 Operation = Callable[[], list[Tensor]]
 

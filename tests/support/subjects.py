@@ -1,4 +1,4 @@
-"""Everything public that computes, as modules of tensors: what the tests of this folder run under every mechanism."""
+"""Everything public that computes, as modules of tensors: what runs under every mechanism of PyTorch."""
 
 from __future__ import annotations
 

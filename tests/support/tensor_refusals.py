@@ -1,6 +1,6 @@
 """Calls everything public with tensors that no kernel can read; a program of its own, since a fault may end it.
 
-    python tensor_refusals.py KIND
+    python -m tests.support.tensor_refusals KIND
 
 prints the name of each case before it runs, and what came of it after.
 """
@@ -11,17 +11,13 @@ import faulthandler
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from subjects import SUBJECTS, tensors_of
-
 from fastvae import backend
+from tests.support.subjects import SUBJECTS, tensors_of
 
 
 def freed(t: Tensor) -> Tensor:
