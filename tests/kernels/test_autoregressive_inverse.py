@@ -1,6 +1,6 @@
 """The one-sweep inverse and its transposed sweep, against the reference and its autograd in float64.
 
-The transposed sweep multiplies matrices; bfloat16 is left to GPUs (see test_triton_masked_linear.py).
+The transposed sweep multiplies matrices; bfloat16 is left to GPUs (see test_masked_linear.py).
 """
 
 from dataclasses import dataclass
