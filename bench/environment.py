@@ -24,21 +24,21 @@ def describe(device: str) -> dict[str, Any]:
     """Versions, processor, threads, commit and date; of a GPU also its name, memory and cache."""
     described: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(),
-        "isa": instruction_set(),
-        "cpu": cpu_model(),
+        "commit": find_commit(),
+        "versions": find_versions(),
+        "isa": find_instruction_set(),
+        "cpu": read_cpu_model(),
         "threads": torch.get_num_threads(),
-        "load": load(),
+        "load": read_load(),
         "machine": platform.machine(),
         "system": platform.system(),
     }
     if device == "cuda":
-        described["gpu"] = gpu()
+        described["gpu"] = describe_gpu()
     return described
 
 
-def load() -> float | None:
+def read_load() -> float | None:
     """Running processes per processor over the last minute; None where the system does not tell."""
     try:
         return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
@@ -46,7 +46,7 @@ def load() -> float | None:
         return None
 
 
-def versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("triton", "numpy", "fastvae-kernels", "zuko", "nflows", "pyro-ppl"):
         try:
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def instruction_set() -> str | None:
+def find_instruction_set() -> str | None:
     """The instruction set that the C++ extension chose; None without the extension."""
     try:
         extension = importlib.import_module("fastvae._C")
@@ -65,7 +65,7 @@ def instruction_set() -> str | None:
     return extension.isa()
 
 
-def cpu_model() -> str:
+def read_cpu_model() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -74,7 +74,7 @@ def cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or "unknown"
 
 
-def gpu() -> dict[str, Any]:
+def describe_gpu() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "name": properties.name,
@@ -87,7 +87,7 @@ def gpu() -> dict[str, Any]:
 
 
 @functools.cache
-def last_cache_bytes(device: str) -> int:
+def find_last_cache_bytes(device: str) -> int:
     """Size of the last cache before memory; 32 MiB where the system does not tell."""
     if device == "cuda":
         return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
@@ -100,7 +100,7 @@ def last_cache_bytes(device: str) -> int:
 
 
 @functools.cache
-def commit() -> str | None:
+def find_commit() -> str | None:
     """The commit of this checkout, ``-dirty`` when tracked files differ from it.
 
     Outside a checkout the environment variable ``FASTVAE_COMMIT`` may tell.
@@ -122,6 +122,6 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def without_paths(text: str) -> str:
+def cut_paths(text: str) -> str:
     """``text`` with every absolute path reduced to its last part."""
     return _PATH.sub(r"\1", text)

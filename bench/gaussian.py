@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import Case, Inputs, Shape
+from .task import Case, Inputs, Shape
 
 CPU_SHAPES = (Shape(128, 32), Shape(1024, 64), Shape(4096, 1024), Shape(100, 50, samples=50))
 
@@ -45,7 +45,7 @@ def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
         if case.itemsize < 4:
             # The density belongs to the sample as it was before rounding to a half type.
             return None
-        return differing(case, "log_q", log_q, log_prob(z.double(), *_first_rows(inputs)))
+        return describe_difference(case, "log_q", log_q, log_prob(z.double(), *_take_first_rows(inputs)))
 
     return check
 
@@ -53,24 +53,24 @@ def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
 def check_log_prob(log_prob: Callable[..., Tensor]) -> Check:
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
         z, *parameters = inputs
-        expected = log_prob(z[..., :CHECKED_ROWS, :].double(), *_first_rows(parameters))
-        return differing(case, "log_q", outputs[..., :CHECKED_ROWS], expected)
+        expected = log_prob(z[..., :CHECKED_ROWS, :].double(), *_take_first_rows(parameters))
+        return describe_difference(case, "log_q", outputs[..., :CHECKED_ROWS], expected)
 
     return check
 
 
 def check_kl(kl: Callable[..., Tensor]) -> Check:
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-        return differing(case, "kl", outputs[:CHECKED_ROWS], kl(*_first_rows(inputs)))
+        return describe_difference(case, "kl", outputs[:CHECKED_ROWS], kl(*_take_first_rows(inputs)))
 
     return check
 
 
-def _first_rows(parameters: Any) -> list[Tensor]:
+def _take_first_rows(parameters: Any) -> list[Tensor]:
     return [t[:CHECKED_ROWS].detach().double() for t in parameters]
 
 
-def differing(case: Case, name: str, got: Tensor, expected: Tensor) -> str | None:
+def describe_difference(case: Case, name: str, got: Tensor, expected: Tensor) -> str | None:
     error = (got.detach().double() - expected).abs().max().item()
     scale = expected.abs().max().item()
     # Written so that a NaN fails.

@@ -12,35 +12,35 @@ import torch
 from torch import Tensor
 
 from . import gaussian
-from .registry import Case, Function, Inputs, Work
+from .task import Case, Function, Inputs, Work
 
 KIND = "gated"
 
 
-def hidden_features(case: Case) -> tuple[int, ...]:
+def find_hidden_features(case: Case) -> tuple[int, ...]:
     """The variant ``"512-512"`` names the widths of the hidden layers."""
     return tuple(map(int, case.variant.split("-")))
 
 
-def structure_of(case: Case) -> Any:
-    return _structure(case.shape.columns, hidden_features(case))
+def find_structure(case: Case) -> Any:
+    return _build_structure(case.shape.columns, find_hidden_features(case))
 
 
 @functools.lru_cache(maxsize=8)
-def _structure(features: int, widths: tuple[int, ...]) -> Any:
+def _build_structure(features: int, widths: tuple[int, ...]) -> Any:
     from fastvae.structure import MadeStructure, hidden_degrees_of
 
     return MadeStructure(features, hidden_degrees_of(widths, features, False), tuple(range(features)))
 
 
-def masks(case: Case) -> list[Tensor]:
-    return [inputs <= outputs.unsqueeze(-1) for inputs, outputs in pairwise(structure_of(case).degree_tensors())]
+def make_masks(case: Case) -> list[Tensor]:
+    return [inputs <= outputs.unsqueeze(-1) for inputs, outputs in pairwise(find_structure(case).degree_tensors())]
 
 
 def inputs(case: Case, generator: torch.Generator) -> Inputs:
     """z, weights and biases of all layers; the last layer is small, so that the step is well conditioned."""
     options = gaussian.options(case, generator)
-    widths = [len(degrees) for degrees in structure_of(case).degrees]
+    widths = [len(degrees) for degrees in find_structure(case).degrees]
     weights = [torch.randn(o, i, **options) / math.sqrt(i) for i, o in pairwise(widths)]
     weights[-1] *= 0.1
     biases = [0.1 * torch.randn(width, **options) for width in widths[1:]]
@@ -55,13 +55,13 @@ def parameters(tensors: Sequence[Tensor]) -> Any:
     return MadeParameters(tensors[:layers], tensors[layers:], [None] * layers)
 
 
-def plain_flow(case: Case) -> Function:
+def build_plain_flow(case: Case) -> Function:
     """The step in plain PyTorch with masks made once: what a module with a mask in a buffer runs."""
     from torch.nn import functional
 
     from fastvae.reference.affine_flow import affine_flow
 
-    kept = [mask.to(case.device, case.torch_dtype) for mask in masks(case)]
+    kept = [mask.to(case.device, case.torch_dtype) for mask in make_masks(case)]
     layers = len(kept)
 
     def run(z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,19 +76,19 @@ def plain_flow(case: Case) -> Function:
     return run
 
 
-def reference_flow(z: Tensor, tensors: Sequence[Tensor], case: Case) -> tuple[Tensor, Tensor]:
+def run_reference_flow(z: Tensor, tensors: Sequence[Tensor], case: Case) -> tuple[Tensor, Tensor]:
     """The step of the first rows in float64, by the library's reference."""
     from fastvae.reference.made import autoregressive_flow
 
     exact = parameters([t.detach().double() for t in tensors])
     rows = z[: gaussian.CHECKED_ROWS].detach().double()
-    return autoregressive_flow(rows, None, exact, structure_of(case), KIND)
+    return autoregressive_flow(rows, None, exact, find_structure(case), KIND)
 
 
 def check_flow(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     out, log_det = (t[: gaussian.CHECKED_ROWS] for t in outputs)
-    expected, expected_log_det = reference_flow(inputs[0], inputs[1:], case)
-    return gaussian.differing(case, "out", out, expected) or gaussian.differing(
+    expected, expected_log_det = run_reference_flow(inputs[0], inputs[1:], case)
+    return gaussian.describe_difference(case, "out", out, expected) or gaussian.describe_difference(
         case, "log_det", log_det, expected_log_det
     )
 
@@ -96,9 +96,9 @@ def check_flow(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 def check_inverse(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     """That the reference's forward step takes the result back to z."""
     x, log_det = outputs
-    z, minus_log_det = reference_flow(x, inputs[1:], case)
-    return gaussian.differing(case, "forward of the result", inputs[0][: gaussian.CHECKED_ROWS], z) or (
-        gaussian.differing(case, "log_det", log_det[: gaussian.CHECKED_ROWS], -minus_log_det)
+    z, minus_log_det = run_reference_flow(x, inputs[1:], case)
+    return gaussian.describe_difference(case, "forward of the result", inputs[0][: gaussian.CHECKED_ROWS], z) or (
+        gaussian.describe_difference(case, "log_det", log_det[: gaussian.CHECKED_ROWS], -minus_log_det)
     )
 
 
@@ -108,7 +108,7 @@ def work(case: Case) -> Work:
     Masked weights count nowhere but in the gradient of the weights, whose zeros must be written.
     """
     rows, features = case.shape.rows, case.shape.columns
-    layers = masks(case)
+    layers = make_masks(case)
     weights, whole = sum(int(mask.sum()) for mask in layers), sum(mask.numel() for mask in layers)
     units = sum(mask.shape[0] for mask in layers)
     # Products; an activation for each unit; the affine step.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import networks
-from .registry import Case, Function, Inputs, Peer
+from .task import Case, Function, Inputs, Peer
 
 _PACKAGES = {"zuko": "zuko", "nflows": "nflows", "pyro": "pyro-ppl"}
 _SEED = 0
@@ -73,17 +73,17 @@ class PyroInverse(nn.Module):
 MODULES = {"zuko": ZukoInverse, "nflows": NflowsInverse, "pyro": PyroInverse}
 
 
-def module_of(name: str, case: Case) -> Any:
+def find_module(name: str, case: Case) -> Any:
     """The peer's module, its weights the same whenever it is asked for.
 
     Raises:
         RuntimeError: its package is not installed.
     """
-    return _module(name, case.shape.columns, networks.hidden_features(case), case.device, case.torch_dtype)
+    return _build_module(name, case.shape.columns, networks.find_hidden_features(case), case.device, case.torch_dtype)
 
 
 @functools.lru_cache(maxsize=3)
-def _module(name: str, features: int, hidden_features: tuple[int, ...], device: str, dtype: torch.dtype) -> Any:
+def _build_module(name: str, features: int, hidden_features: tuple[int, ...], device: str, dtype: torch.dtype) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
         try:
@@ -95,11 +95,11 @@ def _module(name: str, features: int, hidden_features: tuple[int, ...], device: 
     return module.to(device, dtype)
 
 
-def inverse(name: str) -> Peer:
+def make_inverse(name: str) -> Peer:
     """The provider ``name``: a function of z and of its module's parameters, so that all of them get gradients."""
 
     def function(case: Case) -> Function:
-        module = module_of(name, case)
+        module = find_module(name, case)
         names = [key for key, _ in module.named_parameters()]
 
         def run(z: Tensor, *tensors: Tensor) -> Any:
@@ -108,6 +108,6 @@ def inverse(name: str) -> Peer:
         return run
 
     def adapt(case: Case, inputs: Inputs) -> Inputs:
-        return (inputs[0], *module_of(name, case).parameters())
+        return (inputs[0], *find_module(name, case).parameters())
 
     return Peer(function, adapt, comparable=False)

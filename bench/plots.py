@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .report import machine_of
-from .results import Row
-
-Group = dict[str, Row]
+from .rows import Group, find_timed
+from .wording import name_commit, name_machine, name_shape
 
 # The palette of Okabe and Ito, which readers with any colour vision tell apart.
 _STYLES = {
@@ -40,49 +39,60 @@ _STYLES = {
 _BAR = 0.17  # inches
 
 
-def draw(groups: Sequence[Group], folder: Path) -> list[Path]:
-    """One overview, one picture per op and one roofline for every machine and way of timing."""
+def draw_all(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """For every machine and way of timing an overview, a picture per op, and a roofline."""
     paths: list[Path] = []
-    for index, machine in enumerate(dict.fromkeys(map(_place, groups))):
-        members = [group for group in groups if _place(group) == machine]
-        first = _timed(members[0])
-        prefix = first["device"] + ("-graph" if first["timer"] == "graph" else "")
-        if any(path.name.startswith(f"{prefix}-speedup") for path in paths):
-            prefix += f"-{index + 1}"
-        overview = [group for group in members if _timed(group)["mode"] in ("fwdbwd", "step") and _headline(group)]
+    machines = list(dict.fromkeys(map(_find_machine, groups)))
+    for machine in machines:
+        members = [group for group in groups if _find_machine(group) == machine]
+        suffix = _find_suffix(machine, machines[0])
+        overview = [
+            group for group in members if find_timed(group)["mode"] in ("fwdbwd", "step") and _is_headline(group)
+        ]
         if overview:
-            paths.append(_speedups(overview, machine, folder / f"{prefix}-speedup.png"))
-        for op in dict.fromkeys(_timed(group)["op"] for group in members):
-            own = [group for group in members if _timed(group)["op"] == op]
-            paths.append(_speedups(own, machine, folder / f"{prefix}-speedup-{op}.png"))
-        paths.append(_roofline(members, machine, folder / f"{prefix}-roofline.png"))
+            paths.append(_draw_speeds(overview, folder / f"speed-overview{suffix}.png"))
+        for op in dict.fromkeys(find_timed(group)["op"] for group in members):
+            own = [group for group in members if find_timed(group)["op"] == op]
+            paths.append(_draw_speeds(own, folder / f"speed-{op}{suffix}.png"))
+        paths.append(_draw_roofline(members, folder / f"roofline{suffix}.png"))
     return paths
 
 
-def _timed(group: Group) -> Row:
-    return next(row for row in group.values() if "timer" in row)
+def _find_machine(group: Group) -> str:
+    return name_machine(find_timed(group))
 
 
-def _place(group: Group) -> str:
-    return machine_of(_timed(group))
+def _name_origin(groups: Sequence[Group]) -> str:
+    """The machine, and the commits whose rows are shown."""
+    commits = dict.fromkeys(name_commit(find_timed(group)) for group in groups)
+    return f"{_find_machine(groups[0])}\n{', '.join(commits)}"
 
 
-def _headline(group: Group) -> bool:
-    return _timed(group)["entry"] in ("rsample", "step", "linear", "flow", "inverse")
+def _find_suffix(machine: str, first: str) -> str:
+    """The first machine's pictures are named by what they show; those of others add what tells the two apart."""
+    if machine == first:
+        return ""
+    known = re.split("[,;] ", first)
+    others = [part for part in re.split("[,;] ", machine) if part not in known]
+    return "-" + re.sub(r"[^a-z0-9]+", "-", " ".join(others or [machine]).lower()).strip("-")
 
 
-def _speedups(groups: Sequence[Group], machine: str, path: Path) -> Path:
+def _is_headline(group: Group) -> bool:
+    return find_timed(group)["entry"] in ("rsample", "step", "linear", "flow", "inverse")
+
+
+def _draw_speeds(groups: Sequence[Group], path: Path) -> Path:
     """Bars of eager time over each provider's time; a panel per op, entry point and layout."""
     panels: dict[str, list[Group]] = {}
-    for group in sorted(groups, key=lambda group: _timed(group)["op"] == "training_step"):
-        row = _timed(group)
+    for group in sorted(groups, key=lambda group: find_timed(group)["op"] == "training_step"):
+        row = find_timed(group)
         title = " ".join(filter(None, (row["op"], row["entry"], row["variant"])))
         panels.setdefault(title, []).append(group)
-    providers = _present(groups)
+    providers = _find_present(groups)
     columns = min(2, len(panels))
     lines = [list(panels.items())[start : start + columns] for start in range(0, len(panels), columns)]
     # Bars and gaps of a line's longest panel: the same for all of them, so that bars are equally thick.
-    longest = [max(len(members) * (len(_present(members)) + 1) for _, members in line) for line in lines]
+    longest = [max(len(members) * (len(_find_present(members)) + 1) for _, members in line) for line in lines]
     heights = [count * _BAR + 0.8 for count in longest]
     figure, grid = plt.subplots(
         len(lines),
@@ -95,31 +105,33 @@ def _speedups(groups: Sequence[Group], machine: str, path: Path) -> Path:
     )
     for line, axes, count in zip(lines, grid, longest, strict=True):
         for (title, members), axis in zip(line, axes, strict=False):
-            _bars(axis, members)
+            _draw_bars(axis, members)
             axis.set_ylim(count, 0)
             axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
         for axis in axes[len(line) :]:
             axis.set_axis_off()
-    _speed_axis(grid[0][0], [_speed(group, name) for group in groups for name in providers])
+    _scale_speeds(grid[0][0], [_find_speed(group, name) for group in groups for name in providers])
     handles = [Patch(color=_STYLES[name][0], label=_STYLES[name][2]) for name in providers]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=9)
-    figure.suptitle(f"Speed relative to eager PyTorch (longer to the right is faster)\n{machine}", fontsize=10)
+    figure.suptitle(
+        f"Speed relative to eager PyTorch (longer to the right is faster)\n{_name_origin(groups)}", fontsize=10
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
 
 
-def _present(groups: Sequence[Group]) -> list[str]:
+def _find_present(groups: Sequence[Group]) -> list[str]:
     return [name for name in _STYLES if name != "reference" and any(name in group for group in groups)]
 
 
-def _bars(axis: Axes, groups: Sequence[Group]) -> None:
+def _draw_bars(axis: Axes, groups: Sequence[Group]) -> None:
     """A unit of height for every bar, and half a one above and below each group."""
-    providers = _present(groups)
+    providers = _find_present(groups)
     tops = np.arange(len(groups)) * (len(providers) + 1) + 0.5
     for index, name in enumerate(providers):
         colour = _STYLES[name][0]
-        speeds = [_speed(group, name) for group in groups]
+        speeds = [_find_speed(group, name) for group in groups]
         offsets = tops + index + 0.5
         # Bars start at 1, the speed of eager, so that what is slower points to the left.
         axis.barh(offsets, [speed - 1 for speed in speeds], 0.92, left=1, color=colour)
@@ -129,7 +141,7 @@ def _bars(axis: Axes, groups: Sequence[Group]) -> None:
                 place: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
                 axis.annotate(text, (max(speed, 1), offset), **place)
     axis.axvline(1, color="#222222", linewidth=0.8)
-    axis.set_yticks(tops + len(providers) / 2, [_label(group) for group in groups], fontsize=8)
+    axis.set_yticks(tops + len(providers) / 2, [_name_case(group) for group in groups], fontsize=8)
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -138,7 +150,7 @@ def _bars(axis: Axes, groups: Sequence[Group]) -> None:
     axis.tick_params(axis="x", labelbottom=True, labelsize=8)
 
 
-def _speed_axis(axis: Axes, speeds: Sequence[float]) -> None:
+def _scale_speeds(axis: Axes, speeds: Sequence[float]) -> None:
     """A logarithmic axis, shared by all panels, with a tick at 1, 2 and 5 times every power of ten."""
     finite = [1.0, *(speed for speed in speeds if np.isfinite(speed))]
     low, high = min(finite) * 0.8, max(finite) * 1.6
@@ -150,22 +162,20 @@ def _speed_axis(axis: Axes, speeds: Sequence[float]) -> None:
     axis.minorticks_off()
 
 
-def _speed(group: Group, name: str) -> float:
+def _find_speed(group: Group, name: str) -> float:
     if name not in group or "vs_reference" not in group[name]:
         return float("nan")
     return float(group[name]["vs_reference"])
 
 
-def _label(group: Group) -> str:
-    row = _timed(group)
-    return f"{row['mode']}  [{row['shape'].replace('x', ', ')}]" + (
-        "" if row["dtype"] == "float32" else f"  {row['dtype']}"
-    )
+def _name_case(group: Group) -> str:
+    row = find_timed(group)
+    return f"{row['mode']}  {name_shape(row)}" + ("" if row["dtype"] == "float32" else f"  {row['dtype']}")
 
 
-def _roofline(groups: Sequence[Group], machine: str, path: Path) -> Path:
+def _draw_roofline(groups: Sequence[Group], path: Path) -> Path:
     """Achieved rate over arithmetic intensity of samples and steps, under the roof measured in their runs."""
-    shown = [group for group in groups if _headline(group)] or list(groups)
+    shown = [group for group in groups if _is_headline(group)] or list(groups)
     rows = [row for group in shown for row in group.values() if "gflops" in row]
     rows = [row for row in rows if row["dtype"] == "float32"] or rows
     figure, axis = plt.subplots(figsize=(9.5, 5.4), layout="constrained")
@@ -216,7 +226,7 @@ def _roofline(groups: Sequence[Group], machine: str, path: Path) -> Path:
         title="hollow: fits the last cache",
         title_fontsize=8,
     )
-    axis.set_title(f"Distance from the measured limits\n{machine}", fontsize=10)
+    axis.set_title(f"Distance from the measured limits\n{_name_origin(shown)}", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

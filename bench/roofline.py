@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from . import environment, timing
-from .registry import DTYPES, Work
+from .task import DTYPES, Work
 
 _GIGA = 1e9
 
@@ -35,10 +35,10 @@ class Limits:
 
 def measure(device: str, dtype: str, plan: timing.Plan) -> Limits:
     """Times copies between buffers that no cache holds, and square matrix products in ``dtype``."""
-    size = _copy_bytes(device)
+    size = _choose_copy_bytes(device)
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    width = _width(device)
+    width = _choose_width(device)
     a, b = (torch.randn(width, width, dtype=torch.float32, device=device).to(DTYPES[dtype]) for _ in range(2))
     product = torch.empty_like(a)
     sampler = timing.EventSampler if device == "cuda" else timing.HostSampler
@@ -53,13 +53,13 @@ def measure(device: str, dtype: str, plan: timing.Plan) -> Limits:
     return Limits(2 * size / taken["copy"].p50, 2 * width**3 / taken["matmul"].p50)
 
 
-def _width(device: str) -> int:
+def _choose_width(device: str) -> int:
     return 8192 if device == "cuda" else 1536
 
 
-def _copy_bytes(device: str) -> int:
+def _choose_copy_bytes(device: str) -> int:
     """Bytes of each buffer: several times the last cache, and a small part of the memory."""
-    wanted = max(256 << 20, 4 * environment.last_cache_bytes(device))
+    wanted = max(256 << 20, 4 * environment.find_last_cache_bytes(device))
     if device == "cuda":
         return min(max(wanted, 1 << 30), torch.cuda.mem_get_info()[0] // 8) // 4 * 4
     return wanted // 4 * 4

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import environment, memory, registry, roofline, timing
-from .registry import Case, Inputs, Task
+from .task import Case, Inputs, Task
 
 SCHEMA = 1
 _SEED = 20260101
@@ -38,13 +38,13 @@ class Prepared:
     first_s: float
 
 
-def input_sets(task: Task, case: Case) -> list[Inputs]:
+def make_input_sets(task: Task, case: Case) -> list[Inputs]:
     """The inputs of ``case``: one set on a CPU, on a GPU as many as keep its cache cold."""
     generator = torch.Generator(case.device).manual_seed(_SEED)
     sets = [task.inputs(case, generator)]
     if case.device == "cuda":
         size = sum(t.nbytes for t in sets[0])
-        wanted = math.ceil(_CACHE_TURNS * environment.last_cache_bytes("cuda") / size)
+        wanted = math.ceil(_CACHE_TURNS * environment.find_last_cache_bytes("cuda") / size)
         sets += [task.inputs(case, generator) for _ in range(min(wanted, _MOST_SETS) - 1)]
     return sets
 
@@ -69,13 +69,13 @@ def prepare(task: Task, case: Case, provider: str, sets: Sequence[Inputs]) -> Pr
     if wrong:
         raise RuntimeError(f"wrong result: {wrong}")
     if not differentiated:
-        return Prepared([_within(around, _forward(function, inputs)) for inputs in own], list(own[0]), first_s)
-    upstream = [torch.randn_like(t) for t in _as_tuple(outputs)]
-    calls = [_within(around, _both(function, inputs, upstream)) for inputs in own]
+        return Prepared([_guard(around, _bind_forward(function, inputs)) for inputs in own], list(own[0]), first_s)
+    upstream = [torch.randn_like(t) for t in _to_tuple(outputs)]
+    calls = [_guard(around, _bind_both_passes(function, inputs, upstream)) for inputs in own]
     return Prepared(calls, [*own[0], *upstream], first_s)
 
 
-def _within(around: Callable[[], AbstractContextManager[None]], call: Callable[[], Any]) -> Callable[[], Any]:
+def _guard(around: Callable[[], AbstractContextManager[None]], call: Callable[[], Any]) -> Callable[[], Any]:
     if around is nullcontext:
         return call
 
@@ -86,19 +86,19 @@ def _within(around: Callable[[], AbstractContextManager[None]], call: Callable[[
     return guarded
 
 
-def _forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
+def _bind_forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
     return lambda: function(*inputs)
 
 
-def _both(function: Callable[..., Any], inputs: Inputs, upstream: Sequence[Tensor]) -> Callable[[], Any]:
+def _bind_both_passes(function: Callable[..., Any], inputs: Inputs, upstream: Sequence[Tensor]) -> Callable[[], Any]:
     def call() -> Any:
-        outputs = _as_tuple(function(*inputs))
+        outputs = _to_tuple(function(*inputs))
         return outputs, torch.autograd.grad(outputs, inputs, upstream)
 
     return call
 
 
-def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+def _to_tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -109,12 +109,12 @@ def measure(
 
     ``task`` stands in for the registered one.
     """
-    task = task or registry.task_of(case)
+    task = task or registry.find_task(case)
     # Compiled code of earlier cases would count against the limit of recompilations.
     torch._dynamo.reset()
     if case.device == "cuda":
         torch.cuda.empty_cache()
-    sets = input_sets(task, case)
+    sets = make_input_sets(task, case)
     rows: list[dict[str, Any]] = []
     ready: dict[str, Prepared] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -123,19 +123,19 @@ def measure(
             try:
                 prepared = prepare(task, case, provider, sets)
                 facts[provider] = {
-                    "impl": _implementation(provider, sets[0]),
-                    **({} if _slow(prepared, settings.plan) else _memory(prepared, case.device)),
+                    "impl": _find_implementation(provider, sets[0]),
+                    **({} if _is_slow(prepared, settings.plan) else _measure_memory(prepared, case.device)),
                 }
                 ready[provider] = prepared
             except Exception as error:
                 # Whatever a provider raises must not cost the others their rows.
-                rows.append(_row(case, provider, error=_said(error)))
-        for timer, sampler in _timers(case.device, settings).items():
-            rows += _timed(case, task, timer, sampler, ready, facts, limits, settings, len(sets))
+                rows.append(_make_row(case, provider, error=_describe_error(error)))
+        for timer, sampler in _choose_timers(case.device, settings).items():
+            rows += _time_providers(case, task, timer, sampler, ready, facts, limits, settings, len(sets))
     return rows
 
 
-def _slow(prepared: Prepared, plan: timing.Plan) -> bool:
+def _is_slow(prepared: Prepared, plan: timing.Plan) -> bool:
     """Whether calls are too long to repeat them for their memory; the first one may have been long to compile."""
     if prepared.first_s <= plan.slow_s:
         return False
@@ -144,7 +144,7 @@ def _slow(prepared: Prepared, plan: timing.Plan) -> bool:
     return time.perf_counter() - start > plan.slow_s
 
 
-def _timed(
+def _time_providers(
     case: Case,
     task: Task,
     timer: str,
@@ -164,32 +164,32 @@ def _timed(
             samplers[provider].sample(1)
         except Exception as error:
             samplers.pop(provider, None)
-            rows.append(_row(case, provider, timer=timer, error=_said(error)))
+            rows.append(_make_row(case, provider, timer=timer, error=_describe_error(error)))
     taken = timing.measure(samplers, settings.plan) if samplers else {}
     work = task.work(case)
     for provider, t in taken.items():
-        row = _row(case, provider, timer=timer, **facts[provider])
+        row = _make_row(case, provider, timer=timer, **facts[provider])
         row |= {
-            "p50_us": _significant(t.p50 * 1e6),
-            "p20_us": _significant(t.p20 * 1e6),
-            "p80_us": _significant(t.p80 * 1e6),
+            "p50_us": _round(t.p50 * 1e6),
+            "p20_us": _round(t.p20 * 1e6),
+            "p80_us": _round(t.p80 * 1e6),
             "samples": t.samples,
             "calls_per_sample": t.calls,
             "bytes": work.bytes,
             "flops": work.flops,
-            "gbps": _significant(work.bytes / t.p50 * 1e-9),
-            "gflops": _significant(work.flops / t.p50 * 1e-9),
+            "gbps": _round(work.bytes / t.p50 * 1e-9),
+            "gflops": _round(work.flops / t.p50 * 1e-9),
             "bound": limits.bound(work),
-            "percent_of_limit": _significant(100 * limits.seconds(work) / t.p50),
-            "in_cache": sets * work.bytes <= environment.last_cache_bytes(case.device),
+            "percent_of_limit": _round(100 * limits.seconds(work) / t.p50),
+            "in_cache": sets * work.bytes <= environment.find_last_cache_bytes(case.device),
             **limits.record(),
         }
-        row |= {f"vs_{other}": _significant(taken[other].p50 / t.p50) for other in taken if other != provider}
+        row |= {f"vs_{other}": _round(taken[other].p50 / t.p50) for other in taken if other != provider}
         rows.append(row)
     return rows
 
 
-def _row(case: Case, provider: str, **facts: Any) -> dict[str, Any]:
+def _make_row(case: Case, provider: str, **facts: Any) -> dict[str, Any]:
     return {
         "kind": "row",
         "schema": SCHEMA,
@@ -205,25 +205,25 @@ def _row(case: Case, provider: str, **facts: Any) -> dict[str, Any]:
     }
 
 
-def _timers(device: str, settings: Settings) -> dict[str, Callable[[list[Callable[[], Any]]], timing.Sampler]]:
+def _choose_timers(device: str, settings: Settings) -> dict[str, Callable[[list[Callable[[], Any]]], timing.Sampler]]:
     if device != "cuda":
         return {"host": timing.HostSampler}
     graph = {"graph": timing.GraphSampler} if settings.graphs else {}
     return {"events": timing.EventSampler, **graph}
 
 
-def _memory(prepared: Prepared, device: str) -> dict[str, int | None]:
-    peak = memory.peak_bytes(prepared.calls[0], device)
-    result = memory.new_bytes(prepared.calls[0](), prepared.given)
+def _measure_memory(prepared: Prepared, device: str) -> dict[str, int | None]:
+    peak = memory.measure_peak_bytes(prepared.calls[0], device)
+    result = memory.count_new_bytes(prepared.calls[0](), prepared.given)
     return {
         "peak_bytes": peak,
         "result_bytes": result,
         "temporary_bytes": max(peak - result, 0),
-        "resident_bytes": memory.peak_resident_bytes(prepared.calls[0]) if device == "cpu" else None,
+        "resident_bytes": memory.measure_peak_resident_bytes(prepared.calls[0]) if device == "cpu" else None,
     }
 
 
-def _implementation(provider: str, inputs: Inputs) -> str:
+def _find_implementation(provider: str, inputs: Inputs) -> str:
     """What runs behind a provider's name: for the library, the implementation that it chose."""
     if provider != "fastvae":
         return provider
@@ -232,10 +232,10 @@ def _implementation(provider: str, inputs: Inputs) -> str:
     return backend.resolve("auto", inputs[0])
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return environment.without_paths(f"{type(error).__name__}: {lines[0] if lines else ''}")[:300]
+    return environment.cut_paths(f"{type(error).__name__}: {lines[0] if lines else ''}")[:300]
 
 
-def _significant(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.4g}")

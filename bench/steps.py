@@ -49,7 +49,7 @@ def run_step(step: Step, limit_s: float, variables: Mapping[str, str]) -> dict[s
             _end(process)
         log.seek(0)
         lines = [line for line in map(str.rstrip, log.readlines()) if line]
-    said = [environment.without_paths(line)[:_KEPT_CHARACTERS] for line in lines[-_KEPT_LINES:]]
+    said = [environment.cut_paths(line)[:_KEPT_CHARACTERS] for line in lines[-_KEPT_LINES:]]
     return {
         "name": step.name,
         "outcome": outcome,

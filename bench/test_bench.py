@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from . import registry, runner
-from .registry import PROVIDERS, Case
+from .task import PROVIDERS, Case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEASURED = [
     pytest.param(case, provider, id=f"{case.task}-{case.mode}-{case.shape}-{case.dtype}-{provider}")
-    for case in registry.cases(DEVICE)
-    for provider in filter(registry.task_of(case).offers, PROVIDERS)
+    for case in registry.select_cases(DEVICE)
+    for provider in filter(registry.find_task(case).offers, PROVIDERS)
 ]
 
 
 @pytest.mark.parametrize(("case", "provider"), MEASURED)
 def test_speed(benchmark: Any, case: Case, provider: str) -> None:
-    task = registry.task_of(case)
+    task = registry.find_task(case)
     torch._dynamo.reset()
     call = runner.prepare(task, case, provider, [task.inputs(case, torch.Generator(DEVICE).manual_seed(0))]).calls[0]
 

@@ -120,7 +120,7 @@ class GraphSampler:
 
 def measure(samplers: Mapping[str, Sampler], plan: Plan) -> dict[str, Timing]:
     """Timings of all samplers from interleaved rounds; each round starts with another of them."""
-    with _collector_paused():
+    with _pause_collector():
         first = {name: sampler.sample(1) for name, sampler in samplers.items()}
         slow = [name for name, taken in first.items() if taken > plan.slow_s]
         repetitions = {name: 1 if name in slow else _calibrate(sampler, plan) for name, sampler in samplers.items()}
@@ -128,7 +128,7 @@ def measure(samplers: Mapping[str, Sampler], plan: Plan) -> dict[str, Timing]:
         for name in slow:
             seconds[name].append(first[name] / samplers[name].calls_per_repetition)
         spent = 0.0
-        for done, names in enumerate(itertools.islice(_rotations(list(samplers)), plan.rounds)):
+        for done, names in enumerate(itertools.islice(_rotate(list(samplers)), plan.rounds)):
             if spent > plan.budget_s and done >= plan.min_rounds:
                 break
             for name in names:
@@ -140,12 +140,11 @@ def measure(samplers: Mapping[str, Sampler], plan: Plan) -> dict[str, Timing]:
                 spent += 0.0 if name in slow else taken
             if len(slow) == len(samplers) and done + 1 >= plan.slow_rounds:
                 break
-    return {
-        name: _timing(taken, repetitions[name] * samplers[name].calls_per_repetition) for name, taken in seconds.items()
-    }
+    per_sample = {name: repetitions[name] * sampler.calls_per_repetition for name, sampler in samplers.items()}
+    return {name: _summarise(taken, per_sample[name]) for name, taken in seconds.items()}
 
 
-def _timing(seconds: list[float], calls: int) -> Timing:
+def _summarise(seconds: list[float], calls: int) -> Timing:
     p20, p50, p80 = (float(quantile) for quantile in np.percentile(seconds, (20, 50, 80)))
     return Timing(p20, p50, p80, len(seconds), calls)
 
@@ -162,14 +161,14 @@ def _calibrate(sampler: Sampler, plan: Plan) -> int:
     return repetitions
 
 
-def _rotations(names: list[str]) -> Iterator[list[str]]:
+def _rotate(names: list[str]) -> Iterator[list[str]]:
     for first in itertools.count():
         shift = first % len(names)
         yield names[shift:] + names[:shift]
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def _pause_collector() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

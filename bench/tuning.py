@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from . import report, results
-from .registry import Case, Function, Peer, Task
+from .rows import Row, group_by_case
+from .task import Case, Function, Peer, Task
+from .wording import format_duration
 
 # Rows, columns, inner size, warps, stages.
 _HALF = (
@@ -44,7 +45,7 @@ class Alternative:
         ]
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def apply(self) -> Iterator[None]:
         before = [names[name] for names, name, _ in self._settings]
         for names, name, value in self._settings:
             names[name] = value
@@ -55,7 +56,7 @@ class Alternative:
                 names[name] = value
 
 
-def _matrix_tiles(case: Case) -> list[Alternative]:
+def _vary_matrix_tiles(case: Case) -> list[Alternative]:
     from fastvae.kernels import _matrix
 
     half = case.itemsize == 2
@@ -70,11 +71,11 @@ def _matrix_tiles(case: Case) -> list[Alternative]:
     ]
 
 
-def _conv_tiles(case: Case) -> list[Alternative]:
+def _vary_conv_tiles(case: Case) -> list[Alternative]:
     from fastvae.kernels._matrix import MatrixTile
     from fastvae.kernels._tiles import next_power_of_2
 
-    def fixed(shape: tuple[int, ...]) -> Callable[..., MatrixTile]:
+    def fix(shape: tuple[int, ...]) -> Callable[..., MatrixTile]:
         def tile(rows: int, columns: int, inner: int, *_: Any) -> MatrixTile:
             made = MatrixTile(*shape)
             return made._replace(
@@ -87,19 +88,19 @@ def _conv_tiles(case: Case) -> list[Alternative]:
     return [
         Alternative(
             "tile " + "x".join(map(str, shape)),
-            {(module, "conv_tile"): fixed(shape) for module in ("masked_conv2d", "masked_conv2d_gradients")},
+            {(module, "conv_tile"): fix(shape) for module in ("masked_conv2d", "masked_conv2d_gradients")},
         )
         for shape in (_HALF if case.itemsize == 2 else _SINGLE)
     ]
 
 
-def _row_tiles(case: Case) -> list[Alternative]:
+def _vary_row_tiles(case: Case) -> list[Alternative]:
     return [Alternative(f"warps {w}", {("_tiles", "_WARPS"): w}) for w in (1, 2, 8)] + [
         Alternative(f"busy {b}", {("_tiles", "_BUSY"): b}) for b in (256, 4096)
     ]
 
 
-def _constants(module: str, *names: str, values: Sequence[tuple[int, ...]]) -> Callable[[Case], list[Alternative]]:
+def _vary_constants(module: str, *names: str, values: Sequence[tuple[int, ...]]) -> Callable[[Case], list[Alternative]]:
     def alternatives(case: Case) -> list[Alternative]:
         return [
             Alternative(
@@ -113,41 +114,41 @@ def _constants(module: str, *names: str, values: Sequence[tuple[int, ...]]) -> C
 
 
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
-    "diag_gaussian": _row_tiles,
-    "tril_gaussian": _row_tiles,
-    "affine_flow": _row_tiles,
-    "gated_activation": _row_tiles,
-    "masked_linear": _matrix_tiles,
-    "autoregressive_flow": _matrix_tiles,
-    "training_step": _matrix_tiles,
-    "masked_conv2d": _conv_tiles,
-    "gated_stack": _conv_tiles,
-    "autoregressive_inverse": _constants(
+    "diag_gaussian": _vary_row_tiles,
+    "tril_gaussian": _vary_row_tiles,
+    "affine_flow": _vary_row_tiles,
+    "gated_activation": _vary_row_tiles,
+    "masked_linear": _vary_matrix_tiles,
+    "autoregressive_flow": _vary_matrix_tiles,
+    "training_step": _vary_matrix_tiles,
+    "masked_conv2d": _vary_conv_tiles,
+    "gated_stack": _vary_conv_tiles,
+    "autoregressive_inverse": _vary_constants(
         "autoregressive_inverse", "_BUSY", "_PRODUCTS", "_WARPS",
         values=((132, 4096, 4), (528, 4096, 4), (264, 2048, 4), (264, 8192, 4), (264, 8192, 8), (264, 2048, 2)),
     ),
-    "logistic_mixture": _constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
-    "causal_sampler": _constants(
+    "logistic_mixture": _vary_constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
+    "causal_sampler": _vary_constants(
         "causal_sampler", "_BLOCK_O", "_BLOCK_K", "_WARPS",
         values=((32, 32, 4), (32, 64, 8), (64, 32, 8), (64, 64, 8), (64, 64, 4), (128, 32, 8), (128, 64, 8)),
     ),
 }  # fmt: skip
 
 
-def with_alternatives(task: Task, case: Case) -> Task:
+def add_alternatives(task: Task, case: Case) -> Task:
     """The task with the providers ``rule`` and those of its op's alternatives."""
 
     def triton(case: Case, impl: str = "triton") -> Function:
         return task.fastvae(case, "triton")
 
     tried = [Alternative("rule", {}), *ALTERNATIVES[task.op](case)]
-    return replace(task, peers={each.name: Peer(triton, around=each.applied) for each in tried})
+    return replace(task, peers={each.name: Peer(triton, around=each.apply) for each in tried})
 
 
-def table(rows: Sequence[results.Row]) -> str:
+def build_table(rows: Sequence[Row]) -> str:
     """Of each case the rule's time, and how many times faster the alternatives are."""
     lines = ["| case | rule | alternatives, from the fastest |", "| --- | ---: | --- |"]
-    for group in results.by_case({**row, "kind": "row"} for row in rows):
+    for group in group_by_case({**row, "kind": "row"} for row in rows):
         timed = sorted((row for row in group.values() if "error" not in row), key=lambda row: row["p50_us"])
         said = [f"{row['provider']}: {row['error']}" for row in group.values() if "error" in row]
         rule = next((row for row in timed if row["provider"] == "rule"), None)
@@ -156,6 +157,6 @@ def table(rows: Sequence[results.Row]) -> str:
             said = [f"{name}: {ratio:.3f} x" for name, ratio in ratios] + said
         row = next(iter(group.values()))
         name = " ".join(str(row.get(key, "")) for key in ("op", "entry", "variant", "mode", "shape", "dtype", "timer"))
-        time = "failed" if rule is None else report.duration(rule["p50_us"])
+        time = "failed" if rule is None else format_duration(rule["p50_us"])
         lines.append(f"| {name} | {time} | {'; '.join(said)} |")
     return "\n".join(lines)

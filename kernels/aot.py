@@ -14,10 +14,7 @@ import json
 import multiprocessing
 import os
 import pkgutil
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,9 +23,11 @@ from typing import Any
 import torch
 
 from ._launch import AotCase, Launch, recording
+from ._machine_code import COLUMNS, Code, count_instructions, read_amd, read_nvidia
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-COLUMNS = ("registers", "shared", "local", "instructions", "loads_128", "stores_128", "matrix", "warp_group")
+# Rows whose instructions are counted together: enough to start few disassemblers, few enough to see progress.
+_TOGETHER = 96
 
 _TYPES = {
     torch.float16: "*fp16",
@@ -102,69 +101,33 @@ def compile_launch(recorded: Launch, target: str) -> Any:
     return triton.compile(source, target=gpu, options=options)
 
 
-def _count(pattern: str, text: str) -> int:
-    return len(re.findall(pattern, text, re.MULTILINE))
-
-
-def _nvidia_resources(compiled: Any) -> dict[str, int]:
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-sass", "--dump-resource-usage", cubin.name]
-        sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", sass)}
-    return {
-        "registers": used["REG"],
-        "shared": max(used["SHARED"], compiled.metadata.shared),
-        "local": used["STACK"] + used["LOCAL"],
-        "instructions": _count(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S", sass),
-        "loads_128": _count(r"\bLDG\S*\.128\b", sass),
-        "stores_128": _count(r"\bSTG\S*\.128\b", sass),
-        "matrix": _count(r"\b(?:HMMA|IMMA|DMMA|QGMMA|HGMMA|UTC\w*MMA)\b", sass),
-        "warp_group": _count(r"\bHGMMA\b", sass),
-    }
-
-
-def _amd_resources(compiled: Any) -> dict[str, int]:
-    assembly = compiled.asm["amdgcn"]
-
-    def field(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
-
-    return {
-        "registers": field("vgpr_count"),
-        "shared": field("group_segment_fixed_size"),
-        "local": field("private_segment_fixed_size"),
-        "instructions": _count(r"^\t(?:v|s|ds|global|buffer|flat|scratch)_", assembly),
-        "loads_128": _count(r"\b(?:global|buffer)_load_dwordx4\b", assembly),
-        "stores_128": _count(r"\b(?:global|buffer)_store_dwordx4\b", assembly),
-        "matrix": _count(r"\bv_mfma_", assembly),
-        "warp_group": 0,
-    }
-
-
-def resources(recorded: Launch, target: str) -> dict[str, int]:
-    """What the machine code of a recorded launch uses: counts, and bytes of shared and local memory."""
-    compiled = compile_launch(recorded, target)
-    return _nvidia_resources(compiled) if target.startswith("sm_") else _amd_resources(compiled)
-
-
-def _case_rows(stem: str, index: int, targets: Sequence[str]) -> list[dict[str, Any]]:
+def _compile_case(stem: str, index: int, targets: Sequence[str]) -> list[tuple[dict[str, Any], Code | None]]:
+    """The case's rows; beside those for NVIDIA the code whose instructions remain to be counted."""
     case = cases(stem)[index]
-    rows = []
+    rows: list[tuple[dict[str, Any], Code | None]] = []
     for target in targets:
         for recorded in launches(case, target):
             row: dict[str, Any] = {
                 "stem": stem, "kernel": recorded.kernel.__name__, "case": case.name, "target": target, "error": None,
             }  # fmt: skip
+            code = None
             try:
-                row |= resources(recorded, target)
+                compiled = compile_launch(recorded, target)
+                if target.startswith("sm_"):
+                    usage, code = read_nvidia(compiled)
+                else:
+                    usage = read_amd(compiled)
+                row |= usage
             except Exception as error:  # a failure becomes a row, so that one run shows all of them
                 row["error"] = f"{type(error).__name__}: {error}"
-            rows.append(row)
+            rows.append((row, code))
     return rows
+
+
+def _complete_rows(rows: Sequence[tuple[dict[str, Any], Code | None]]) -> Iterator[dict[str, Any]]:
+    counts = iter(count_instructions([code for _, code in rows if code is not None]))
+    for row, code in rows:
+        yield row if code is None else row | next(counts)
 
 
 def compile_all(
@@ -175,10 +138,15 @@ def compile_all(
         raise RuntimeError("TRITON_INTERPRET must not be 1: interpreted kernels cannot be compiled")
     jobs = [(stem, index) for stem in only or stems() for index in range(len(cases(stem)))]
     workers = workers or min(len(jobs), os.cpu_count() or 1, 8)
+    waiting: list[tuple[dict[str, Any], Code | None]] = []
     # Each worker starts afresh: MLIR's and torch's threads do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for rows in pool.map(_case_rows, *zip(*jobs, strict=True), [targets] * len(jobs)):
-            yield from rows
+        for rows in pool.map(_compile_case, *zip(*jobs, strict=True), [targets] * len(jobs)):
+            waiting += rows
+            if len(waiting) >= _TOGETHER:
+                yield from _complete_rows(waiting)
+                waiting = []
+    yield from _complete_rows(waiting)
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

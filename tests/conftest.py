@@ -1,6 +1,8 @@
 """Triton's interpreter stands in for a GPU; it must be chosen before Triton decorates the first kernel."""
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -9,6 +11,9 @@ if not torch.cuda.is_available():
 
 import hypothesis
 import pytest
+
+# `bench` and `tests` are folders of the checkout. It comes last, where it does not hide an installed fastvae.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # On a GPU: what deterministic products of cuBLAS need, and float32 convolutions that are float32.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

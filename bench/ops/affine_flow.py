@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Shape, Task, Work
 
 CPU_SHAPES = (Shape(4096, 32), Shape(65536, 64))
 SHAPES = {"cpu": CPU_SHAPES, "cuda": (*CPU_SHAPES, Shape(65536, 1024))}
@@ -40,7 +40,7 @@ def _reference(case: Case) -> Function:
 def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     rows = [t[: gaussian.CHECKED_ROWS].detach().double() for t in inputs]
     for name, got, expected in zip(("out", "log_det"), outputs, _reference(case)(*rows), strict=True):
-        wrong = gaussian.differing(case, name, got[: gaussian.CHECKED_ROWS], expected)
+        wrong = gaussian.describe_difference(case, name, got[: gaussian.CHECKED_ROWS], expected)
         if wrong:
             return wrong
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import networks
-from ..registry import Case, Function, Shape, Task
+from ..task import Case, Function, Shape, Task
 
 # By the widths of the hidden layers: rows are points, columns features.
 SHAPES = {"320-320": (Shape(128, 32),), "1920-1920": (Shape(128, 32), Shape(1024, 64))}
@@ -14,7 +14,7 @@ SHAPES = {"320-320": (Shape(128, 32),), "1920-1920": (Shape(128, 32), Shape(1024
 def _fastvae(case: Case, impl: str) -> Function:
     from fastvae.ops.autoregressive_flow import autoregressive_flow
 
-    structure = networks.structure_of(case)
+    structure = networks.find_structure(case)
 
     def run(z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         return autoregressive_flow(z, None, networks.parameters(tensors), structure, kind=networks.KIND, impl=impl)
@@ -29,7 +29,7 @@ TASKS = tuple(
         variant=variant,
         inputs=networks.inputs,
         fastvae=_fastvae,
-        reference=networks.plain_flow,
+        reference=networks.build_plain_flow,
         work=networks.work,
         check=networks.check_flow,
         shapes={"cpu": shapes, "cuda": shapes},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import networks, peers
-from ..registry import Case, Function, Inputs, Peer, Shape, Task
+from ..task import Case, Function, Inputs, Peer, Shape, Task
 
 # Rows, columns and modes by the widths of the hidden layers. Peers keep the activations of every pass for backward,
 # which 784 features leave no memory for.
@@ -22,7 +22,7 @@ SHAPES = {
 def _fastvae(case: Case, impl: str) -> Function:
     from fastvae.ops.autoregressive_inverse import autoregressive_inverse
 
-    structure = networks.structure_of(case)
+    structure = networks.find_structure(case)
 
     def run(z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         return autoregressive_inverse(z, None, networks.parameters(tensors), structure, kind=networks.KIND, impl=impl)
@@ -33,14 +33,14 @@ def _fastvae(case: Case, impl: str) -> Function:
 def _reference(case: Case) -> Function:
     from fastvae.reference.autoregressive_inverse import autoregressive_inverse
 
-    structure = networks.structure_of(case)
+    structure = networks.find_structure(case)
     return lambda z, *tensors: autoregressive_inverse(z, None, networks.parameters(tensors), structure, networks.KIND)
 
 
 def _forward(case: Case) -> Function:
     from fastvae.ops.autoregressive_flow import autoregressive_flow
 
-    structure = networks.structure_of(case)
+    structure = networks.find_structure(case)
     return lambda x, *tensors: autoregressive_flow(x, None, networks.parameters(tensors), structure, kind=networks.KIND)
 
 
@@ -57,7 +57,7 @@ TASKS = tuple(
         inputs=networks.inputs,
         fastvae=_fastvae,
         reference=_reference,
-        peers={name: peers.inverse(name) for name in peers.MODULES} | {"forward": Peer(_forward, _solved, False)},
+        peers={name: peers.make_inverse(name) for name in peers.MODULES} | {"forward": Peer(_forward, _solved, False)},
         work=networks.work,
         check=networks.check_inverse,
         shapes={"cpu": (shape,), "cuda": (shape,)},

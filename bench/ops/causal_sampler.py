@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Case, Function, Inputs, Peer, Shape, Task, Work
+from ..task import Case, Function, Inputs, Peer, Shape, Task, Work
 
 # Rows are images, columns pixels.
 SHAPES = (Shape(64, 784), Shape(1, 784))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from .. import gaussian
-from ..registry import Case, Function, Peer, Shape, Task, Work
+from ..task import Case, Function, Peer, Shape, Task, Work
 
 SHAPES = {"cpu": gaussian.CPU_SHAPES, "cuda": (*gaussian.CPU_SHAPES, Shape(65536, 1024))}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Shape, Task, Work
 
 # Variants are the channels of the input; rows are images, columns the pixels of each side.
 SHAPES = {"64": (Shape(100, 28),), "320": (Shape(16, 32),), "768": (Shape(48, 64),)}
@@ -46,7 +46,7 @@ def _reference(case: Case) -> Function:
 
 def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     expected = _gate(*(t[:_CHECKED_IMAGES].detach().double() for t in inputs))
-    return gaussian.differing(case, "y", outputs[:_CHECKED_IMAGES], expected)
+    return gaussian.describe_difference(case, "y", outputs[:_CHECKED_IMAGES], expected)
 
 
 def _work(case: Case) -> Work:

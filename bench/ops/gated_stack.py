@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Shape, Task, Work
 
 # Rows are images, columns pixels.
 SHAPES = (Shape(16, 784),)
@@ -52,7 +52,7 @@ def _stack(case: Case, impl: str) -> Function:
 
 def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     expected = _network(case.device, torch.float64, "reference")(_images(case)[:_CHECKED_IMAGES].double())
-    return gaussian.differing(case, "logits", outputs[:_CHECKED_IMAGES], expected)
+    return gaussian.describe_difference(case, "logits", outputs[:_CHECKED_IMAGES], expected)
 
 
 def _work(case: Case) -> Work:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Shape, Task, Work
 
 # Rows are images, columns the pixels of each side.
 SHAPES = {"cpu": (Shape(16, 32), Shape(64, 32)), "cuda": (Shape(16, 32), Shape(256, 32))}

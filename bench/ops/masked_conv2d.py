@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Peer, Shape, Task, Work
+from ..task import Case, Function, Inputs, Peer, Shape, Task, Work
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     padding = _LAYERS[case.variant].kernel // 2
     images = x[: gaussian.CHECKED_ROWS]
     expected = functional.conv2d(images, weight * _mask(case).double(), bias, padding=padding)
-    return gaussian.differing(case, "y", outputs[: gaussian.CHECKED_ROWS], expected)
+    return gaussian.describe_difference(case, "y", outputs[: gaussian.CHECKED_ROWS], expected)
 
 
 def _work(case: Case) -> Work:

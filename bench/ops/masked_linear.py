@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Shape, Task, Work
 
 # Rows, and columns for both inputs and outputs.
 CPU_SHAPES = (Shape(128, 320), Shape(128, 1920), Shape(1024, 1920))
@@ -49,7 +49,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
     x, weight, bias = (t.detach().double() for t in inputs)
     ins, outs = _degrees(case)
     expected = functional.linear(x[: gaussian.CHECKED_ROWS], weight * (ins <= outs.unsqueeze(-1)), bias)
-    return gaussian.differing(case, "y", outputs[: gaussian.CHECKED_ROWS], expected)
+    return gaussian.describe_difference(case, "y", outputs[: gaussian.CHECKED_ROWS], expected)
 
 
 def _work(case: Case) -> Work:

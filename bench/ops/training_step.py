@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Shape, Task, Work
 
 # Rows are images, columns latent dimensions; the first is the recipe's default.
 SHAPES = {"cpu": (Shape(100, 32), Shape(512, 64)), "cuda": (Shape(100, 32), Shape(4096, 64))}

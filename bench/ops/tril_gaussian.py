@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from .. import gaussian
-from ..registry import Case, Function, Inputs, Peer, Shape, Task, Work
+from ..task import Case, Function, Inputs, Peer, Shape, Task, Work
 
 CPU_SHAPES = (Shape(128, 32), Shape(512, 64), Shape(256, 256), Shape(100, 50, samples=50))
 SHAPES = {"cpu": CPU_SHAPES, "cuda": (*CPU_SHAPES, Shape(4096, 256), Shape(65536, 64))}

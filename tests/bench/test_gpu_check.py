@@ -7,7 +7,8 @@ import time
 import torch
 
 from bench import __main__ as command
-from bench import gpu_check, results
+from bench import gpu_check, gpu_plan
+from bench.rows import append_rows
 from bench.steps import Step, run_step
 
 
@@ -23,46 +24,46 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path, monkeypatch, capsys):
 def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda tool: None)
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda module: None)
-    lacking = "\n".join(gpu_check.missing(needs_gpu=False))
+    lacking = "\n".join(gpu_check.find_missing(needs_gpu=False))
     for item in ("nanobind", "scikit-build-core", "pytest", "cmake", "ninja", "C++ compiler"):
         assert item in lacking
     assert "CUDA" not in lacking
 
 
 def test_all_but_the_last_measurements_find_their_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check.shutil, "copytree", lambda *_, **__: None)
-    steps = gpu_check._steps(tmp_path, tmp_path / "gpu-check.jsonl", False)
+    monkeypatch.setattr(gpu_plan.shutil, "copytree", lambda *_, **__: None)
+    steps = gpu_plan.plan_steps(tmp_path, tmp_path / "gpu-check.jsonl", False)
     last = [step.name for step in steps].index("racecheck")
-    assert sum(step.limit_s for step in steps[: last + 1]) <= gpu_check._LIMIT_S
+    assert sum(step.limit_s for step in steps[: last + 1]) <= gpu_plan.LIMIT_S
     assert all(step.name.startswith("bench ") for step in steps[last + 1 :])
     (everything,) = [step.command for step in steps if step.name == "tests"]
     assert "--ignore=tests/gpu" in everything
 
 
 def test_measurements_name_what_exists():
-    parser = command._parser()
-    for _, selection, _ in (*gpu_check._FIRST_MEASUREMENTS, *gpu_check._MEASUREMENTS):
+    parser = command._build_parser()
+    for _, selection, _ in (*gpu_plan.FIRST_MEASUREMENTS, *gpu_plan.MEASUREMENTS):
         options = parser.parse_args([*selection.split(), "--device", "cuda", "--list"])
-        assert command._cases(options)
-        assert command._providers(options)
+        assert command._choose_cases(options)
+        assert command._choose_providers(options)
 
 
 def test_tuning_fits_and_names_what_exists(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check.shutil, "copytree", lambda *_, **__: None)
-    steps = gpu_check._steps(tmp_path, tmp_path / "gpu-tune.jsonl", False, True)
-    assert sum(step.limit_s for step in steps) <= gpu_check._LIMIT_S
-    assert [step.name for step in steps[2:]] == [name for name, _, _ in gpu_check._TUNED]
-    for _, selection, _ in gpu_check._TUNED:
-        options = command._parser().parse_args([*selection.split(), "--device", "cuda", "--tune", "--list"])
-        assert command._cases(options)
+    monkeypatch.setattr(gpu_plan.shutil, "copytree", lambda *_, **__: None)
+    steps = gpu_plan.plan_steps(tmp_path, tmp_path / "gpu-tune.jsonl", False, True)
+    assert sum(step.limit_s for step in steps) <= gpu_plan.LIMIT_S
+    assert [step.name for step in steps[2:]] == [name for name, _, _ in gpu_plan.TUNED]
+    for _, selection, _ in gpu_plan.TUNED:
+        options = command._build_parser().parse_args([*selection.split(), "--device", "cuda", "--tune", "--list"])
+        assert command._choose_cases(options)
 
 
 def test_sanitizer_is_left_out_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
-    record = run_step(Step("memcheck", gpu_check._sanitizer("memcheck"), 60, tmp_path), 60, os.environ)
+    record = run_step(Step("memcheck", gpu_plan.sanitize("memcheck"), 60, tmp_path), 60, os.environ)
     assert (record["outcome"], record["output"]) == ("ok", ["left out: compute-sanitizer is not installed"])
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "compute-sanitizer")
-    assert "--tool=racecheck" in gpu_check._sanitizer("racecheck")
+    assert "--tool=racecheck" in gpu_plan.sanitize("racecheck")
 
 
 def test_a_step_tells_how_it_ended(tmp_path):
@@ -98,16 +99,16 @@ def _alive(pid):
 def test_every_step_is_on_disk_before_the_next(tmp_path, monkeypatch):
     """The second step reads the record of the first; what follows a failed build is recorded as not run."""
     records = tmp_path / "gpu-check.jsonl"
-    results.append(records, [header()])
+    append_rows(records, [header()])
     look = f'raise SystemExit(0 if \'"name": "first"\' in open({str(records)!r}).read() else 1)'
     steps = [
         Step("first", [sys.executable, "-c", "pass"], 60, tmp_path),
         Step("second", [sys.executable, "-c", look], 60, tmp_path),
         Step("late", [sys.executable, "-c", "pass"], 60, tmp_path),
     ]
-    done = gpu_check._run(steps[:2], records, time.monotonic() + 120, tmp_path)
+    done = gpu_check.run_steps(steps[:2], records, time.monotonic() + 120, tmp_path)
     assert [step["outcome"] for step in done] == ["ok", "ok"]
-    done = gpu_check._run(steps[2:], records, time.monotonic(), tmp_path)
+    done = gpu_check.run_steps(steps[2:], records, time.monotonic(), tmp_path)
     assert [step["outcome"] for step in done] == ["not run: the time was over"]
     page = (tmp_path / "gpu-check.md").read_text()
     assert all(f"| {name} |" in page for name in ("first", "second", "late"))
@@ -115,12 +116,12 @@ def test_every_step_is_on_disk_before_the_next(tmp_path, monkeypatch):
 
 def test_nothing_runs_on_a_build_that_failed(tmp_path):
     records = tmp_path / "gpu-check.jsonl"
-    results.append(records, [header()])
+    append_rows(records, [header()])
     steps = [
         Step("build", [sys.executable, "-c", "raise SystemExit(1)"], 60, tmp_path),
         Step("tests", [sys.executable, "-c", "pass"], 60, tmp_path),
     ]
-    done = gpu_check._run(steps, records, time.monotonic() + 120, tmp_path)
+    done = gpu_check.run_steps(steps, records, time.monotonic() + 120, tmp_path)
     assert [step["outcome"] for step in done] == ["failed (exit status 1)", "not run: the build failed"]
 
 

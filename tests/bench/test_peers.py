@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import peers, registry, roofline, runner, timing
-from bench.registry import Case, Shape
+from bench.task import Case, Shape
 
 INSTALLED = {"zuko": "zuko", "nflows": "nflows", "pyro": "pyro"}
 
@@ -15,22 +15,22 @@ def case_of(mode="fwd", variant="512-512"):
 
 @pytest.fixture(autouse=True)
 def fresh_modules():
-    peers._module.cache_clear()
+    peers._build_module.cache_clear()
     yield
-    peers._module.cache_clear()
+    peers._build_module.cache_clear()
 
 
 @pytest.mark.parametrize("name", peers.MODULES)
 def test_inverse_is_an_inverse_of_the_same_size(name):
     pytest.importorskip(INSTALLED[name])
     case = case_of()
-    module, z = peers.module_of(name, case), torch.randn(5, 6)
+    module, z = peers.find_module(name, case), torch.randn(5, 6)
     x, log_det = module(z)
     back, minus_log_det = module.undo(x)
     torch.testing.assert_close(back, z)
     torch.testing.assert_close(minus_log_det, -log_det)
     # Weights in the shapes of ours.
-    ours = registry.task_of(case).inputs(case, torch.Generator().manual_seed(0))[1:]
+    ours = registry.find_task(case).inputs(case, torch.Generator().manual_seed(0))[1:]
     assert sorted(p.shape for p in module.parameters()) == sorted(t.shape for t in ours)
 
 
@@ -39,7 +39,7 @@ def test_every_call_computes(name, monkeypatch):
     """A transform that kept its last answer would be timed at nothing."""
     pytest.importorskip(INSTALLED[name])
     case = case_of()
-    task, sets = registry.task_of(case), [(torch.randn(5, 6),)]
+    task, sets = registry.find_task(case), [(torch.randn(5, 6),)]
     prepared = runner.prepare(task, case, name, sets)
     calls = []
     monkeypatch.setattr(torch.nn.functional, "linear", counted(calls, torch.nn.functional.linear))
@@ -62,8 +62,8 @@ def counted(calls, function):
 def test_gradients_reach_the_input_and_every_weight(name):
     pytest.importorskip(INSTALLED[name])
     case = case_of("fwdbwd")
-    task = registry.task_of(case)
-    prepared = runner.prepare(task, case, name, runner.input_sets(task, case))
+    task = registry.find_task(case)
+    prepared = runner.prepare(task, case, name, runner.make_input_sets(task, case))
     _, gradients = prepared.calls[0]()
     assert len(gradients) == 7
     assert all(g.abs().sum() > 0 for g in gradients)

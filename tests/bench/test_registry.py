@@ -8,10 +8,10 @@ import torch
 
 from bench import __main__ as command
 from bench import registry, runner
-from bench.registry import Case, Shape, Work
+from bench.task import Case, Shape, Task, Work
 
 TINY = Shape(5, 6)
-TASKS = [task for stem in registry.stems() for task in registry.tasks(stem)]
+TASKS = [task for stem in registry.list_stems() for task in registry.load_tasks(stem)]
 FUNCTIONS = [task for task in TASKS if "fwd" in task.modes]
 # Every provider that needs no compiler and no package beyond torch.
 OFFERED = [
@@ -43,20 +43,20 @@ def test_stems_of_the_library_are_registered():
         "masked_linear",
         "training_step",
         "tril_gaussian",
-    } <= set(registry.stems())
+    } <= set(registry.list_stems())
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
 def test_every_task_can_be_found_by_its_cases(task):
-    found = registry.cases("cpu", ops=[task.op], entries=[task.entry])
-    assert any(registry.task_of(case).name == task.name for case in found)
+    found = registry.select_cases("cpu", ops=[task.op], entries=[task.entry])
+    assert any(registry.find_task(case).name == task.name for case in found)
 
 
 @pytest.mark.parametrize(("task", "provider", "mode", "samples"), OFFERED)
 def test_providers_agree(task, provider, mode, samples):
     """Each provider runs, agrees with the float64 reference, and its calls return outputs and gradients."""
     case = case_of(task, mode, Shape(5, 6, samples))
-    prepared = runner.prepare(task, case, provider, runner.input_sets(task, case))
+    prepared = runner.prepare(task, case, provider, runner.make_input_sets(task, case))
     with torch.set_grad_enabled(mode == "fwdbwd"):
         results = prepared.calls[0]()
     if mode == "fwdbwd":
@@ -67,7 +67,7 @@ def test_providers_agree(task, provider, mode, samples):
         assert all(g.abs().sum() > 0 for g in gradients)
     else:
         outputs = results if isinstance(results, tuple) else (results,)
-    expected = task.function(case, "reference")(*runner.input_sets(task, case)[0])
+    expected = task.function(case, "reference")(*runner.make_input_sets(task, case)[0])
     expected = expected if isinstance(expected, tuple) else (expected,)
     assert [t.shape for t in outputs] == [t.shape for t in expected]
 
@@ -81,9 +81,9 @@ def test_a_wrong_result_is_refused(task):
         outputs = right(*inputs)
         return (outputs[0], outputs[1] + 1) if isinstance(outputs, tuple) else outputs + 1
 
-    broken = registry.Task(**{**vars(task), "reference": lambda case: wrong})
+    broken = Task(**{**vars(task), "reference": lambda case: wrong})
     with pytest.raises(RuntimeError, match="wrong result"):
-        runner.prepare(broken, case, "reference", runner.input_sets(task, case))
+        runner.prepare(broken, case, "reference", runner.make_input_sets(task, case))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_wrong_result_is_refused(task):
 def test_least_bytes(entry, variant, mode, expected):
     op = "tril_gaussian" if variant else "diag_gaussian"
     case = Case(op, entry, variant, mode, Shape(10, 8), "float32", "cpu")
-    assert registry.task_of(case).work(case).bytes == expected
+    assert registry.find_task(case).work(case).bytes == expected
 
 
 def connections(ins, outs):
@@ -116,7 +116,7 @@ def test_least_work_of_a_masked_layer_counts_what_the_mask_keeps(mode):
     case = Case("masked_linear", "linear", "", mode, Shape(10, 8), "float32", "cpu")
     degrees = [1 + unit * 31 // 8 for unit in range(8)]
     kept = connections(degrees, degrees)
-    work = registry.task_of(case).work(case)
+    work = registry.find_task(case).work(case)
     if mode == "fwd":
         assert work == Work(4 * (2 * 80 + kept + 8), 10 * (2 * kept + 8))
     else:
@@ -133,15 +133,15 @@ def test_least_work_of_a_step_counts_what_the_masks_keep(op):
     outputs = [*range(8), *range(8)]
     kept = connections(range(1, 9), hidden) + connections(hidden, hidden) + connections(hidden, outputs)
     units = 2 * width + 16
-    work = registry.task_of(case).work(case)
+    work = registry.find_task(case).work(case)
     assert work.flops == 10 * (2 * kept + 2 * units + 6 * 8)
     assert work.bytes == 4 * (2 * 80 + kept + units + 10)
 
 
 def test_the_inverse_is_not_compiled():
     """A loop over features unrolls into a graph that takes longer to compile than all else takes to measure."""
-    assert not any(task.offers("compile") for task in registry.tasks("autoregressive_inverse"))
-    assert all(task.offers("compile") for task in registry.tasks("autoregressive_flow"))
+    assert not any(task.offers("compile") for task in registry.load_tasks("autoregressive_inverse"))
+    assert all(task.offers("compile") for task in registry.load_tasks("autoregressive_flow"))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import environment, registry, results
+from bench import environment, registry
+from bench.rows import read_rows
+from bench.task import Task
 
 
 @pytest.fixture(autouse=True, scope="module")
 def cheap_limits():
     """Limits come from buffers of 64 KiB: the run is about rows, not about the machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.roofline._copy_bytes", lambda device: 1 << 16)
-        patch.setattr("bench.roofline._width", lambda device: 32)
+        patch.setattr("bench.roofline._choose_copy_bytes", lambda device: 1 << 16)
+        patch.setattr("bench.roofline._choose_width", lambda device: 32)
         yield
 
 
@@ -39,7 +41,7 @@ def rows(tmp_path_factory):
         [*arguments, "--shape", "16x12", "--impl", "fastvae,reference,distributions", "--json", str(path)]
     )
     assert status == 0
-    return results.read([path])
+    return read_rows([path])
 
 
 def test_rows_are_complete(rows):
@@ -103,16 +105,16 @@ def test_rows_name_no_host_and_no_place_on_disk(rows):
     ],
 )
 def test_paths_are_cut_from_messages(said, kept):
-    assert environment.without_paths(said) == kept
+    assert environment.cut_paths(said) == kept
 
 
 def broken_task(monkeypatch, provider):
-    (task, *others) = registry.tasks("diag_gaussian")
+    (task, *others) = registry.load_tasks("diag_gaussian")
 
     def fail(*inputs):
         raise RuntimeError("broken on purpose")
 
-    broken = registry.Task(**{**vars(task), provider: lambda *arguments: fail})
+    broken = Task(**{**vars(task), provider: lambda *arguments: fail})
     monkeypatch.setattr("bench.ops.diag_gaussian.TASKS", (broken, *others))
 
 
@@ -121,7 +123,7 @@ def test_a_failing_kernel_fails_the_run_and_spares_the_others(tmp_path, monkeypa
     path = tmp_path / "rows.jsonl"
     arguments = "--quick --device cpu --op diag_gaussian --entry rsample --mode fwd --shape 4x4".split()
     assert command.main([*arguments, "--impl", "fastvae,reference", "--json", str(path)]) == 1
-    ours, eager = results.read([path])
+    ours, eager = read_rows([path])
     assert ours["error"] == "RuntimeError: broken on purpose"
     assert eager["p50_us"] > 0
     assert "fastvae failed: RuntimeError: broken on purpose" in capsys.readouterr().err
@@ -131,7 +133,7 @@ def test_a_spent_budget_leaves_cases_out_and_says_so(tmp_path, monkeypatch, caps
     path = tmp_path / "rows.jsonl"
     arguments = "--quick --device cpu --op diag_gaussian --entry kl --shape 4x4 --impl reference".split()
     assert command.main([*arguments, "--budget", "1e-9", "--json", str(path)]) == 0
-    (record,) = results.read([path])
+    (record,) = read_rows([path])
     assert record["kind"] == "left_out"
     assert len(record["cases"]) == 2
     assert "left out" in capsys.readouterr().err

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import registry, results, tuning
-from bench.registry import Case, Shape
+from bench import registry, tuning
+from bench.rows import read_rows
+from bench.task import Case, Shape
 
 
 def case_of(op, dtype="float32"):
-    task = registry.tasks(op)[0]
+    task = registry.load_tasks(op)[0]
     return Case(op, task.entry, task.variant, "fwd", Shape(16, 16), dtype, "cuda")
 
 
 def test_every_op_has_alternatives():
-    assert set(tuning.ALTERNATIVES) == set(registry.stems())
+    assert set(tuning.ALTERNATIVES) == set(registry.list_stems())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -26,7 +27,7 @@ def test_values_hold_and_are_taken_back(op, dtype):
     for alternative in tuning.ALTERNATIVES[op](case_of(op, dtype)):
         places = [(importlib.import_module(f"fastvae.kernels.{module}"), name) for module, name in alternative.values]
         before = [getattr(module, name) for module, name in places]
-        with contextlib.suppress(RuntimeError), alternative.applied():
+        with contextlib.suppress(RuntimeError), alternative.apply():
             assert [getattr(module, name) for module, name in places] == list(alternative.values.values())
             raise RuntimeError
         assert [getattr(module, name) for module, name in places] == before
@@ -41,12 +42,12 @@ def test_names_of_an_op_differ():
 def test_run(tmp_path, monkeypatch, capsys):
     """In Triton's interpreter, or on a GPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setattr("bench.roofline._copy_bytes", lambda device: 1 << 16)
-    monkeypatch.setattr("bench.roofline._width", lambda device: 32)
+    monkeypatch.setattr("bench.roofline._choose_copy_bytes", lambda device: 1 << 16)
+    monkeypatch.setattr("bench.roofline._choose_width", lambda device: 32)
     path = tmp_path / "rows.jsonl"
     selection = ["--op", "diag_gaussian", "--entry", "rsample", "--shape", "4x16", "--mode", "fwdbwd"]
     assert command.main([*selection, "--device", device, "--tune", "--quick", "--json", str(path)]) == 0
-    rows = results.read([path])
+    rows = read_rows([path])
     assert {row["kind"] for row in rows} == {"tuning"}
     assert all(row["p50_us"] > 0 for row in rows)
     names = [alternative.name for alternative in tuning.ALTERNATIVES["diag_gaussian"](case_of("diag_gaussian"))]
@@ -63,11 +64,11 @@ def test_table_tells_failures():
         for name, time in (("rule", 10.0), ("slow", 20.0), ("quick", 5.0))
     ]
     rows.append({**case, "provider": "bad", "error": "OutOfResources"})
-    assert tuning.table(rows).splitlines()[2:] == [
+    assert tuning.build_table(rows).splitlines()[2:] == [
         "| o e  fwd 1x1 float32 events | 10 µs | quick: 2.000 x; slow: 0.500 x; bad: OutOfResources |"
     ]
     failed = [{**row, "error": "no"} if row["provider"] == "rule" else row for row in rows]
-    assert "| failed | rule: no; bad: OutOfResources |" in tuning.table(failed)
+    assert "| failed | rule: no; bad: OutOfResources |" in tuning.build_table(failed)
 
 
 @pytest.mark.parametrize("columns", [64, 320, 1920])
@@ -76,7 +77,7 @@ def test_tiles_that_do_not_fit_leave_the_rule(columns):
 
     rows, rule = 16384, matrix_tile(16384, columns, torch.bfloat16)
     for alternative in tuning.ALTERNATIVES["masked_linear"](case_of("masked_linear", "bfloat16")):
-        with alternative.applied():
+        with alternative.apply():
             tile = matrix_tile(rows, columns, torch.bfloat16)
         wanted = MatrixTile(*map(int, alternative.name.removeprefix("tile ").split("x")))
         fills = wanted.columns < 128 or columns % wanted.columns == 0

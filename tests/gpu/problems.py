@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 
 import fastvae.functional as F
-from tests import mixtures
-from tests.convolutions import Form
-from tests.networks import DEGREES, layer_inputs, layer_problem, network, norm_problem
-from tests.support import Problem, problems
+from tests.support import mixtures
+from tests.support.convolutions import Form
+from tests.support.gaussians import problems
+from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, norm_problem
+from tests.support.networks import network
+from tests.support.oracle import Problem
 
 
 def _gaussian(stem: str, entry: str, dense: bool = False, samples: tuple[int, ...] = ()) -> Callable[[], Problem]:

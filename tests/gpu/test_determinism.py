@@ -5,12 +5,14 @@ import torch
 
 import fastvae.functional as F
 from fastvae.sampling import CausalSampler
-from tests import mixtures
-from tests.causal_stacks import scaled, stacks
-from tests.convolutions import Form
 from tests.gpu.problems import PROBLEMS
-from tests.networks import DEGREES, layer_inputs, layer_problem, network
-from tests.support import problems, run_with_gradients
+from tests.support import mixtures
+from tests.support.causal_stacks import scaled, stacks
+from tests.support.convolutions import Form
+from tests.support.gaussians import problems
+from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem
+from tests.support.networks import network
+from tests.support.oracle import run_with_gradients
 
 
 def _flow(entry):

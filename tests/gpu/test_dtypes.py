@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.gpu.problems import PROBLEMS
-from tests.networks import check
+from tests.support.oracle import check
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

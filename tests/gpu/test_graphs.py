@@ -5,9 +5,10 @@ import torch
 
 import fastvae.functional as F
 from fastvae.sampling import CausalSampler
-from tests.causal_stacks import scaled, stacks
 from tests.gpu.problems import PROBLEMS
-from tests.support import packed_size, run_with_gradients
+from tests.support.causal_stacks import scaled, stacks
+from tests.support.gaussians import packed_size
+from tests.support.oracle import run_with_gradients
 
 
 def captured(function):

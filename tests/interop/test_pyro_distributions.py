@@ -9,7 +9,7 @@ from torch.distributions import kl_divergence
 
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
 from fastvae.interop import to_pyro
-from tests.test_distributions import every_kind, of_torch_full, parameters, posterior
+from tests.support.posteriors import every_kind, of_torch_full, parameters, posterior
 
 try:
     import pyro

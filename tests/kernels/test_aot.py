@@ -74,6 +74,11 @@ def test_every_kernel_compiles_for_every_target(report):
     assert compiled == {(kernel, target) for kernel in kernels for target in aot.TARGETS}
 
 
+def test_instructions_of_every_row_are_counted(report):
+    _, rows = report
+    assert [row for row in rows if not row["instructions"]] == []
+
+
 def test_no_local_memory(report):
     """On no target by the Triton that development is pinned to; by others on sm_90, which tiles are chosen for."""
     _, rows = report

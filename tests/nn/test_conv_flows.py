@@ -10,7 +10,7 @@ from fastvae.nn.checks import check_autoregressive
 from fastvae.nn.conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from fastvae.objectives import free_bits
 from fastvae.reference.affine_flow import KINDS, affine_flow
-from tests.networks import jacobian
+from tests.support.oracle import jacobian
 
 every_impl = pytest.mark.parametrize("impl", ["reference", "cpp"])
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastvae.nn import MADE, InverseAutoregressiveFlow, MaskedAutoregressiveFlow
-from tests.support import GPU
+from tests.support.implementations import GPU
 
 KERNELS = ("triton",) if GPU else ("cpp", "triton")
 DEVICE = "cuda" if GPU else "cpu"

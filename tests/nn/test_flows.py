@@ -10,7 +10,7 @@ import torch
 from fastvae.nn import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from fastvae.ops.autoregressive_flow import autoregressive_flow
 from fastvae.reference.affine_flow import KINDS
-from tests.networks import jacobian
+from tests.support.oracle import jacobian
 
 FLOWS = (InverseAutoregressiveFlow, MaskedAutoregressiveFlow)
 FORMS = {

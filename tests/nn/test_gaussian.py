@@ -12,7 +12,7 @@ import fastvae.functional as F
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
 from fastvae.nn import DiagonalGaussianHead, TriangularGaussianHead
 from fastvae.nn.gaussian import bound_log_sigma
-from tests.support import IMPLEMENTATIONS, device_of
+from tests.support.implementations import IMPLEMENTATIONS, device_of
 
 HEADS = (DiagonalGaussianHead, TriangularGaussianHead)
 every_head = pytest.mark.parametrize("head_class", HEADS)

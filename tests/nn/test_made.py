@@ -9,7 +9,7 @@ import torch
 from fastvae.nn import MADE
 from fastvae.reference.masked_linear import ACTIVATIONS
 from fastvae.structure import spread_degrees
-from tests.networks import jacobian
+from tests.support.oracle import jacobian
 
 SHUFFLED = [2, 0, 4, 1, 3]
 FORMS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastvae.nn.gated_pixelcnn import GatedPixelCNN
-from tests.nn.test_pixelcnn import context_of, contexts, made
+from tests.support.pixel_networks import context_of, contexts, made
 
 
 def saved_bytes(network, x, context):

@@ -12,10 +12,9 @@ from fastvae.nn.masked_conv import MaskedConv2d
 from fastvae.nn.pixelcnn import PixelCNN
 from fastvae.nn.pixelcnnpp import PixelCNNpp, concat_elu
 from fastvae.sampling.likelihoods import Bernoulli, Categorical, LogisticMixture
+from tests.support.pixel_networks import CONTEXTS, context_of, contexts, made
 
 every_network = pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN, PixelCNNpp])
-CONTEXTS = [{}, {"context_features": 4}, {"context_channels": 2}]
-contexts = pytest.mark.parametrize("context", CONTEXTS, ids=["plain", "vector", "map"])
 LIKELIHOODS = [
     ("bernoulli", 1),
     ("bernoulli", 3),
@@ -25,16 +24,6 @@ LIKELIHOODS = [
     (LogisticMixture(2, 8), 3),
 ]
 likelihoods = pytest.mark.parametrize(("likelihood", "channels"), LIKELIHOODS)
-
-
-def made(network, channels=1, layers=2, width=6, **options):
-    return network(channels, width, layers, **{"first_kernel_size": 3, "likelihood": "bernoulli"} | options).eval()
-
-
-def context_of(context, n, h, w):
-    if "context_features" in context:
-        return torch.randn(n, context["context_features"])
-    return torch.randn(n, context["context_channels"], h, w) if context else None
 
 
 def images(likelihood, n, channels, h, w):

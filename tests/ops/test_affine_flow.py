@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import fastvae.functional as F
 from fastvae import _C
 from fastvae.reference.affine_flow import CLAMPED_EXP, EXP_BOUND, GATE_BOUND, KINDS, LEAST_SCALE, RELEASE_BOUND
-from tests.networks import jacobian
-from tests.support import DTYPES, IMPLEMENTATIONS, SHAPES, Problem, check_against_oracle, device_of
+from tests.support.implementations import DTYPES, IMPLEMENTATIONS, SHAPES, device_of
+from tests.support.oracle import Problem, check_against_oracle, jacobian
 
 DIRECTIONS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -8,20 +8,10 @@ from fastvae.ops.autoregressive_flow import autoregressive_flow, made
 from fastvae.reference.affine_flow import KINDS
 from fastvae.reference.affine_flow import affine_flow as affine_reference
 from fastvae.reference.masked_linear import ACTIVATIONS
-from tests.networks import (
-    BATCHES,
-    KERNELS,
-    NETWORKS,
-    WRONG_NETWORK,
-    WRONG_STEP,
-    check,
-    jacobian,
-    network,
-    params_of,
-    right_arguments,
-    small_form,
-)
-from tests.support import DTYPES
+from tests.support.implementations import DTYPES
+from tests.support.networks import BATCHES, KERNELS, NETWORKS, network, params_of
+from tests.support.oracle import check, jacobian
+from tests.support.wrong_networks import WRONG_NETWORK, WRONG_STEP, right_arguments, small_form
 
 ENTRY_POINTS = ("made", "flow")
 every_entry = pytest.mark.parametrize("entry", ENTRY_POINTS)

@@ -8,20 +8,10 @@ from fastvae.ops.autoregressive_flow import autoregressive_flow
 from fastvae.ops.autoregressive_inverse import autoregressive_inverse
 from fastvae.reference.affine_flow import KINDS
 from fastvae.reference.masked_linear import ACTIVATIONS
-from tests.networks import (
-    BATCHES,
-    KERNELS,
-    NETWORKS,
-    WRONG_STEP,
-    check,
-    jacobian,
-    network,
-    params_of,
-    repeated_passes,
-    right_arguments,
-    small_form,
-)
-from tests.support import DTYPES
+from tests.support.implementations import DTYPES
+from tests.support.networks import BATCHES, KERNELS, NETWORKS, network, params_of, repeated_passes
+from tests.support.oracle import check, jacobian
+from tests.support.wrong_networks import WRONG_STEP, right_arguments, small_form
 
 every_impl = pytest.mark.parametrize("impl", ["reference", *KERNELS])
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvae.functional as F
-from tests.support import device_of, gaussian_inputs, packed_size, problems, tril_input
+from tests.support.gaussians import gaussian_inputs, packed_size, problems, tril_input
+from tests.support.op_arguments import KERNEL, op_arguments
 
 OPS = torch.ops.fastvae
 CASES = [
@@ -18,93 +19,7 @@ CASES = [
     for dense in ((False, True) if stem == "tril_gaussian" else (False,))
 ]
 every_case = pytest.mark.parametrize(("stem", "entry", "dense"), CASES)
-KERNEL = device_of("triton") if torch.cuda.is_available() else "cpu"
 KERNEL_IMPL = "triton" if torch.cuda.is_available() else "cpp"
-
-
-def op_arguments() -> dict[str, tuple]:
-    n, d, k = 3, 10, 2
-    mu, log_sigma, prior_mu, prior_log_sigma = torch.randn(4, n, d, device=KERNEL)
-    z, per_row, per_sample = (torch.randn(s, device=KERNEL) for s in ((k, n, d), (n,), (k, n)))
-    seed = torch.tensor(7, device=KERNEL)
-    packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
-    arguments = {
-        "diag_gaussian_fwd": (mu, log_sigma, seed, (k, n, d), 0, True),
-        "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, z[0].clone(), n, 0),
-        "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, z.clone(), n, 0),
-        "diag_gaussian_log_prob_fwd": (z, mu, log_sigma),
-        "diag_gaussian_log_prob_bwd": (per_sample, z, mu, log_sigma),
-        "diag_gaussian_kl_fwd": (mu, log_sigma),
-        "diag_gaussian_kl_bwd": (per_row, mu, log_sigma),
-        "diag_gaussian_kl_prior_fwd": (mu, log_sigma, prior_mu, prior_log_sigma),
-        "diag_gaussian_kl_prior_bwd": (per_row, mu, log_sigma, prior_mu, prior_log_sigma),
-    }
-    for name, tril in (("packed", packed), ("dense", dense)):
-        arguments |= {
-            f"tril_gaussian_fwd {name}": (mu, log_sigma, tril, seed, (k, n, d), 0, True),
-            f"tril_gaussian_bwd {name}": (z, per_sample, log_sigma, seed, z.clone(), 0, name == "dense", True),
-            f"tril_gaussian_log_prob_fwd {name}": (z, mu, log_sigma, tril),
-            f"tril_gaussian_log_prob_bwd {name}": (per_sample, z, log_sigma, tril),
-            f"tril_gaussian_kl_fwd {name}": (mu, log_sigma, tril),
-            f"tril_gaussian_kl_bwd {name}": (per_row, mu, log_sigma, tril),
-        }
-    return arguments | network_arguments() | image_arguments()
-
-
-def image_arguments() -> dict[str, tuple]:
-    x, condition, d_y = (torch.randn(s, device=KERNEL) for s in ((2, 6, 3, 4), (2, 6, 1, 1), (2, 3, 3, 4)))
-    weight, bias = torch.randn(3, 6, 3, 3, device=KERNEL), torch.randn(3, device=KERNEL)
-    degrees = [torch.tensor(v, device=KERNEL) for v in ([0, 0, 1, 1, 2, 2], [0, 1, 2])]
-    conv = ([0, 1, 2, 3, 4], 4, [1, 1, 1, 1], [1, 1], 1, "silu")
-    image, params = torch.rand(2, 1, 3, 4, device=KERNEL), torch.randn(2, 6, 3, 4, device=KERNEL)
-    return {
-        "gated_activation_fwd": (x, condition, "tanh"),
-        "gated_activation_bwd": (d_y, x, condition, "tanh"),
-        "masked_conv2d_fwd": (x, weight, bias, *degrees, *conv, True),
-        "masked_conv2d_bwd": (d_y, d_y.clone(), x, weight, *degrees, *conv, [True, True, True]),
-        "logistic_mixture_fwd": (image, params, 256, True),
-        "logistic_mixture_bwd": (torch.rand(2, device=KERNEL), image, params, torch.randn_like(params), 256),
-    }
-
-
-def network_arguments() -> dict[str, tuple]:
-    """Of the masked layers; the fused network runs in the extension only."""
-    n, d, width = 64, 3, 8  # a whole block: in `saved`, lanes without a sample are undefined
-    degrees = [torch.tensor(v) for v in ([1, 2, 3], [0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2, 0, 1, 2])]
-    x, context, y = torch.randn(n, d), torch.randn(n, width), torch.randn(n, width)
-    weights = [torch.randn(width, d), torch.randn(2 * d, width)]
-    biases, scales = [torch.randn(width), None], [None, torch.rand(2 * d)]
-    structure = [d, 2, 6, 1, 0, 0]  # two parameters of each feature, silu, gated
-    kept = (*weights, scales[1])
-    present = [True, True, False, False, True]
-    network = ((*weights, context, biases[0], scales[1]), present, degrees, structure)
-    saved, log_det = torch.rand(1, d + 2 * width + 2 * d, 64), torch.randn(n)
-    on_device = [t.to(KERNEL) for t in (x, weights[0], biases[0], *degrees[:2], y)]
-    x_there, weight, bias, in_degrees, out_degrees, d_y = on_device
-    layer = (weight, bias, None, in_degrees, out_degrees, "silu")
-    return {
-        "masked_linear_fwd": (x_there, *layer, True),
-        "masked_linear_bwd": (d_y, d_y.clone(), x_there, weight, None, in_degrees, out_degrees, "silu", True),
-        "masked_norm_fwd": (weights[0], *degrees[:2]),
-        "masked_norm_bwd": (torch.rand(width), torch.rand(width), weights[0], *degrees[:2]),
-        "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False),
-        "affine_flow_bwd": (x_there, x_there[:, 0].clone(), *(x_there.clone() for _ in range(3)), "gated", True),
-        "autoregressive_flow_fwd": (x, *network, True),
-        "autoregressive_flow_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5),
-        "autoregressive_flow_bwd context": (
-            x,
-            log_det,
-            saved,
-            kept,
-            present,
-            False,
-            degrees,
-            structure,
-            [False, False, True, False, False],
-        ),
-        "autoregressive_inverse_fwd": (x, *network, True),
-        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, degrees, structure),
-    }
 
 
 @pytest.mark.parametrize("name", list(op_arguments()))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
-from tests.causal_stacks import SIZE, Case, Colored, Gated, Stack, masked, scaled, seeded, stacks
+from tests.support.causal_networks import Colored, Gated, masked
+from tests.support.causal_stacks import SIZE, Case, Stack, scaled, seeded, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 STACKS = stacks()

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
-from tests.causal_stacks import SIZE, Case, Gated, Plain, stacks
+from tests.support.causal_networks import Gated, Plain
+from tests.support.causal_stacks import SIZE, Case, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 STACKS = stacks()

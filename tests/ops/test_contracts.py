@@ -1,31 +1,20 @@
 """The ops of ``torch.ops.fastvae`` refuse what their kernels could not read."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import fastvae.functional as F
 from fastvae import nn
 from fastvae.reference.affine_flow import KINDS
+from tests.support.processes import run_module
 
 OPS = torch.ops.fastvae
 
 
 def test_calls_that_do_not_fit_are_refused():
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.ops.mutated_calls"],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    *let_through, count = run.stdout.splitlines()
+    done = run_module("mutated_calls")
+    assert done.returncode == 0, done.stderr
+    *let_through, count = done.stdout.splitlines()
     assert not let_through
     assert int(count) > 1500
 

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 import fastvae.functional as F
 from fastvae import _C
-from tests.support import DTYPES, IMPLEMENTATIONS, SHAPES, check_against_oracle, device_of, problems
+from tests.support.gaussians import problems
+from tests.support.implementations import DTYPES, IMPLEMENTATIONS, SHAPES, device_of
+from tests.support.oracle import check_against_oracle
 
 ENTRY_POINTS = ("rsample", "log_prob", "kl", "kl_prior")
 

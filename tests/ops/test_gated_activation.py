@@ -7,7 +7,8 @@ from torch import nn
 import fastvae.functional as F
 from fastvae import _C
 from fastvae.reference.gated_activation import KINDS
-from tests.support import DTYPES, IMPLEMENTATIONS, Problem, check_against_oracle, device_of
+from tests.support.implementations import DTYPES, IMPLEMENTATIONS, device_of
+from tests.support.oracle import Problem, check_against_oracle
 
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from fastvae import _C
 from fastvae.ops.logistic_mixture import logistic_mixture_log_prob
-from tests.mixtures import images, parameters, problem
-from tests.support import DTYPES, IMPLEMENTATIONS, check_against_oracle, device_of
+from tests.support.implementations import DTYPES, IMPLEMENTATIONS, device_of
+from tests.support.mixtures import images, parameters, problem
+from tests.support.oracle import check_against_oracle
 
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 kernels = pytest.mark.parametrize("impl", ["cpp", "triton"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastvae.ops.logistic_mixture import logistic_mixture_log_prob
-from tests.mixtures import PER_COMPONENT, images, parameters
-from tests.support import GPU, IMPLEMENTATIONS, device_of
+from tests.support.implementations import GPU, IMPLEMENTATIONS, device_of
+from tests.support.mixtures import PER_COMPONENT, images, parameters
 
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 channel_counts = pytest.mark.parametrize("channels", [1, 3])

@@ -10,9 +10,9 @@ from fastvae import _C
 from fastvae.conv_structure import MASK_TYPES
 from fastvae.ops.masked_conv2d import masked_conv2d
 from fastvae.reference.masked_linear import ACTIVATIONS
-from tests.convolutions import FORMS, Form
-from tests.networks import check
-from tests.support import DTYPES, GPU, IMPLEMENTATIONS, device_of
+from tests.support.convolutions import FORMS, Form
+from tests.support.implementations import DTYPES, GPU, IMPLEMENTATIONS, device_of
+from tests.support.oracle import check
 
 ALL_ACTIVATIONS = (None, *ACTIVATIONS)
 # The interpreter's matrix product of bfloat16 is wrong.

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from tests.convolutions import FORMS, Form, by_definition
-from tests.networks import jacobian
-from tests.support import GPU, IMPLEMENTATIONS, device_of
+from tests.support.convolutions import FORMS, Form, by_definition
+from tests.support.implementations import GPU, IMPLEMENTATIONS, device_of
+from tests.support.oracle import jacobian
 
 # All forms with every implementation, but with Triton's interpreter, which is slow, only those that differ most.
 INTERPRETED = ("B, colours", "vertical A", "down-right-shifted", "degrees", "groups, colours", "1x1 A")

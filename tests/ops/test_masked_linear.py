@@ -7,8 +7,9 @@ import fastvae.functional as F
 from fastvae import _C
 from fastvae.ops.masked_linear import masked_norm
 from fastvae.reference.masked_linear import ACTIVATIONS, mask_of
-from tests.networks import DEGREES, check, jacobian, layer_inputs, layer_problem, norm_problem
-from tests.support import DTYPES, GPU, IMPLEMENTATIONS, device_of
+from tests.support.implementations import DTYPES, GPU, IMPLEMENTATIONS, device_of
+from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, norm_problem
+from tests.support.oracle import check, jacobian
 
 ALL_ACTIVATIONS = (None, *ACTIVATIONS)
 # Rows, inputs, outputs, and why.

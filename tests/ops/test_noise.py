@@ -9,7 +9,7 @@ import fastvae.functional as F
 from fastvae import _C
 from fastvae.reference import philox
 from fastvae.rng import draw_seed
-from tests.support import device_of
+from tests.support.implementations import device_of
 
 KERNELS = ("cpp", "triton")
 

@@ -3,22 +3,15 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import ROOT, run_module
+
 CLEAN = {"right", "MemoryError", "PyTorch's error"}
 
 
 def starve(*arguments: str, **environment: str) -> dict[str, dict[str, int]]:
-    """How runs of ``tests/starved.py`` ended: for each operation, how many in which way."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.starved", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    """How runs of each operation end: how many in which way."""
+    done = run_module("starved_operations", *arguments, environment=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -7,17 +7,9 @@ from hypothesis import strategies as st
 
 import fastvae.functional as F
 from fastvae import _C
-from tests.support import (
-    DTYPES,
-    IMPLEMENTATIONS,
-    SHAPES,
-    check_against_oracle,
-    device_of,
-    gaussian_inputs,
-    packed_size,
-    problems,
-    tril_input,
-)
+from tests.support.gaussians import gaussian_inputs, packed_size, problems, tril_input
+from tests.support.implementations import DTYPES, IMPLEMENTATIONS, SHAPES, device_of
+from tests.support.oracle import check_against_oracle
 
 ENTRY_POINTS = ("rsample", "log_prob", "kl")
 LAYOUTS = pytest.mark.parametrize("dense", [False, True], ids=["packed", "dense"])

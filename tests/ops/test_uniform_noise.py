@@ -7,7 +7,7 @@ import torch
 
 from fastvae.reference import philox
 from fastvae.rng import draw_seed, philox_uniform
-from tests.causal_stacks import seeded
+from tests.support.causal_stacks import seeded
 
 
 def test_uniform_numbers_follow_the_contract():

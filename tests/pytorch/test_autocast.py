@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from subjects import SUBJECTS
 
 from fastvae import backend, nn
+from tests.support.subjects import SUBJECTS
 
 HALVES = [torch.bfloat16, torch.float16]
 DEGREES = [1, 2, 3], [0, 0, 1, 2]

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from subjects import SUBJECTS, VECTOR, Call, Subject, normal, several, tensors_of
 from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import (
 
 import fastvae.functional as F
 from fastvae.distributions import DiagonalGaussian, TriangularGaussian
+from tests.support.subjects import SUBJECTS, VECTOR, Call, Subject, normal, several, tensors_of
 
 PACKED = normal(3)
 

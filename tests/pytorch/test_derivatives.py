@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from subjects import FUNCTIONS, SUBJECTS, tensors_of
 from torch import Tensor
 from torch.func import functional_call
 
 from fastvae import backend
+from tests.support.subjects import FUNCTIONS, SUBJECTS, tensors_of
 
 # Draws of a discrete distribution have no gradient, and nothing else lacks one.
 WITHOUT_GRADIENT = {"logistic_mixture_sample"}

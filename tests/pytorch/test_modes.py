@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 import torch
-from subjects import FUNCTIONS, SUBJECTS, tensors_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastvae import backend
 from fastvae.ops import _convolution
+from tests.support.subjects import FUNCTIONS, SUBJECTS, tensors_of
 
 # What PyTorch, or an op of ours, says where it has no rule; fake tensors refuse real ones by an assertion.
 REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError)

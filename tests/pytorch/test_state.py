@@ -1,16 +1,12 @@
 """Whatever sees, changes, wraps, replaces or averages a part of a module acts as it does on nn.Linear and nn.Conv2d."""
 
 import copy
-import os
-import subprocess
-import sys
+import itertools
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from subjects import MODULES, D, Method
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
@@ -18,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from fastvae import nn as layers
+from tests.support.processes import start_module
+from tests.support.subjects import MODULES, D, Method
 
 every_module = pytest.mark.parametrize("subject", MODULES, ids=str)
 
@@ -308,15 +306,9 @@ def test_an_empty_first_batch(module):
 
 @pytest.mark.parametrize("cases", ["replicas", "shards"])
 def test_two_processes(cases, tmp_path):
-    program, root = Path(__file__).parent / "two_processes.py", Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, program, cases, str(rank), tmp_path / "meeting"],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    found = [run.communicate(timeout=120)[0] for run in runs]
-    assert all(run.returncode == 0 for run in runs), "\n".join(found)
-    assert all(text.rstrip().endswith("ok") for text in found)
+    single = {"OMP_NUM_THREADS": "1"}
+    meeting = tmp_path / "meeting"
+    runs = [start_module("replicas_and_shards", cases, rank, meeting, environment=single) for rank in range(2)]
+    found = [run.communicate(timeout=120) for run in runs]
+    assert all(run.returncode == 0 for run in runs), "\n".join(itertools.chain(*found))
+    assert all(said.rstrip().endswith("ok") for said, _ in found)

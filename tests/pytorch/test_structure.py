@@ -8,13 +8,13 @@ import pytest
 import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from accelerate.utils import set_module_tensor_to_device
-from subjects import MODULES, D, Method, Subject
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, stack_module_state
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fastvae import nn as layers
+from tests.support.subjects import MODULES, D, Method, Subject
 
 every_module = pytest.mark.parametrize("subject", MODULES, ids=str)
 SUBJECT_OF = {subject.name: subject for subject in MODULES}

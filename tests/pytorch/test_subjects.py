@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from subjects import NOT_RUN, SUBJECTS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastvae.functional as F
 from fastvae import backend, distributions, nn
+from tests.support.subjects import NOT_RUN, SUBJECTS
 
 
 def test_everything_public_is_a_subject():

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from subjects import SUBJECTS, tensors_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastvae import backend
+from tests.support.subjects import SUBJECTS, tensors_of
 
 
 class Plain(Tensor):

@@ -1,15 +1,13 @@
 """Tensors of every kind, in every place: right, or refused in words."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from subjects import FUNCTIONS
-from tensor_refusals import KINDS
 
-PROGRAM = Path(__file__).with_name("tensor_refusals.py")
+from tests.support.processes import run_module
+from tests.support.subjects import FUNCTIONS
+from tests.support.tensor_refusals import KINDS
+
 # Integer images are codes, other numbers than the same levels as fractions; and two layers move numbers of any kind.
 CODES = {"CodeEmbedding | 0", "PixelCNN | 0", "PixelCNNpp | 0", "PixelCNNpp log_prob | 0"}
 MOVERS = {"Permutation | 0", "CodeEmbedding | weight"}
@@ -31,7 +29,7 @@ REFUSALS = ("TypeError", "ValueError", "RuntimeError", "NotImplementedError")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_no_kernel_can_read(kind):
     """An error, or the same as for the numbers that the tensor holds; never a crash, and never other numbers."""
-    done = subprocess.run([sys.executable, PROGRAM, kind], capture_output=True, text=True, check=False)
+    done = run_module("tensor_refusals", kind)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"{kind}: {lines[-1]} ended the interpreter\n{done.stderr}"
     cases = dict(zip(lines[::2], (line.strip() for line in lines[1::2]), strict=True))

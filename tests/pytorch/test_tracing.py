@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from subjects import MODULES, SUBJECTS, Call, D, Method
 from torch.distributions import Distribution
 from torch.export import Dim, export
 
 import fastvae.functional as F
 from fastvae import backend, nn
 from fastvae.interop.pyro import to_pyro
+from tests.support.subjects import MODULES, SUBJECTS, Call, D, Method
 
 # A generator that a function makes for itself is an object that no graph of PyTorch can hold.
 DRAWING = "logistic_mixture_sample"

@@ -16,7 +16,8 @@ from fastvae.nn import GatedPixelCNN, PixelCNN
 from fastvae.nn.gated_conv import GatedActivation
 from fastvae.sampling import Categorical, CausalSampler
 from fastvae.sampling.snapshot import Snapshot
-from tests.causal_stacks import SIZE, masked, scaled, seeded
+from tests.support.causal_networks import masked
+from tests.support.causal_stacks import SIZE, scaled, seeded
 
 
 class Network(nn.Module):

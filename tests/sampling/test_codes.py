@@ -11,7 +11,8 @@ from fastvae._levels import tells_apart
 from fastvae.nn import GatedPixelCNN, PixelCNN, PixelCNNpp
 from fastvae.recipes.pixel_gaussian import GaussianPixels, GaussianPrior
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
-from tests.causal_stacks import Plain, scaled
+from tests.support.causal_networks import Plain
+from tests.support.causal_stacks import scaled
 
 LIKELIHOODS = [Bernoulli(), Categorical(7), LogisticMixture(2, 9)]
 likelihoods = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda likelihood: type(likelihood).__name__)

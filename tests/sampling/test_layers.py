@@ -6,7 +6,8 @@ from torch import nn
 
 from fastvae.nn import CodeEmbedding, MaskedConv2d
 from fastvae.sampling import Categorical, CausalSampler
-from tests.causal_stacks import SIZE, Case, Embedded, LookedUp, Normed, Stack, masked, scaled, seeded, stacks
+from tests.support.causal_networks import Embedded, LookedUp, Normed, masked
+from tests.support.causal_stacks import SIZE, Case, Stack, scaled, seeded, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -1,0 +1,209 @@
+"""The one-sweep inverse and its transposed sweep, against the reference and its autograd in float64.
+
+The transposed sweep multiplies matrices; bfloat16 is left to GPUs (see test_masked_linear.py).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastvae.kernels import autoregressive_inverse as kernels
+from fastvae.kernels._launch import compute_dtype
+from fastvae.kernels.autoregressive_inverse import autoregressive_inverse_fwd, autoregressive_inverse_solve
+from fastvae.reference.affine_flow import KINDS
+from fastvae.reference.autoregressive_inverse import autoregressive_inverse
+from fastvae.reference.made import MadeParameters, autoregressive_flow
+from fastvae.reference.masked_linear import ACTIVATIONS
+from fastvae.structure import LAYOUTS, MadeStructure, spread_degrees
+from tests.support.implementations import DTYPES, GPU
+from tests.support.oracle import assert_as_close_as_eager
+
+DEVICE = "cuda" if GPU else "cpu"
+
+dtypes = pytest.mark.parametrize("dtype", [d for d in DTYPES if GPU or d != torch.bfloat16])
+
+
+@dataclass
+class Flow:
+    """A step with its inputs: context term and parameters."""
+
+    structure: MadeStructure
+    context_term: Tensor | None
+    parameters: MadeParameters
+    kind: str
+
+    def to(self, dtype: torch.dtype) -> "Flow":
+        def cast(tensors):
+            return [None if t is None else t.to(DEVICE, dtype) for t in tensors]
+
+        (context_term,) = cast([self.context_term])
+        return Flow(self.structure, context_term, MadeParameters(*map(cast, self.parameters[:3])), self.kind)
+
+    def arguments(self):
+        return self.context_term, *self.parameters[:3], self.structure, self.kind
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return autoregressive_flow(x, self.context_term, self.parameters, self.structure, self.kind)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return autoregressive_inverse(z, self.context_term, self.parameters, self.structure, self.kind)
+
+
+def flow_of(
+    n: int = 3,
+    features: int = 5,
+    hidden: tuple[int, ...] = (12, 12),
+    *,
+    residual: bool = False,
+    kind: str = "gated",
+    activation: str = "elu",
+    layout: str = "blocked",
+    context: bool = True,
+    bias: bool = True,
+    scaled: bool = False,
+    shuffled: bool = True,
+    params: int | None = None,
+) -> Flow:
+    """A random step, whose weights are small enough for a well conditioned inverse.
+
+    `shuffled`: a random order, and hidden units whose degrees are not sorted.
+    """
+    degrees = [list(spread_degrees(width, features, context)) for width in hidden]
+    order = list(range(features))
+    if shuffled:
+        order = torch.randperm(features).tolist()
+        shuffles = [torch.randperm(width).tolist() for width in hidden]
+        if residual:
+            shuffles = shuffles[:1] * len(hidden)
+        degrees = [[d[i] for i in shuffle] for d, shuffle in zip(degrees, shuffles, strict=True)]
+    params = params or (1 if kind == "location_only" else 2)
+    structure = MadeStructure(features, tuple(map(tuple, degrees)), tuple(order), params, activation, residual, layout)
+    widths = [len(layer) for layer in structure.degrees]
+    pairs = list(pairwise(widths))
+    parameters = MadeParameters(
+        [0.5 * torch.randn(outputs, inputs) / inputs**0.5 for inputs, outputs in pairs],
+        [0.3 * torch.randn(outputs) if bias else None for _, outputs in pairs],
+        [0.5 + torch.rand(outputs) if scaled else None for _, outputs in pairs],
+    )
+    return Flow(structure, torch.randn(n, widths[1]) if context else None, parameters, kind).to(torch.float32)
+
+
+def results(flow: Flow, z: Tensor, d_x: Tensor, d_log_det: Tensor) -> list[Tensor]:
+    """x, log_det and the gradient to z of the reference, in the dtype of z."""
+    z = z.detach().clone().requires_grad_()
+    x, log_det = flow.inverse(z)
+    value = (x * d_x.to(x)).sum() + (log_det * d_log_det.to(log_det)).sum()
+    return [x.detach(), log_det.detach(), *torch.autograd.grad(value, z)]
+
+
+def check(n: int, flow: Flow, dtype: torch.dtype = torch.float32) -> None:
+    flow = flow.to(dtype)
+    d = flow.structure.features
+    z, d_x = torch.randn(2, n, d).to(DEVICE, dtype).unbind()
+    d_log_det = torch.randn(n).to(DEVICE, compute_dtype(dtype))
+    exact = results(flow.to(torch.float64), z.double(), d_x, d_log_det)
+    # In float64 eager is the oracle itself: an input with one more rounding stands for its errors.
+    inexact = torch.nextafter(z, z + torch.randn_like(z)) if dtype == torch.float64 else z
+    eager = results(flow, inexact, d_x, d_log_det)
+    x, log_det = autoregressive_inverse_fwd(z, *flow.arguments())
+    assert_as_close_as_eager(x, eager[0], exact[0], "x")
+    assert_as_close_as_eager(log_det, eager[1].to(log_det), exact[1], "log_det")
+    lam = autoregressive_inverse_solve(d_x, d_log_det, eager[0], *flow.arguments())
+    assert_as_close_as_eager(lam, eager[2], exact[2], "lam")
+
+
+@pytest.mark.parametrize(
+    ("n", "features", "hidden"),
+    [
+        (0, 3, (4,)),  # no rows
+        (3, 1, (4, 4)),  # one feature, whose parameters are constants
+        (2, 17, (40, 9)),  # layers of different widths, one of them with fewer units than features
+        (2, 4, (70,)),  # many units of each degree
+        (2, 6, (8, 8, 8, 8)),  # deep
+    ],
+)
+def test_shapes(n, features, hidden):
+    check(n, flow_of(n, features, hidden))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind):
+    check(3, flow_of(kind=kind))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_activations(activation, residual):
+    check(3, flow_of(hidden=(10, 10, 10), activation=activation, residual=residual, scaled=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shuffled", [False, True], ids=["sorted", "shuffled"])
+@pytest.mark.parametrize("params", [2, 3])
+def test_structures(layout, shuffled, params):
+    check(3, flow_of(layout=layout, shuffled=shuffled, params=params))
+    check(3, flow_of(hidden=(9,), residual=True, layout=layout, shuffled=shuffled, params=params, context=False))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_optional_parameters(bias, scaled):
+    check(3, flow_of(bias=bias, scaled=scaled, context=False))
+
+
+@dtypes
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_dtypes(dtype, residual):
+    check(3, flow_of(hidden=(12, 12, 12), residual=residual), dtype)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 16), (4, 2, 16), (2, 8, 32)])
+def test_blocks_do_not_matter(monkeypatch, sizes):
+    names = ("BLOCK_N", "BLOCK_U", "BLOCK_K")
+    monkeypatch.setattr(kernels, "_sizes", lambda *_: dict(zip(names, sizes, strict=True)))
+    check(5, flow_of(5, hidden=(40, 20)))
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_forward_undoes_inverse(residual):
+    flow, z = flow_of(4, hidden=(10, 10, 10), residual=residual), torch.randn(4, 5).to(DEVICE)
+    x, log_det = autoregressive_inverse_fwd(z, *flow.arguments())
+    back, minus_log_det = flow.forward(x)
+    torch.testing.assert_close(back, z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(minus_log_det, -log_det, rtol=1e-4, atol=1e-5)
+
+
+def test_solve_balances_the_step():
+    """d_x + VJP of the forward step at x, with upstream gradients -lam and -d_log_det, is zero."""
+    flow = flow_of(4).to(torch.float64)
+    x, d_x = torch.randn(2, 4, 5, dtype=torch.float64).to(DEVICE).unbind()
+    d_log_det = torch.randn(4, dtype=torch.float64).to(DEVICE)
+    lam = autoregressive_inverse_solve(d_x, d_log_det, x, *flow.arguments())
+    x = x.clone().requires_grad_()
+    (sent_back,) = torch.autograd.grad(flow.forward(x), x, [-lam, -d_log_det])
+    torch.testing.assert_close(sent_back, -d_x, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_may_lie_apart():
+    flow = flow_of()
+    z, context = torch.randn(3, 9).to(DEVICE)[:, 2:7], torch.randn(3, 14).to(DEVICE)[:, 1:13]
+    arguments = flow.arguments()[1:]
+    for actual, expected in zip(
+        autoregressive_inverse_fwd(z, context, *arguments),
+        autoregressive_inverse_fwd(z.contiguous(), context.contiguous(), *arguments),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
+
+
+def test_masked_weights_may_be_anything():
+    flow, z = flow_of(), torch.randn(3, 5).to(DEVICE)
+    expected = autoregressive_inverse_fwd(z, *flow.arguments())
+    degrees = flow.structure.degree_tensors(DEVICE)
+    for weight, inputs, outputs in zip(flow.parameters.weights, degrees[:-1], degrees[1:], strict=True):
+        weight.masked_fill_(inputs > outputs.unsqueeze(-1), float("nan"))
+    for actual, value in zip(autoregressive_inverse_fwd(z, *flow.arguments()), expected, strict=True):
+        assert torch.equal(actual, value)
