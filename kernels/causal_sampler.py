@@ -22,7 +22,7 @@ from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
 
 if TYPE_CHECKING:
-    from ..sampling_plan import Binding, Plan
+    from ..structure.sampling_plan import Binding, Plan
 
 # Images of a program: the least that a matrix product takes.
 _IMAGES = 16
@@ -276,7 +276,7 @@ def _causal_sampler_kernel(
 
 def aot_cases() -> list[AotCase]:
     """Tiny stacks, one for each head: the kernel does not depend on the network."""
-    from ..sampling_plan import Binding, Buffer, Conv, Plan, Span
+    from ..structure.sampling_plan import Binding, Buffer, Conv, Plan, Span
 
     cases = []
     for name, head, channels, outputs, given in (

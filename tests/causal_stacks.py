@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fastvae.nn.code_embedding import CodeEmbedding
 from fastvae.nn.gated_conv import GatedActivation
-from fastvae.nn.masked_conv import MaskedConv2d
+from fastvae.nn.masked_conv2d import MaskedConv2d
 from fastvae.reference.causal_sampler import naive_sample
 from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from . import _divergences
-from . import functional as F
-from ._integers import integer
-from .ops import _checks
-from .reference.diag_gaussian import compute_dtype, full_precision
-from .reference.tril_gaussian import strictly_lower
+from .. import functional as F
+from ..ops import _checks
+from ..precision import compute_dtype, keep_full_precision
+from ..reference.tril_gaussian import strictly_lower
+from ..structure.integers import integer
 
 __all__ = ["DiagonalGaussian", "StandardNormal", "TriangularGaussian"]
 
@@ -359,7 +358,7 @@ class TriangularGaussian(_Gaussian):
     def covariance_matrix(self) -> Tensor:
         """:math:`L L^\\top`, ``(*batch_shape, D, D)``."""
         scale_tril = self.scale_tril
-        with full_precision(scale_tril.device.type):
+        with keep_full_precision(scale_tril.device.type):
             return scale_tril @ scale_tril.mT
 
     @property
@@ -369,7 +368,7 @@ class TriangularGaussian(_Gaussian):
         It comes from the factor, not from the covariance matrix, and in float32 at least.
         """
         factor = self._scale_tril_in(compute_dtype(self.mu.dtype))
-        with full_precision(factor.device.type):
+        with keep_full_precision(factor.device.type):
             return torch.cholesky_inverse(factor).to(self.mu.dtype)
 
     @property
@@ -387,6 +386,3 @@ class TriangularGaussian(_Gaussian):
         new._finish(self.impl, False)
         new._validate_args = self._validate_args
         return new
-
-
-_divergences.register(DiagonalGaussian, StandardNormal, TriangularGaussian)

@@ -1,4 +1,4 @@
-"""Log-likelihoods p(x | z) of the decoder's outputs."""
+"""Log-likelihood of binary data, given a decoder's logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ import torch.nn.functional as TF
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_log_prob, logistic_mixture_sample
-from .reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
-__all__ = [
-    "bernoulli_log_prob",
-    "discretized_logistic_log_prob",
-    "logistic_mixture_log_prob",
-    "logistic_mixture_sample",
-]
+__all__ = ["bernoulli_log_prob"]
 
 # Logits per block. On the CPU the temporaries stay in cache and out of fresh pages, yet threads meet rarely; elsewhere
 # blocks only bound the memory, and are large enough to hide the launches.

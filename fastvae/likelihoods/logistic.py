@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops import _checks
-from .ops.logistic_mixture import check_data, check_levels, logistic_mixture_log_prob
-from .reference import logistic_mixture as reference
-from .reference.diag_gaussian import compute_dtype
-from .rng import check_generator
+from ..ops import _checks
+from ..ops.logistic_mixture import check_data, check_levels, logistic_mixture_log_prob
+from ..precision import compute_dtype
+from ..reference import logistic_mixture as reference
+from ..rng import check_generator
 
 __all__ = ["discretized_logistic_log_prob", "logistic_mixture_log_prob", "logistic_mixture_sample"]
 

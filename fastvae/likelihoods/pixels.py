@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._integers import integer
-from .._levels import check_dtype, is_integral
 from ..ops.logistic_mixture import check_levels, logistic_mixture_log_prob
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import check_dtype, compute_dtype, is_integral
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT, logistic_mixture_sample
+from ..structure.integers import integer
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "LogisticMixture", "PixelLikelihood", "resolve"]
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integers
-from .._levels import check_dtype, is_integral
+from ..precision import check_dtype, compute_dtype, is_integral, keep_full_precision
 from ..reference.autoregressive_inverse import sweep
-from ..reference.diag_gaussian import compute_dtype, full_precision
 from ..rng import draw_seed, philox_uniform
 from ..structure import MadeStructure
+from ..structure.integers import integers
 from ._hooks import has_hooks
 
 __all__ = ["DiscreteFeatures"]
@@ -169,7 +168,7 @@ class DiscreteFeatures(nn.Module):
         if parameters is not None:
             term = self.context_term(x, context)
             term = None if term is None else term.expand(n, -1)
-            with full_precision(device.type):
+            with keep_full_precision(device.type):
                 x = sweep(x, term, parameters, self.structure, find)
         else:
             for feature in self.structure.features_in_order:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integer
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
+from ..structure.integers import integer
 from ._refusals import check_floating, check_meta
 
 __all__ = ["AmortisedFlow"]

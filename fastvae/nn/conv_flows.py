@@ -8,16 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer, integers
 from ..ops.affine_flow import affine_flow
 from ..reference.affine_flow import KINDS, log_scale
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
+from ..structure.integers import integer, integers
 from ._start import Start, start_as
 from .flows import SCALE_BIAS
 from .gated_conv import Conditioning, plus
 from .made import widths_of
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 
 __all__ = ["ConvInverseAutoregressiveFlow", "ConvMADE"]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer, integers
 from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
+from ..structure.integers import integer, integers
 from ._hooks import has_hooks, has_hooks_on_all
 from ._start import Start, start_as
 from .made import MADE, places_of

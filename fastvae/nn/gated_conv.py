@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer, integers
-from ..conv_structure import colors_of, pair
 from ..ops.gated_activation import gated_activation
 from ..ops.masked_conv2d import masked_conv2d
 from ..reference.gated_activation import KINDS
+from ..structure.convolution import colors_of, pair
+from ..structure.integers import integer, integers
 from ._hooks import has_hooks
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 
 __all__ = ["DownRightShiftedConv2d", "DownShiftedConv2d", "GatedActivation", "GatedMaskedConv2d"]
 
@@ -37,6 +37,9 @@ class GatedActivation(nn.Module):
         >>> GatedActivation()(torch.randn(2, 6, 4, 4), torch.randn(2, 6)).shape
         torch.Size([2, 3, 4, 4])
     """
+
+    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    sampled_as: ClassVar[str] = "gate"
 
     def __init__(self, kind: str = "tanh", *, impl: str = "auto") -> None:
         super().__init__()

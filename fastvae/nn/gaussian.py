@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .._integers import integers
 from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..ops._library import needs_grad
+from ..structure.integers import integers
 from ._refusals import check_linear
 from ._start import Start, start_as, start_of
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .._integers import integer
 from ..ops.autoregressive_flow import made
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
+from ..structure.integers import integer
 from ._discrete import DiscreteFeatures
 from ._hooks import has_hooks, has_hooks_on_all
 from ._refusals import check_linear
 from ._replicas import replicas_of_first_batch, share
-from .masked import MaskedLinear
+from .masked_linear import MaskedLinear
 
 __all__ = ["MADE"]
 

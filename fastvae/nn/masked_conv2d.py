@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._integers import integers
-from ..conv_structure import MASK_TYPES, ConvStructure, pair
 from ..ops._convolution import lowered_constants, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
 from ..reference.masked_conv2d import mask_of
 from ..reference.masked_linear import ACTIVATIONS
+from ..structure.convolution import MASK_TYPES, ConvStructure, pair
+from ..structure.integers import integers
 from ._start import start_of
 
 __all__ = ["MaskedConv2d"]
@@ -55,7 +55,7 @@ class MaskedConv2d(nn.Conv2d):
         impl: implementation, see :mod:`fastvae.backend`.
 
     Attributes:
-        structure: the :class:`~fastvae.conv_structure.ConvStructure`.
+        structure: the :class:`~fastvae.structure.ConvStructure`.
         in_degrees, out_degrees: lowered degrees, int64: at the origin's tap a weight counts where the first is at most
             the second; None where the structure has no such rule.
 
@@ -75,6 +75,9 @@ class MaskedConv2d(nn.Conv2d):
         >>> layer(torch.randn(2, 3, 8, 8)).shape
         torch.Size([2, 6, 8, 8])
     """
+
+    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    sampled_as: ClassVar[str] = "masked_conv"
 
     def __init__(
         self,

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integer, integers
-from .._levels import is_integral
-from ..conv_structure import pair
+from ..likelihoods.pixels import resolve
+from ..precision import is_integral
+from ..sampling.sampler import CausalSampler
+from ..structure.convolution import pair
+from ..structure.integers import integer, integers
 from .gated_conv import Conditioning, check_context_sizes, colors, degrees, plus
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 
 __all__ = ["PixelCNN", "PixelNetwork"]
 
@@ -24,7 +26,7 @@ class PixelNetwork(nn.Module):
     A subclass passes the images that its forward takes to :meth:`to_numbers` first.
 
     Attributes:
-        likelihood: the object of :mod:`fastvae.sampling.likelihoods` that reads the parameters.
+        likelihood: the object of :mod:`fastvae.likelihoods.pixels` that reads the parameters.
         num_colors: in how many steps the channels of one pixel are drawn: all at once from a mixture of logistics,
             whose coefficients tie them, otherwise each after those before it.
         parameter_channels: number of parameters of a pixel.
@@ -48,9 +50,6 @@ class PixelNetwork(nn.Module):
         likelihood: Any = "bernoulli",
         impl: str = "auto",
     ) -> None:
-        # Samplers read networks, hence stand above them.
-        from ..sampling.likelihoods import resolve
-
         super().__init__()
         in_channels, hidden_channels, _ = integers(
             1, in_channels=in_channels, hidden_channels=hidden_channels, num_layers=num_layers
@@ -146,8 +145,6 @@ class PixelNetwork(nn.Module):
         """The sampler of the network as it is now."""
         sampler = getattr(self, "_read", None)
         if sampler is None:
-            from ..sampling.sampler import CausalSampler
-
             sampler = CausalSampler(self, self.likelihood, in_channels=self.in_channels, impl=self.impl)
             object.__setattr__(self, "_read", sampler)
         sampler.likelihood, sampler.in_channels, sampler.impl = self.likelihood, self.in_channels, self.impl
@@ -239,7 +236,7 @@ class PixelCNN(PixelNetwork):
         context_channels: channels of a context map of the image's size, 0 for none; not together with
             ``context_features``.
         likelihood: ``"bernoulli"``, ``"categorical"`` (256 levels, values k / 255), ``"logistic_mixture"`` (10
-            components, values in [-1, 1]), or an object of :mod:`fastvae.sampling.likelihoods`.
+            components, values in [-1, 1]), or an object of :mod:`fastvae.likelihoods.pixels`.
         head_channels: width between the two last layers; None: ``hidden_channels``.
         impl: implementation, see :mod:`fastvae.backend`.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integer
+from ..structure.integers import integer
 from ._start import Start, start_as
 from .gated_conv import (
     Conditioning,
@@ -20,7 +20,7 @@ from .gated_conv import (
     degrees,
     odd,
 )
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 from .pixelcnn import PixelNetwork
 
 __all__ = ["PixelCNNpp"]
@@ -90,7 +90,7 @@ class PixelCNNpp(PixelNetwork):
         context_channels: channels of a context map of the image's size, 0 for none; not together with
             ``context_features``.
         likelihood: ``"logistic_mixture"`` (10 components, values in [-1, 1]), ``"bernoulli"``, ``"categorical"`` (256
-            levels, values k / 255), or an object of :mod:`fastvae.sampling.likelihoods`.
+            levels, values k / 255), or an object of :mod:`fastvae.likelihoods.pixels`.
         dropout: probability of dropping a number within a block, in training mode.
         impl: implementation, see :mod:`fastvae.backend`.
 

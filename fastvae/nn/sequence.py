@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
 __all__ = ["FlowSequence"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._constants import IntegerConstants
-from .._integers import integer, integers
-from ..reference.diag_gaussian import full_precision
+from ..precision import keep_full_precision
 from ..reference.tril_gaussian import strictly_lower
+from ..structure.constants import IntegerConstants
+from ..structure.integers import integer, integers
 from .amortised import AmortisedFlow, check_sizes, log_of_positive, matvec
 from .householder import reflect
 
@@ -127,7 +127,7 @@ class SylvesterFlow(AmortisedFlow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, parameters = self._prepare(z, context)
-        with full_precision(x.device.type):
+        with keep_full_precision(x.device.type):
             basis, upper_1, upper_2, diagonal_1, diagonal_2, b = parameters.split(self._sizes, -1)
             diagonal_1, diagonal_2 = diagonal_1.tanh(), diagonal_2.tanh()
             r1, r2 = (

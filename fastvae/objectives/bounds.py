@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks
 from .importance import finite_shift
@@ -118,7 +119,7 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     _checks.floating(z=z)
     if z.dim() == 0:
         raise ValueError("z must have shape (*, D), got ()")
-    return reference.standard_normal_log_prob(z.to(reference.compute_dtype(z.dtype)))
+    return reference.standard_normal_log_prob(z.to(compute_dtype(z.dtype)))
 
 
 def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
@@ -155,7 +156,7 @@ def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
     samples = _checks.samples_along(log_w, dim)
     if samples == 0:
         raise ValueError(f"log_w must hold at least one sample along dim {dim}, got {tuple(log_w.shape)}")
-    log_w = log_w.to(reference.compute_dtype(log_w.dtype))
+    log_w = log_w.to(compute_dtype(log_w.dtype))
     # logsumexp alone rounds its gradient, exp(log_w - result), to the absolute precision of the result.
     shift = finite_shift(log_w.detach().amax(dim))
     return torch.logsumexp(log_w - shift.unsqueeze(dim), dim) + (shift - math.log(samples))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 from . import _checks
 
 __all__ = ["LogMeanExp", "importance_log_prob"]

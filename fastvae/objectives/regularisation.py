@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 from . import _checks
 
 if TYPE_CHECKING:

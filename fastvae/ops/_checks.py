@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
-from ..reference.diag_gaussian import autocasting
+from ..precision import DTYPES, is_autocasting, to_autocast
+from ..structure.integers import integer
 
 # More numbers than any memory holds, and few enough that their bytes can be counted.
 MOST_NUMBERS = 1 << 59
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def same_kind(**tensors: Tensor) -> list[Tensor]:
@@ -34,7 +33,7 @@ def same_kind(**tensors: Tensor) -> list[Tensor]:
     other = next(((name, t) for name, t in others if t.dtype is not first.dtype), None)
     if other is None:
         return list(tensors.values())
-    if not autocasting(first.device.type):
+    if not is_autocasting(first.device.type):
         name, t = other
         raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {t.dtype}")
     widest = first.dtype
@@ -62,16 +61,11 @@ def for_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: Tensor |
     if alike and not under_autocast:
         return (x, weight, *optional.values())
     named = {"x": x, "weight": weight} | {name: t for name, t in optional.items() if t is not None}
-    if under_autocast and isinstance(x, Tensor) and autocasting(x.device.type):
+    if under_autocast and isinstance(x, Tensor) and is_autocasting(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         named = {name: to_autocast(t, dtype) for name, t in named.items()}
     found = dict(zip(named, same_kind(**named), strict=True))
     return (found["x"], found["weight"], *[found.get(name) for name in optional])
-
-
-def to_autocast(t: Any, dtype: torch.dtype) -> Any:
-    """``t`` as autocast hands it to a product: float64 and integers stay what they are."""
-    return t.to(dtype) if isinstance(t, Tensor) and t.dtype in DTYPES and t.dtype is not torch.float64 else t
 
 
 def same_features(**tensors: Tensor) -> None:

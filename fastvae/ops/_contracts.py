@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference.diag_gaussian import compute_dtype
-from ._checks import DTYPES, MOST_NUMBERS
+from ..precision import DTYPES, compute_dtype
+from ._checks import MOST_NUMBERS
 
 __all__ = ["Call", "Contract", "check_row_offset", "check_sample", "check_sample_gradient"]
 

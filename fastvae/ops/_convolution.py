@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._constants import IntegerConstants
-from ..conv_structure import ConvStructure, check_colors, colors_of, pair
+from ..structure.constants import IntegerConstants
+from ..structure.convolution import ConvStructure, check_colors, colors_of, pair
 from ._checks import MOST_NUMBERS
 from ._contracts import Call
 from ._network import check_degrees, degrees_of

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
 from ..backend import Route
+from ..precision import DTYPES, to_autocast
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure
+from ..structure.integers import integer
 from . import _checks
 
 # The extension's numbers (csrc/activation.h, csrc/affine.h).
@@ -128,10 +129,10 @@ def for_autocast(
 ) -> tuple[Tensor, Tensor | None, MadeParameters]:
     """A network's tensors in the dtype of autocast."""
     dtype = torch.get_autocast_dtype(x.device.type)
-    weights, biases, scales = ([_checks.to_autocast(t, dtype) for t in part] for part in parameters[:3])
+    weights, biases, scales = ([to_autocast(t, dtype) for t in part] for part in parameters[:3])
     return (
-        _checks.to_autocast(x, dtype),
-        _checks.to_autocast(context_term, dtype),
+        to_autocast(x, dtype),
+        to_autocast(context_term, dtype),
         parameters._replace(weights=weights, biases=biases, weight_scales=scales),
     )
 
@@ -171,7 +172,7 @@ def _of_one_kind(
 ) -> list[Tensor | None]:
     """All tensors in one row, of one dtype and on one device; None stays None."""
     tensors = [x, context_term, *(t for part in parts for t in part)]
-    if isinstance(x, Tensor) and x.dtype in _checks.DTYPES:
+    if isinstance(x, Tensor) and x.dtype in DTYPES:
         dtype, device = x.dtype, x.device
         if all(t is None or (t.dtype is dtype and t.device == device) for t in tensors):
             return tensors

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..backend import Route
+from ..precision import is_autocasting
 from ..reference import made as reference
-from ..reference.diag_gaussian import autocasting
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
@@ -247,7 +247,7 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     fields = structure_fields(structure, kind)
-    if kind is None and torch._C._is_any_autocast_enabled() and autocasting(x.device.type):
+    if kind is None and torch._C._is_any_autocast_enabled() and is_autocasting(x.device.type):
         x, context_term, parameters = for_autocast(x, context_term, parameters)
     known = ready(x, context_term, parameters, structure, kind, fields, impl)
     if known is not None:

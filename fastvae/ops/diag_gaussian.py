@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import backend, rng
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks
 from ._contracts import check_sample, check_sample_gradient
@@ -53,7 +54,7 @@ def _fwd_stacked(
 def _fwd_fake(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    log_q = mu.new_empty(shape[:-1], dtype=reference.compute_dtype(mu.dtype))
+    log_q = mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
     return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
 
 
@@ -121,7 +122,7 @@ BWD_SAMPLES = define(
 def _sample_again(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
     (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
-    wide = reference.compute_dtype(log_sigma.dtype)
+    wide = compute_dtype(log_sigma.dtype)
     n, d = log_sigma.shape
     stacked = (_checks.samples_in(_checks.product(shape), n, d), n, d)
     if route.impl == "cpp":
@@ -172,7 +173,7 @@ class _DiagGaussianRsample(torch.autograd.Function):
         if d_z is None:
             return None, density_alone(d_log_q, log_sigma), None, None
         if d_log_q is None:
-            d_log_q = d_z.new_zeros(shape[:-1], dtype=reference.compute_dtype(d_z.dtype))
+            d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
         saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
         d = d_z.shape[-1]

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return t.new_empty(shape, dtype=reference.compute_dtype(t.dtype))
+    return t.new_empty(shape, dtype=compute_dtype(t.dtype))
 
 
 def _matrix(t: Tensor) -> tuple[int, int]:

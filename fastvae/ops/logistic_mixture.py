@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
-from .._levels import check_dtype
 from ..backend import Route, not_dense
+from ..precision import check_dtype, compute_dtype
 from ..reference import logistic_mixture as reference
-from ..reference.diag_gaussian import compute_dtype
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
+from ..structure.integers import integer
 from . import _checks
 from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
 from ..backend import Route
-from ..conv_structure import ConvStructure, pair
 from ..reference import masked_conv2d as reference
+from ..structure.convolution import ConvStructure, pair
+from ..structure.integers import integer
 from . import _checks
 from ._convolution import check_geometry, check_shapes, lowered_degrees, padding_of, structure_of
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import masked_linear as reference
-from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._contracts import Call
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference

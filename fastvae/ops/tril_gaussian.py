@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import backend, rng
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
-from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._contracts import Call, check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
-from ..reference.diag_gaussian import compute_dtype
 from . import _checks
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from .tril_gaussian import check_tril, layout, tril_shape

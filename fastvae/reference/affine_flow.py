@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
 KINDS = ("gated", "exp", "clamped_exp", "softplus", "sigmoid", "location_only", "iaf_release")
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
 LEAST_LOG_SCALE = -7.0
 # Numbers of a component: its weight, means, log-scales and coefficients, by number of channels.

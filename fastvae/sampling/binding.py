@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sampling_plan import Binding, Lookup, Norm, Plan
+from ..structure.sampling_plan import Binding, Lookup, Norm, Plan
 from .graph import Recording
 
 __all__ = ["bind"]
@@ -60,7 +60,7 @@ def _conv(recording: Recording, path: str, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _lookup(lookup: Lookup, recording: Recording, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weights of a convolution of 1 x 1; see :class:`fastvae.sampling_plan.Lookup`."""
+    """Weights of a convolution of 1 x 1; see :class:`fastvae.structure.sampling_plan.Lookup`."""
     layer: Any = recording.layer(lookup.path)
     rows = layer.num_embeddings
     if lookup.part == "indicator":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..sampling_plan import Buffer, Constant, Conv, Copy, Lookup, Node, Norm, Plan, Span
+from ..structure.sampling_plan import Buffer, Constant, Conv, Copy, Lookup, Node, Norm, Plan, Span
 
 __all__ = ["PlanBuilder"]
 
@@ -79,7 +79,7 @@ class PlanBuilder:
         degrees: tuple[tuple[int, ...], tuple[int, ...]] | None,
         activation: str,
     ) -> Span:
-        """A node for each group of a convolution; see :class:`fastvae.sampling_plan.Conv`."""
+        """A node for each group of a convolution; see :class:`fastvae.structure.sampling_plan.Conv`."""
         self._reach(src.buffer, taps)
         inputs, outputs = src.channels // groups, channels // groups
         at_pixel = any(dy == 0 and dx == 0 for _, dy, dx in taps)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from .layers import find_role
+
 __all__ = ["SUPPORTED", "InexpressibleError", "Recording", "changes_in_place", "depends_on_image", "forms", "record"]
 
 SUPPORTED = (
@@ -65,19 +67,16 @@ def changes_in_place(node: fx.Node) -> bool:
 class _Tracer(fx.Tracer):
     """Marks every node that depends on the image, and keeps modules whole that do not, or that plans know."""
 
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._leaves = leaves
         # The innermost module whose forward could not be followed.
         self.failed = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if "forward" in m.__dict__:
-            # It is no longer what its class says.
+            # It is not what its class says.
             return False
-        if isinstance(m, self._leaves) and type(m).forward in {leaf.forward for leaf in self._leaves}:
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return find_role(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -191,14 +190,14 @@ class Recording:
         return node.target(*args, **kwargs)
 
 
-def record(network: nn.Module, with_context: bool, leaves: tuple[type[nn.Module], ...]) -> Recording:
+def record(network: nn.Module, with_context: bool) -> Recording:
     """The recording of ``network(x, context)``, or of ``network(x)``.
 
     Raises:
         InexpressibleError: its forward cannot be followed, for instance because it decides on values of the image.
     """
     root = (_WithContext if with_context else _WithoutContext)(network)
-    tracer = _Tracer(leaves)
+    tracer = _Tracer()
     try:
         graph = tracer.trace(root)
     except (AttributeError, RuntimeError, TypeError, fx.proxy.TraceError) as error:

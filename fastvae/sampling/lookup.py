@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ..sampling_plan import Activation, Lookup, Pointwise, Span
+from ..structure.sampling_plan import Activation, Lookup, Pointwise, Span
 
 if TYPE_CHECKING:
     from .trace import Lowering

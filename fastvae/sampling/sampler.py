@@ -13,17 +13,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from .. import backend
-from .._integers import integer, integers
-from .._levels import is_integral
+from ..likelihoods.pixels import PixelLikelihood, resolve
 from ..ops.causal_sampler import causal_sampler
-from ..reference.diag_gaussian import compute_dtype, full_precision
+from ..precision import compute_dtype, is_integral, keep_full_precision
 from ..rng import draw_seed, philox_uniform
-from ..sampling_plan import Binding, Plan
+from ..structure.integers import integer, integers
+from ..structure.sampling_plan import Binding, Plan
 from .binding import bind
 from .graph import Recording, forms, record
-from .likelihoods import PixelLikelihood, resolve
 from .snapshot import Snapshot
-from .trace import LEAVES, lower
+from .trace import lower
 
 __all__ = ["CausalSampler"]
 
@@ -66,7 +65,7 @@ class _Reading:
         refused: list[ValueError] = []
         for with_context in forms(self.network):
             try:
-                recording = record(self.network, with_context, LEAVES)
+                recording = record(self.network, with_context)
             except ValueError as error:
                 # Of a forward that insists on a context, or on none, the way that it refuses tells the least.
                 self.failures[with_context] = error
@@ -136,7 +135,7 @@ class CausalSampler:
         *Fast Generation for Convolutional Autoregressive Models* (Ramachandran et al., 2017).
 
     Example:
-        >>> from fastvae.nn.masked_conv import MaskedConv2d
+        >>> from fastvae.nn import MaskedConv2d
         >>> network = nn.Sequential(
         ...     MaskedConv2d(1, 8, 7, padding=3, mask_type="A", activation="relu"),
         ...     MaskedConv2d(8, 8, 3, padding=1, mask_type="B", activation="relu"),
@@ -264,7 +263,7 @@ class CausalSampler:
         plan, binding = self._bind(images, context)
         uniforms = self.uniforms(n, size, generator=generator, row_offset=row_offset)
         parameters = like.new_empty(n, plan.parameter_channels, *size) if with_parameters else None
-        with full_precision(like.device.type):
+        with keep_full_precision(like.device.type):
             causal_sampler(
                 plan, binding, self.likelihood, images, known, uniforms,
                 temperature=float(temperature), parameters=parameters, impl=self.impl,
@@ -304,7 +303,7 @@ class CausalSampler:
         images = self.likelihood.to_numbers(x, like.dtype).contiguous()
         plan, binding = self._bind(images, context)
         parameters = like.new_empty(x.shape[0], plan.parameter_channels, *x.shape[2:])
-        with full_precision(like.device.type):
+        with keep_full_precision(like.device.type):
             causal_sampler(plan, binding, self.likelihood, images, None, None, parameters=parameters, impl=self.impl)
         return parameters
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._constants import IntegerConstants
+from ..structure.constants import IntegerConstants
 
 __all__ = ["Snapshot"]
 

@@ -8,18 +8,15 @@ from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
-from ..nn.code_embedding import CodeEmbedding
-from ..nn.gated_conv import GatedActivation
-from ..nn.masked_conv import MaskedConv2d
 from ..reference.gated_activation import KINDS
-from ..sampling_plan import Activation, Affine, Gate, Lookup, Norm, Plan, Pointwise, Span
+from ..structure.sampling_plan import Activation, Affine, Gate, Lookup, Norm, Plan, Pointwise, Span
 from .builder import PlanBuilder
 from .graph import SUPPORTED, InexpressibleError, Recording, changes_in_place, depends_on_image
+from .layers import MaskedConvolution, find_role
 from .lookup import Codes, Rows, embed, follow, rows_of
 
-__all__ = ["LEAVES", "lower"]
+__all__ = ["lower"]
 
-LEAVES: tuple[type[nn.Module], ...] = (MaskedConv2d, GatedActivation, CodeEmbedding)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -127,22 +124,23 @@ class Lowering:
 
     def module(self, node: fx.Node) -> Span | Rows:
         self.plan.label = self.recording.label(node)
-        module = self.recording.layer(str(node.target))
+        module: Any = self.recording.layer(str(node.target))
+        role = find_role(module)
         if module._forward_hooks or module._forward_pre_hooks:
             raise self.refuse(
                 "has forward hooks, as those of torch.nn.utils.weight_norm, which a plan does not call; "
                 "torch.nn.utils.parametrizations need none"
             )
-        if isinstance(module, GatedActivation):
+        if role == "gate":
             return self.gate(module.kind, list(node.args), dict(node.kwargs))
         if type(module).forward is nn.Embedding.forward:
             return rows_of(self, str(node.target), module, node)
         src = self.span(node.args[0] if node.args else next(iter(node.kwargs.values())))
-        if isinstance(module, CodeEmbedding):
+        if role == "code_table":
             return embed(self, str(node.target), module, src, module.num_embeddings - 1.0)
         if type(module).forward is nn.BatchNorm2d.forward:
             return self.batch_norm(str(node.target), module, src)
-        if isinstance(module, MaskedConv2d):
+        if role == "masked_conv":
             return self.masked_conv(str(node.target), module, src)
         if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
             if (
@@ -203,7 +201,7 @@ class Lowering:
         self.plan.emit(Gate(dst, src, other, kind))
         return dst
 
-    def masked_conv(self, path: str, layer: MaskedConv2d, src: Span) -> Span:
+    def masked_conv(self, path: str, layer: MaskedConvolution, src: Span) -> Span:
         structure = layer.structure
         if structure.order != "raster":
             raise self.refuse(f"order must be 'raster', got {structure.order!r}")
@@ -221,19 +219,25 @@ class Lowering:
                 f"the network is not causal: {self.label}, mask_type={layer.mask_type!r}, sees its whole row of an "
                 "input that depends on that row. Begin such a stream with mask_type='vertical_A'"
             )
-        return self.conv(path, layer, src, taps)
+        degrees: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        if structure.origin_tap >= 0:
+            assert layer.in_degrees is not None
+            assert layer.out_degrees is not None
+            degrees = tuple(layer.in_degrees.tolist()), tuple(layer.out_degrees.tolist())
+        return self.conv(path, layer, src, taps, structure.origin_tap, degrees, layer.activation or "identity")
 
-    def conv(self, path: str, layer: nn.Conv2d, src: Span, taps: tuple[tuple[int, int, int], ...]) -> Span:
+    def conv(
+        self,
+        path: str,
+        layer: nn.Conv2d | MaskedConvolution,
+        src: Span,
+        taps: tuple[tuple[int, int, int], ...],
+        origin_tap: int = -1,
+        degrees: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+        activation: str = "identity",
+    ) -> Span:
         if src.channels != layer.in_channels:
             raise self.refuse(f"takes {layer.in_channels} channels, got {src.channels}")
-        activation, origin_tap = "identity", -1
-        degrees: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-        if isinstance(layer, MaskedConv2d):
-            activation, origin_tap = layer.activation or "identity", layer.structure.origin_tap
-            if origin_tap >= 0:
-                assert layer.in_degrees is not None
-                assert layer.out_degrees is not None
-                degrees = tuple(layer.in_degrees.tolist()), tuple(layer.out_degrees.tolist())
         return self.plan.conv(
             src, int(layer.out_channels), self._layer(path), taps, groups=int(layer.groups),
             kernel_area=int(layer.kernel_size[0]) * int(layer.kernel_size[1]), origin_tap=origin_tap, degrees=degrees,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ._integers import integer
+from .integers import integer
 
 __all__ = ["COLOR_LAYOUTS", "MASK_TYPES", "ORDERS", "ConvStructure", "colors_of", "pair"]
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._constants import IntegerConstants
-from .reference.masked_linear import ACTIVATIONS
+from .constants import IntegerConstants
 
-__all__ = ["LAYOUTS", "MadeStructure", "spread_degrees"]
+__all__ = ["ACTIVATION_NAMES", "LAYOUTS", "MadeStructure", "hidden_degrees_of", "spread_degrees"]
 
+# In the order of the kernels' numbers (csrc/activation.h).
+ACTIVATION_NAMES = ("identity", "relu", "elu", "tanh", "softplus", "gelu", "silu")
 LAYOUTS = ("blocked", "interleaved")
 
 
@@ -82,8 +83,8 @@ class MadeStructure:
             raise ValueError(f"order must be a permutation of 0, ..., {self.features - 1}, got {tuple(self.order)}")
         if self.params_per_feature < 1:
             raise ValueError(f"params_per_feature must be >= 1, got {self.params_per_feature}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.activation not in ACTIVATION_NAMES:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATION_NAMES)}, got {self.activation!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.residual:

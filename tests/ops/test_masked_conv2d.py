@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastvae import _C
-from fastvae.conv_structure import MASK_TYPES
 from fastvae.ops.masked_conv2d import masked_conv2d
 from fastvae.reference.masked_linear import ACTIVATIONS
+from fastvae.structure import MASK_TYPES
 from tests.convolutions import FORMS, Form
 from tests.networks import check
 from tests.support import DTYPES, GPU, IMPLEMENTATIONS, device_of
