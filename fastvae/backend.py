@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
+from ._version import __version__
+
 __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why_not"]
 
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
@@ -340,8 +342,6 @@ def report() -> str:
         >>> print(report().splitlines()[0].split()[0])
         fastvae
     """
-    from ._version import __version__
-
     lines = [f"fastvae {__version__}, torch {torch.__version__}"]
     if _C is not None:
         lines.append(f"C++ extension: instruction set {_C.isa()} of {', '.join(_C.available_isas())}")

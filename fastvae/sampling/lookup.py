@@ -6,46 +6,19 @@ rows of its table, which are moved to the dimension of the channels. :class:`~fa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ..structure.sampling_plan import Activation, Lookup, Pointwise, Span
+from .lowering import Codes, Lowering, Rows
 
-if TYPE_CHECKING:
-    from .trace import Lowering
-
-__all__ = ["Codes", "Rows", "embed", "follow", "rows_of"]
+__all__ = ["embed", "follow", "rows_of"]
 
 _INTEGERS = (torch.int64, torch.int32)
 _WAY_OUT = "; fastvae.nn.CodeEmbedding does all of it: levels of images (N, 1, H, W) to (N, channels, H, W)"
-
-
-@dataclass(frozen=True)
-class Codes:
-    """``factor`` times a channel of the image, on its way to integers.
-
-    Args:
-        span: the channel.
-        factor: what it is multiplied by.
-        is_rounded, is_integral: whether it is rounded to integers, and of an integer dtype.
-        is_flat: whether the dimension of channels is gone.
-    """
-
-    span: Span
-    factor: float = 1.0
-    is_rounded: bool = False
-    is_integral: bool = False
-    is_flat: bool = False
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a table, whose numbers are the last dimension."""
-
-    span: Span
 
 
 def embed(lowering: Lowering, path: str, table: nn.Embedding, span: Span, factor: float) -> Span:
