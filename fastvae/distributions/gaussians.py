@@ -162,7 +162,7 @@ class DiagonalGaussian(_Gaussian):
     arg_constraints = _VECTORS
 
     def __init__(self, mu: Tensor, log_sigma: Tensor, validate_args: bool | None = None, *, impl: str = "auto") -> None:
-        self.mu, self.log_sigma = _checks.gaussian(mu, log_sigma)
+        self.mu, self.log_sigma = _checks.check_gaussian(mu, log_sigma)
         self._finish(impl, validate_args)
 
     def rsample_with_log_prob(
@@ -314,7 +314,7 @@ class TriangularGaussian(_Gaussian):
         *,
         impl: str = "auto",
     ) -> None:
-        self.mu, self.log_sigma, self.tril, self._packed = _checks.triangular(mu, log_sigma, tril)
+        self.mu, self.log_sigma, self.tril, self._packed = _checks.check_triangular(mu, log_sigma, tril)
         self._finish(impl, validate_args)
 
     def rsample_with_log_prob(

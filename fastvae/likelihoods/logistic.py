@@ -53,9 +53,9 @@ def discretized_logistic_log_prob(x: Tensor, mu: Tensor, log_scale: Tensor, *, l
         tensor([0.3775, 0.2449, 0.3775])
     """
     levels = check_levels(levels)
-    x, mu, log_scale = _checks.readable(x=x, mu=mu, log_scale=log_scale)
+    x, mu, log_scale = _checks.to_readable(x=x, mu=mu, log_scale=log_scale)
     check_data(x, levels)
-    mu, log_scale = _checks.same_kind(mu=mu, log_scale=log_scale)
+    mu, log_scale = _checks.to_same_kind(mu=mu, log_scale=log_scale)
     if mu.device != x.device:
         raise ValueError(f"mu must be on the device of x, {x.device}; it is on {mu.device}")
     try:
@@ -108,7 +108,7 @@ def logistic_mixture_sample(
         (torch.Size([2, 3, 8, 8]), True)
     """
     levels = check_levels(levels)
-    (params,) = _checks.same_kind(params=_checks.readable(params=params)[0])
+    (params,) = _checks.to_same_kind(params=_checks.to_readable(params=params)[0])
     check_generator(generator, params.device)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0, got {temperature}")

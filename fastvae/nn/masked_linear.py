@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops._network import degrees_of
+from ..ops._layers import degrees_of
 from ..ops.masked_linear import masked_linear, masked_norm
 from ..reference.masked_linear import ACTIVATIONS, mask_of, row_factors
 from ..structure.constants import IntegerConstants

@@ -12,7 +12,7 @@ from ..structure.constants import IntegerConstants
 from ..structure.convolution import ConvStructure, check_colors, colors_of, pair
 from ._checks import MOST_NUMBERS
 from ._contracts import Call
-from ._network import check_degrees, degrees_of
+from ._layers import check_degrees, degrees_of
 
 
 def padding_of(

@@ -1,4 +1,4 @@
-"""What the masked layers' ops share: checks of layers, and how the extension is told of them."""
+"""What ops on whole masked networks share: the numbers that describe one, and checks of its tensors."""
 
 from __future__ import annotations
 
@@ -10,62 +10,13 @@ from torch import Tensor
 from .. import backend
 from ..backend import Route
 from ..precision import DTYPES, to_autocast
-from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
-from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure
-from ..structure.integers import integer
 from . import _checks
+from ._layers import ACTIVATION_IDS, KIND_IDS, NEED_PRE, check_kind
 
-# The extension's numbers (csrc/activation.h, csrc/affine.h).
-ACTIVATION_IDS = {name: index for index, name in enumerate(ACTIVATIONS)}
-KIND_IDS = {None: 0} | {name: index for index, name in enumerate(KINDS, 1)}
-# Activations whose derivative needs the pre-activation; for the others it follows from their value.
-NEED_PRE = ("gelu", "silu")
 # Samples of a block of saved activations (csrc/lanes.h).
 LANES = 64
-
-
-def activation_of(activation: str | None) -> str:
-    if activation is None:
-        return "identity"
-    if activation not in ACTIVATION_IDS:
-        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    return activation
-
-
-def check_kind(kind: str, structure: MadeStructure | None = None) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    needed = 1 if kind == "location_only" else 2
-    if structure is not None and structure.params_per_feature != needed:
-        raise ValueError(f"kind={kind!r} takes params_per_feature={needed}, got {structure.params_per_feature}")
-
-
-def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tensor:
-    """``degrees`` as int64, once they are known to be ``count`` integers on the device of ``like``."""
-    if not isinstance(degrees, Tensor):
-        raise TypeError(f"{name} must be a tensor of integers, got {type(degrees).__name__}")
-    if degrees.is_floating_point() or degrees.is_complex():
-        raise TypeError(f"{name} must be a tensor of integers, got {degrees.dtype}")
-    if degrees.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {tuple(degrees.shape)}")
-    if degrees.device != like.device:
-        raise ValueError(f"{name} must be on the device of x, {like.device}; it is on {degrees.device}")
-    return degrees.long().contiguous()
-
-
-def degrees_of(name: str, degrees: Sequence[int] | Tensor, count: int) -> tuple[int, ...]:
-    """``degrees`` as Python integers, for a layer that keeps them.
-
-    Raises:
-        TypeError: one is no integer.
-        ValueError: there are not ``count``.
-    """
-    given = degrees.tolist() if isinstance(degrees, Tensor) else list(degrees)
-    if len(given) != count:
-        raise ValueError(f"{name} must be {count} integers, got {len(given)}")
-    return tuple(integer(f"{name}[{i}]", degree) for i, degree in enumerate(given))
 
 
 def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
@@ -74,7 +25,10 @@ def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
     if fields is not None:
         return fields
     if kind is not None:
-        check_kind(kind, structure)
+        check_kind(kind)
+        needed = 1 if kind == "location_only" else 2
+        if structure.params_per_feature != needed:
+            raise ValueError(f"kind={kind!r} takes params_per_feature={needed}, got {structure.params_per_feature}")
     fields = [
         structure.features,
         structure.params_per_feature,
@@ -178,5 +132,5 @@ def _of_one_kind(
             return tensors
     names = _layer_names(len(parts[0]))
     named = {n: t for n, t in zip((name, "context_term", *names), tensors, strict=True) if t is not None}
-    cast = dict(zip(named, _checks.same_kind(**named), strict=True))
+    cast = dict(zip(named, _checks.to_same_kind(**named), strict=True))
     return [cast.get(n) for n in (name, "context_term", *names)]

@@ -13,7 +13,7 @@ from ..backend import Route
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import row_factors
 from ..structure import MadeStructure
-from . import _checks
+from . import _layout
 from ._library import Differentiable, extension
 from .masked_linear import NORM
 
@@ -103,12 +103,12 @@ def prepared(
     if context_term is not None:
         context_term = context_term.reshape(-1, context_term.shape[-1])
     optional = (context_term, *biases, *scales)
-    tensors = [_checks.rows(w, w.shape[1]) for w in weights]
+    tensors = [_layout.to_rows(w, w.shape[1]) for w in weights]
     tensors += [t.contiguous() for t in optional if t is not None]
     present = tuple([t is not None for t in optional])
     own = (None, None) if torch.compiler.is_compiling() else (structure, kind)
     call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own)
-    return _checks.rows(x, x.shape[-1]), call, tensors
+    return _layout.to_rows(x, x.shape[-1]), call, tensors
 
 
 def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..reference.affine_flow import KINDS
 from ..reference.masked_linear import ACTIVATIONS
 from ._contracts import Call
-from ._network import KIND_IDS, LANES, saved_rows
+from ._layers import KIND_IDS
+from ._network import LANES, saved_rows
 
 __all__ = ["check_forward", "check_gradient"]
 

@@ -17,7 +17,7 @@ from ..reference import made as reference
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
-from . import _checks
+from . import _layout
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._network import LANES, check_network, for_autocast, route_network, saved_rows, structure_fields
 from ._network_call import (
@@ -61,9 +61,9 @@ def fwd_cpu(
     """Runs the step or its ``inverse``, which take the same arguments."""
     dtype = x.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
-        x, tensors = _checks.compute(x), _checks.computed(tensors, dtype)
+        x, tensors = _layout.to_compute_dtype(x), _layout.all_to_compute_dtype(tensors, dtype)
     out, log_det, saved = extension().autoregressive_flow_fwd(inverse, x, tensors, present, degrees, structure, keep)
-    return _checks.cast(out, dtype), log_det, saved
+    return _layout.cast(out, dtype), log_det, saved
 
 
 def fwd_fake(
@@ -97,10 +97,10 @@ def _bwd_cpu(
             d_out, d_log_det, saved, kept, present, normalized, degrees, structure, needs
         )
     d_x, gradients = extension().autoregressive_flow_bwd(
-        _checks.compute(d_out),
+        _layout.to_compute_dtype(d_out),
         d_log_det,
         saved,
-        _checks.computed(kept, dtype),
+        _layout.all_to_compute_dtype(kept, dtype),
         present,
         normalized,
         degrees,
@@ -264,7 +264,7 @@ def _run(
     batch, d = x.shape[:-1], x.shape[-1]
     out, log_det = _step(*prepared(x, context_term, parameters, structure, kind, fields, route))
     width = structure.output_features if kind is None else d
-    return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
+    return _layout.to_shape(out, (*batch, width)), log_det if kind is None else _layout.to_shape(log_det, batch)
 
 
 def _step(x: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from ..backend import Route
 from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
-from . import _checks, autoregressive_flow
+from . import _layout, autoregressive_flow
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._network import check_network, route_network, structure_fields
 from ._network_call import NetworkCall, Tensors, network_again, prepared, ready, save_network, saved_network
@@ -34,9 +34,15 @@ def _bwd_cpu(
     structure: Sequence[int],
 ) -> Tensor:
     d_z = extension().autoregressive_inverse_bwd(
-        _checks.compute(d_x), d_log_det, saved, _checks.computed(kept, d_x.dtype), present, degrees, structure
+        _layout.to_compute_dtype(d_x),
+        d_log_det,
+        saved,
+        _layout.all_to_compute_dtype(kept, d_x.dtype),
+        present,
+        degrees,
+        structure,
     )
-    return _checks.cast(d_z, d_x.dtype)
+    return _layout.cast(d_z, d_x.dtype)
 
 
 FWD = define(
@@ -180,7 +186,7 @@ def autoregressive_inverse(
         x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
     else:
         x, log_det = _solve(z, call, tensors)
-    return _checks.shaped(x, (*batch, d)), _checks.shaped(log_det, batch)
+    return _layout.to_shape(x, (*batch, d)), _layout.to_shape(log_det, batch)
 
 
 def _solve(z: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,8 @@ from torch import Tensor
 from .. import backend
 from ..reference import causal_sampler as reference
 from ..reference.gated_activation import KINDS
+from ._layers import ACTIVATION_IDS
 from ._library import extension
-from ._network import ACTIVATION_IDS
 
 if TYPE_CHECKING:
     from ..structure.likelihood import PixelLikelihood

@@ -12,7 +12,7 @@ from .. import backend, rng
 from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
-from . import _checks
+from . import _checks, _layout
 from ._contracts import check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 
@@ -27,17 +27,17 @@ def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
+    x, log_s, given = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma), noise.dim() > 0
     if given:
-        noise = _checks.cast(noise, x.dtype)
+        noise = _layout.cast(noise, x.dtype)
     z, log_q = empty(x, shape), empty(x, shape[:-1])
     kept = empty(x, shape) if keep else x.new_empty(0)
     extension().diag_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
-        _checks.samples_in(z.numel(), n, d), n, d, row_offset,
+        _layout.count_samples(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return _checks.cast(z, mu.dtype), log_q, kept
+    return _layout.cast(z, mu.dtype), log_q, kept
 
 
 def _fwd_stacked(
@@ -45,8 +45,8 @@ def _fwd_stacked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
-    samples = _checks.samples_in(_checks.product(shape), n, d)
+        noise = _layout.stack_samples(noise, n, d)
+    samples = _layout.count_samples(_layout.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, noise, samples, row_offset)
     return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
 
@@ -59,14 +59,14 @@ def _fwd_fake(
 
 
 def _backward_cpu(d_z: Tensor, d_log_q: Tensor, kept: Tensor, n: int, d_mu: Tensor | None) -> Tensor:
-    g, d = _checks.compute(d_z), d_z.shape[-1]
+    g, d = _layout.to_compute_dtype(d_z), d_z.shape[-1]
     d_log_sigma = empty(g, (n, d))
     extension().diag_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), kept.data_ptr(),
         0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        _checks.samples_in(g.numel(), n, d), n, d,
+        _layout.count_samples(g.numel(), n, d), n, d,
     )  # fmt: skip
-    return _checks.cast(d_log_sigma, d_z.dtype)
+    return _layout.cast(d_log_sigma, d_z.dtype)
 
 
 def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Tensor, n: int, row_offset: int) -> Tensor:
@@ -78,16 +78,16 @@ def _bwd_samples_cpu(
 ) -> tuple[Tensor, Tensor]:
     d_mu = empty(kept, (n, d_z.shape[-1]))
     d_log_sigma = _backward_cpu(d_z, d_log_q, kept, n, d_mu)
-    return _checks.cast(d_mu, d_z.dtype), d_log_sigma
+    return _layout.cast(d_mu, d_z.dtype), d_log_sigma
 
 
 def _bwd_stacked(
     launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Any, n: int, row_offset: int
 ) -> Any:
     d = d_z.shape[-1]
-    d_z = _checks.stack(d_z, n, d)
+    d_z = _layout.stack_samples(d_z, n, d)
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
+        noise = _layout.stack_samples(noise, n, d)
     return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset)
 
 
@@ -124,7 +124,7 @@ def _sample_again(ctx: Any) -> Differentiable:
     (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
     wide = compute_dtype(log_sigma.dtype)
     n, d = log_sigma.shape
-    stacked = (_checks.samples_in(_checks.product(shape), n, d), n, d)
+    stacked = (_layout.count_samples(_layout.product(shape), n, d), n, d)
     if route.impl == "cpp":
         moved = saved.view(stacked)
     else:
@@ -148,7 +148,7 @@ def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
     if d_log_q is None:
         return None
     n = log_sigma.shape[0]
-    per_row = d_log_q.reshape(_checks.samples_in(d_log_q.numel(), n, 1), n).sum(0)
+    per_row = d_log_q.reshape(_layout.count_samples(d_log_q.numel(), n, 1), n).sum(0)
     return -per_row[:, None].to(log_sigma.dtype).expand(log_sigma.shape)
 
 
@@ -241,20 +241,20 @@ def diag_gaussian_rsample(
     names = ("mu", "log_sigma", "eps")
     route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=names, eps=eps, floats=2, required=2)
     if not route.rows:
-        mu, log_sigma = _checks.gaussian(mu, log_sigma, route.alike)
-    sample_shape = _checks.sample_shape_of(sample_shape)
+        mu, log_sigma = _checks.check_gaussian(mu, log_sigma, route.alike)
+    sample_shape = _checks.check_sample_shape(sample_shape)
     if sample_shape:
         _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
-    row_offset = _checks.row_offset_of(row_offset)
+    row_offset = _checks.check_row_offset(row_offset)
     if eps is not None:
-        eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
 
     shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
     if not route.rows:
-        mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+        mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
         return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, route))

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..backend import Route
 from ..reference import gated_activation as reference
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
@@ -46,20 +46,20 @@ def _condition_fields(x: Tensor, condition: Tensor | None) -> tuple[Tensor | Non
     """The condition in the dtype of the computation, its address and strides."""
     if condition is None:
         return None, 0, [0, 0, 0, 0]
-    computed = _checks.compute(condition)
+    computed = _layout.to_compute_dtype(condition)
     return computed, computed.data_ptr(), _strides(computed.expand(x.shape))
 
 
 def _fwd_cpu(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     dtype, (n, c, h, w) = x.dtype, x.shape
-    x = _checks.compute(x)
+    x = _layout.to_compute_dtype(x)
     _alive, condition_at, condition_strides = _condition_fields(x, condition)
     y = _images(x, c // 2, fresh=lambda shape: empty(x, shape))
     extension().gated_activation_fwd(
         x.dtype == torch.float64, KIND_IDS[kind], [n, c // 2, h, w], x.data_ptr(), list(x.stride()),
         condition_at, condition_strides, y.data_ptr(), list(y.stride()),
     )  # fmt: skip
-    return _checks.cast(y, dtype)
+    return _layout.cast(y, dtype)
 
 
 def _fwd_fake(x: Tensor, condition: Any, kind: Any) -> Tensor:
@@ -68,14 +68,14 @@ def _fwd_fake(x: Tensor, condition: Any, kind: Any) -> Tensor:
 
 def _bwd_cpu(d_y: Tensor, x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     dtype, (n, c, h, w) = x.dtype, x.shape
-    g, x = _checks.compute(d_y), _checks.compute(x)
+    g, x = _layout.to_compute_dtype(d_y), _layout.to_compute_dtype(x)
     _alive, condition_at, condition_strides = _condition_fields(x, condition)
     d_x = _images(x, c, fresh=lambda shape: empty(x, shape))
     extension().gated_activation_bwd(
         x.dtype == torch.float64, KIND_IDS[kind], [n, c // 2, h, w], g.data_ptr(), list(g.stride()),
         x.data_ptr(), list(x.stride()), condition_at, condition_strides, d_x.data_ptr(), list(d_x.stride()),
     )  # fmt: skip
-    return _checks.cast(d_x, dtype)
+    return _layout.cast(d_x, dtype)
 
 
 def _bwd_fake(d_y: Any, x: Tensor, condition: Any, kind: Any) -> Tensor:
@@ -173,9 +173,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         raise ValueError(f"kind must be one of {', '.join(KIND_IDS)}, got {kind!r}")
     route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"), required=1)
     if not route.alike and condition is None:
-        (x,) = _checks.same_kind(x=x)
+        (x,) = _checks.to_same_kind(x=x)
     elif not route.alike:
-        x, condition = _checks.same_kind(x=x, condition=condition)
+        x, condition = _checks.to_same_kind(x=x, condition=condition)
     if x.dim() != 4 or x.shape[1] == 0 or x.shape[1] % 2:
         raise ValueError(f"x must have shape (N, 2F, H, W) with F >= 1, got {tuple(x.shape)}")
     if condition is not None:

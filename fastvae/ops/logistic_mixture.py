@@ -13,7 +13,7 @@ from ..precision import check_dtype, compute_dtype
 from ..reference import logistic_mixture as reference
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
 from ..structure.integers import integer
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
@@ -37,7 +37,7 @@ def _maps_like(params: Tensor, like: Tensor) -> Tensor:
 
 
 def _fwd_cpu(x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
-    p = _checks.compute(params)
+    p = _layout.to_compute_dtype(params)
     log_prob = p.new_empty(x.shape[0])
     kept = _maps_like(params, p) if keep else p.new_empty(0)
     extension().logistic_mixture_fwd(
@@ -126,7 +126,7 @@ class _LogisticMixtureLogProb(torch.autograd.Function):
         x, params, kept = ctx.saved_tensors
         op = BWD.on(route)
         saved = (x, params, None) if kept is None else (None, None, kept)
-        return None, _checks.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
+        return None, _layout.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
 
 
 def check_levels(levels: int) -> int:
@@ -154,7 +154,7 @@ def check_data(x: Tensor, levels: int) -> None:
 
 def _check(x: Tensor, params: Tensor, levels: int) -> None:
     check_data(x, levels)
-    (params,) = _checks.same_kind(params=params)
+    (params,) = _checks.to_same_kind(params=params)
     if params.device != x.device:
         raise ValueError(f"params must be on the device of x, {x.device}; it is on {params.device}")
     # A number also where torch.jit.trace makes tensors of sizes.
@@ -229,7 +229,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
     levels = check_levels(levels)
     route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
     _check(x, params, levels)
-    x = _checks.cast(x, compute_dtype(params.dtype))
+    x = _layout.cast(x, compute_dtype(params.dtype))
     if route.impl == "reference":
         return reference.logistic_mixture_log_prob(x, params, levels)
     if needs_grad(params):

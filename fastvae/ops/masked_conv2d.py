@@ -13,10 +13,10 @@ from ..backend import Route
 from ..reference import masked_conv2d as reference
 from ..structure.convolution import ConvStructure, pair
 from ..structure.integers import integer
-from . import _checks
+from . import _checks, _layout
 from ._convolution import check_geometry, check_shapes, lowered_degrees, padding_of, structure_of
+from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
-from ._network import ACTIVATION_IDS, NEED_PRE, activation_of
 
 
 def _is_channels_last(t: Tensor) -> bool:
@@ -85,8 +85,8 @@ def _fwd_cpu(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = x.dtype
-    x, w = _checks.compute(x), _checks.compute(weight).contiguous()
-    b = None if bias is None else _checks.compute(bias).contiguous()
+    x, w = _layout.to_compute_dtype(x), _layout.to_compute_dtype(weight).contiguous()
+    b = None if bias is None else _layout.to_compute_dtype(bias).contiguous()
     shape = _sizes(x, w, padding, dilation)
     y = _laid_out_as(x, shape)
     keep = keep and activation in NEED_PRE
@@ -96,7 +96,7 @@ def _fwd_cpu(
         *_placed(x), w.data_ptr(), _address(b), _address(in_degrees), _address(out_degrees),
         y.data_ptr(), pre.data_ptr() if keep else 0, list(y.stride()),
     )  # fmt: skip
-    return _checks.cast(y, dtype), pre
+    return _layout.cast(y, dtype), pre
 
 
 def _fwd_triton(launcher: Any, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ def _bwd_cpu(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = x.dtype
-    g, at, x, w = (_checks.compute(t) for t in (d_y, at, x, weight))
+    g, at, x, w = (_layout.to_compute_dtype(t) for t in (d_y, at, x, weight))
     w = w.contiguous()
     d_x = _laid_out_as(x, x.shape) if needs[0] else x.new_empty(0)
     d_weight = empty(x, w.shape) if needs[1] else x.new_empty(0)
@@ -150,7 +150,7 @@ def _bwd_cpu(
         *_placed(g), *_placed(at), *_placed(x), w.data_ptr(), _address(in_degrees), _address(out_degrees),
         *_placed(d_x), d_weight.data_ptr() if needs[1] else 0, d_bias.data_ptr() if needs[2] else 0,
     )  # fmt: skip
-    return _checks.cast(d_x, dtype), _checks.cast(d_weight, dtype), _checks.cast(d_bias, dtype)
+    return _layout.cast(d_x, dtype), _layout.cast(d_weight, dtype), _layout.cast(d_bias, dtype)
 
 
 def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -356,7 +356,7 @@ def masked_conv2d_of(
         impl, x, weight, bias, in_degrees, out_degrees,
         names=("x", "weight", "bias", "in_degrees", "out_degrees"), floats=3, required=2,
     )  # fmt: skip
-    x, weight, bias = _checks.for_products(x, weight, bias=bias, alike=route.alike)
+    x, weight, bias = _checks.to_kind_of_products(x, weight, bias=bias, alike=route.alike)
     step = pair("dilation", dilation, 1)
     zeros = padding_of(padding, structure, step)
     check_shapes(x, weight, bias, zeros, step, groups)

@@ -11,10 +11,10 @@ from .. import backend
 from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import masked_linear as reference
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call
+from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
-from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 
 
 def _fwd_cpu(
@@ -27,11 +27,11 @@ def _fwd_cpu(
     activation: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    tensors = _checks.computed((x, weight, bias, weight_scale), x.dtype)
+    tensors = _layout.all_to_compute_dtype((x, weight, bias, weight_scale), x.dtype)
     y, pre = extension().masked_linear_fwd(
         *tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], keep and activation in NEED_PRE
     )
-    return _checks.cast(y, x.dtype), pre
+    return _layout.cast(y, x.dtype), pre
 
 
 def _fwd_fake(
@@ -60,9 +60,9 @@ def _bwd_cpu(
     activation: str,
     has_bias: bool,
 ) -> tuple[Tensor | None, ...]:
-    tensors = _checks.computed((d_y, at, x, weight, weight_scale), x.dtype)
+    tensors = _layout.all_to_compute_dtype((d_y, at, x, weight, weight_scale), x.dtype)
     gradients = extension().masked_linear_bwd(*tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], has_bias)
-    return tuple([None if t is None else _checks.cast(t, x.dtype) for t in gradients])
+    return tuple([None if t is None else _layout.cast(t, x.dtype) for t in gradients])
 
 
 def _bwd_fake(
@@ -82,13 +82,13 @@ def _bwd_fake(
 
 
 def _norm_cpu(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    norm = extension().masked_norm_fwd(_checks.compute(weight), in_degrees, out_degrees)
-    return _checks.cast(norm, weight.dtype)
+    norm = extension().masked_norm_fwd(_layout.to_compute_dtype(weight), in_degrees, out_degrees)
+    return _layout.cast(norm, weight.dtype)
 
 
 def _norm_bwd_cpu(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    tensors = _checks.computed((d_norm, norm, weight), weight.dtype)
-    return _checks.cast(extension().masked_norm_bwd(*tensors, in_degrees, out_degrees), weight.dtype)
+    tensors = _layout.all_to_compute_dtype((d_norm, norm, weight), weight.dtype)
+    return _layout.cast(extension().masked_norm_bwd(*tensors, in_degrees, out_degrees), weight.dtype)
 
 
 _ACTIVATIONS: Any = {"activation": ACTIVATION_IDS}
@@ -252,7 +252,7 @@ def masked_linear(
         impl, x, weight, bias, weight_scale, in_degrees, out_degrees,
         names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"), floats=4, required=2,
     )  # fmt: skip
-    x, weight, bias, weight_scale = _checks.for_products(
+    x, weight, bias, weight_scale = _checks.to_kind_of_products(
         x, weight, bias=bias, weight_scale=weight_scale, alike=route.alike
     )
     if weight.dim() != 2:
@@ -268,13 +268,13 @@ def masked_linear(
     if route.impl == "reference":
         return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, activation, weight_scale)
     batch = x.shape[:-1]
-    x, weight = _checks.rows(x, features), _checks.rows(weight, features)
+    x, weight = _layout.to_rows(x, features), _layout.to_rows(weight, features)
     bias = None if bias is None else bias.contiguous()
     weight_scale = None if weight_scale is None else weight_scale.contiguous()
     tensors = [t for t in (x, weight, bias, weight_scale) if t is not None]
     args = (x, weight, bias, weight_scale, in_degrees, out_degrees, activation)
     y = apply(_MaskedLinear, *args, route) if needs_grad(*tensors) else FWD.on(route)(*args, False)[0]
-    return _checks.shaped(y, (*batch, out))
+    return _layout.to_shape(y, (*batch, out))
 
 
 def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl: str = "auto") -> Tensor:
@@ -301,14 +301,14 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
     route, (weight, in_degrees, out_degrees) = backend.route(
         impl, weight, in_degrees, out_degrees, names=("weight", "in_degrees", "out_degrees")
     )
-    (weight,) = _checks.same_kind(weight=weight)
+    (weight,) = _checks.to_same_kind(weight=weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, weight.shape[1], weight)
     out_degrees = check_degrees("out_degrees", out_degrees, weight.shape[0], weight)
     if route.impl == "reference":
         return reference.masked_norm(weight, in_degrees, out_degrees)
-    weight = _checks.rows(weight, weight.shape[1])
+    weight = _layout.to_rows(weight, weight.shape[1])
     if needs_grad(weight):
         return apply(_MaskedNorm, weight, in_degrees, out_degrees, route)
     return NORM.on(route)(weight, in_degrees, out_degrees)

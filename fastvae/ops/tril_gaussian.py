@@ -12,7 +12,7 @@ from .. import backend, rng
 from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call, check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 from .diag_gaussian import density_alone
@@ -46,18 +46,18 @@ def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    x, log_s, t = _checks.compute(mu), _checks.compute(log_sigma), _checks.compute(tril)
+    x, log_s, t = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma), _layout.to_compute_dtype(tril)
     given = noise.dim() > 0
     if given:
-        noise = _checks.cast(noise, x.dtype)
+        noise = _layout.cast(noise, x.dtype)
     z, log_q = empty(x, shape), empty(x, shape[:-1])
     kept = empty(x, shape) if keep else x.new_empty(0)
     extension().tril_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
-        _checks.samples_in(z.numel(), n, d), n, d, row_offset,
+        _layout.count_samples(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return _checks.cast(z, mu.dtype), log_q, kept
+    return _layout.cast(z, mu.dtype), log_q, kept
 
 
 def _fwd_stacked(
@@ -72,8 +72,8 @@ def _fwd_stacked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
-    samples = _checks.samples_in(_checks.product(shape), n, d)
+        noise = _layout.stack_samples(noise, n, d)
+    samples = _layout.count_samples(_layout.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, tril, noise, samples, row_offset)
     return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
 
@@ -96,16 +96,16 @@ def _bwd_cpu(
     with_mu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    g, log_s = _checks.compute(d_z), _checks.compute(log_sigma)
+    g, log_s = _layout.to_compute_dtype(d_z), _layout.to_compute_dtype(log_sigma)
     d_mu = empty(g, (n, d)) if with_mu else g.new_empty(0)
     d_log_sigma, d_tril = empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         kept.data_ptr(), d_mu.data_ptr() if with_mu else 0, d_log_sigma.data_ptr(), *layout(d_tril),
-        _checks.samples_in(g.numel(), n, d), n, d,
+        _layout.count_samples(g.numel(), n, d), n, d,
     )  # fmt: skip
     dtype = log_sigma.dtype
-    return _checks.cast(d_mu, dtype), _checks.cast(d_log_sigma, dtype), _checks.cast(d_tril, dtype)
+    return _layout.cast(d_mu, dtype), _layout.cast(d_log_sigma, dtype), _layout.cast(d_tril, dtype)
 
 
 def _bwd_stacked(
@@ -120,9 +120,9 @@ def _bwd_stacked(
     with_mu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    d_z = _checks.stack(d_z, n, d)
+    d_z = _layout.stack_samples(d_z, n, d)
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
+        noise = _layout.stack_samples(noise, n, d)
     d_mu, d_log_sigma, d_tril = launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset, dense)
     return d_mu if with_mu else d_mu.new_empty(0), d_log_sigma, d_tril
 
@@ -163,7 +163,7 @@ def _sample_again(ctx: Any) -> Differentiable:
     if route.impl != "cpp":
         zero, no_tril = (t.to(compute_dtype(t.dtype)) for t in (mu, tril))
         eps = FWD.on(backend.route_of(route.impl, zero))(zero, zero, no_tril, eps, shape, row_offset, False)[0]
-    stacked = eps.view(_checks.samples_in(eps.numel(), n, d), n, d)
+    stacked = eps.view(_layout.count_samples(eps.numel(), n, d), n, d)
 
     def sample(mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> tuple[Tensor, Tensor]:
         z, log_q = reference.rsample(mu, log_sigma, tril, not dense, stacked.shape[:1], stacked, None)
@@ -268,20 +268,20 @@ def tril_gaussian_rsample(
     route, (mu, log_sigma, tril, eps) = backend.route(
         impl, mu, log_sigma, tril, eps, names=names, eps=eps, floats=3, required=3
     )
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
-    sample_shape = _checks.sample_shape_of(sample_shape)
+    mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, route.alike)
+    sample_shape = _checks.check_sample_shape(sample_shape)
     if sample_shape:
         _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
-    row_offset = _checks.row_offset_of(row_offset)
+    row_offset = _checks.check_row_offset(row_offset)
     if eps is not None:
-        eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
 
     shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
-    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
-    tril = _checks.matrices(tril, d, packed)
+    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
+    tril = _layout.to_matrices(tril, d, packed)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma, tril):
         return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, route))
