@@ -19,7 +19,8 @@ from ._contracts import Call, Contract
 
 _LIBRARY = torch.library.Library("fastvae", "DEF")
 
-
+# By the name of the op, the module of fastvae.kernels that has its Triton launcher, of the same name; None without one.
+TRITON_MODULES: dict[str, str | None] = {}
 # For torch.utils.flop_counter, by the name of the op: what ``register_flop_formula(get_raw=True)`` takes.
 FLOP_FORMULAS: dict[str, Callable[..., int]] = {}
 
@@ -47,7 +48,7 @@ class Op(NamedTuple):
 def define(
     schema: str,
     *,
-    module: str,
+    module: str | None,
     tensors: str,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
@@ -55,8 +56,11 @@ def define(
     more: Callable[[Call], None] | None = None,
     adapt: Callable[..., Any] | None = None,
     dispatched: Callable[..., Any] | None = None,
+    instead: str = "",
 ) -> Op:
     """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``.
+
+    An op without a Triton launcher has no module; ``instead`` says in its error what to call on a GPU.
 
     ``tensors``, ``choices`` and ``more`` say what the dispatcher may call it with, see :class:`Contract`.
     A launcher may return None for an output that there is not; the dispatcher, which knows tensors only, hands out an
@@ -65,15 +69,18 @@ def define(
     """
     name = schema.partition("(")[0]
     contract = Contract(schema, tensors, choices, more)
+    TRITON_MODULES[name] = module
 
     def triton(*args: Any) -> Any:
+        if module is None:
+            raise RuntimeError(f"fastvae::{name} runs on CPU tensors only: on a GPU call {instead}")
         # Imported here so that the library, and its CPU users, never load Triton.
         launcher = getattr(importlib.import_module(f"fastvae.kernels.{module}"), name)
         return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, _checked(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
-    _LIBRARY.impl(name, _checked(contract, triton), "CUDA")
+    _LIBRARY.impl(name, triton if module is None else _checked(contract, triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", _on_one_device(contract, fake), lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
 

@@ -132,12 +132,13 @@ def _bwd_fake(
     return d_out.new_empty((n, features)), gradients
 
 
+_INSTEAD = "the networks and flows of fastvae.nn, or the functions of fastvae.ops.autoregressive_flow"
 # `tensors`: weights, and what is `present` of the context's term, biases, and factors of the weights' rows.
 NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake, dispatched=dispatched_fwd,
+    module=None, cpu=_fwd_cpu, fake=fwd_fake, dispatched=dispatched_fwd, instead=_INSTEAD,
 )  # fmt: skip
 # `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
 # whether its gradient is wanted; those of all layers are computed where one of them is.
@@ -145,7 +146,7 @@ BWD = define(
     "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
     " bool normalized, Tensor[] degrees, SymInt[] structure, bool[] needs) -> (Tensor d_z, Tensor[] d_tensors)",
     tensors="d_out[N,O]c", more=check_gradient,
-    module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
+    module=None, cpu=_bwd_cpu, fake=_bwd_fake, instead=_INSTEAD,
 )  # fmt: skip
 
 

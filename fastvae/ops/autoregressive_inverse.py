@@ -45,17 +45,19 @@ def _bwd_cpu(
     return _layout.cast(d_z, d_x.dtype)
 
 
+# The Triton kernels sweep through a network of another form, see _TritonInverse.
+_INSTEAD = "the flows of fastvae.nn, or fastvae.ops.autoregressive_inverse.autoregressive_inverse"
 FWD = define(
     f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor x, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module="autoregressive_inverse", cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake,
-    dispatched=autoregressive_flow.dispatched_fwd,
+    module=None, cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake, dispatched=autoregressive_flow.dispatched_fwd,
+    instead=_INSTEAD,
 )  # fmt: skip
 BWD = define(
     "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
     " Tensor[] degrees, SymInt[] structure) -> Tensor d_z",
     tensors="d_x[N,O]c", more=check_gradient,
-    module="autoregressive_inverse", cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape),
+    module=None, cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape), instead=_INSTEAD,
 )  # fmt: skip
 
 
