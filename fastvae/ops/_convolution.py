@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,23 @@ from ..structure.convolution import ConvStructure, check_colors, colors_of, pair
 from ._checks import MOST_NUMBERS
 from ._contracts import Call
 from ._layers import check_degrees, degrees_of
+
+
+class ConvCall(NamedTuple):
+    """How a masked convolution goes over its image: what the ops take after their tensors, in this order."""
+
+    taps: Sequence[int]
+    origin_tap: int
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    activation: str
+
+    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        top, left, bottom, right = self.padding
+        height = x.shape[2] + top + bottom - self.dilation[0] * (weight.shape[2] - 1)
+        width = x.shape[3] + left + right - self.dilation[1] * (weight.shape[3] - 1)
+        return x.shape[0], weight.shape[0], height, width
 
 
 def padding_of(
@@ -154,7 +172,7 @@ def check_shapes(
 def check_geometry(call: Call) -> None:
     """Of a dispatched convolution: what its list of numbers says must be inside the tensors."""
     x, weight, (in_degrees, out_degrees) = call["x"], call["weight"], (call["in_degrees"], call["out_degrees"])
-    taps, origin, padding, dilation = (call[name] for name in ("taps", "origin_tap", "padding", "dilation"))
+    taps, origin, padding, dilation, *_ = conv = ConvCall(*(call[name] for name in ConvCall._fields))
     count = weight.shape[2] * weight.shape[3]
     ordered = all(a < b for a, b in zip([-1, *taps], [*taps, count], strict=True))
     call.require(ordered, "taps", f"be ascending numbers in [0, {count})", taps)
@@ -165,9 +183,7 @@ def check_geometry(call: Call) -> None:
     call.require(len(dilation) == 2 and min(dilation) >= 1, "dilation", "be two numbers >= 1", dilation)
     check_shapes(x, weight, call.arguments.get("bias"), padding, dilation, call["groups"])
     if "d_y" in call.arguments:
-        top, left, bottom, right = padding
-        height = x.shape[2] + top + bottom - dilation[0] * (weight.shape[2] - 1)
-        width = x.shape[3] + left + right - dilation[1] * (weight.shape[3] - 1)
+        *_, height, width = conv.output_shape(x, weight)
         size = (call.sizes["h"], call.sizes["w"])
         call.require(size == (height, width), "d_y", f"have {height} x {width} pixels", f"{size[0]} x {size[1]}")
         call.require(len(call["needs"]) == 3, "needs", "be three truth values", call["needs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,19 @@ from ._layers import ACTIVATION_IDS, KIND_IDS, NEED_PRE, check_kind
 LANES = 64
 
 
+class NetworkFields(NamedTuple):
+    """A network's numbers as ops and the extension take them, in this order."""
+
+    features: int
+    params_per_feature: int
+    activation: int
+    kind: int
+    residual: int
+    interleaved: int
+
+
 def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
-    """A structure's numbers for the extension (csrc/types.h), made, and the kind checked, once for each kind."""
+    """The :class:`NetworkFields` of a structure; they are made, and the kind is checked, once for each kind."""
     fields = structure.fields.get(kind)
     if fields is not None:
         return fields
@@ -29,30 +41,33 @@ def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
         needed = 1 if kind == "location_only" else 2
         if structure.params_per_feature != needed:
             raise ValueError(f"kind={kind!r} takes params_per_feature={needed}, got {structure.params_per_feature}")
-    fields = [
-        structure.features,
-        structure.params_per_feature,
-        ACTIVATION_IDS[structure.activation],
-        KIND_IDS[kind],
-        int(structure.residual),
-        int(structure.layout == "interleaved"),
-    ]
+    fields = list(
+        NetworkFields(
+            structure.features,
+            structure.params_per_feature,
+            ACTIVATION_IDS[structure.activation],
+            KIND_IDS[kind],
+            int(structure.residual),
+            int(structure.layout == "interleaved"),
+        )
+    )
     if not torch.compiler.is_compiling():
         structure.fields[kind] = fields
     return fields
 
 
-def saved_rows(widths: Sequence[int], activation: int, residual: bool) -> int:
-    """Rows that a block of samples keeps: inputs, hidden layers before and after their activation, parameters.
+def count_saved(n: int, widths: Sequence[int], fields: NetworkFields) -> int:
+    """Numbers that the forward pass of ``n`` samples keeps, as csrc lays them out.
 
-    ``widths`` are those of the inputs, the hidden layers and the outputs. As csrc/network.h lays them out.
+    A block of samples keeps the inputs, hidden layers before and after their activation, and the parameters.
+    ``widths`` are those of the inputs, the hidden layers and the outputs.
     """
     rows, hidden = widths[0] + widths[-1], widths[1:-1]
-    before = list(ACTIVATION_IDS)[activation] in NEED_PRE
+    before = list(ACTIVATION_IDS)[fields.activation] in NEED_PRE
     for index, width in enumerate(hidden):
-        rows += width * (before or (residual and index % 2 == 0))
-        rows += width * (not residual or index < len(hidden) - 1)
-    return rows
+        rows += width * (before or bool(fields.residual and index % 2 == 0))
+        rows += width * (not fields.residual or index < len(hidden) - 1)
+    return (n + LANES - 1) // LANES * rows * LANES
 
 
 def check_network(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..reference.affine_flow import KINDS
-from ..reference.masked_linear import ACTIVATIONS
+from ..structure import ACTIVATION_NAMES
 from ._contracts import Call
 from ._layers import KIND_IDS
-from ._network import LANES, saved_rows
+from ._network import NetworkFields, count_saved
 
 __all__ = ["check_forward", "check_gradient"]
 
@@ -36,12 +36,12 @@ def check_gradient(call: Call) -> None:
     """Of their backward passes: those read what the forward pass saved, weights, factors, and norms for gains."""
     widths = _structure(call)
     kept, count, present = list(call["kept"]), len(widths) - 1, call["present"]
-    alone = call["structure"][3] == 0
+    fields = NetworkFields(*call["structure"])
+    alone = fields.kind == 0
     outputs = widths[-1] if alone else widths[0]
     call.require(call.sizes["O"] == outputs, "the first argument", f"have {outputs} columns", call.sizes["O"])
     call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
-    n, (activation, residual) = call.sizes["N"], (call["structure"][2], bool(call["structure"][4]))
-    size = (n + LANES - 1) // LANES * saved_rows(widths, activation, residual) * LANES
+    size = count_saved(call.sizes["N"], widths, fields)
     saved = call.given("saved")
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
@@ -65,8 +65,9 @@ def _structure(call: Call) -> list[int]:
         call.tensor("degrees", d, (str(d.numel()),), "ci")
     widths = [d.numel() for d in degrees]
     call.require(len(present) == 2 * len(degrees) - 1, "present", f"be {2 * len(degrees) - 1} values", len(present))
-    call.require(len(numbers) == 6, "structure", "be six numbers", numbers)
-    features, params, activation, kind, residual, interleaved = numbers
+    call.require(len(numbers) == len(NetworkFields._fields), "structure", "be six numbers", numbers)
+    fields = NetworkFields(*numbers)
+    features, params = fields.features, fields.params_per_feature
     inverse = call.op.startswith("autoregressive_inverse")
     described = (
         features >= 1
@@ -74,18 +75,18 @@ def _structure(call: Call) -> list[int]:
         and widths[0] == features
         and widths[-1] == features * params
         and min(widths) >= 1
-        and 0 <= activation < len(ACTIVATIONS)
-        and inverse <= kind <= len(KINDS)
-        and (kind == 0 or params == (1 if kind == _ONE_PARAMETER else 2))
-        and residual in (0, 1)
-        and interleaved in (0, 1)
+        and 0 <= fields.activation < len(ACTIVATION_NAMES)
+        and inverse <= fields.kind <= len(KINDS)
+        and (fields.kind == 0 or params == (1 if fields.kind == _ONE_PARAMETER else 2))
+        and fields.residual in (0, 1)
+        and fields.interleaved in (0, 1)
     )
     call.require(described, "structure", f"describe a network of widths {widths}", numbers)
     hidden = widths[1:-1]
-    whole = not residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
+    whole = not fields.residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
     call.require(whole, "degrees", "be those of residual blocks, of one width", widths)
     if inverse and call.is_cpu:
-        _sweepable(call, [d.tolist() for d in degrees], bool(interleaved))
+        _sweepable(call, [d.tolist() for d in degrees], bool(fields.interleaved))
     return widths
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..backend import Route
-from ..precision import is_autocasting
+from ..precision import compute_dtype, is_autocasting
 from ..reference import made as reference
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _layout
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
-from ._network import LANES, check_network, for_autocast, route_network, saved_rows, structure_fields
+from ._network import NetworkFields, check_network, count_saved, for_autocast, route_network, structure_fields
 from ._network_call import (
     NetworkCall,
     OptionalTensors,
@@ -34,11 +34,6 @@ from ._network_call import (
 from ._network_contract import check_forward, check_gradient
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
-
-
-def saved_size(n: int, degrees: Tensors, structure: Sequence[int]) -> int:
-    widths = [d.shape[0] for d in degrees]
-    return (n + LANES - 1) // LANES * saved_rows(widths, structure[2], bool(structure[4])) * LANES
 
 
 def dispatched_fwd(
@@ -69,10 +64,12 @@ def fwd_cpu(
 def fwd_fake(
     x: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Sequence[int], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, alone = x.shape[0], structure[3] == 0
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n, fields, wide = x.shape[0], NetworkFields(*structure), compute_dtype(x.dtype)
+    alone = fields.kind == 0
     out = x.new_empty((n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
-    saved = x.new_empty(saved_size(n, degrees, structure), dtype=wide) if keep else x.new_empty(0)
+    saved = x.new_empty(0)
+    if keep:
+        saved = x.new_empty(count_saved(n, [d.shape[0] for d in degrees], fields), dtype=wide)
     return out, x.new_empty(0 if alone else n, dtype=wide), saved
 
 

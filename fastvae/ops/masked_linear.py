@@ -45,8 +45,7 @@ def _fwd_fake(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     y = x.new_empty((x.shape[0], weight.shape[0]))
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return y, y.new_empty(y.shape, dtype=wide) if keep and activation in NEED_PRE else x.new_empty(0)
+    return y, y.new_empty(y.shape, dtype=compute_dtype(x.dtype)) if keep and activation in NEED_PRE else x.new_empty(0)
 
 
 def _bwd_cpu(
