@@ -158,7 +158,7 @@ def resolve(impl: str, *tensors: Tensor | None, eps: Tensor | None = None) -> st
     preferred = {"cpu": "cpp", "cuda": "triton"}.get(device_type, "reference") if impl == "auto" else impl
     if preferred == "reference":
         return preferred
-    reason = why_not(preferred, device_type) or _unruled(given, eps, asked_for=impl != "auto")
+    reason = why_not(preferred, device_type) or _why_no_kernel(given, eps, asked_for=impl != "auto")
     if reason is None:
         return preferred
     if impl == "auto":
@@ -241,7 +241,7 @@ def _has_no_rule() -> bool:
     )
 
 
-def _unruled(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
+def _why_no_kernel(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
     """Why no kernel can run on ``tensors`` as things are; None where one can."""
     if isinstance(eps, Tensor) and eps.requires_grad:
         return "eps requires a gradient, which only impl='reference' gives"

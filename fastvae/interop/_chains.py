@@ -15,7 +15,17 @@ from ..nn.made import MADE
 from ..nn.sequence import FlowSequence
 from ._networks import flow_of
 
-__all__ = ["Affine", "ConvertedFlow", "Part", "Reordering", "Step", "cannot_express", "chain_of", "inside", "naming"]
+__all__ = [
+    "Affine",
+    "ConvertedFlow",
+    "Part",
+    "Reordering",
+    "Step",
+    "cannot_express",
+    "chain_of",
+    "inside",
+    "name_layer",
+]
 
 ConvertedFlow = InverseAutoregressiveFlow | MaskedAutoregressiveFlow | Permutation | AffineTransform | FlowSequence
 
@@ -95,7 +105,7 @@ def chain_of(parts: Sequence[Part]) -> ConvertedFlow:
             loc, scale = (t.reshape(-1).expand(features)[back] for t in (part.loc, part.scale))
             flows.append(AffineTransform(loc, scale, learnable=part.learnable))
         else:
-            step = part._replace(network=_renumbered(part.network, places))
+            step = part._replace(network=_renumber(part.network, places))
             if steps and _joint(steps[0]) != _joint(step):
                 close()
             steps.append(step)
@@ -127,7 +137,7 @@ def _features_of(parts: Sequence[Part]) -> int:
 
 
 @torch.no_grad()
-def _renumbered(network: MADE, places: Sequence[int]) -> MADE:
+def _renumber(network: MADE, places: Sequence[int]) -> MADE:
     """A network whose feature ``places[i]`` is feature i of ``network``, with the same hidden units."""
     if list(places) == sorted(places):
         return network
@@ -169,7 +179,7 @@ def inside(path: str, index: int) -> str:
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
+def name_layer(path: str) -> Iterator[None]:
     """Errors about a part of a composition begin with its place."""
     try:
         yield

@@ -51,7 +51,7 @@ def degrees_of(
         if not torch.equal(mask_of(units[index], units[index + 1]), mask)
     ]
     if wrong or sorted(lower.places.tolist()) != list(range(features)):
-        unordered = [name for name, mask in zip(names, masks, strict=True) if not _nested(mask)]
+        unordered = [name for name, mask in zip(names, masks, strict=True) if not _is_nested(mask)]
         name = (unordered or wrong or names)[0]
         raise ValueError(
             f"the mask of {name} cannot be written as in_degrees <= out_degrees"
@@ -112,6 +112,6 @@ class _Bounds:
             self.hidden[index] = outputs
 
 
-def _nested(mask: Tensor) -> bool:
+def _is_nested(mask: Tensor) -> bool:
     rows = mask[mask.sum(-1).argsort()]
     return not bool((rows[:-1] & ~rows[1:]).any())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.made import MADE
 from ..reference.affine_flow import LEAST_SCALE
-from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, naming
+from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
 from ._networks import Layer, activation_name, made_of
 from ._peers import check_flow, peer
 from ._shared_made import check_blocks, layers_of, residual_blocks
@@ -105,7 +105,7 @@ def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
         ]
     if isinstance(transform, transforms.InverseTransform):
         return _parts(transform._transform, path, not inverted)
-    with naming(path):
+    with name_layer(path):
         if isinstance(transform, transforms.MaskedAffineAutoregressiveTransform):
             return [Step(_network(transform), "softplus", not inverted, transform.training)]
         if isinstance(transform, transforms.Permutation):

@@ -59,7 +59,7 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_ndims: int = 1) -> Tenso
     _check(x, logits, event_ndims)
     if torch.compiler.is_compiling() or _under_transform():
         logits = logits.to(compute_dtype(logits.dtype))
-        return _summed(x.to(logits.dtype), logits, event_ndims)
+        return _sum_terms(x.to(logits.dtype), logits, event_ndims)
     if torch.is_grad_enabled() and (x.requires_grad or logits.requires_grad):
         return _BernoulliLogProb.apply(x, logits, event_ndims)
     return _forward(x, logits, event_ndims)
@@ -98,7 +98,7 @@ def _event_dims(event_ndims: int) -> list[int]:
     return list(range(-event_ndims, 0))
 
 
-def _summed(x: Tensor, logits: Tensor, event_ndims: int) -> Tensor:
+def _sum_terms(x: Tensor, logits: Tensor, event_ndims: int) -> Tensor:
     log_p = x * logits - TF.softplus(logits, threshold=_SOFTPLUS_THRESHOLD)
     return log_p.sum(_event_dims(event_ndims)) if event_ndims else log_p
 

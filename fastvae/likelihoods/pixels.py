@@ -158,7 +158,7 @@ def _is_symbolic(x: Tensor) -> bool:
     )
 
 
-def _refused(name: str, what: str, x: Tensor, allowed: Tensor) -> None:
+def _refuse(name: str, what: str, x: Tensor, allowed: Tensor) -> None:
     wrong = x[~(allowed | x.isnan())]
     if wrong.numel():
         raise ValueError(f"{name} must be {what}, or NaN where a pixel is to be drawn, got {wrong[0].item():g}")
@@ -192,7 +192,7 @@ class Bernoulli(_Levels):
         return -terms.sum((1, 2, 3))
 
     def _check_values(self, name: str, x: Tensor) -> None:
-        _refused(name, "0 or 1", x, (x == 0) | (x == 1))
+        _refuse(name, "0 or 1", x, (x == 0) | (x == 1))
 
 
 class Categorical(_Levels):
@@ -251,7 +251,7 @@ class Categorical(_Levels):
         # Half precision rounds levels by more than the hundredth of a step that is allowed otherwise.
         allowance = (torch.finfo(x.dtype).eps * scaled.abs()).clamp(min=1e-2)
         allowed = (x >= 0) & (x <= 1) & ((scaled - scaled.round()).abs() < allowance)
-        _refused(name, f"one of the levels k / {self.levels - 1} in [0, 1]", x, allowed)
+        _refuse(name, f"one of the levels k / {self.levels - 1} in [0, 1]", x, allowed)
 
 
 class LogisticMixture(_Levels):
@@ -300,7 +300,7 @@ class LogisticMixture(_Levels):
         return logistic_mixture_log_prob(x, parameters, levels=self.levels)
 
     def _check_values(self, name: str, x: Tensor) -> None:
-        _refused(name, "in [-1, 1]", x, (x >= -1) & (x <= 1))
+        _refuse(name, "in [-1, 1]", x, (x >= -1) & (x <= 1))
 
 
 LIKELIHOODS: dict[str, Callable[[], PixelLikelihood]] = {

@@ -15,7 +15,7 @@ from ..structure import spread_degrees
 from ..structure.integers import integer, integers
 from ._start import Start, start_as
 from .flows import SCALE_BIAS
-from .gated_conv import Conditioning, plus
+from .gated_conv import Conditioning, add_condition
 from .made import widths_of
 from .masked_conv2d import MaskedConv2d
 
@@ -113,7 +113,7 @@ class ConvMADE(nn.Module):
         h = first(z)
         term = self.condition(context)
         if term is not None:
-            h = ACTIVATIONS[self.activation](plus(h, term))
+            h = ACTIVATIONS[self.activation](add_condition(h, term))
         for layer in others:
             h = layer(h)
         return h

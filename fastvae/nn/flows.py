@@ -128,7 +128,7 @@ class _AutoregressiveSteps(nn.Module):
                 term = network.context_term(z, context)
                 z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
             else:
-                z, log_det = self._affine(z, _called(module, z, context), inverse=False)
+                z, log_det = self._affine(z, _call_network(module, z, context), inverse=False)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
@@ -153,7 +153,7 @@ class _AutoregressiveSteps(nn.Module):
         place = network.structure.place_tensor(z.device)
         x, log_det = torch.zeros_like(z), None
         for known in range(self.features):
-            found, log_det = self._affine(z, _called(module, x, context), inverse=True)
+            found, log_det = self._affine(z, _call_network(module, x, context), inverse=True)
             # What is not known yet stays 0: a guess may overflow, and infinity times a masked 0 is NaN.
             x = torch.where(place <= known, found, 0.0)
         assert log_det is not None
@@ -175,7 +175,7 @@ def _network_in(module: nn.Module, index: int) -> MADE:
     return found
 
 
-def _called(module: nn.Module, z: Tensor, context: Tensor | None) -> Tensor:
+def _call_network(module: nn.Module, z: Tensor, context: Tensor | None) -> Tensor:
     # A wrapper such as nn.Sequential takes one argument only.
     params: Tensor = module(z) if context is None else module(z, context)
     return params

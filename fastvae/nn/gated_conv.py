@@ -55,7 +55,7 @@ class GatedActivation(nn.Module):
 
 
 @torch.fx.wrap  # a call of its own in traced networks: shapes are looked at when numbers come
-def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
+def check_context(context: Tensor, features: int, channels: int) -> Tensor:
     """``context`` once it is known to be a vector of ``features`` or a map of ``channels``."""
     if not isinstance(context, Tensor) or not context.is_floating_point():
         kind = context.dtype if isinstance(context, Tensor) else type(context).__name__
@@ -80,7 +80,7 @@ def check_condition(condition: Tensor, x: Tensor) -> None:
         )
 
 
-def plus(x: Tensor, condition: Tensor | None) -> Tensor:
+def add_condition(x: Tensor, condition: Tensor | None) -> Tensor:
     """Maps and what :class:`Conditioning` adds to them."""
     if condition is None:
         return x
@@ -94,7 +94,7 @@ def is_plain(weight: Any) -> bool:
 
 
 @torch.fx.wrap
-def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
+def project(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
     if context.shape[0] == 0:
         return context @ weight.t()
@@ -114,7 +114,7 @@ def check_context_sizes(context_features: int, context_channels: int) -> tuple[i
     return features, channels
 
 
-def odd(name: str, size: int) -> int:
+def check_odd(name: str, size: int) -> int:
     """``size`` as a Python integer that is odd and positive."""
     number = integer(name, size)
     if number < 1 or number % 2 == 0:
@@ -155,7 +155,7 @@ class Conditioning(nn.Module):
         if context is None:
             wanted = f"{self.context_features}" if self.context_features else f"{self.context_channels}, H, W"
             raise ValueError(f"context must be given, shape (N, {wanted})")
-        context = checked_context(context, self.context_features, self.context_channels)
+        context = check_context(context, self.context_features, self.context_channels)
         if not self.context_features:
             condition: Tensor = self.layer(context)
             return condition
@@ -167,7 +167,7 @@ class Conditioning(nn.Module):
             # Its own call does more than a product with its weight, or knows a weight, quantised for one, that a
             # convolution does not.
             return self.layer(context)[:, :, None, None]
-        return projected(context, self.layer.weight, self.impl)[:, :, None, None]
+        return project(context, self.layer.weight, self.impl)[:, :, None, None]
 
 
 class GatedMaskedConv2d(nn.Module):
@@ -237,7 +237,7 @@ class GatedMaskedConv2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        kernel_size = odd("kernel_size", kernel_size)
+        kernel_size = check_odd("kernel_size", kernel_size)
         in_channels, out_channels = integers(1, in_channels=in_channels, out_channels=out_channels)
         residual = residual and not first
         if residual and in_channels != out_channels:
@@ -268,12 +268,12 @@ class GatedMaskedConv2d(nn.Module):
     def forward(self, vertical: Tensor, horizontal: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u = self.vertical(vertical)
         h = self.horizontal(horizontal) + self.vertical_to_horizontal(u)
-        h = self.output(self._gated(h, self.horizontal_condition(context)))
+        h = self.output(self._apply_gate(h, self.horizontal_condition(context)))
         if self.residual:
             h = h + horizontal
-        return u if self.vertical_condition is None else self._gated(u, self.vertical_condition(context)), h
+        return u if self.vertical_condition is None else self._apply_gate(u, self.vertical_condition(context)), h
 
-    def _gated(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def _apply_gate(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if condition is not None:
             check_condition(condition, x)
         gated: Tensor = self.gate(x, condition)

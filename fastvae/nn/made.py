@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..ops.autoregressive_flow import made
+from ..ops.autoregressive_flow import masked_network
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
@@ -125,7 +125,9 @@ class MADE(DiscreteFeatures):
         Raises:
             TypeError: a layer is neither a :class:`MaskedLinear` nor a wrapper of one.
         """
-        return [layer if isinstance(layer, MaskedLinear) else _wrapped(layer, i) for i, layer in enumerate(self.layers)]
+        return [
+            layer if isinstance(layer, MaskedLinear) else _find_wrapped(layer, i) for i, layer in enumerate(self.layers)
+        ]
 
     def fused_parameters(self) -> MadeParameters | None:
         """What one call of the network's op takes in place of calls of its layers.
@@ -220,7 +222,7 @@ class MADE(DiscreteFeatures):
         self.prepare(x, context)
         parameters = None if has_hooks_on_all() else self.fused_parameters()
         if parameters is not None:
-            params = made(x, term, parameters, self.structure, impl=self.impl)
+            params = masked_network(x, term, parameters, self.structure, impl=self.impl)
         else:
             params = self._layer_by_layer(x, term, lambda layer, h, _: layer(h))
         return self.structure.split(params)
@@ -304,7 +306,7 @@ def _has_degrees(own: tuple[tuple[int, ...], ...], degrees: Sequence[tuple[int, 
     return (own[0] is degrees[layer] and own[1] is degrees[layer + 1]) or own == tuple(degrees[layer : layer + 2])
 
 
-def _wrapped(layer: nn.Module, index: int) -> MaskedLinear:
+def _find_wrapped(layer: nn.Module, index: int) -> MaskedLinear:
     """The masked layer that ``layer`` wraps."""
     inner = next((m for m in layer.modules() if isinstance(m, MaskedLinear)), None)
     own = {id(p) for p in inner.parameters()} if inner is not None else set()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops._convolution import lowered_constants, padding_of, structure_of
+from ..ops._convolution import lower_to_constants, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
 from ..reference.masked_conv2d import mask_of
 from ..reference.masked_linear import ACTIVATIONS
@@ -132,7 +132,7 @@ class MaskedConv2d(nn.Conv2d):
             in_degrees, out_degrees,
         )  # fmt: skip
         padding_of(padding, self.structure, (1, 1))
-        self._constants = lowered_constants(
+        self._constants = lower_to_constants(
             self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees
         )
         if mask_type is None and not self.structure.taps:

@@ -14,7 +14,7 @@ from ..precision import is_integral
 from ..sampling.sampler import CausalSampler
 from ..structure.convolution import pair
 from ..structure.integers import integer, integers
-from .gated_conv import Conditioning, check_context_sizes, colors, degrees, plus
+from .gated_conv import Conditioning, add_condition, check_context_sizes, colors, degrees
 from .masked_conv2d import MaskedConv2d
 
 __all__ = ["PixelCNN", "PixelNetwork"]
@@ -191,8 +191,8 @@ class PixelHead(nn.Module):
         )
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        h = plus(self.first(functional.relu(h)), self.first_condition(context))
-        return plus(self.second(functional.relu(h)), self.second_condition(context))
+        h = add_condition(self.first(functional.relu(h)), self.first_condition(context))
+        return add_condition(self.second(functional.relu(h)), self.second_condition(context))
 
 
 class _Residual(nn.Module):
@@ -216,7 +216,7 @@ class _Residual(nn.Module):
         self.up = MaskedConv2d(channels, 2 * channels, 1, **degrees(inner, outer), **shared)
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        middle = plus(self.middle(self.down(functional.relu(h))), self.condition(context))
+        middle = add_condition(self.middle(self.down(functional.relu(h))), self.condition(context))
         return h + self.up(functional.relu(middle))
 
 
@@ -303,7 +303,7 @@ class PixelCNN(PixelNetwork):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = plus(self.first(self.to_numbers(x)), self.condition(context))
+        h = add_condition(self.first(self.to_numbers(x)), self.condition(context))
         for block in self.blocks:
             h = block(h, context)
         return self.head(h, context)

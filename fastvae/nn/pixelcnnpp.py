@@ -16,9 +16,9 @@ from .gated_conv import (
     DownRightShiftedConv2d,
     DownShiftedConv2d,
     GatedActivation,
+    check_odd,
     colors,
     degrees,
-    odd,
 )
 from .masked_conv2d import MaskedConv2d
 from .pixelcnn import PixelNetwork
@@ -142,8 +142,8 @@ class PixelCNNpp(PixelNetwork):
         super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
         in_channels, hidden_channels = self.in_channels, self.hidden_channels
         num_layers = integer("num_layers", num_layers)
-        kernel_size = odd("kernel_size", kernel_size)
-        first_kernel_size = odd("first_kernel_size", first_kernel_size)
+        kernel_size = check_odd("kernel_size", kernel_size)
+        first_kernel_size = check_odd("first_kernel_size", first_kernel_size)
         options = {"impl": impl, "device": device, "dtype": dtype}
         pixels, own = colors(in_channels, self.num_colors), colors(hidden_channels, self.num_colors)
         rows = first_kernel_size // 2 + 1

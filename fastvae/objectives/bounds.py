@@ -54,7 +54,7 @@ def elbo(log_p_x: Tensor, kl: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
         >>> elbo(torch.tensor([-80.0, -90.0]), torch.tensor([20.0, 25.0]))
         tensor([-100., -115.])
     """
-    _checks.floating(log_p_x=log_p_x, kl=kl)
+    _checks.check_floating(log_p_x=log_p_x, kl=kl)
     _check_trailing(log_p_x, kl=kl)
     return log_p_x - beta * kl
 
@@ -89,7 +89,7 @@ def monte_carlo_elbo(log_p_x: Tensor, log_p_z: Tensor, log_q: Tensor, *, beta: f
         >>> monte_carlo_elbo(torch.tensor([-80.0]), torch.tensor([-60.0]), torch.tensor([-40.0]))
         tensor([-100.])
     """
-    _checks.floating(log_p_x=log_p_x, log_p_z=log_p_z, log_q=log_q)
+    _checks.check_floating(log_p_x=log_p_x, log_p_z=log_p_z, log_q=log_q)
     for name, t in (("log_p_z", log_p_z), ("log_q", log_q)):
         if t.shape != log_p_x.shape:
             raise ValueError(f"{name} must have the shape of log_p_x, {tuple(log_p_x.shape)}, got {tuple(t.shape)}")
@@ -116,7 +116,7 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
         >>> standard_normal_log_prob(torch.zeros(3, 2))
         tensor([-1.8379, -1.8379, -1.8379])
     """
-    _checks.floating(z=z)
+    _checks.check_floating(z=z)
     if z.dim() == 0:
         raise ValueError("z must have shape (*, D), got ()")
     return reference.standard_normal_log_prob(z.to(compute_dtype(z.dtype)))
@@ -153,7 +153,7 @@ def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
         >>> iwae_bound(torch.tensor([[-81.0, -90.0], [-83.0, -90.0]]))
         tensor([-81.5662, -90.0000])
     """
-    samples = _checks.samples_along(log_w, dim)
+    samples = _checks.count_samples(log_w, dim)
     if samples == 0:
         raise ValueError(f"log_w must hold at least one sample along dim {dim}, got {tuple(log_w.shape)}")
     log_w = log_w.to(compute_dtype(log_w.dtype))
@@ -217,7 +217,7 @@ def checkpointed_iwae_bound(
 
 
 def _chunk(log_weights: Callable[[int], Tensor], size: int, noise_device: Tensor) -> Tensor:
-    log_w = _checks.drawn_chunk(log_weights, size)
+    log_w = _checks.draw_chunk(log_weights, size)
     if log_w.device.type != "cpu" and log_w.device != noise_device.device:
         raise ValueError(
             f"device must be that of the noise of log_weights, which returns {log_w.device}; got {noise_device.device}"

@@ -88,7 +88,7 @@ def free_bits(
 
 def _by_group(kl: Tensor, num_groups: int | None, batch_ndims: int) -> Tensor:
     """``kl`` as ``(examples, groups)``."""
-    _checks.floating(kl=kl)
+    _checks.check_floating(kl=kl)
     if batch_ndims < 1:
         raise ValueError(f"batch_ndims must be >= 1, got {batch_ndims}")
     if kl.dim() <= batch_ndims:

@@ -42,7 +42,7 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    def given(self, name: str) -> Tensor:
+    def get_tensor(self, name: str) -> Tensor:
         """The tensor ``name``.
 
         Raises:
@@ -50,8 +50,8 @@ class Call:
         """
         t = self.arguments[name]
         self.require(isinstance(t, Tensor), name, "be a tensor", t)
-        given: Tensor = t
-        return given
+        found: Tensor = t
+        return found
 
     @property
     def is_cpu(self) -> bool:
@@ -188,7 +188,7 @@ def check_row_offset(call: Call) -> None:
 
 def check_sample(call: Call) -> None:
     """Of the ops that draw: the shape of the sample, its noise, and the number of its first row."""
-    shape, noise, d = tuple(call["shape"]), call.given("noise"), call.sizes["D"]
+    shape, noise, d = tuple(call["shape"]), call.get_tensor("noise"), call.sizes["D"]
     call.require(d > 0, "mu", "have one feature or more", 0)
     fits = len(shape) > 0 and shape[-1] == d and min(shape) >= 0 and math.prod(shape) < MOST_NUMBERS
     call.require(fits, "shape", f"be (*sample_shape, *batch, {d}) of a sample that memory can hold", shape)

@@ -55,7 +55,7 @@ def _colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift
     return IntegerConstants(ins, [color + shift for color in outs])
 
 
-def lowered_degrees(
+def lower_degrees(
     structure: ConvStructure,
     in_channels: int,
     out_channels: int,
@@ -90,7 +90,7 @@ def lowered_degrees(
     return ins, outs + shift if shift else outs
 
 
-def lowered_constants(
+def lower_to_constants(
     structure: ConvStructure,
     in_channels: int,
     out_channels: int,
@@ -99,7 +99,7 @@ def lowered_constants(
     in_degrees: Sequence[int] | Tensor | None,
     out_degrees: Sequence[int] | Tensor | None,
 ) -> IntegerConstants:
-    """As :func:`lowered_degrees`, for a layer that keeps its degrees."""
+    """As :func:`lower_degrees`, for a layer that keeps its degrees."""
     if not structure.has_rule:
         return IntegerConstants(None, None)
     shift = structure.degree_shift
@@ -188,5 +188,5 @@ def check_geometry(call: Call) -> None:
         call.require(size == (height, width), "d_y", f"have {height} x {width} pixels", f"{size[0]} x {size[1]}")
         call.require(len(call["needs"]) == 3, "needs", "be three truth values", call["needs"])
         # Without an activation nothing is kept of the output.
-        if call["activation"] != "identity" or call.given("at").dim() == 4:
-            call.tensor("at", call.given("at"), ("N", "O", "h", "w"), "a")
+        if call["activation"] != "identity" or call.get_tensor("at").dim() == 4:
+            call.tensor("at", call.get_tensor("at"), ("N", "O", "h", "w"), "a")

@@ -79,8 +79,8 @@ def define(
         return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _checked(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
-    _LIBRARY.impl(name, triton if module is None else _checked(contract, triton), "CUDA")
+    _LIBRARY.impl(name, _check_calls(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
+    _LIBRARY.impl(name, triton if module is None else _check_calls(contract, triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", _on_one_device(contract, fake), lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
 
@@ -113,17 +113,17 @@ def _tell_flop_counters() -> None:
                 mode.counter.flop_registry.setdefault(op, counter.flop_registry[op])
 
 
-def _checked(contract: Contract, launcher: Callable[..., Any]) -> Callable[..., Any]:
+def _check_calls(contract: Contract, launcher: Callable[..., Any]) -> Callable[..., Any]:
     """``launcher`` as the dispatcher calls it: with arguments that fit, and an empty tensor for None."""
 
-    def filled(like: Tensor, outputs: Any) -> Any:
+    def fill(like: Tensor, outputs: Any) -> Any:
         if isinstance(outputs, (tuple, list)):
-            return type(outputs)(filled(like, t) for t in outputs)
+            return type(outputs)(fill(like, t) for t in outputs)
         return like.new_empty(0) if outputs is None else outputs
 
     def run(*args: Any) -> Any:
         contract.check(*args)
-        return filled(args[0], launcher(*args))
+        return fill(args[0], launcher(*args))
 
     return run
 
@@ -190,7 +190,7 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(ctx: Any, *d_outputs: Tensor | None) -> Any:
+        def run(ctx: Any, *d_outputs: Tensor | None) -> Any:
             route: Route = ctx.route
             if torch.compiler.is_compiling():
                 return backward(ctx, route, *d_outputs)
@@ -205,7 +205,7 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
             function, inputs = reference(ctx)
             return _gradients(function, inputs, ctx.needs_input_grad, d_outputs)
 
-        return wrapped
+        return run
 
     return decorate
 

@@ -63,7 +63,7 @@ class NetworkCall(NamedTuple):
         return (*others, *factors), (*weights, *factors, *norms)
 
 
-def ready(
+def recognise(
     x: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
@@ -74,7 +74,7 @@ def ready(
 ) -> tuple[NetworkCall, Tensors] | None:
     """The C++ kernels' call where all is as they take it, recognised at once; None where there is more to be checked.
 
-    ``check_network`` and ``prepared`` would come to the same, but for a small network they take as long as the kernels.
+    ``check_network`` and ``prepare`` would come to the same, but for a small network they take as long as the kernels.
     """
     if not backend.runs_cpp(impl):
         return None
@@ -88,7 +88,7 @@ def ready(
     return NetworkCall(len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind), tensors
 
 
-def prepared(
+def prepare(
     x: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
@@ -111,7 +111,7 @@ def prepared(
     return _layout.to_rows(x, x.shape[-1]), call, tensors
 
 
-def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:
+def keep_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:
     """The tensors' gradients, None for those that nobody needs."""
     return gradients if all(needs) else [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
@@ -122,13 +122,13 @@ def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: T
     ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)
 
 
-def saved_network(ctx: Any) -> tuple[Tensor, Tensors]:
+def read_saved(ctx: Any) -> tuple[Tensor, Tensors]:
     """What the kernels' backward pass reads."""
     saved, *others = ctx.saved_tensors
     return saved, others[: ctx.kept]
 
 
-def network_again(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
+def rebuild_network(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
     """``reference`` as a function of the tensors of the call that ``ctx`` keeps."""
     call, (_, *others) = ctx.call, ctx.saved_tensors
     x, tensors = others[ctx.kept], (*others[: call.layers], *others[ctx.kept + 1 :])

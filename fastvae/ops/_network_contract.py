@@ -42,7 +42,7 @@ def check_gradient(call: Call) -> None:
     call.require(call.sizes["O"] == outputs, "the first argument", f"have {outputs} columns", call.sizes["O"])
     call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
     size = count_saved(call.sizes["N"], widths, fields)
-    saved = call.given("saved")
+    saved = call.get_tensor("saved")
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
     scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
@@ -86,11 +86,11 @@ def _structure(call: Call) -> list[int]:
     whole = not fields.residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
     call.require(whole, "degrees", "be those of residual blocks, of one width", widths)
     if inverse and call.is_cpu:
-        _sweepable(call, [d.tolist() for d in degrees], bool(fields.interleaved))
+        _check_sweep(call, [d.tolist() for d in degrees], bool(fields.interleaved))
     return widths
 
 
-def _sweepable(call: Call, degrees: list[list[int]], interleaved: bool) -> None:
+def _check_sweep(call: Call, degrees: list[list[int]], interleaved: bool) -> None:
     """A sweep finds one feature after another: each must depend on those before it, and on nothing else."""
     first, *hidden, last = degrees
     features = len(first)

@@ -93,7 +93,7 @@ BWD = define(
 )  # fmt: skip
 
 
-def _step_again(ctx: Any) -> Differentiable:
+def _rebuild_step(ctx: Any) -> Differentiable:
     kind, inverse = ctx.call
 
     def step(z: Tensor, shift: Tensor, scale_logit: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ class _AffineFlow(torch.autograd.Function):
         return FWD.on(route)(z, shift, scale_logit, kind, inverse)
 
     @staticmethod
-    @with_reference(_step_again)
+    @with_reference(_rebuild_step)
     def backward(ctx: Any, route: Route, d_out: Tensor | None, d_log_det: Tensor | None) -> Any:
         (kind, inverse), (z, shift, scale_logit) = ctx.call, ctx.saved_tensors
         op, wants_scale = BWD.on(route), ctx.needs_input_grad[2]

@@ -24,19 +24,19 @@ from ._network_call import (
     NetworkCall,
     OptionalTensors,
     Tensors,
-    network_again,
-    only_needed,
-    prepared,
-    ready,
+    keep_needed,
+    prepare,
+    read_saved,
+    rebuild_network,
+    recognise,
     save_network,
-    saved_network,
 )
 from ._network_contract import check_forward, check_gradient
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
 
-def dispatched_fwd(
+def fwd_for_dispatcher(
     launcher: Callable[..., tuple[Tensor, Tensor, Tensor | None]], *args: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As the dispatcher calls it: what is saved is flat, since a compiler would ask whether there is one block."""
@@ -135,7 +135,7 @@ NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structur
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module=None, cpu=_fwd_cpu, fake=fwd_fake, dispatched=dispatched_fwd, instead=_INSTEAD,
+    module=None, cpu=_fwd_cpu, fake=fwd_fake, dispatched=fwd_for_dispatcher, instead=_INSTEAD,
 )  # fmt: skip
 # `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
 # whether its gradient is wanted; those of all layers are computed where one of them is.
@@ -155,17 +155,17 @@ def step_gradients(
     d_x, gradients = BWD.on(route)(
         d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
     )
-    return d_x, only_needed(gradients, needs)
+    return d_x, keep_needed(gradients, needs)
 
 
-def _step_again(ctx: Any) -> Differentiable:
+def _rebuild_step(ctx: Any) -> Differentiable:
     def step(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         if ctx.call.kind is None:
             # Without a step there is no log-determinant: the kernels hand out an empty one.
-            return reference.made(x, *others[:-1]), x.new_zeros(0)
+            return reference.masked_network(x, *others[:-1]), x.new_zeros(0)
         return reference.autoregressive_flow(x, *others)
 
-    return network_again(ctx, step)
+    return rebuild_network(ctx, step)
 
 
 class _AutoregressiveFlow(torch.autograd.Function):
@@ -177,14 +177,14 @@ class _AutoregressiveFlow(torch.autograd.Function):
         return out, log_det
 
     @staticmethod
-    @with_reference(_step_again)
+    @with_reference(_rebuild_step)
     def backward(ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor) -> Any:
-        saved, kept = saved_network(ctx)
+        saved, kept = read_saved(ctx)
         d_x, gradients = step_gradients(ctx, route, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
         return None, d_x, *gradients
 
 
-def made(
+def masked_network(
     x: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
@@ -227,8 +227,8 @@ def autoregressive_flow(
     """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`, whose shift and scale
     logit a masked network makes of z.
 
-    Arguments and errors are those of :func:`made`, with ``kind`` of the affine map. Under autocast the step runs in the
-    widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.
+    Arguments and errors are those of :func:`masked_network`, with ``kind`` of the affine map. Under autocast the step
+    runs in the widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.
 
     Returns:
         The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
@@ -247,7 +247,7 @@ def _run(
     fields = structure_fields(structure, kind)
     if kind is None and torch._C._is_any_autocast_enabled() and is_autocasting(x.device.type):
         x, context_term, parameters = for_autocast(x, context_term, parameters)
-    known = ready(x, context_term, parameters, structure, kind, fields, impl)
+    known = recognise(x, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _step(x, *known)
     name = "x" if kind is None else "z"
@@ -255,12 +255,12 @@ def _run(
     x, context_term, parameters = check_network(name, x, context_term, parameters, structure)
     if route.impl == "reference":
         if kind is None:
-            return reference.made(x, context_term, parameters, structure), x
+            return reference.masked_network(x, context_term, parameters, structure), x
         return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
     if route.impl == "triton":
         return _layer_by_layer(x, context_term, with_factors(parameters, route.impl), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
-    out, log_det = _step(*prepared(x, context_term, parameters, structure, kind, fields, route))
+    out, log_det = _step(*prepare(x, context_term, parameters, structure, kind, fields, route))
     width = structure.output_features if kind is None else d
     return _layout.to_shape(out, (*batch, width)), log_det if kind is None else _layout.to_shape(log_det, batch)
 

@@ -15,7 +15,7 @@ from ..structure import MadeStructure
 from . import _layout, autoregressive_flow
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._network import check_network, route_network, structure_fields
-from ._network_call import NetworkCall, Tensors, network_again, prepared, ready, save_network, saved_network
+from ._network_call import NetworkCall, Tensors, prepare, read_saved, rebuild_network, recognise, save_network
 from ._network_contract import check_forward, check_gradient
 from .autoregressive_flow import NETWORK, step_gradients
 
@@ -50,7 +50,7 @@ _INSTEAD = "the flows of fastvae.nn, or fastvae.ops.autoregressive_inverse.autor
 FWD = define(
     f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor x, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module=None, cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake, dispatched=autoregressive_flow.dispatched_fwd,
+    module=None, cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake, dispatched=autoregressive_flow.fwd_for_dispatcher,
     instead=_INSTEAD,
 )  # fmt: skip
 BWD = define(
@@ -61,8 +61,8 @@ BWD = define(
 )  # fmt: skip
 
 
-def _inverse_again(ctx: Any) -> Differentiable:
-    return network_again(ctx, reference.autoregressive_inverse)
+def _rebuild_inverse(ctx: Any) -> Differentiable:
+    return rebuild_network(ctx, reference.autoregressive_inverse)
 
 
 class _AutoregressiveInverse(torch.autograd.Function):
@@ -76,9 +76,9 @@ class _AutoregressiveInverse(torch.autograd.Function):
         return x, log_det
 
     @staticmethod
-    @with_reference(_inverse_again)
+    @with_reference(_rebuild_inverse)
     def backward(ctx: Any, route: Route, d_x: Tensor, d_log_det: Tensor) -> Any:
-        saved, kept = saved_network(ctx)
+        saved, kept = read_saved(ctx)
         call, needs, d_log_det = ctx.call, ctx.needs_input_grad[2:], d_log_det.contiguous()
         d_z = BWD.on(route)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
         if not any(needs):
@@ -86,7 +86,7 @@ class _AutoregressiveInverse(torch.autograd.Function):
         return None, d_z, *step_gradients(ctx, route, -d_z, -d_log_det, saved, kept)[1]
 
 
-def _triton_inverse_again(ctx: Any) -> Differentiable:
+def _rebuild_triton_inverse(ctx: Any) -> Differentiable:
     call, (_, z, *tensors) = ctx.call, ctx.saved_tensors
 
     def inverse(_call: None, _structure: None, _kind: None, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class _TritonInverse(torch.autograd.Function):
         return x, log_det
 
     @staticmethod
-    @with_reference(_triton_inverse_again)
+    @with_reference(_rebuild_triton_inverse)
     def backward(ctx: Any, route: Route, d_x: Tensor, d_log_det: Tensor) -> Any:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
 
@@ -173,7 +173,7 @@ def autoregressive_inverse(
         second time on.
     """
     fields = structure_fields(structure, kind)
-    known = ready(z, context_term, parameters, structure, kind, fields, impl)
+    known = recognise(z, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _solve(z, *known)
     route, z, context_term, parameters = route_network("z", impl, z, context_term, parameters)
@@ -183,7 +183,7 @@ def autoregressive_inverse(
     batch, d = z.shape[:-1], z.shape[-1]
     if route.impl == "triton":
         parameters = autoregressive_flow.with_factors(parameters, route.impl)
-    z, call, tensors = prepared(z, context_term, parameters, structure, kind, fields, route)
+    z, call, tensors = prepare(z, context_term, parameters, structure, kind, fields, route)
     if route.impl == "triton":
         x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
     else:

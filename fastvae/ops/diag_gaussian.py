@@ -40,7 +40,7 @@ def _fwd_cpu(
     return _layout.cast(z, mu.dtype), log_q, kept
 
 
-def _fwd_stacked(
+def _fwd_triton(
     launcher: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
@@ -81,7 +81,7 @@ def _bwd_samples_cpu(
     return _layout.cast(d_mu, d_z.dtype), d_log_sigma
 
 
-def _bwd_stacked(
+def _bwd_triton(
     launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Any, n: int, row_offset: int
 ) -> Any:
     d = d_z.shape[-1]
@@ -103,23 +103,23 @@ FWD = define(
     "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset, bool keep)"
     " -> (Tensor z, Tensor log_q, Tensor kept)",
     tensors="mu[N,D]r log_sigma[N,D]r", more=check_sample,
-    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
+    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
     "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> Tensor d_log_sigma",
     tensors="d_z[S,D]c d_log_q[S]cw log_sigma?[N,D]r kept?[S,D]cw", more=check_sample_gradient,
-    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 BWD_SAMPLES = define(
     "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> (Tensor d_mu, Tensor d_log_sigma)",
     tensors="d_z[S,D]c d_log_q[S]cw log_sigma?[N,D]r kept?[S,D]cw", more=check_sample_gradient,
-    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, adapt=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 
-def _sample_again(ctx: Any) -> Differentiable:
+def _rebuild_sample(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
     (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
     wide = compute_dtype(log_sigma.dtype)
@@ -166,7 +166,7 @@ class _DiagGaussianRsample(torch.autograd.Function):
         return z, log_q
 
     @staticmethod
-    @with_reference(_sample_again)
+    @with_reference(_rebuild_sample)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
         n, (shape, row_offset, _) = ctx.n, ctx.call
         log_sigma, noise = ctx.saved_tensors

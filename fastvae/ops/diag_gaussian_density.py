@@ -47,11 +47,11 @@ def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor)
     return _layout.cast(d_z, z.dtype), _layout.cast(d_mu, z.dtype), _layout.cast(d_log_sigma, z.dtype)
 
 
-def _log_prob_fwd_stacked(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+def _log_prob_fwd_triton(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     return launcher(_layout.stack_samples(z, *mu.shape), mu, log_sigma).view(z.shape[:-1])
 
 
-def _log_prob_bwd_stacked(
+def _log_prob_bwd_triton(
     launcher: Any, d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     points = _layout.stack_samples(z, *mu.shape)
@@ -104,14 +104,14 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
 LOG_PROB_FWD = define(
     "diag_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma) -> Tensor log_q",
     tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c",
-    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, adapt=_log_prob_fwd_stacked,
+    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, adapt=_log_prob_fwd_triton,
     fake=lambda z, mu, log_sigma: _density_like(mu, z.shape[:-1]),
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "diag_gaussian_log_prob_bwd(Tensor d_log_q, Tensor z, Tensor mu, Tensor log_sigma)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma)",
     tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c d_log_q[S]cw",
-    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, adapt=_log_prob_bwd_stacked,
+    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, adapt=_log_prob_bwd_triton,
     fake=lambda d_log_q, z, mu, log_sigma: _contiguous_like(z, mu, log_sigma),
 )  # fmt: skip
 KL_FWD = define(
@@ -141,7 +141,7 @@ KL_PRIOR_BWD = define(
 )  # fmt: skip
 
 
-def _log_prob_again(ctx: Any) -> Differentiable:
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
     def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *_: None) -> Tensor:
         return reference.log_prob(_layout.stack_samples(z, *mu.shape), mu, log_sigma).reshape(z.shape[:-1])
 
@@ -156,13 +156,13 @@ class _DiagGaussianLogProb(torch.autograd.Function):
         return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
 
     @staticmethod
-    @with_reference(_log_prob_again)
+    @with_reference(_rebuild_log_prob)
     def backward(ctx: Any, route: Route, d_log_q: Tensor) -> Any:
         op = LOG_PROB_BWD.on(route)
         return *op(d_log_q.contiguous(), *ctx.saved_tensors), None
 
 
-def _kl_again(ctx: Any) -> Differentiable:
+def _rebuild_kl(ctx: Any) -> Differentiable:
     def kl(_: None, mu: Tensor, log_sigma: Tensor, *prior: Tensor) -> Tensor:
         return reference.kl(mu, log_sigma, *(prior or (None, None)))
 
@@ -177,7 +177,7 @@ class _DiagGaussianKL(torch.autograd.Function):
         return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters)
 
     @staticmethod
-    @with_reference(_kl_again)
+    @with_reference(_rebuild_kl)
     def backward(ctx: Any, route: Route, d_kl: Tensor) -> Any:
         # Read once: recomputation under activation checkpointing hands every saved tensor out a single time.
         parameters = ctx.saved_tensors

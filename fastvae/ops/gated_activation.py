@@ -106,7 +106,7 @@ BWD = define(
 )  # fmt: skip
 
 
-def _gate_again(ctx: Any) -> Differentiable:
+def _rebuild_gate(ctx: Any) -> Differentiable:
     kind = ctx.kind
 
     def gate(x: Tensor, condition: Tensor | None, *_: None) -> Tensor:
@@ -123,7 +123,7 @@ class _GatedActivation(torch.autograd.Function):
         return FWD.on(route)(x, condition, kind)
 
     @staticmethod
-    @with_reference(_gate_again)
+    @with_reference(_rebuild_gate)
     def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         x, condition = ctx.saved_tensors
         # Gradients of sums and means are single numbers expanded.

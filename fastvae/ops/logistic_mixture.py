@@ -103,7 +103,7 @@ BWD = define(
 )  # fmt: skip
 
 
-def _log_prob_again(ctx: Any) -> Differentiable:
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
     x, params, *_ = ctx.saved_tensors
 
     def log_prob(_: None, params: Tensor, *others: None) -> Tensor:
@@ -121,7 +121,7 @@ class _LogisticMixtureLogProb(torch.autograd.Function):
         return log_prob
 
     @staticmethod
-    @with_reference(_log_prob_again)
+    @with_reference(_rebuild_log_prob)
     def backward(ctx: Any, route: Route, d_log_prob: Tensor) -> Any:
         x, params, kept = ctx.saved_tensors
         op = BWD.on(route)

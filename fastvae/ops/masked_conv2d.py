@@ -15,7 +15,7 @@ from ..reference import masked_conv2d as reference
 from ..structure.convolution import ConvStructure, pair
 from ..structure.integers import integer
 from . import _checks, _layout
-from ._convolution import ConvCall, check_geometry, check_shapes, lowered_degrees, padding_of, structure_of
+from ._convolution import ConvCall, check_geometry, check_shapes, lower_degrees, padding_of, structure_of
 from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
@@ -267,7 +267,7 @@ def masked_conv2d(
     )
     groups = integer("groups", groups)
     out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
-    ins, outs = lowered_degrees(
+    ins, outs = lower_degrees(
         structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees, weight.device
     )
     return masked_conv2d_of(
@@ -290,7 +290,7 @@ def masked_conv2d_of(
     activation: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lowered_degrees`."""
+    """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lower_degrees`."""
     activation = activation_of(activation)
     route, (x, weight, bias, in_degrees, out_degrees) = backend.route(
         impl, x, weight, bias, in_degrees, out_degrees,

@@ -127,7 +127,7 @@ NORM_BWD = define(
 )  # fmt: skip
 
 
-def _layer_again(ctx: Any) -> Differentiable:
+def _rebuild_layer(ctx: Any) -> Differentiable:
     activation = ctx.activation
     _, x, weight, weight_scale, in_degrees, out_degrees, bias = ctx.saved_tensors
 
@@ -157,7 +157,7 @@ class _MaskedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @with_reference(_layer_again)
+    @with_reference(_rebuild_layer)
     def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         *saved, bias = ctx.saved_tensors
         op = BWD.on(route)
@@ -172,7 +172,7 @@ class _MaskedLinear(torch.autograd.Function):
         )
 
 
-def _norm_again(ctx: Any) -> Differentiable:
+def _rebuild_norm(ctx: Any) -> Differentiable:
     _, weight, in_degrees, out_degrees = ctx.saved_tensors
     return lambda weight, *_: reference.masked_norm(weight, in_degrees, out_degrees), (weight, None, None, None)
 
@@ -186,7 +186,7 @@ class _MaskedNorm(torch.autograd.Function):
         return norm
 
     @staticmethod
-    @with_reference(_norm_again)
+    @with_reference(_rebuild_norm)
     def backward(ctx: Any, route: Route, d_norm: Tensor) -> Any:
         d_weight = NORM_BWD.on(route)(d_norm.contiguous(), *ctx.saved_tensors)
         return d_weight, None, None, None

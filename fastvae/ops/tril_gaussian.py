@@ -32,7 +32,7 @@ def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
 
 def check_tril(call: Call) -> None:
     """The factor of a dispatched call: packed, or dense."""
-    tril, n, d = call.given("tril"), call.sizes["N"], call.sizes["D"]
+    tril, n, d = call.get_tensor("tril"), call.sizes["N"], call.sizes["D"]
     call.require(d > 0, "log_sigma", "have one feature or more", 0)
     call.tensor("tril", tril, [str(size) for size in tril_shape(n, d, tril.dim() == 3)], "r")
 
@@ -60,7 +60,7 @@ def _fwd_cpu(
     return _layout.cast(z, mu.dtype), log_q, kept
 
 
-def _fwd_stacked(
+def _fwd_triton(
     launcher: Any,
     mu: Tensor,
     log_sigma: Tensor,
@@ -108,7 +108,7 @@ def _bwd_cpu(
     return _layout.cast(d_mu, dtype), _layout.cast(d_log_sigma, dtype), _layout.cast(d_tril, dtype)
 
 
-def _bwd_stacked(
+def _bwd_triton(
     launcher: Any,
     d_z: Tensor,
     d_log_q: Tensor,
@@ -142,7 +142,7 @@ FWD = define(
     "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset,"
     " bool keep) -> (Tensor z, Tensor log_q, Tensor kept)",
     tensors="mu[N,D]r log_sigma[N,D]r", more=_check_forward,
-    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
+    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 # The gradient of the factor is an outer product: its values are not read again, only its layout is kept. That of mu is
 # the sum of d_z over samples; without with_mu it comes back empty.
@@ -150,11 +150,11 @@ BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
     " bool dense, bool with_mu) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
     tensors="log_sigma[N,D]r d_z[S,D]c d_log_q[S]cw kept?[S,D]cw", more=check_sample_gradient,
-    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
+    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 
-def _sample_again(ctx: Any) -> Differentiable:
+def _rebuild_sample(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
     (shape, row_offset, dense), route, (log_sigma, eps) = ctx.call, ctx.route, ctx.saved_tensors
     n, d = log_sigma.shape
@@ -190,7 +190,7 @@ class _TrilGaussianRsample(torch.autograd.Function):
         return z, log_q
 
     @staticmethod
-    @with_reference(_sample_again)
+    @with_reference(_rebuild_sample)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
         shape, row_offset, dense = ctx.call
         log_sigma, noise = ctx.saved_tensors

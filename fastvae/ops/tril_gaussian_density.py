@@ -64,14 +64,14 @@ def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tu
     return _layout.cast(d_mu, mu.dtype), _layout.cast(d_log_sigma, mu.dtype), _layout.cast(d_tril, mu.dtype)
 
 
-def _log_prob_fwd_stacked(
+def _log_prob_fwd_triton(
     launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor
 ) -> tuple[Tensor, Tensor]:
     log_q, eps = launcher(_layout.stack_samples(z, *mu.shape), mu, log_sigma, tril)
     return log_q.view(z.shape[:-1]), eps.view(z.shape)
 
 
-def _log_prob_bwd_stacked(
+def _log_prob_bwd_triton(
     launcher: Any, d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = _layout.stack_samples(eps, *log_sigma.shape)
@@ -94,13 +94,13 @@ def _log_prob_bwd_fake(
 LOG_PROB_FWD = define(
     "tril_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma, Tensor tril) -> (Tensor log_q, Tensor eps)",
     tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c", more=check_tril,
-    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, adapt=_log_prob_fwd_stacked,
+    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, adapt=_log_prob_fwd_triton,
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "tril_gaussian_log_prob_bwd(Tensor d_log_q, Tensor eps, Tensor log_sigma, Tensor tril)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
     tensors="log_sigma[N,D]r eps[S,D]cw d_log_q[S]cw", more=check_tril,
-    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, adapt=_log_prob_bwd_stacked,
+    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, adapt=_log_prob_bwd_triton,
 )  # fmt: skip
 KL_FWD = define(
     "tril_gaussian_kl_fwd(Tensor mu, Tensor log_sigma, Tensor tril) -> Tensor kl",
@@ -117,7 +117,7 @@ KL_BWD = define(
 )  # fmt: skip
 
 
-def _log_prob_again(ctx: Any) -> Differentiable:
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
     def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> Tensor:
         points = _layout.stack_samples(z, *mu.shape)
         return reference.log_prob(points, mu, log_sigma, tril, tril.dim() == 2).reshape(z.shape[:-1])
@@ -135,14 +135,14 @@ class _TrilGaussianLogProb(torch.autograd.Function):
         return log_q
 
     @staticmethod
-    @with_reference(_log_prob_again)
+    @with_reference(_rebuild_log_prob)
     def backward(ctx: Any, route: Route, d_log_q: Tensor) -> Any:
         eps, log_sigma, tril, *_ = ctx.saved_tensors
         op = LOG_PROB_BWD.on(route)
         return *op(d_log_q.contiguous(), eps, log_sigma, tril), None
 
 
-def _kl_again(ctx: Any) -> Differentiable:
+def _rebuild_kl(ctx: Any) -> Differentiable:
     def kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> Tensor:
         return reference.kl(mu, log_sigma, tril, tril.dim() == 2)
 
@@ -157,7 +157,7 @@ class _TrilGaussianKL(torch.autograd.Function):
         return KL_FWD.on(route)(mu, log_sigma, tril)
 
     @staticmethod
-    @with_reference(_kl_again)
+    @with_reference(_rebuild_kl)
     def backward(ctx: Any, route: Route, d_kl: Tensor) -> Any:
         op = KL_BWD.on(route)
         return *op(d_kl.contiguous(), *ctx.saved_tensors), None

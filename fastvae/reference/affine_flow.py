@@ -47,7 +47,7 @@ def log_scale(scale_logit: Tensor, kind: str) -> Tensor:
     return -RELEASE_FACTOR * scale_logit.clamp(-RELEASE_BOUND, RELEASE_BOUND)
 
 
-def moved(shift: Tensor, scale_logit: Tensor, log_a: Tensor, kind: str) -> Tensor:
+def move(shift: Tensor, scale_logit: Tensor, log_a: Tensor, kind: str) -> Tensor:
     """c(s) m, the part of the output that does not depend on z."""
     if kind == "gated":
         return torch.sigmoid(-scale_logit.clamp(-GATE_BOUND, GATE_BOUND)) * shift
@@ -69,7 +69,7 @@ def affine_flow(
     s = scale_logit.to(dtype)
     log_a = log_scale(s, kind)
     if inverse:
-        out, log_det = (x - moved(m, s, log_a, kind)) * (-log_a).exp(), -log_a.sum(-1)
+        out, log_det = (x - move(m, s, log_a, kind)) * (-log_a).exp(), -log_a.sum(-1)
     else:
-        out, log_det = torch.addcmul(moved(m, s, log_a, kind), log_a.exp(), x), log_a.sum(-1)
+        out, log_det = torch.addcmul(move(m, s, log_a, kind), log_a.exp(), x), log_a.sum(-1)
     return out.to(z.dtype), log_det

@@ -33,7 +33,7 @@ class _Growing:
             self._buffer[..., self._count : self._count + part.shape[-1]] = part
         self._count += part.shape[-1]
 
-    def known(self) -> Tensor:
+    def join(self) -> Tensor:
         return torch.cat(self._parts, -1) if self._buffer is None else self._buffer[..., : self._count]
 
 
@@ -48,7 +48,7 @@ def sweep(
 
     Args:
         like: a tensor of the batch, device and dtype of the features, ``(*, any)``.
-        context_term: as :func:`fastvae.reference.made.made` takes it.
+        context_term: as :func:`fastvae.reference.made.masked_network` takes it.
         parameters: weights, biases and row factors of the layers.
         structure: sizes and degrees.
         find: gives a feature ``(*, 1)`` from its number and its parameters ``(*, P)``.
@@ -79,7 +79,7 @@ def sweep(
     streams = [_Growing(like, len(d), writable) for d in structure.degrees[:-1]]
 
     def rows(layer: int, begin: int, end: int) -> Tensor:
-        inputs = growing[layer].known()
+        inputs = growing[layer].join()
         bias = biases[layer]
         return functional.linear(
             inputs, weights[layer][begin:end, : inputs.shape[-1]], None if bias is None else bias[begin:end]
@@ -94,7 +94,7 @@ def sweep(
                 h = h + context_term[..., begin:end]
             if structure.residual and layer % 2 == 0:
                 if layer:
-                    h = h + streams[layer - 1].known()[..., begin:end]
+                    h = h + streams[layer - 1].join()[..., begin:end]
                 streams[layer + 1].append(h)
             growing[layer + 1].append(h if structure.residual and layer == last - 1 else act(h))
 

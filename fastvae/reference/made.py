@@ -41,7 +41,9 @@ def factors_of(parameters: MadeParameters, structure: MadeStructure) -> MadePara
     )
 
 
-def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure) -> Tensor:
+def masked_network(
+    x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure
+) -> Tensor:
     """Parameters ``(*, P * D)`` of the features ``x`` ``(*, D)``.
 
     ``context_term`` ``(*, hidden width)`` is added to the first layer before its activation.
@@ -72,6 +74,6 @@ def autoregressive_flow(
     z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
 ) -> tuple[Tensor, Tensor]:
     """``z'`` and ``log_det`` of one affine step whose shift and scale logit come from a network of z."""
-    params = structure.split(made(z, context_term, parameters, structure))
+    params = structure.split(masked_network(z, context_term, parameters, structure))
     scale_logit = params[..., 1, :] if kind != "location_only" else None
     return affine_flow(z, params[..., 0, :], scale_logit, kind)

@@ -57,7 +57,7 @@ class PlanBuilder:
             self.constants[key] = self.nodes[-1].dst
         return self.constants[key]
 
-    def concatenated(self, parts: Sequence[Span]) -> Span:
+    def concatenate(self, parts: Sequence[Span]) -> Span:
         known = torch.cat([self.known_of(part) for part in parts])
         dst = self.new(len(known), self.kind_of(*parts), known)
         first = 0
@@ -118,7 +118,7 @@ class PlanBuilder:
         place = {old: new for new, old in enumerate(order)}
         return Plan(
             tuple(replace(self.buffers[i], passes=self._passes(i, colors)) for i in order),
-            tuple(_moved(node, place) for node in self.nodes),
+            tuple(_move(node, place) for node in self.nodes),
             tuple(layers),
             tuple(self.constants),
             tuple(colors),
@@ -168,7 +168,7 @@ def _sources(node: Node) -> list[Span]:
     return [span for name in ("src", "condition", "a", "b") if (span := getattr(node, name, None)) is not None]
 
 
-def _moved(node: Node, place: Mapping[int, int]) -> Node:
+def _move(node: Node, place: Mapping[int, int]) -> Node:
     fields = {
         name: span._replace(buffer=place[span.buffer])
         for name in ("dst", "src", "condition", "a", "b")

@@ -69,7 +69,7 @@ class FunctionLowering(Lowering):
         src = self.span(node.args[0] if node.args else node.kwargs["input"])
         return self.activation(name, src, slope, options)
 
-    def _combined(self, op: Literal["add", "sub", "mul"], a: Any, b: Any) -> Span:
+    def _combine(self, op: Literal["add", "sub", "mul"], a: Any, b: Any) -> Span:
         if isinstance(b, (int, float)):
             factor, term = (b, 0.0) if op == "mul" else (1.0, b if op == "add" else -b)
             return self._affine(self.span(a), factor, term)
@@ -90,27 +90,27 @@ class FunctionLowering(Lowering):
         self.plan.emit(Affine(dst, src, float(alpha), float(beta)))
         return dst
 
-    def _scaled(self, value: Any, alpha: Any) -> Any:
+    def _check_scale(self, value: Any, alpha: Any) -> Any:
         if alpha != 1:
             raise self.refuse(f"alpha must be 1, got {alpha!r}")
         return value
 
     def _add(self, input: Any, other: Any, *, alpha: Any = 1) -> Span:
-        return self._combined("add", input, self._scaled(other, alpha))
+        return self._combine("add", input, self._check_scale(other, alpha))
 
     def _sub(self, input: Any, other: Any, *, alpha: Any = 1) -> Span:
-        return self._combined("sub", input, self._scaled(other, alpha))
+        return self._combine("sub", input, self._check_scale(other, alpha))
 
     def _rsub(self, input: Any, other: Any, alpha: Any = 1) -> Span:
-        return self._combined("sub", other, self._scaled(input, alpha))
+        return self._combine("sub", other, self._check_scale(input, alpha))
 
     def _mul(self, input: Any, other: Any) -> Span:
-        return self._combined("mul", input, other)
+        return self._combine("mul", input, other)
 
     def _div(self, input: Any, other: Any, *, rounding_mode: Any = None) -> Span:
         if rounding_mode is not None or isinstance(other, fx.Node) or other == 0:
             raise self.refuse(f"divides by a number other than 0 only, got {other!r}")
-        return self._combined("mul", input, 1.0 / other)
+        return self._combine("mul", input, 1.0 / other)
 
     def _neg(self, input: Any) -> Span:
         return self._affine(self.span(input), -1.0, 0.0)
@@ -132,7 +132,7 @@ class FunctionLowering(Lowering):
     def _cat(self, tensors: Any, dim: int = 0) -> Span:
         self._along_channels(dim)
         parts = [self.span(tensor) for tensor in tensors]
-        return self.plan.concatenated(parts)
+        return self.plan.concatenate(parts)
 
     def _along_channels(self, dim: Any) -> None:
         if dim not in _CHANNEL_DIMS:

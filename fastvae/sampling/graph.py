@@ -93,7 +93,7 @@ class _Tracer(fx.Tracer):
         proxies = [value for value in given if isinstance(value, fx.Proxy)]
         if proxies and not any(depends_on_image(proxy.node) for proxy in proxies):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-        wrapped = _wrapped_by(m)
+        wrapped = _find_wrapped(m)
         if wrapped is not None:
             return wrapped(*args, **kwargs)
         if m._compiled_call_impl is not None:
@@ -106,7 +106,7 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _wrapped_by(module: nn.Module) -> nn.Module | None:
+def _find_wrapped(module: nn.Module) -> nn.Module | None:
     """The module that this one does the same as: compiled, or with activations computed anew on the way back."""
     child = _WRAPPERS.get(type(module).__name__)
     return None if child is None else module._modules.get(child)
@@ -140,9 +140,9 @@ class Recording:
         self.image = next(node for node in graph.nodes if node.op == "placeholder")
         self.output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
         roots = [self.output] if isinstance(self.output, fx.Node) else []
-        self.needed = self._reached([*roots, *(node for node in graph.nodes if changes_in_place(node))])
+        self.needed = self._collect_sources([*roots, *(node for node in graph.nodes if changes_in_place(node))])
 
-    def _reached(self, waiting: list[fx.Node]) -> list[fx.Node]:
+    def _collect_sources(self, waiting: list[fx.Node]) -> list[fx.Node]:
         """What the nodes ``waiting`` are computed from, and they, in the order of the graph."""
         reached: set[fx.Node] = set()
         while waiting:

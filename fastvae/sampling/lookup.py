@@ -60,7 +60,7 @@ def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span 
         raise lowering.refuse("an embedding's last dimension must become that of the channels, permute(0, 3, 1, 2)")
     codes = found if isinstance(found, Codes) else None
     if isinstance(found, Span):
-        codes = _started(lowering, name, node, found)
+        codes = _start_codes(lowering, name, node, found)
     if codes is None:
         return None
     made = _next(lowering, name, args[1:], node.kwargs, codes)
@@ -72,7 +72,7 @@ def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span 
     return made
 
 
-def _started(lowering: Lowering, name: str, node: fx.Node, span: Span) -> Codes | None:
+def _start_codes(lowering: Lowering, name: str, node: fx.Node, span: Span) -> Codes | None:
     """Where integers of the image begin."""
     begins = name in ("round", "long", "int", "squeeze", "select")
     begins = begins or (name in ("to", "type") and any(v in _INTEGERS for v in (*node.args, *node.kwargs.values())))

@@ -90,7 +90,7 @@ class Lowering:
     def constant_channels(self, node: fx.Node) -> int:
         value = self.constants[node.name]
         if not isinstance(value, Tensor) or value.dim() != 4:
-            raise self.refuse(f"takes constants of shape (N, channels, H, W), got {_described(value)}")
+            raise self.refuse(f"takes constants of shape (N, channels, H, W), got {_describe(value)}")
         return value.shape[1]
 
     def activation(self, name: str, src: Span, slope: float | None, options: Mapping[str, Any]) -> Span:
@@ -137,5 +137,5 @@ class Lowering:
             self.env[changed] = made
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
