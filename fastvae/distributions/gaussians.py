@@ -272,8 +272,8 @@ class TriangularGaussian(_Gaussian):
     Args:
         mu: mean, ``(*, D)``; float16, bfloat16, float32 or float64.
         log_sigma: natural logarithm of the diagonal of L, ``(*, D)``; batches broadcast.
-        tril: what lies below the diagonal of L: packed row by row, ``(*, D(D-1)/2)``, or dense,
-            ``(*, D, D)``, of which nothing else is read.
+        tril: the entries below the diagonal of L: packed row by row, ``(*, D(D-1)/2)``, or dense,
+            ``(*, D, D)``. Nothing else of a dense ``tril`` is read.
         validate_args: whether to check values, of parameters here and of arguments later, as
             torch.distributions does. It reads them back from the device; by default only shapes, dtypes and
             devices are checked.

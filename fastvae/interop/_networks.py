@@ -27,7 +27,7 @@ FUNCTIONS = {
     functional.gelu: "gelu",
     functional.silu: "silu",
 }
-# Of each module the settings that our activation of the name has.
+# The name of each module's activation here, and the settings that it has.
 MODULES: dict[type[nn.Module], tuple[str, dict[str, Any]]] = {
     nn.ReLU: ("relu", {}),
     nn.ELU: ("elu", {"alpha": 1.0}),
@@ -121,6 +121,6 @@ def made_of(
 
 
 def flow_of(flow_class: type[Flow], networks: Sequence[MADE], kind: str, training: bool) -> Flow:
-    """A flow whose steps use ``networks``."""
+    """A flow with ``networks`` as its steps."""
     flow = flow_class.from_networks(networks, kind=kind)
     return flow.train(training)

@@ -99,8 +99,8 @@ def logistic_mixture_sample(
             number is out of range, or ``generator`` is on another device.
 
     Note:
-        Plain PyTorch, without a gradient. Pixels are independent given ``params``; images of an autoregressive network,
-        whose params depend on the pixels before, come from its sampler.
+        Plain PyTorch, without a gradient. Pixels are independent given ``params``. The params of an autoregressive
+        network depend on the pixels before: draw its images by its sampler.
 
     Example:
         >>> images = logistic_mixture_sample(torch.zeros(2, 100, 8, 8))
@@ -117,7 +117,7 @@ def logistic_mixture_sample(
     dtype = compute_dtype(params.dtype)
     shape = (*maps.shape[:-1], 1 + channels)
     uniforms = torch.rand(shape, dtype=dtype, device=params.device, generator=generator)
-    # In float32, one draw of 2^24 is 0, whose quantile is infinite.
+    # In float32, one draw of 2^24 is 0. Its quantile would be infinite.
     uniforms = uniforms.clamp_(min=torch.finfo(dtype).eps / 4)
     pixels = reference.logistic_mixture_sample(maps, uniforms, temperature, levels)
     return pixels.movedim(-1, 1).contiguous()

@@ -40,7 +40,7 @@ class PixelLikelihood(ABC):
         return channels
 
     def head(self, channels: int) -> list[int] | None:
-        """What the C++ sampler calls this likelihood: kind, columns, components, levels; None where it has none."""
+        """Kind, columns, components and levels for the kernels; None for a likelihood that no kernel knows."""
         return None
 
     @abstractmethod
@@ -311,7 +311,7 @@ LIKELIHOODS: dict[str, Callable[[], PixelLikelihood]] = {
 
 
 def resolve(likelihood: str | PixelLikelihood) -> PixelLikelihood:
-    """The likelihood of a name, with its default levels and components; an object stands for itself.
+    """The likelihood of a name, with its default levels and components; a likelihood itself is returned as it is.
 
     Raises:
         TypeError: it is neither a name nor a :class:`PixelLikelihood`.

@@ -1,4 +1,4 @@
-"""What small flows share: parameters that are learned, or a linear map of a context."""
+"""Base class of small flows: their parameters are learned, or a linear map of a context."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class _AutoregressiveSteps(nn.Module):
 
     @classmethod
     def from_networks(cls, networks: Sequence[MADE], *, kind: str = "gated", impl: str = "auto") -> Self:
-        """A flow whose steps use ready networks, one for each step, as they are.
+        """A flow made of given networks, one for each step, as they are.
 
         Args:
             networks: networks of the same features and context width, ``layout="blocked"``.
@@ -109,7 +109,7 @@ class _AutoregressiveSteps(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the initial weights again, and forgets data-dependent initialisations."""
         for network in self.steps():
-            # A ready network's own start is none.
+            # A network that was passed to from_networks has no start of its own.
             network.masked_layers()[-1]._start = self._near_identity()  # type: ignore[assignment]
             network.reset_parameters()
 
@@ -149,7 +149,7 @@ class _AutoregressiveSteps(nn.Module):
     def _sweep_by_calls(
         self, module: nn.Module, network: MADE, z: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The inverse by one call of the network for every feature, for networks whose own call does more."""
+        """The inverse by one call of the network for every feature, for networks with hooks or a call of their own."""
         place = network.structure.place_tensor(z.device)
         x, log_det = torch.zeros_like(z), None
         for known in range(self.features):
@@ -182,7 +182,7 @@ def _call_network(module: nn.Module, z: Tensor, context: Tensor | None) -> Tenso
 
 
 def _fused_parameters(module: nn.Module, network: MADE) -> MadeParameters | None:
-    """Those of one call of a step's op, None where the network's own call does more."""
+    """The parameters for one call of a step's op; None where the network has hooks or a call of its own."""
     if module is not network or type(module).forward is not MADE.forward or "forward" in module.__dict__:
         return None
     return None if has_hooks(module) else network.fused_parameters()

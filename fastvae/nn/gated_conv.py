@@ -69,7 +69,7 @@ def check_context(context: Tensor, features: int, channels: int) -> Tensor:
 
 @torch.fx.wrap
 def check_condition(condition: Tensor, x: Tensor) -> None:
-    """Raises unless what a context was made into can be added to the maps ``x``."""
+    """Raises unless ``condition``, made of a context, can be added to the maps ``x``."""
     n, _, height, width = x.shape
     # Size by size: a compiler knows no "in" of sizes that it keeps open.
     images, _, *size = condition.shape
@@ -81,7 +81,7 @@ def check_condition(condition: Tensor, x: Tensor) -> None:
 
 
 def add_condition(x: Tensor, condition: Tensor | None) -> Tensor:
-    """Maps and what :class:`Conditioning` adds to them."""
+    """``x`` plus the term that :class:`Conditioning` makes; ``x`` itself without one."""
     if condition is None:
         return x
     check_condition(condition, x)
@@ -98,13 +98,14 @@ def project(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
     if context.shape[0] == 0:
         return context @ weight.t()
-    # A matrix product's sums may depend on the number of its rows; those of pixels, here one for each image, do not.
+    # A matrix product may sum in another order for another number of rows. A convolution's order is the same for every
+    # number of pixels, here one for each image.
     pixels = context.t()[None, :, None]
     return masked_conv2d(pixels, weight[:, :, None, None], mask_type="B", impl=impl)[0, :, 0].t()
 
 
 def check_context_sizes(context_features: int, context_channels: int) -> tuple[int, int]:
-    """Both sizes as Python integers, of which one must be 0."""
+    """Both sizes as Python integers; at least one must be 0."""
     features, channels = integers(0, context_features=context_features, context_channels=context_channels)
     if context_features and context_channels:
         raise ValueError(
@@ -123,7 +124,7 @@ def check_odd(name: str, size: int) -> int:
 
 
 class Conditioning(nn.Module):
-    """What a context adds to a map of ``out_channels``: ``(N, out_channels, 1, 1)`` or ``(N, out_channels, H, W)``."""
+    """The term of a context in a map of F = ``out_channels``: ``(N, F, 1, 1)`` or ``(N, F, H, W)``."""
 
     def __init__(
         self,
@@ -164,8 +165,8 @@ class Conditioning(nn.Module):
             or has_hooks(self.layer)
             or not is_plain(self.layer.weight)
         ):
-            # Its own call does more than a product with its weight, or knows a weight, quantised for one, that a
-            # convolution does not.
+            # The layer's own call does more than multiply by its weight, or its weight, such as a quantised one, is no
+            # operand of a convolution.
             return self.layer(context)[:, :, None, None]
         return project(context, self.layer.weight, self.impl)[:, :, None, None]
 
@@ -178,9 +179,9 @@ class GatedMaskedConv2d(nn.Module):
         h' = W_o \operatorname{gate}(W_h * h + W_u u + V_h c) + h
 
     with :math:`\operatorname{gate}(a, b) = \tanh(a) \odot \sigma(b)` of the channels' halves. W_v is k x k: in the
-    first layer it sees the rows above, in others also its own, whose numbers know the rows above; W_h is 1 x k and sees
-    what is left. Together they see every earlier pixel within reach, the wedge to the upper right included that stacked
-    masked convolutions miss.
+    first layer it sees the rows above, in others also its own row, since the numbers there know the rows above. W_h is
+    1 x k and sees the pixels to the left. Together they see every earlier pixel within reach, also the wedge to the
+    upper right that stacked masked convolutions miss.
 
     Args:
         in_channels: channels of both inputs.
@@ -188,8 +189,8 @@ class GatedMaskedConv2d(nn.Module):
         kernel_size: k, odd.
         first: whether inputs are the image itself, so that a pixel's own value must not be seen; such a layer has no
             residual connection.
-        num_colors: colours that a pixel's channels are divided into, contiguous groups of which each sees those before
-            it, in the first layer, or those up to its own.
+        num_colors: colours that a pixel's channels are divided into, contiguous groups. In the first layer each sees
+            the groups before it, in others its own as well.
         context_features: width of a context vector c, 0 for none.
         context_channels: channels of a context map c, 0 for none; not together with ``context_features``.
         residual: whether the horizontal input is added to the horizontal output.
@@ -300,7 +301,7 @@ def degrees(
 class DownShiftedConv2d(MaskedConv2d):
     """A convolution over the rows above and one's own: the vertical stream of PixelCNN++.
 
-    Its padding is "same": the last row of taps, and the middle one of its columns, lies over the output's own pixel.
+    Its padding is "same": the middle tap of the last row is at the output's own pixel.
 
     Args:
         in_channels, out_channels: channels.
@@ -351,7 +352,7 @@ class DownShiftedConv2d(MaskedConv2d):
 class DownRightShiftedConv2d(MaskedConv2d):
     """A convolution over the pixels above and to the left, and one's own: the horizontal stream of PixelCNN++.
 
-    Its padding is "same": the last tap lies over the output's own pixel.
+    Its padding is "same": the last tap is at the output's own pixel.
 
     Args:
         in_channels, out_channels: channels.

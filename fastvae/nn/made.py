@@ -24,9 +24,9 @@ __all__ = ["MADE"]
 
 
 class MADE(DiscreteFeatures):
-    r"""A network whose parameters of feature i depend on the features before i in the order, and on a context.
+    r"""A masked network: the parameters of feature i depend on the features before i in the order, and on a context.
 
-    The context reaches every output, the first one's included: hidden units of degree 0 see nothing else. See
+    The context reaches every output, also that of the first feature: hidden units of degree 0 see nothing else. See
     :class:`fastvae.structure.MadeStructure` for the layers, plain and residual.
 
     Args:
@@ -130,9 +130,9 @@ class MADE(DiscreteFeatures):
         ]
 
     def fused_parameters(self) -> MadeParameters | None:
-        """What one call of the network's op takes in place of calls of its layers.
+        """The parameters for one call of the network's op in place of calls of its layers.
 
-        None where such a call would do something else: a layer has hooks, or another forward than its class.
+        None where such a call would do something else: a layer has hooks, or a forward of its own.
         """
         weights: list[Any] = []
         biases: list[Any] = []
@@ -185,8 +185,8 @@ class MADE(DiscreteFeatures):
         """
         if not self._wants_initialization or not self.training or x.is_meta:
             return False
-        # Read from the device once: a capture of a CUDA graph could not wait for it, nor a compiler follow it. A batch
-        # that is refused, here or in initialize, leaves it to the next one.
+        # Read from the device once: neither a capture of a CUDA graph nor a compiler could do so. Where this batch is
+        # refused, here or in initialize, the next one sets the gains.
         if not torch.compiler.is_compiling() and bool(self.initialized):
             self._wants_initialization = False
             return False
@@ -200,10 +200,10 @@ class MADE(DiscreteFeatures):
         name = prefix + "initialized"
         loaded = state_dict.get(name)
         if loaded is not None:
-            # Checkpoints of before held a truth value.
+            # Some checkpoints hold a truth value.
             state_dict[name] = loaded.to(torch.int64)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        # Known from here on without a look at the device, which no compiler can follow.
+        # Known from here on without a read from the device, which no compiler can follow.
         done = loaded is not None and not (loaded.is_meta or isinstance(loaded, FakeTensor)) and bool(loaded)
         self._wants_initialization = self._weight_norm and not done
 
@@ -230,9 +230,9 @@ class MADE(DiscreteFeatures):
     def _layer_by_layer(
         self, x: Tensor, term: Tensor | None, run: Callable[[Callable[[Tensor], Tensor], Tensor, bool], Tensor]
     ) -> Tensor:
-        """The network by calls ``run(layer, h, is_last)``; outputs of a last layer, or of a block, start small."""
+        """The network by calls ``run(layer, h, is_last)``; ``is_last``: of a block, or of the network."""
         first, *hidden, last = list(self.layers)
-        self.masked_layers()  # which refuses what is none
+        self.masked_layers()  # raises for a layer of another kind
         act = ACTIVATIONS[self.structure.activation]
         h = run(first, x, False)
         if term is not None:

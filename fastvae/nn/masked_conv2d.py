@@ -1,4 +1,4 @@
-"""Convolutions whose kernels see the pixels before one's own only."""
+"""Convolutions that see only the pixels before the output's own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MaskedConv2d(nn.Conv2d):
 
     Args:
         in_channels, out_channels, kernel_size, padding, dilation, groups, bias, device, dtype: as in
-            :class:`torch.nn.Conv2d`. With ``padding="same"`` the origin lies over the output's own pixel.
+            :class:`torch.nn.Conv2d`. With ``padding="same"`` the origin is at the output's own pixel.
         stride: must be 1.
         padding_mode: must be ``"zeros"``.
         mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``; ``"A"`` by default. By name only, since
@@ -49,7 +49,7 @@ class MaskedConv2d(nn.Conv2d):
         color_layout: ``"contiguous"`` or ``"interleaved"``.
         in_degrees: degree of each input channel, in place of its colour.
         out_degrees: degree of each output channel.
-        origin: (row, column) of the tap over the output's own pixel; even kernels need it.
+        origin: (row, column) of the tap at the output's own pixel; even kernels need it.
         order: ``"raster"`` or ``"reversed"``.
         activation: ``"relu"``, ``"elu"``, ``"tanh"``, ``"softplus"``, ``"gelu"``, ``"silu"``, or None.
         impl: implementation, see :mod:`fastvae.backend`.
@@ -64,8 +64,8 @@ class MaskedConv2d(nn.Conv2d):
 
     Raises:
         TypeError: ``mask_type`` comes by position, or degrees are no integers.
-        ValueError: a stride other than 1, padding of another mode, no ``mask_type`` for a kernel of which ``"A"``
-            keeps no weight, or any of the errors of :func:`fastvae.functional.masked_conv2d`.
+        ValueError: a stride other than 1, padding of another mode, no ``mask_type`` for a kernel that ``"A"`` leaves
+            without weights, or any of the errors of :func:`fastvae.functional.masked_conv2d`.
 
     Reference:
         *Pixel Recurrent Neural Networks* (van den Oord, Kalchbrenner, Kavukcuoglu, 2016).

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are masked by the degrees of their units."""
+"""Linear layers with weights that the degrees of their units mask."""
 
 from __future__ import annotations
 

@@ -21,14 +21,14 @@ __all__ = ["PixelCNN", "PixelNetwork"]
 
 
 class PixelNetwork(nn.Module):
-    """A network whose parameters of a pixel depend on the pixels before it; subclasses write :meth:`forward`.
+    """A network in which the parameters of a pixel depend on the pixels before it; subclasses write :meth:`forward`.
 
     A subclass passes the images that its forward takes to :meth:`to_numbers` first.
 
     Attributes:
         likelihood: the object of :mod:`fastvae.likelihoods.pixels` that reads the parameters.
         num_colors: in how many steps the channels of one pixel are drawn: all at once from a mixture of logistics,
-            whose coefficients tie them, otherwise each after those before it.
+            since its coefficients tie them, otherwise each after those before it.
         parameter_channels: number of parameters of a pixel.
 
     Note:
@@ -36,7 +36,7 @@ class PixelNetwork(nn.Module):
         likelihood the integers. Networks in half precision take images in float32, too.
     """
 
-    # Not one of the attributes, which samplers compare from call to call, and no part of the module's state.
+    # A slot, since samplers compare the attributes of a network from call to call, and no part of the module's state.
     __slots__ = ("_read",)
 
     def __init__(
@@ -125,8 +125,8 @@ class PixelNetwork(nn.Module):
             n: number of images.
             image_size: their height and width.
             context: context of each image, if the network has one.
-            given: images of which some pixels are kept, ``(n, C, H, W)``; NaN marks what is to be drawn. Integers are
-                the likelihood's levels, and none of them is to be drawn.
+            given: known pixels, ``(n, C, H, W)``, and NaN where a pixel is to be drawn. Integers are the likelihood's
+                levels, all of them known.
             temperature: divides logits, and multiplies scales; 1 draws from the network's distribution.
             generator: source of the seed.
 
@@ -224,12 +224,12 @@ class PixelCNN(PixelNetwork):
     r"""PixelCNN: :math:`p(x) = \prod_i p(x_i \mid x_{<i})` over pixels in raster order, by masked convolutions.
 
     A first convolution of type A, residual blocks of type B, 1 x 1 (2h to h), k x k, 1 x 1 (h to 2h), and two 1 x 1
-    layers; a rectifier stands before every convolution but the first.
+    layers; a rectifier precedes every convolution but the first.
 
     Args:
         in_channels: channels C of an image.
         hidden_channels: width h within a block; between blocks there are 2h channels.
-        num_layers: layers, of which the first is the convolution of type A and the others are blocks.
+        num_layers: layers: the convolution of type A, then the blocks.
         kernel_size: k of the blocks, odd.
         first_kernel_size: that of the first layer.
         context_features: width of a context vector, 0 for none.

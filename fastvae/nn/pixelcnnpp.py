@@ -37,7 +37,7 @@ def concat_elu(x: Tensor) -> Tensor:
 class _GatedResidual(nn.Module):
     """x + a sigmoid(b), with a and b two convolutions of x; other maps join in by 1 x 1 convolutions.
 
-    ``own`` are the colours of x, ``others`` those of each map that joins in; None stands for a map without colours.
+    ``own`` are the colours of x, ``others`` those of each map that joins in; None for a map without colours.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Lower bounds of log p(x), in nats, as one trains on them."""
+"""Lower bounds of log p(x), in nats, for training."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def elbo(log_p_x: Tensor, kl: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
 
 
 def monte_carlo_elbo(log_p_x: Tensor, log_p_z: Tensor, log_q: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
-    r"""Evidence lower bound whose KL divergence is estimated by the sample itself.
+    r"""Evidence lower bound with a KL divergence estimated by the sample itself.
 
     .. math::
         \mathcal{L} = \log p(x \mid z) - \beta \left(\log q(z \mid x) - \log p(z)\right),
@@ -182,8 +182,8 @@ def checkpointed_iwae_bound(
             the function captures is not computed again.
         num_samples: the number K of samples in all.
         chunk_size: the number of samples in one call; the last may be smaller.
-        device: the device whose generator the noise comes from. Default: the current CUDA device if CUDA is
-            in use, else the CPU, whose generator is restored in any case.
+        device: the device of the generator that the noise comes from. Default: the current CUDA device if CUDA is
+            in use, else the CPU. The generator of the CPU is restored in any case.
 
     Returns:
         The bound, ``(*)``; float32 (float64 for float64 log-weights).
@@ -191,7 +191,7 @@ def checkpointed_iwae_bound(
     Raises:
         TypeError: ``log_weights`` returns no floating-point tensor, or a size is no int.
         ValueError: a size is below 1, ``log_weights(k)`` does not return ``k`` samples, or they are on a
-            device whose generator would not be restored.
+            device with a generator that is not restored.
 
     Note:
         The noise is drawn again by restoring the state of torch's default generators: a ``generator`` passed

@@ -15,7 +15,7 @@ __all__ = ["LogMeanExp", "importance_log_prob"]
 
 
 def finite_shift(maximum: Tensor) -> Tensor:
-    """What to subtract before exponentiating: inf - inf being NaN, infinite maxima shift by nothing."""
+    """The number to subtract before exponentiating; 0 for an infinite maximum, since inf - inf is NaN."""
     return torch.where(maximum.isinf(), 0.0, maximum)
 
 
@@ -60,7 +60,7 @@ class LogMeanExp:
 
     @torch.no_grad()
     def update(self, log_w: Tensor, dim: int = 0) -> LogMeanExp:
-        """Takes in the log-weights of a chunk of samples, which lie along ``dim``; returns the accumulator.
+        """Takes in the log-weights of a chunk of samples along ``dim``; returns the accumulator.
 
         Raises:
             TypeError: ``log_w`` is no floating-point tensor.

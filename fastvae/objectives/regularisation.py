@@ -27,13 +27,13 @@ def free_bits(
     all_processes: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    r"""KL divergence of which the first ``minimum`` nats in every group are free.
+    r"""KL divergence that leaves the first ``minimum`` nats of every group free.
 
     .. math::
         \sum_j \max\left(\lambda,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
 
-    The floor applies to the mean over the batch: a group whose mean lies at or below :math:`\lambda` has no
-    gradient for any example, a group above it the full gradient for all.
+    The floor applies to the mean over the batch. A group with a mean of at most :math:`\lambda` has no gradient
+    for any example; a group above it has the full gradient for all.
 
     Args:
         kl: KL divergence, nats, for every example and latent dimension: ``(N, D)``, as

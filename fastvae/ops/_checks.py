@@ -13,7 +13,7 @@ from ..precision import DTYPES, is_autocasting, to_autocast
 from ..structure.integers import integer
 from ._layout import product
 
-# More numbers than any memory holds, and few enough that their bytes can be counted.
+# More numbers than any memory holds. Their bytes still fit into 64 bits.
 MOST_NUMBERS = 1 << 59
 
 
@@ -44,7 +44,7 @@ def to_same_kind(**tensors: Tensor) -> list[Tensor]:
 
 
 def to_readable(**tensors: Any) -> list[Any]:
-    """The tensors without what no operator can read, for functions that no kernel computes.
+    """The tensors in a form that PyTorch's operators can read, for functions without kernels.
 
     Raises:
         TypeError: a tensor is sparse or nested.
@@ -56,7 +56,7 @@ def to_readable(**tensors: Any) -> list[Any]:
 def to_kind_of_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: Tensor | None) -> tuple[Any, ...]:
     """As :func:`to_same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``.
 
-    None stays None. ``alike`` says that all are known to be tensors of one dtype on one device.
+    None stays None. ``alike`` says that all have one dtype and one device.
     """
     under_autocast = torch._C._is_any_autocast_enabled()
     if alike and not under_autocast:
@@ -99,7 +99,7 @@ def broadcast_batch(trailing: Sequence[int], **tensors: Tensor) -> list[Tensor]:
 
 
 def check_gaussian(mu: Tensor, log_sigma: Tensor, alike: bool = False) -> list[Tensor]:
-    """Both of one shape; ``alike`` says that they are known to be tensors of one dtype on one device."""
+    """Both, expanded to one shape; ``alike`` says that they have one dtype and one device."""
     if not alike:
         mu, log_sigma = to_same_kind(mu=mu, log_sigma=log_sigma)
     elif (shape := mu.shape) == log_sigma.shape and shape and shape[-1] > 0:
@@ -112,8 +112,8 @@ def check_gaussian(mu: Tensor, log_sigma: Tensor, alike: bool = False) -> list[T
 def is_packed(mu: Tensor, tril: Tensor) -> bool:
     """Whether ``tril`` is packed ``(*, D(D-1)/2)``; dense ``(*, D, D)`` otherwise.
 
-    Only for D = 3 can one shape, ending in (3, 3), be read both ways. It is packed where it is the shape of ``mu``, so
-    that there is one triangle for every row, and dense otherwise.
+    Only for D = 3 a shape, one ending in (3, 3), can be read both ways. It is packed where it is the shape of ``mu``,
+    one triangle for every row, and dense otherwise.
     """
     features = mu.shape[-1]
     packed_size = features * (features - 1) // 2
@@ -137,7 +137,7 @@ def is_packed(mu: Tensor, tril: Tensor) -> bool:
 def check_triangular(
     mu: Tensor, log_sigma: Tensor, tril: Tensor, alike: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """All of one batch shape, and whether ``tril`` is packed; ``alike`` as :func:`check_gaussian` has it."""
+    """All three, expanded to one batch shape, and whether ``tril`` is packed; ``alike`` as :func:`check_gaussian`."""
     if not alike:
         mu, log_sigma, tril = to_same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
     check_features(mu=mu, log_sigma=log_sigma)
@@ -159,7 +159,7 @@ def check_sample_shape(sample_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_sample_size(shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
-    """Raises unless a sample of ``shape`` has no more numbers than addresses can tell apart."""
+    """Raises unless memory can hold a sample of ``shape``."""
     if not torch.compiler.is_compiling() and product(shape) >= MOST_NUMBERS:
         raise ValueError(
             f"sample_shape must leave a sample that memory can hold, got {sample_shape} for one of {shape}"
@@ -167,7 +167,7 @@ def check_sample_size(shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> 
 
 
 def check_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """``eps`` once it is known to fit; half-precision parameters may come with float32 noise."""
+    """``eps``, checked; half-precision parameters may come with float32 noise."""
     if generator is not None:
         raise ValueError("eps and generator exclude each other: eps is the noise that generator would draw")
     if not isinstance(eps, Tensor):

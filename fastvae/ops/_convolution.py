@@ -1,4 +1,4 @@
-"""What the op and the layer of masked convolutions share: structure, degrees and padding out of what users pass."""
+"""What the op and the layer of masked convolutions share: structure, degrees and padding from users' arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._layers import check_degrees, degrees_of
 
 
 class ConvCall(NamedTuple):
-    """How a masked convolution goes over its image: what the ops take after their tensors, in this order."""
+    """The parameters of a masked convolution, in the order in which the ops take them after their tensors."""
 
     taps: Sequence[int]
     origin_tap: int
@@ -170,7 +170,7 @@ def check_shapes(
 
 
 def check_geometry(call: Call) -> None:
-    """Of a dispatched convolution: what its list of numbers says must be inside the tensors."""
+    """Checks a dispatched convolution: its numbers must describe places inside its tensors."""
     x, weight, (in_degrees, out_degrees) = call["x"], call["weight"], (call["in_degrees"], call["out_degrees"])
     taps, origin, padding, dilation, *_ = conv = ConvCall(*(call[name] for name in ConvCall._fields))
     count = weight.shape[2] * weight.shape[3]

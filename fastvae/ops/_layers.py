@@ -13,7 +13,7 @@ from ..structure.integers import integer
 # The extension's numbers (csrc/activation.h, csrc/affine.h).
 ACTIVATION_IDS = {name: index for index, name in enumerate(ACTIVATION_NAMES)}
 KIND_IDS = {None: 0} | {name: index for index, name in enumerate(KINDS, 1)}
-# Activations whose derivative needs the pre-activation; for the others it follows from their value.
+# The derivatives of these activations need the pre-activation; those of the others follow from the value.
 NEED_PRE = ("gelu", "silu")
 
 
@@ -31,7 +31,7 @@ def check_kind(kind: str) -> None:
 
 
 def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tensor:
-    """``degrees`` as int64, once they are known to be ``count`` integers on the device of ``like``."""
+    """``degrees`` as int64, checked to be ``count`` integers on the device of ``like``."""
     if not isinstance(degrees, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, got {type(degrees).__name__}")
     if degrees.is_floating_point() or degrees.is_complex():

@@ -1,4 +1,4 @@
-"""How tensors are laid out for kernels: in the dtype that these compute in, as matrices whose rows are contiguous."""
+"""The layout that kernels take: tensors in the dtype of the computation, as matrices with contiguous rows."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def all_to_compute_dtype(tensors: Sequence[Tensor | None], dtype: torch.dtype) -
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``t.to(dtype)``, whose call alone costs a microsecond when there is nothing to do."""
+    """``t.to(dtype)`` without its microsecond when there is nothing to do."""
     return t if t.dtype is dtype else t.to(dtype)
 
 
 def to_rows(t: Tensor, width: int) -> Tensor:
-    """``t`` as a matrix of ``width`` columns whose rows are contiguous; a view wherever strides allow."""
+    """``t`` as a matrix of ``width`` columns with contiguous rows; a view wherever strides allow."""
     if t.dim() != 2:
         t = t.reshape(-1 if width else product(t.shape[:-1]), width)
     return t if t.stride(1) == 1 or width <= 1 else t.contiguous()
@@ -62,7 +62,7 @@ def to_shape(t: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def to_matrices(tril: Tensor, features: int, packed: bool) -> Tensor:
-    """``tril`` as ``(N, P)`` or ``(N, D, D)`` whose rows are contiguous."""
+    """``tril`` as ``(N, P)`` or ``(N, D, D)`` with contiguous rows."""
     if packed:
         return to_rows(tril, tril.shape[-1]) if tril.shape[-1] else tril.reshape(product(tril.shape[:-1]), 0)
     if tril.dim() != 3:

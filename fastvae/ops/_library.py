@@ -26,18 +26,17 @@ FLOP_FORMULAS: dict[str, Callable[..., int]] = {}
 
 
 class Op(NamedTuple):
-    """One op: what torch's dispatcher knows it as, and its two launchers."""
+    """One op: the operator of torch's dispatcher, and two launchers."""
 
     dispatched: Callable[..., Any]
     cpu: Callable[..., Any]
     triton: Callable[..., Any]
 
     def on(self, route: Route) -> Callable[..., Any]:
-        """What to call for ``route``.
+        """The function to call for ``route``.
 
-        The dispatcher is for whoever needs to see the op: compilers, fake tensors, dispatch modes, the profiler. For
-        plain tensors in eager mode its boundary would cost as much as a small kernel, and the launcher is called
-        itself.
+        Compilers, fake tensors, dispatch modes and the profiler must see the op: they get the dispatcher's. For plain
+        tensors in eager mode the dispatcher would cost as much as a small kernel: they get the launcher.
         """
         if route.dispatched:
             _tell_flop_counters()
@@ -63,9 +62,9 @@ def define(
     An op without a Triton launcher has no module; ``instead`` says in its error what to call on a GPU.
 
     ``tensors``, ``choices`` and ``more`` say what the dispatcher may call it with, see :class:`Contract`.
-    A launcher may return None for an output that there is not; the dispatcher, which knows tensors only, hands out an
-    empty one. ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's, and
-    ``dispatched(launcher, *args)`` the CPU launcher where the dispatcher calls it.
+    A launcher may return None for a missing output; the dispatcher, which knows tensors only, returns an empty one.
+    ``adapt(launcher, *args)`` calls a Triton launcher that takes other arguments than the schema.
+    ``dispatched(launcher, *args)`` calls the CPU launcher for the dispatcher.
     """
     name = schema.partition("(")[0]
     contract = Contract(schema, tensors, choices, more)
@@ -86,7 +85,7 @@ def define(
 
 
 def _on_one_device(contract: Contract, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """``fake``, which also answers where one tensor of many is on the meta device: what it makes holds no numbers."""
+    """``fake`` behind a check that all tensors are on one device, as one tensor of many on ``meta`` is not."""
 
     def run(*args: Any) -> Any:
         contract.check_devices(*args)
@@ -96,9 +95,9 @@ def _on_one_device(contract: Contract, fake: Callable[..., Any]) -> Callable[...
 
 
 def _tell_flop_counters() -> None:
-    """Gives the formulas to every FlopCounterMode that looks on, and to those to come.
+    """Gives the formulas to every active FlopCounterMode, and to later ones.
 
-    Only now, since the import of the counter's module loads Triton, which importing this package must not.
+    Only now: importing the counter's module loads Triton, which importing this package must not.
     """
     if torch.compiler.is_compiling() or "torch.utils.flop_counter" not in sys.modules:
         return
@@ -114,7 +113,7 @@ def _tell_flop_counters() -> None:
 
 
 def _check_calls(contract: Contract, launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """``launcher`` as the dispatcher calls it: with arguments that fit, and an empty tensor for None."""
+    """``launcher`` for the dispatcher: its arguments are checked, and None becomes an empty tensor."""
 
     def fill(like: Tensor, outputs: Any) -> Any:
         if isinstance(outputs, (tuple, list)):
@@ -137,9 +136,9 @@ def needs_grad(*tensors: Tensor) -> bool:
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` without its preparations for torch.func, which no kernel runs under.
+    """``function.apply(*args)`` without its preparations for torch.func, under which no kernel runs.
 
-    They take as long as a small kernel. A compiler knows the usual call only.
+    They take as long as a small kernel. A compiler knows only the usual call.
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
@@ -167,26 +166,26 @@ def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def keep_none(ctx: Any) -> None:
-    """Lets ``backward`` see which outputs nobody used: None in place of zeros, whose product with infinity is NaN.
+    """Lets ``backward`` see which outputs are unused: it gets None in place of zeros. Zero times infinity is NaN.
 
-    A compiler knows zeros only.
+    A compiler knows only zeros.
     """
     if not torch.compiler.is_compiling():
         ctx.set_materialize_grads(False)
 
 
-# What a Function's gradient is a function of: a function of its tensors in plain PyTorch, and these tensors, one for
-# each argument of ``forward``; None for an argument that has no gradient.
+# A Function in plain PyTorch, for its second and later derivatives: a function of its tensors, and these tensors, one
+# for each argument of ``forward``; None for an argument that has no gradient.
 Differentiable = tuple[Callable[..., Any], Sequence[Tensor | None]]
 
 
 def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., Any]:
     """Makes a Function's ``backward`` differentiable, and lets ``vmap`` map it.
 
-    ``backward`` is a kernel's, and runs where a first gradient is all that is wanted. Under grad mode, as
+    ``backward`` calls a kernel, and runs where only a first gradient is needed. Under grad mode, as
     ``create_graph=True`` sets it, and for mapped gradients the gradient is that of ``reference(ctx)``, which
-    autograd can follow as often as it is asked to. ``backward(ctx, route, *d_outputs)`` is told who runs it; the
-    forward pass leaves its own route at ``ctx.route``.
+    autograd can differentiate any number of times. ``backward(ctx, route, *d_outputs)`` gets the route of its own
+    call; the forward pass leaves its route at ``ctx.route``.
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:

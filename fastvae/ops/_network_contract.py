@@ -1,4 +1,4 @@
-"""What the ops on whole networks may be called with: lists of tensors that agree with each other, and with degrees."""
+"""Checks of calls of the ops on whole networks: lists of tensors must agree with each other, and with degrees."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._network import NetworkFields, count_saved
 
 __all__ = ["check_forward", "check_gradient"]
 
-# Kinds whose steps have no scale.
+# The kind with no scale has one parameter for each feature.
 _ONE_PARAMETER = KIND_IDS["location_only"]
 
 
 def check_forward(call: Call) -> None:
-    """Of the step, the network alone, and the inverse: their tensors are weights, context term, biases, factors."""
+    """Checks the step, the network alone, and the inverse. Their tensors are weights, context term, biases, factors."""
     widths = _structure(call)
     tensors, count = list(call["tensors"]), len(widths) - 1
     context, present = call["present"][0], call["present"][1:]
@@ -33,7 +33,7 @@ def check_forward(call: Call) -> None:
 
 
 def check_gradient(call: Call) -> None:
-    """Of their backward passes: those read what the forward pass saved, weights, factors, and norms for gains."""
+    """Checks their backward passes, which read what the forward pass saved, weights, factors, and norms for gains."""
     widths = _structure(call)
     kept, count, present = list(call["kept"]), len(widths) - 1, call["present"]
     fields = NetworkFields(*call["structure"])
@@ -46,7 +46,7 @@ def check_gradient(call: Call) -> None:
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
     scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
-    # The inverse's pass is handed the norms as well, where there are any, and reads none.
+    # The inverse's pass also gets the norms, if any, and reads none.
     normalized = call.arguments.get("normalized", len(kept) > count + len(scaled))
     vectors = scaled * 2 if normalized else scaled
     call.require(len(kept) == count + len(vectors), "kept", f"be {count + len(vectors)} tensors", len(kept))
@@ -58,7 +58,7 @@ def check_gradient(call: Call) -> None:
 
 
 def _structure(call: Call) -> list[int]:
-    """The widths of the layers, the inputs first, once the numbers and degrees are known to describe a network."""
+    """The widths of the layers, the inputs first; raises unless numbers and degrees describe a network."""
     degrees, numbers, present = call["degrees"], list(call["structure"]), call["present"]
     call.require(len(degrees) >= 2, "degrees", "be those of the features and of one layer or more", len(degrees))
     for d in degrees:

@@ -144,7 +144,7 @@ def affine_flow(
     r"""Affine flow step :math:`z' = a(s) \odot z + c(s) \odot m` with its log-determinant :math:`\sum_i \log a(s_i)`.
 
     ==================  =================================  ==============  ==================================
-    kind                log a(s)                           c(s)            who has it
+    kind                log a(s)                           c(s)            used by
     ==================  =================================  ==============  ==================================
     ``gated``           -softplus(-s), s within ±30        1 - a(s)        IAF (paper)
     ``exp``             s / (1 + abs(s) / log 1000)        1               zuko

@@ -39,7 +39,7 @@ from .masked_linear import masked_linear, masked_norm
 def fwd_for_dispatcher(
     launcher: Callable[..., tuple[Tensor, Tensor, Tensor | None]], *args: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As the dispatcher calls it: what is saved is flat, since a compiler would ask whether there is one block."""
+    """The launcher for the dispatcher: ``saved`` is flat, since a compiler would ask whether there is one block."""
     out, log_det, saved = launcher(*args)
     return out, log_det, None if saved is None else saved.view(-1)
 
@@ -150,7 +150,7 @@ BWD = define(
 def step_gradients(
     ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors
 ) -> tuple[Tensor, OptionalTensors]:
-    """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
+    """The gradients of the step that ``ctx`` keeps: of its point, and of the tensors of its call."""
     call, needs = ctx.call, ctx.needs_input_grad[2:]
     d_x, gradients = BWD.on(route)(
         d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
@@ -224,8 +224,8 @@ def autoregressive_flow(
     kind: str = "gated",
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`, whose shift and scale
-    logit a masked network makes of z.
+    """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`. A masked network of z
+    gives its shift and scale logit.
 
     Arguments and errors are those of :func:`masked_network`, with ``kind`` of the affine map. Under autocast the step
     runs in the widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.

@@ -19,8 +19,8 @@ from ._library import Differentiable, apply, define, empty, extension, keep_none
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
 #
-# `kept` is what backward works from: sigma eps on a CPU, where drawing the noise again would cost more than reading it;
-# empty on a GPU, where it is the other way round.
+# Backward reads `kept`: sigma eps on a CPU, where drawing the noise again would cost more than reading it; empty on a
+# GPU, where reading would cost more.
 
 
 def _fwd_cpu(
@@ -144,7 +144,7 @@ def _rebuild_sample(ctx: Any) -> Differentiable:
 
 
 def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
-    """The gradient to log_sigma of a sample whose log-density alone is used: the sample itself does not come in."""
+    """The gradient of log_sigma where only the log-density of a sample is used: the sample does not matter then."""
     if d_log_q is None:
         return None
     n = log_sigma.shape[0]

@@ -19,7 +19,7 @@ KIND_IDS = {kind: index for index, kind in enumerate(reference.KINDS)}
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether images ``(N, C, H, W)``, or a range of their channels, lie pixel by pixel."""
+    """Whether images ``(N, C, H, W)``, or a range of their channels, are laid out pixel by pixel."""
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
@@ -141,7 +141,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         (a, b) = \text{halves of } x + \text{condition}
 
     Args:
-        x: images, ``(N, 2F, H, W)``, contiguous or channels-last, of which the first F channels are a.
+        x: images, ``(N, 2F, H, W)``, contiguous or channels-last; a is the first F channels.
         condition: what is added to x, one vector for each image, ``(N, 2F)`` or ``(N, 2F, 1, 1)``, or a map
             ``(N, 2F, H, W)``; with 1 in place of N the same for all; None for nothing.
         kind: ``"tanh"`` or ``"linear"``.
@@ -156,9 +156,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Backward keeps ``x`` and ``condition``, or their sum where that is a map, and nothing else. A number of y
-        depends on the numbers that it is made of and not on where it stands: single pixels give the same bits as whole
-        images. Deterministic. Differentiable any number of times, by the reference from the second time on.
+        Backward keeps ``x`` and ``condition``, or only their sum where ``condition`` is a map. A number of y depends on
+        its own numbers of x and condition and not on its place: single pixels give the same bits as whole images.
+        Deterministic. Differentiable any number of times, by the reference from the second time on.
 
     Reference:
         *Conditional Image Generation with PixelCNN Decoders* (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves,

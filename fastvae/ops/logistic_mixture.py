@@ -32,8 +32,8 @@ def _maps_like(params: Tensor, like: Tensor) -> Tensor:
     return empty(like, (n, h, w, c)).permute(0, 3, 1, 2)
 
 
-# `kept` is the derivatives of log_prob, which a CPU computes on the way: doing its work again would cost more than a
-# product with what is kept. Empty on a GPU, which is bound by memory.
+# `kept` holds the derivatives of log_prob, which a CPU computes in the forward pass: computing them again would cost
+# more than a product with them. It is empty on a GPU, which is bound by memory.
 
 
 def _fwd_cpu(x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         sigmoids are evaluated without cancellation, and so need no approximation for narrow or far bins. Log-scales
         below -7 count as -7 and get no gradient. The values of ``x`` are not checked, which would read them back from a
         GPU; a value between levels has the probability of the bin around it. Contiguous and channels-last ``params``
-        are read as they lie, and the gradient has their layout. Where ``params`` requires a gradient, a CPU computes
+        are read without a copy, and the gradient has their layout. Where ``params`` requires a gradient, a CPU computes
         the derivatives on the way forward and keeps them beside it: float32 or float64 maps of that size.
         Deterministic. Differentiable with respect to ``params`` any number of times, by the reference from the second
         time on.

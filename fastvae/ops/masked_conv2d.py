@@ -21,7 +21,7 @@ from ._library import Differentiable, apply, define, empty, extension, needs_gra
 
 
 def _is_channels_last(t: Tensor) -> bool:
-    """Whether channels are the fastest dimension and pixels the next; told by the strides, as PyTorch does."""
+    """Whether channels are the fastest dimension and pixels the next, by the strides, as PyTorch decides it."""
     _, channel, row, column = t.stride()
     _, channels, height, width = t.shape
     laid = channel == 1 and column >= channels and row >= column * width
@@ -51,7 +51,7 @@ def _address(t: Tensor | None) -> int:
 
 
 def _place(t: Tensor) -> tuple[int, list[int]]:
-    """Address and strides of an image; of nothing, where ``t`` stands for a tensor that is not there."""
+    """Address and strides of an image; zeros where ``t`` is a placeholder for a missing one."""
     return (t.data_ptr(), list(t.stride())) if t.dim() == 4 else (0, [0, 0, 0, 0])
 
 
@@ -212,7 +212,7 @@ def masked_conv2d(
 
     Args:
         x: ``(N, I, H, W)`` or ``(I, H, W)``.
-        weight: W, ``(O, I / groups, kh, kw)``. What stands in masked weights is not read.
+        weight: W, ``(O, I / groups, kh, kw)``. Masked weights are not read.
         bias: b, ``(O,)``, or None.
         mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``.
         padding: zeros around the image, one number or (rows, columns); ``"same"`` puts the origin over the output's own

@@ -209,9 +209,9 @@ def masked_linear(
         y = \operatorname{act}\left(s \odot (W \circ M)\, x + b\right), \qquad
         M_{oi} = [\,d^{in}_i \le d^{out}_o\,]
 
-    The mask is neither stored nor multiplied into a copy of W. With units sorted by degree it is a staircase whose
-    empty side, about half of the multiplications, is skipped in the forward pass and in both gradients; units that
-    are not sorted cost the same on a CPU.
+    The mask is neither stored nor multiplied into a copy of W. With units sorted by degree it is a staircase. The
+    forward pass and both gradients skip its empty side, about half of the multiplications; units that are not sorted
+    cost the same on a CPU.
 
     Args:
         x: inputs, ``(*, I)``; float16, bfloat16, float32 or float64.

@@ -17,8 +17,8 @@ from ._contracts import Call, check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 from .diag_gaussian import density_alone
 
-# `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
-# rather than draw them again.
+# `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals: the backward pass on a CPU reads them,
+# and does not draw them again.
 
 
 def layout(tril: Tensor) -> tuple[int, int, int]:
@@ -144,8 +144,8 @@ FWD = define(
     tensors="mu[N,D]r log_sigma[N,D]r", more=_check_forward,
     module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
-# The gradient of the factor is an outer product: its values are not read again, only its layout is kept. That of mu is
-# the sum of d_z over samples; without with_mu it comes back empty.
+# The gradient of the factor is an outer product: only the layout of the factor is kept, not its values. The gradient of
+# mu is the sum of d_z over samples; it is empty without with_mu.
 BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
     " bool dense, bool with_mu) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
@@ -232,8 +232,8 @@ def tril_gaussian_rsample(
         mu: mean, shape ``(*, D)``; float16, bfloat16, float32 or float64.
         log_sigma: natural logarithm of the diagonal of the factor, ``(*, D)``; batches broadcast.
         tril: below the diagonal of the factor: packed row by row, ``(*, D(D-1)/2)``, in the order of
-            ``torch.tril_indices(D, D, -1)``, or dense, ``(*, D, D)``, of which only the strict lower triangle is
-            read (what stands above may be NaN). For D = 3 a ``tril`` of the shape of ``mu`` is packed.
+            ``torch.tril_indices(D, D, -1)``, or dense, ``(*, D, D)``. Of a dense one only the strict lower triangle is
+            read (the rest may be NaN). For D = 3 a ``tril`` of the shape of ``mu`` is packed.
         sample_shape: shape of the samples drawn for every row; the parameters are not repeated in memory.
         eps: the noise, ``(*sample_shape, *, D)``, instead of drawing it.
         generator: the torch generator that the seed of the noise is drawn from; the device's default if None.

@@ -19,7 +19,7 @@ from .diag_gaussian import draw_eps, standard_normal_log_prob
 
 
 def strictly_lower(tril: Tensor, features: int, packed: bool) -> Tensor:
-    """The dense strict lower triangle, zero elsewhere whatever stood there, out of either layout."""
+    """The dense strict lower triangle of either layout, zero elsewhere."""
     if not packed:
         return tril.tril(-1)
     row, column = torch.tril_indices(features, features, -1, device=tril.device)

@@ -30,12 +30,12 @@ _CHANNEL_DIMS = (1, -3)
 
 
 class FunctionLowering(Lowering):
-    """Adds what functions become to :class:`~fastvae.sampling.lowering.Lowering`."""
+    """:class:`~fastvae.sampling.lowering.Lowering` of functions and methods."""
 
     def function(self, node: fx.Node) -> Any:
         self.plan.label = self.recording.label(node)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        # A function of that name from elsewhere is not ours to judge.
+        # A function of that name from another library may compute something else.
         home = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
         trusted = isinstance(node.target, str) or home in ("torch", "_operator", "operator", "builtins")
         made: Any = follow(self, name, node) if trusted else None

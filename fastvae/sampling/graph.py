@@ -1,4 +1,4 @@
-"""Recording of a network's forward with ``torch.fx``, and evaluation of what does not depend on the image."""
+"""Recording of a network's forward with ``torch.fx``, and evaluation of the nodes that do not depend on the image."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SUPPORTED = (
     "alone may be anything"
 )
 
-# Questions about the image whose answer does not depend on its values.
+# Attributes of the image that do not depend on its values.
 _METADATA = {"shape", "dtype", "device", "ndim"}
 _METADATA_CALLS = {"size", "dim"}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 _WRAPPED = "network"
-# Classes of torch that importing takes long, and the child that they wrap.
+# Classes of torch by name, since importing them takes long, and the child that they wrap.
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module"}
 
 
@@ -65,16 +65,16 @@ def changes_in_place(node: fx.Node) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Marks every node that depends on the image, and keeps modules whole that do not, or that plans know."""
+    """Marks every node that depends on the image. Modules that do not, and those that plans know, stay whole."""
 
     def __init__(self) -> None:
         super().__init__()
-        # The innermost module whose forward could not be followed.
+        # The innermost module with a forward that could not be followed.
         self.failed = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if "forward" in m.__dict__:
-            # It is not what its class says.
+            # An instance with a forward of its own does something else than its class.
             return False
         return find_role(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
@@ -97,7 +97,7 @@ class _Tracer(fx.Tracer):
         if wrapped is not None:
             return wrapped(*args, **kwargs)
         if m._compiled_call_impl is not None:
-            # What torch.compile made of it cannot be followed; it does the same.
+            # The compiled form cannot be followed; the module itself does the same.
             forward = m._call_impl
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -107,7 +107,7 @@ class _Tracer(fx.Tracer):
 
 
 def _find_wrapped(module: nn.Module) -> nn.Module | None:
-    """The module that this one does the same as: compiled, or with activations computed anew on the way back."""
+    """The module that ``module`` wraps to compile or checkpoint it, and otherwise calls unchanged."""
     child = _WRAPPERS.get(type(module).__name__)
     return None if child is None else module._modules.get(child)
 
@@ -143,7 +143,7 @@ class Recording:
         self.needed = self._collect_sources([*roots, *(node for node in graph.nodes if changes_in_place(node))])
 
     def _collect_sources(self, waiting: list[fx.Node]) -> list[fx.Node]:
-        """What the nodes ``waiting`` are computed from, and they, in the order of the graph."""
+        """The nodes ``waiting`` and everything that they are computed from, in the order of the graph."""
         reached: set[fx.Node] = set()
         while waiting:
             node = waiting.pop()
@@ -165,7 +165,7 @@ class Recording:
     def evaluate(self, shape: tuple[int, ...], like: Tensor, context: Any) -> dict[str, Any]:
         """The value of every node that does not depend on the image, for images of ``shape``.
 
-        Functions of the image whose result nobody uses, such as checks of arguments, run on zeros.
+        Functions of the image with an unused result, such as checks of arguments, run on zeros.
         """
         values: dict[fx.Node, Any] = {}
         needed = set(self.needed)

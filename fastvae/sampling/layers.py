@@ -1,6 +1,7 @@
-"""How a layer says what it computes: by the attribute ``sampled_as`` of the class that has its forward.
+"""The protocols of layers that the sampler computes pixel by pixel.
 
-The sampler knows such layers by this attribute and by what the protocols here list, never by their classes.
+A class names its protocol in the attribute ``sampled_as``, beside its ``forward``. The sampler reads that attribute and
+what the protocol lists; it knows no class.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class CodeTable(Protocol):
 
 
 def find_role(module: nn.Module) -> Role | None:
-    """What ``module`` says that it computes; None for a class whose forward is another than that of who says so."""
+    """The protocol of ``module``; None without one, also for a class with a forward of its own."""
     forward: Any = type(module).forward
     for kind in type(module).__mro__:
         role: Role | None = vars(kind).get("sampled_as")

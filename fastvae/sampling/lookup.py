@@ -1,4 +1,4 @@
-"""Embeddings of a pixel's level: from the code that looks a level up in a table to nodes that do so at one pixel.
+"""Embeddings of a pixel's level: code that looks levels up in a table becomes nodes that do so at one pixel.
 
 A forward turns the image into integers, by functions that are followed here, and an ``nn.Embedding`` takes these to
 rows of its table, which are moved to the dimension of the channels. :class:`~fastvae.nn.CodeEmbedding` does it at once.
@@ -38,7 +38,7 @@ def embed(lowering: Lowering, path: str, table: nn.Embedding, span: Span, factor
 
 
 def rows_of(lowering: Lowering, path: str, table: Any, node: fx.Node) -> Rows:
-    """What an ``nn.Embedding`` makes of codes."""
+    """The rows that an ``nn.Embedding`` looks up for codes."""
     source = node.args[0] if node.args else node.kwargs["input"]
     codes = lowering.env.get(source) if isinstance(source, fx.Node) else None
     if not isinstance(codes, Codes) or not (codes.is_integral and codes.is_flat):
@@ -49,7 +49,7 @@ def rows_of(lowering: Lowering, path: str, table: Any, node: fx.Node) -> Rows:
 
 
 def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span | None:
-    """What a function makes of codes or rows; None where it is a function of activations."""
+    """The result of a function of codes or rows; None for a function of activations."""
     args = node.args
     if len(args) == 2 and name.startswith("mul") and not isinstance(args[0], fx.Node):
         args = args[::-1]
@@ -73,7 +73,7 @@ def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span 
 
 
 def _start_codes(lowering: Lowering, name: str, node: fx.Node, span: Span) -> Codes | None:
-    """Where integers of the image begin."""
+    """The codes at a function that begins to make integers of the image; None at any other."""
     begins = name in ("round", "long", "int", "squeeze", "select")
     begins = begins or (name in ("to", "type") and any(v in _INTEGERS for v in (*node.args, *node.kwargs.values())))
     if name == "getitem":

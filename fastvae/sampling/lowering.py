@@ -1,4 +1,4 @@
-"""What every part of the lowering of a recorded network shares: values of its graph, and the nodes that it emits."""
+"""The base of the lowering of a recorded network: values of its graph, and the nodes that layers become."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.LeakyReLU: "leaky_relu",
 }
-# What a plan's activation of a name leaves no choice in.
+# Options of which a plan's activation has one value only.
 FIXED_OPTIONS: dict[str, dict[str, Any]] = {
     "elu": {"alpha": 1.0},
     "softplus": {"beta": 1.0, "threshold": 20.0},
@@ -53,13 +53,13 @@ class Codes:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table, whose numbers are the last dimension."""
+    """Rows of a table; their numbers are the last dimension."""
 
     span: Span
 
 
 class Lowering:
-    """The values that nodes of a recording stand for, and the plan as far as it is known."""
+    """The values of a recording's nodes, and the plan as far as it is known."""
 
     def __init__(self, recording: Recording, in_channels: int, constants: Mapping[str, Any]) -> None:
         self.recording, self.constants = recording, constants
@@ -75,7 +75,7 @@ class Lowering:
         return InexpressibleError(f"{self.label}: {reason}. Supported: {SUPPORTED}")
 
     def span(self, value: Any, count: int | None = None) -> Span:
-        """Channels that ``value``, a node of the graph, stands for; a constant is given ``count`` channels."""
+        """The channels of ``value``, a node of the graph; a constant gets ``count`` channels."""
         if not isinstance(value, fx.Node):
             raise self.refuse(f"takes activations, got {value!r}")
         if not depends_on_image(value):
@@ -120,7 +120,7 @@ class Lowering:
         )  # fmt: skip
 
     def pointwise_conv(self, weights: Lookup, src: Span, channels: int) -> Span:
-        """A convolution of 1 x 1 whose weights are made."""
+        """A convolution of 1 x 1 with weights that are made of a table."""
         return self.plan.conv(
             src, channels, self._layer(weights), ((0, 0, 0),), groups=1, kernel_area=1, origin_tap=-1, degrees=None,
             activation="identity",
@@ -132,7 +132,7 @@ class Lowering:
         return self.layers.index(weights)
 
     def replace(self, changed: Any, made: Span) -> None:
-        """After a change in place: who reads ``changed`` later reads ``made``."""
+        """After a change in place: later nodes that read ``changed`` read ``made``."""
         if isinstance(changed, fx.Node) and depends_on_image(changed):
             self.env[changed] = made
 

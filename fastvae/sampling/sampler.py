@@ -29,7 +29,7 @@ __all__ = ["CausalSampler"]
 
 @dataclass
 class _Reading:
-    """What was read of a network: its recordings and plans, which hold while nothing of the rest changes.
+    """The recordings and plans of a network. They hold as long as the network does not change.
 
     Args:
         network: its root.
@@ -67,14 +67,14 @@ class _Reading:
             try:
                 recording = record(self.network, with_context)
             except ValueError as error:
-                # Of a forward that insists on a context, or on none, the way that it refuses tells the least.
+                # A forward that must have a context, or must have none, refuses one of both ways: its error says least.
                 self.failures[with_context] = error
                 refused.append(error)
                 continue
             try:
                 self.plan(recording, with_context, {})
             except KeyError:
-                # How many channels the context makes decides; the plan waits for the first one.
+                # The number of channels that the context makes decides; the plan waits for a first context.
                 pass
             except ValueError as error:
                 self.failures[with_context] = error
@@ -83,7 +83,7 @@ class _Reading:
             self.recordings[with_context] = recording
         if not self.recordings:
             raise refused[0]
-        # Only now: a forward may set attributes, in its recording too.
+        # Only now: a forward may set attributes, also while it is recorded.
         self.snapshot = Snapshot(self.network)
 
     def plan(self, recording: Recording, with_context: bool, constants: Mapping[str, Any]) -> Plan:
@@ -169,7 +169,7 @@ class CausalSampler:
         return self.in_channels, outputs, self.likelihood.per_channel
 
     def _read(self, *, checks_mode: bool = True) -> _Reading:
-        """What is to be known of the network as it is now: what was read last, if that is still it."""
+        """The reading of the network as it is now: the last one, if the network has not changed."""
         last, sizes = self._reading, self._sizes()
         is_current = last is not None and last.is_current(self.network, sizes)
         reading = last if last is not None and is_current else _Reading(self.network, sizes)
@@ -217,7 +217,7 @@ class CausalSampler:
         Raises:
             TypeError: ``given`` is no tensor of numbers, or a size no integer.
             ValueError: sizes, context, given pixels or temperature that do not fit; a network in training mode; a layer
-                whose weight is no plain dense tensor, or that no plan can express.
+                that no plan can express, or with a weight that is no plain dense tensor.
             RuntimeError: ``impl`` cannot run here.
         """
         return self._sample(n, image_size, context, given, temperature, generator, row_offset, False)[0]
@@ -336,7 +336,7 @@ class CausalSampler:
             raise ValueError(f"{name} must be on the device of the network, {like.device}; it is on {x.device}")
 
     def _check_given(self, given: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pixels are given, and their values."""
+        """The mask of given pixels, and their values."""
         self._check_images("given", given, tuple(images.shape), images)
         self.likelihood.check("given", given)
         given = self.likelihood.to_numbers(given, images.dtype, name="given")

@@ -1,4 +1,4 @@
-"""What a module tree is at one moment, as far as it decides what the forward does; the numbers of parameters do not.
+"""A snapshot of everything in a module tree that decides what its forward does. The numbers of parameters do not.
 
 A recorded forward holds until a module is replaced, wrapped, dropped or of another class, until an attribute, a buffer
 or a hook changes, or until a forward or another method is set anew, on a module or on its class. What a forward reads
@@ -29,7 +29,7 @@ _ATOMS = frozenset(
     }
 )  # fmt: skip
 _INNER = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-# What torch's modules keep for themselves.
+# Attributes that torch's modules set themselves.
 _OWN = frozenset(nn.Module().__dict__) | {"_reversed_padding_repeated_twice"}
 _attributes_of, _version_of = operator.attrgetter("__dict__"), operator.attrgetter("_version")
 # How deep attributes are looked into: an object, such as a configuration, counts as three containers.
@@ -37,7 +37,7 @@ _DEPTH, _OBJECT = 6, 3
 
 
 class _Same:
-    """Equal to the very same object, which it keeps alive: its address cannot become another's."""
+    """Equal to the same object only. It keeps the object alive, so that no other one gets its address."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
@@ -60,7 +60,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _freeze(value: Any, depth: int = _DEPTH) -> Any:
-    """What equals itself as long as nothing in ``value`` changes."""
+    """A value that stays equal as long as nothing in ``value`` changes."""
     kind = type(value)
     if isinstance(value, nn.Parameter):
         return _Same(value)

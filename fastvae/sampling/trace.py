@@ -55,7 +55,7 @@ def lower(
 
 
 class NetworkLowering(FunctionLowering):
-    """What each node of a recording becomes."""
+    """The lowering of layers and functions."""
 
     def module(self, node: fx.Node) -> Span | Rows:
         self.plan.label = self.recording.label(node)

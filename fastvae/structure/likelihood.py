@@ -1,4 +1,4 @@
-"""What the sampler's ops ask of a likelihood, of which they know no more."""
+"""The part of a likelihood that the sampler's ops use."""
 
 from __future__ import annotations
 

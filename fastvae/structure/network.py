@@ -1,4 +1,4 @@
-"""What a masked autoregressive network is made of, as plain data: sizes, degrees, activation."""
+"""The structure of a masked autoregressive network: sizes, degrees, activation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spread_degrees(width: int, features: int, with_context: bool) -> tuple[int, 
 class MadeStructure:
     r"""The shape of a masked autoregressive network (MADE).
 
-    Feature i stands at place ``order[i]`` (0 is first); its input has degree ``order[i] + 1``, its outputs
+    Feature i has the place ``order[i]`` (0 is first); its input has degree ``order[i] + 1``, its outputs
     ``order[i]``. A weight counts where the degree of its input is at most that of its output, so that the parameters
     of a feature depend on the features before it only.
 
@@ -64,12 +64,12 @@ class MadeStructure:
     activation: str = "elu"
     residual: bool = False
     layout: str = "blocked"
-    # Its numbers as the C++ extension takes them, by kind of the flow step, once ``fastvae.ops`` has made them.
+    # The numbers that ``fastvae.ops`` makes of the structure for the C++ extension, by kind of the flow step.
     fields: dict[str | None, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     # Degrees of the inputs, of each hidden layer, of the outputs. Not computed on demand: compilers trace construction,
     # but not the lock of a cached property.
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
-    # How many units of each of these layers have a degree of at most 0, 1, ..., D.
+    # The number of units of each of these layers with a degree of at most 0, 1, ..., D.
     counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
     _sorted: IntegerConstants = field(init=False, repr=False, compare=False)
