@@ -1,6 +1,6 @@
 """Which implementation runs, and why.
 
-Three implementations stand behind every op: ``"triton"`` (GPU kernels), ``"cpp"`` (the C++ extension) and
+Every op has three implementations: ``"triton"`` (GPU kernels), ``"cpp"`` (the C++ extension) and
 ``"reference"`` (plain PyTorch). Only ``"auto"`` chooses: CUDA tensors go to Triton, CPU tensors to C++, anything else
 to the reference. An explicit choice that cannot run raises and says why.
 """
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+
+from ._version import __version__
 
 __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why_not"]
 
@@ -89,8 +91,8 @@ class Route(NamedTuple):
 CPP, _REFERENCE = Route("cpp"), Route("reference")
 # By what the extension's look at tensors tells (csrc/bindings_networks.cpp); None: they are not plain.
 _SEEN = (None, CPP, Route("cpp", alike=True), Route("cpp", alike=True, rows=True))
-# Classes whose tensors hold their own numbers. Buffers and subclasses of Tensor without a dispatch of their own are
-# seen as their plain base by `_as_plain`.
+# Classes whose tensors hold their own numbers. `as_plain` turns buffers, and subclasses of Tensor without a dispatch
+# of their own, into their plain base.
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_DISPATCH = Tensor.__torch_dispatch__
 # What `use` asks for, in the whole process, as torch's own switches of backends act.
@@ -156,7 +158,7 @@ def resolve(impl: str, *tensors: Tensor | None, eps: Tensor | None = None) -> st
     preferred = {"cpu": "cpp", "cuda": "triton"}.get(device_type, "reference") if impl == "auto" else impl
     if preferred == "reference":
         return preferred
-    reason = why_not(preferred, device_type) or _unruled(given, eps, asked_for=impl != "auto")
+    reason = why_not(preferred, device_type) or _why_no_kernel(given, eps, asked_for=impl != "auto")
     if reason is None:
         return preferred
     if impl == "auto":
@@ -210,9 +212,10 @@ def route_of(chosen: str, *tensors: Tensor) -> Route:
 
 
 def runs_cpp(impl: str) -> bool:
-    """Whether C++ kernels are what ``impl`` stands for on a CPU, and no compiler looks on.
+    """Whether ``impl`` means the C++ kernels on a CPU, and no compiler traces the call.
 
-    ``_C.look`` answers the rest: whether anybody else looks on, and whether the kernels can read the tensors.
+    ``_C.look`` answers the rest: whether a dispatch mode or the profiler is active, and whether the kernels can read
+    the tensors.
     """
     asked_for = impl if _forced is None else _forced
     return asked_for in _CPP_NAMES and _C is not None and not torch.compiler.is_compiling()
@@ -222,7 +225,7 @@ _CPP_NAMES = ("auto", "cpp")
 
 
 def _is_watched() -> bool:
-    """Whether somebody looks on who must see ops: a compiler, a dispatch mode or the profiler."""
+    """Whether a compiler, a dispatch mode or the profiler is active, each of which must see ops."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -239,12 +242,12 @@ def _has_no_rule() -> bool:
     )
 
 
-def _unruled(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
+def _why_no_kernel(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
     """Why no kernel can run on ``tensors`` as things are; None where one can."""
     if isinstance(eps, Tensor) and eps.requires_grad:
         return "eps requires a gradient, which only impl='reference' gives"
     if torch.compiler.is_compiling():
-        # An exported program runs where fastvae may not be; who asks for a kernel by name gets its op.
+        # An exported program runs where fastvae may not be installed. An explicit impl gets its op all the same.
         return "torch.export records PyTorch's own operators" if _is_exporting() and not asked_for else None
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace records PyTorch's own operators only: use impl='reference'"
@@ -293,7 +296,7 @@ def as_plain(t: Tensor, name: str) -> Tensor:
     if t.layout is not torch.strided or t.is_nested:
         raise not_dense(t, name)
     if t._is_zerotensor():
-        # Only forward-mode differentiation makes such tensors, whose zeros are nowhere in memory.
+        # Only forward-mode differentiation makes such tensors. Their zeros are nowhere in memory.
         zeros = torch.zeros(t.shape, dtype=t.dtype, device=t.device)
         return zeros + t if t.requires_grad else zeros
     if _is_freed(t):
@@ -322,9 +325,9 @@ def _is_freed(t: Tensor) -> bool:
 
 
 def release_memory() -> int:
-    """Returns the blocks that the C++ extension keeps for its next large outputs to the system; how many bytes.
+    """Frees the blocks that the C++ extension keeps for its next large outputs; returns how many bytes they held.
 
-    Outputs of 1 MiB and more live in such blocks, of which at most 512 MiB stay when nobody holds them.
+    Outputs of 1 MiB and more live in such blocks. At most 512 MiB of unused blocks are kept.
 
     Example:
         >>> release_memory() >= 0
@@ -340,8 +343,6 @@ def report() -> str:
         >>> print(report().splitlines()[0].split()[0])
         fastvae
     """
-    from ._version import __version__
-
     lines = [f"fastvae {__version__}, torch {torch.__version__}"]
     if _C is not None:
         lines.append(f"C++ extension: instruction set {_C.isa()} of {', '.join(_C.available_isas())}")

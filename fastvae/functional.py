@@ -1,5 +1,6 @@
 """Every public function: ``import fastvae.functional as F``."""
 
+from .likelihoods.logistic import discretized_logistic_log_prob, logistic_mixture_sample
 from .ops.affine_flow import affine_flow
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
@@ -9,7 +10,6 @@ from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.tril_gaussian import tril_gaussian_rsample
 from .ops.tril_gaussian_density import tril_gaussian_kl, tril_gaussian_log_prob
-from .pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_sample
 
 __all__ = [
     "affine_flow",

@@ -41,8 +41,8 @@ def check_generator(generator: torch.Generator | None, device: torch.device | st
 def draw_seed(device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
     r"""Draws the seed of one call's noise from a torch generator.
 
-    The seed stays on the device: nothing is read back, so a call can stand in a CUDA graph (where every replay draws
-    a new seed) and in activation checkpointing (which restores the generator, hence the noise).
+    The seed stays on the device and nothing is read back. So a CUDA graph may hold the call (every replay draws a new
+    seed), and activation checkpointing, which restores the generator, restores the noise.
 
     Args:
         device: where the noise will be used.

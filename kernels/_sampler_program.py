@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..sampling_plan import Binding, Node, Plan, Span
+    from ..structure.sampling_plan import Binding, Node, Plan, Span
 
 _OPS = {"conv": 0, "add": 1, "sub": 2, "mul": 3, "affine": 4, "activation": 5, "copy": 5, "gate": 6, "constant": 7}
 # The job that draws the channels of a color.

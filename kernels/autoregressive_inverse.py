@@ -8,13 +8,13 @@ they read whole blocks: units that are not known yet, and weights that do not co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..structure import MadeStructure, spread_degrees
 from ._activations import OF_PRE_ACTIVATION, activate, through
 from ._affine import scale_of, slopes_of
 from ._launch import AotCase, compute_dtype, launch, meta
@@ -22,9 +22,6 @@ from ._matrix import launch_options
 from ._tiles import ceil_div, next_power_of_2
 from .masked_linear import masked_layer
 from .sorted_units import WIDTH_STEP, SortedStructure, sorted_structure, sorted_units
-
-if TYPE_CHECKING:
-    from ..structure import MadeStructure
 
 # Two programs for each multiprocessor of a large device.
 _BUSY = 264
@@ -286,8 +283,6 @@ def autoregressive_inverse_solve(
 
 
 def aot_cases() -> list[AotCase]:
-    from ..structure import MadeStructure, spread_degrees
-
     cases = []
     for dtype, d, hidden, residual, kind, activation in (
         (torch.float32, 64, (512, 512), False, "gated", "elu"),

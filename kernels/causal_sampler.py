@@ -7,22 +7,19 @@ is kept of a program's images lies in global memory, rows of every buffer in rin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..structure.sampling_plan import Binding, Buffer, Conv, Plan, Span
 from ._activations import activate, sigmoid
 from ._launch import AotCase, launch, meta
 from ._matrix import launch_options
 from ._sampler_program import BUFFER_FIELDS, DRAW, JOB_FIELDS, program_of
 from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
-
-if TYPE_CHECKING:
-    from ..sampling_plan import Binding, Plan
 
 # Images of a program: the least that a matrix product takes.
 _IMAGES = 16
@@ -276,8 +273,6 @@ def _causal_sampler_kernel(
 
 def aot_cases() -> list[AotCase]:
     """Tiny stacks, one for each head: the kernel does not depend on the network."""
-    from ..sampling_plan import Binding, Buffer, Conv, Plan, Span
-
     cases = []
     for name, head, channels, outputs, given in (
         ("bernoulli", (0, 1, 1, 2), 1, 1, False),

@@ -6,18 +6,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..structure import MadeStructure
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._tiles import ceil_div, next_power_of_2
-
-if TYPE_CHECKING:
-    from ..structure import MadeStructure
 
 # Rows of sorted matrices are a power of two wide or, beyond this, a multiple of this.
 WIDTH_STEP = 256

@@ -15,7 +15,17 @@ from ..nn.made import MADE
 from ..nn.sequence import FlowSequence
 from ._networks import flow_of
 
-__all__ = ["Affine", "ConvertedFlow", "Part", "Reordering", "Step", "cannot_express", "chain_of", "inside", "naming"]
+__all__ = [
+    "Affine",
+    "ConvertedFlow",
+    "Part",
+    "Reordering",
+    "Step",
+    "cannot_express",
+    "chain_of",
+    "inside",
+    "name_layer",
+]
 
 ConvertedFlow = InverseAutoregressiveFlow | MaskedAutoregressiveFlow | Permutation | AffineTransform | FlowSequence
 
@@ -39,7 +49,7 @@ class Reordering(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """loc + scale z; the two are of one element, or of one for each feature."""
+    """loc + scale z, with one element for all features or one for each."""
 
     loc: Tensor
     scale: Tensor
@@ -50,7 +60,7 @@ class Affine(NamedTuple):
 
     @classmethod
     def of(cls, loc: Any, scale: Any) -> Affine:
-        """Of tensors or numbers; of parameters it is learnable."""
+        """An affine map of tensors or numbers; it is learnable if one is a parameter."""
         learnable = isinstance(loc, nn.Parameter) or isinstance(scale, nn.Parameter)
         like = next((t for t in (scale, loc) if isinstance(t, Tensor)), torch.empty(0))
         loc, scale = (torch.as_tensor(t, dtype=like.dtype, device=like.device).detach() for t in (loc, scale))
@@ -62,11 +72,11 @@ Part = Step | Reordering | Affine
 
 
 def chain_of(parts: Sequence[Part]) -> ConvertedFlow:
-    """A flow of ``parts``, which are in the order in which base noise meets them.
+    """A flow of ``parts``, in the order in which base noise passes them.
 
-    Steps that follow each other are one flow. Features keep the numbers that they have in the noise: where the other
-    library permutes them, the networks that follow have their inputs and outputs renumbered. What is left of the
-    permutations in the end is a :class:`Permutation`.
+    Consecutive steps are one flow. Features keep the numbers that they have in the noise: where the other library
+    permutes them, the inputs and outputs of the following networks are renumbered. A :class:`Permutation` at the end
+    does the rest.
 
     Raises:
         ValueError: the parts differ in the number of features.
@@ -95,7 +105,7 @@ def chain_of(parts: Sequence[Part]) -> ConvertedFlow:
             loc, scale = (t.reshape(-1).expand(features)[back] for t in (part.loc, part.scale))
             flows.append(AffineTransform(loc, scale, learnable=part.learnable))
         else:
-            step = part._replace(network=_renumbered(part.network, places))
+            step = part._replace(network=_renumber(part.network, places))
             if steps and _joint(steps[0]) != _joint(step):
                 close()
             steps.append(step)
@@ -108,7 +118,7 @@ def chain_of(parts: Sequence[Part]) -> ConvertedFlow:
 
 
 def _joint(step: Step) -> tuple[Any, ...]:
-    """What steps of one flow have in common."""
+    """The properties that all steps of one flow share."""
     return step.kind, step.inverted, step.training, step.network.context_features
 
 
@@ -127,8 +137,8 @@ def _features_of(parts: Sequence[Part]) -> int:
 
 
 @torch.no_grad()
-def _renumbered(network: MADE, places: Sequence[int]) -> MADE:
-    """A network whose feature ``places[i]`` is feature i of ``network``, with the same hidden units."""
+def _renumber(network: MADE, places: Sequence[int]) -> MADE:
+    """``network`` with its feature i renamed ``places[i]``, and the same hidden units."""
     if list(places) == sorted(places):
         return network
     structure, layers = network.structure, network.masked_layers()
@@ -169,8 +179,8 @@ def inside(path: str, index: int) -> str:
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Errors about a part of a composition begin with its place."""
+def name_layer(path: str) -> Iterator[None]:
+    """Puts the place of a part of a composition in front of its errors."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -180,7 +190,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def cannot_express(transform: Any, path: str, known: str) -> Exception:
-    """The error about a transform, or about a part of a composition, that is none of ``known``."""
+    """The error about a transform, or about a part of a composition, of another type than ``known``."""
     name = type(transform).__name__
     if not path:
         return TypeError(f"transform must be {known}, got {name}")

@@ -18,8 +18,8 @@ def degrees_of(
     """The order of the features, and the degrees of each hidden layer, that reproduce the masks exactly.
 
     Every mask entry is an inequality: a connection from i to o asks for d_i <= d_o, none for d_i >= d_o + 1, with
-    d = place + 1 for inputs and d = place for outputs. Bounds are tightened until all hold; features that could stand
-    at one place take theirs in turn, the one first that may wait least.
+    d = place + 1 for inputs and d = place for outputs. Bounds are tightened until all hold. Features that could have
+    one place take places in turn; the first is the one with the lowest upper bound.
 
     Args:
         masks: of each layer, ``(out, in)``, bool, without columns of a context; outputs of the last are blocked.
@@ -31,7 +31,7 @@ def degrees_of(
         ValueError: no degrees are found; the error names a layer.
     """
     lower = _Bounds(masks, features, one_hidden)
-    lower.start_behind_what_is_seen()
+    lower.start_behind_inputs()
     lower.tighten()
     if len(set(lower.places.tolist())) < features:
         upper = _Bounds(masks, features, one_hidden, upper=True)
@@ -51,7 +51,7 @@ def degrees_of(
         if not torch.equal(mask_of(units[index], units[index + 1]), mask)
     ]
     if wrong or sorted(lower.places.tolist()) != list(range(features)):
-        unordered = [name for name, mask in zip(names, masks, strict=True) if not _nested(mask)]
+        unordered = [name for name, mask in zip(names, masks, strict=True) if not _is_nested(mask)]
         name = (unordered or wrong or names)[0]
         raise ValueError(
             f"the mask of {name} cannot be written as in_degrees <= out_degrees"
@@ -68,8 +68,8 @@ class _Bounds:
         self.places = torch.full((features,), features - 1 if upper else 0)
         self.hidden = [torch.full((len(mask),), features if upper else 0) for mask in masks[:-1]]
 
-    def start_behind_what_is_seen(self) -> None:
-        """Lower bounds near the solution: a unit stands behind all features that it depends on."""
+    def start_behind_inputs(self) -> None:
+        """Lower bounds near the solution: a unit comes behind all features that it depends on."""
         paths = torch.eye(self.features)
         for index, mask in enumerate(self.masks):
             paths = (mask.to(paths.dtype) @ paths > 0).to(paths.dtype)
@@ -78,7 +78,7 @@ class _Bounds:
         self.places = paths.sum(-1).long().view(-1, self.features).amax(0)
 
     def tighten(self) -> None:
-        """Until all masks are satisfied, or a bound leaves 0, ..., D."""
+        """Tightens the bounds until all masks are satisfied, or a bound leaves 0, ..., D."""
         previous: int | None = None
         while previous != (total := sum(int(d.sum()) for d in (self.places, *self.hidden))) and all(
             0 <= int(d.min()) and int(d.max()) <= self.features for d in (self.places, *self.hidden)
@@ -112,6 +112,6 @@ class _Bounds:
             self.hidden[index] = outputs
 
 
-def _nested(mask: Tensor) -> bool:
+def _is_nested(mask: Tensor) -> bool:
     rows = mask[mask.sum(-1).argsort()]
     return not bool((rows[:-1] & ~rows[1:]).any())

@@ -13,7 +13,7 @@ from ..nn.flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from ..nn.made import MADE
 from ._masks import degrees_of
 
-__all__ = ["Layer", "activation_name", "blocked", "flow_of", "made_of", "split_context"]
+__all__ = ["Layer", "activation_name", "flow_of", "made_of", "split_context", "to_blocked"]
 
 Flow = TypeVar("Flow", InverseAutoregressiveFlow, MaskedAutoregressiveFlow)
 
@@ -27,7 +27,7 @@ FUNCTIONS = {
     functional.gelu: "gelu",
     functional.silu: "silu",
 }
-# Of each module the settings that our activation of the name has.
+# The name of each module's activation here, and the settings that it has.
 MODULES: dict[type[nn.Module], tuple[str, dict[str, Any]]] = {
     nn.ReLU: ("relu", {}),
     nn.ELU: ("elu", {"alpha": 1.0}),
@@ -65,7 +65,7 @@ def activation_name(activation: Any) -> str:
     raise ValueError(f"the activation {shown} cannot be expressed, only {known}, with their default settings")
 
 
-def blocked(layer: Layer, features: int, shift_first: bool) -> Layer:
+def to_blocked(layer: Layer, features: int, shift_first: bool) -> Layer:
     """A last layer with outputs ``(D, 2)`` as one with outputs ``(2, D)``, the shifts first."""
     rows = torch.arange(2 * features, device=layer.weight.device).view(features, 2).T
     rows = (rows if shift_first else rows.flip(0)).reshape(-1)
@@ -121,6 +121,6 @@ def made_of(
 
 
 def flow_of(flow_class: type[Flow], networks: Sequence[MADE], kind: str, training: bool) -> Flow:
-    """A flow whose steps use ``networks``."""
+    """A flow with ``networks`` as its steps."""
     flow = flow_class.from_networks(networks, kind=kind)
     return flow.train(training)

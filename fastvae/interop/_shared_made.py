@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._networks import Layer, activation_name, blocked
+from ._networks import Layer, activation_name, to_blocked
 
 __all__ = ["check_blocks", "layers_of", "residual_blocks"]
 
@@ -42,5 +42,5 @@ def layers_of(network: Any, features: int) -> list[Layer]:
         else:
             layers.append(layer(f"blocks.{index}.linear", block.linear))
     # Its outputs are (D, 2), scales first.
-    layers.append(blocked(layer("final_layer", network.final_layer), features, shift_first=False))
+    layers.append(to_blocked(layer("final_layer", network.final_layer), features, shift_first=False))
     return layers

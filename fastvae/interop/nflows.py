@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.made import MADE
 from ..reference.affine_flow import LEAST_SCALE
-from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, naming
+from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
 from ._networks import Layer, activation_name, made_of
 from ._peers import check_flow, peer
 from ._shared_made import check_blocks, layers_of, residual_blocks
@@ -52,7 +52,7 @@ def to_nflows(flow: nn.Module) -> Any:
         flow: a module with ``forward(z, context=None) -> (z, log_det)`` and ``inverse`` alike.
 
     Returns:
-        A module whose parameters are the flow's, for ``nflows.flows.Flow``.
+        A module with the parameters of the flow, for ``nflows.flows.Flow``.
 
     Raises:
         ImportError: nflows is not installed.
@@ -75,9 +75,9 @@ def from_nflows(transform: Any) -> ConvertedFlow:
 
     Returns:
         A flow of kind ``"softplus"`` with copies of the weights, on their device and of their dtype: a
-        :class:`~fastvae.nn.MaskedAutoregressiveFlow`, whose networks take the permutations into their ``order``. A
-        :class:`~fastvae.nn.FlowSequence` holds it together with what a composition has besides: the permutation
-        that all permutations leave in the end, affine maps, inverted transforms.
+        :class:`~fastvae.nn.MaskedAutoregressiveFlow`. The ``order`` of its networks expresses the permutations. A
+        :class:`~fastvae.nn.FlowSequence` holds it together with the other parts of a composition: a last permutation,
+        affine maps, inverted transforms.
 
     Raises:
         ImportError: nflows is not installed.
@@ -94,7 +94,7 @@ def from_nflows(transform: Any) -> ConvertedFlow:
 
 
 def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
-    """From noise to data what ``transform`` is made of, in the order in which data meet it."""
+    """The parts of ``transform``, as maps from noise to data, in the order in which data pass them."""
     transforms = peer("nflows.transforms", "nflows")
     if isinstance(transform, transforms.CompositeTransform):
         inner = list(enumerate(transform._transforms))
@@ -105,7 +105,7 @@ def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
         ]
     if isinstance(transform, transforms.InverseTransform):
         return _parts(transform._transform, path, not inverted)
-    with naming(path):
+    with name_layer(path):
         if isinstance(transform, transforms.MaskedAffineAutoregressiveTransform):
             return [Step(_network(transform), "softplus", not inverted, transform.training)]
         if isinstance(transform, transforms.Permutation):
@@ -159,7 +159,7 @@ def _with_carried_context(layers: Sequence[Layer], contexts: Sequence[nn.Linear]
     """
     first, *hidden, last = layers
     extra = 2 * contexts[0].in_features
-    # What sees no feature: these units, and all where there is one feature only.
+    # Units that see no feature: these, and all where there is only one feature.
     free = torch.cat([first.mask.new_zeros(len(first.mask)) + (first.mask == 0).all(1), first.mask.new_ones(extra)])
 
     def rows(t: Tensor) -> Tensor:

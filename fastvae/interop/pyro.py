@@ -12,7 +12,7 @@ from torch.distributions.transforms import _InverseTransform
 from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..nn.sequence import takes_context
 from ..reference.affine_flow import CLAMPED_EXP
-from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, naming
+from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
 from ._networks import Layer, activation_name, made_of, split_context
 from ._peers import peer
 
@@ -152,7 +152,7 @@ def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
         return _parts(transform._transform, path, not inverted)
     if isinstance(transform, _InverseTransform):
         return _parts(transform.inv, path, not inverted)
-    with naming(path):
+    with name_layer(path):
         if isinstance(transform, transforms.AffineAutoregressive | transforms.ConditionalAffineAutoregressive):
             return [_step(transform, inverted)]
         if isinstance(transform, transforms.Permute):

@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributions import AffineTransform
 
 from ..nn.made import MADE
-from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, naming
-from ._networks import Layer, activation_name, blocked, made_of, split_context
+from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
+from ._networks import Layer, activation_name, made_of, split_context, to_blocked
 from ._peers import check_flow, peer
 
 __all__ = ["from_zuko", "to_zuko"]
@@ -85,18 +85,18 @@ def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
             for index, t in (reversed(inner) if inverted else inner)
             for part in _parts(t, inside(path, index), inverted)
         ]
-    with naming(path):
+    with name_layer(path):
         if isinstance(transform, flows.MaskedAutoregressiveTransform):
             return [Step(_network(transform), "exp", not inverted, transform.training)]
         if isinstance(transform, lazy.UnconditionalTransform | lazy.Unconditional):
-            part = _fixed(transform())
+            part = _convert_fixed(transform())
             if part is not None:
                 return [part if inverted else part.inverse()]
             raise cannot_express(transform(), path, KNOWN)
     raise cannot_express(transform, path, KNOWN)
 
 
-def _fixed(transform: Any) -> Affine | Reordering | None:
+def _convert_fixed(transform: Any) -> Affine | Reordering | None:
     """What a transform of torch or zuko that takes no context is, if it is known."""
     zuko = peer("zuko.transforms", "zuko")
     if isinstance(transform, AffineTransform):
@@ -129,5 +129,5 @@ def _network(transform: Any) -> MADE:
         raise ValueError(f"all activations must be the same, got {', '.join(activations)}")
     features = layers[-1].weight.shape[0] // 2
     layers[0], context_weight = split_context(layers[0], slice(features, None), slice(0, features))
-    layers[-1] = blocked(layers[-1], features, shift_first=True)
+    layers[-1] = to_blocked(layers[-1], features, shift_first=True)
     return made_of(layers, features, activations[0], context_weight=context_weight)

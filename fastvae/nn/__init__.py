@@ -1,7 +1,7 @@
 """Layers."""
 
 from ._replicas import shared_first_batch
-from .checks import AutoregressiveError, AutoregressiveReport, check_autoregressive
+from .autoregressive_check import AutoregressiveError, AutoregressiveReport, check_autoregressive
 from .code_embedding import CodeEmbedding
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from .fixed import AffineTransform, Permutation
@@ -12,8 +12,8 @@ from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
 from .householder import HouseholderFlow
 from .linear_iaf import LinearInverseAutoregressiveFlow
 from .made import MADE
-from .masked import MaskedLinear
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
+from .masked_linear import MaskedLinear
 from .pixelcnn import PixelCNN
 from .pixelcnnpp import PixelCNNpp
 from .planar import PlanarFlow

@@ -1,4 +1,4 @@
-"""Features of a few values each: what a masked network's outputs are logits of."""
+"""Discrete features: a masked network's outputs are their logits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integers
-from .._levels import check_dtype, is_integral
+from ..precision import check_dtype, compute_dtype, is_integral, keep_full_precision
 from ..reference.autoregressive_inverse import sweep
-from ..reference.diag_gaussian import compute_dtype, full_precision
 from ..rng import draw_seed, philox_uniform
 from ..structure import MadeStructure
+from ..structure.integers import integers
 from ._hooks import has_hooks
 
 __all__ = ["DiscreteFeatures"]
 
 
 def levels_of(params_per_feature: int) -> int:
-    """Values of a feature: one logit is that of 1, several are those of the values 0, 1, ..."""
+    """Number of values of a feature: one parameter is the logit of 1, several are the logits of 0, 1, ..."""
     return max(params_per_feature, 2)
 
 
@@ -74,7 +73,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
 
 
 class DiscreteFeatures(nn.Module):
-    """A masked network as a model of discrete features, whose logits its outputs are."""
+    """A masked network as a model of discrete features. Its outputs are their logits."""
 
     structure: MadeStructure
     features: int
@@ -84,7 +83,7 @@ class DiscreteFeatures(nn.Module):
     fused_parameters: Any
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Log-probability of discrete features, whose logits the network's outputs are.
+        r"""Log-probability of discrete features. The network's outputs are their logits.
 
         .. math::
             \log p(x) = \sum_i \log p(x_i \mid x_{<i})
@@ -122,7 +121,7 @@ class DiscreteFeatures(nn.Module):
         generator: torch.Generator | None = None,
         row_offset: int = 0,
     ) -> Tensor:
-        """Draws discrete features, of which :meth:`log_prob` is the log-probability, in one sweep.
+        """Draws discrete features in one sweep; :meth:`log_prob` gives their log-probability.
 
         Args:
             n: number of samples.
@@ -139,8 +138,8 @@ class DiscreteFeatures(nn.Module):
             ValueError: ``n``, ``temperature`` or ``context`` does not fit.
 
         Note:
-            Every weight is used once, in plain PyTorch; a network whose own call does more, by hooks for instance, is
-            called once for every feature.
+            Plain PyTorch, which uses every weight once. A network with hooks, or with a call of its own, is called once
+            for every feature.
 
         Example:
             >>> from fastvae.nn import MADE
@@ -169,7 +168,7 @@ class DiscreteFeatures(nn.Module):
         if parameters is not None:
             term = self.context_term(x, context)
             term = None if term is None else term.expand(n, -1)
-            with full_precision(device.type):
+            with keep_full_precision(device.type):
                 x = sweep(x, term, parameters, self.structure, find)
         else:
             for feature in self.structure.features_in_order:

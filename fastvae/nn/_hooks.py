@@ -1,4 +1,4 @@
-"""Whether a module's own call does more than its forward: fused calls, which skip it, step aside then."""
+"""Whether a call of a module does more than its forward. A fused call would skip the rest, so none is made then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors that PyTorch's own operators would take in silence and give wrong numbers for."""
+"""Checks of tensors for which PyTorch's own operators would return wrong numbers without an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is set from data must be the same in every process that trains a module."""
+"""Parameters that a first batch sets must be the same in every process that trains a module."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def shared_first_batch(group: Any = None) -> Iterator[None]:
 
 
 def replicas_of_first_batch() -> Any | None:
-    """The process group whose processes see parts of one first batch; None in a process of its own.
+    """The process group that sees one first batch in parts; None where one process sees it whole.
 
     Raises:
-        RuntimeError: there are several processes, and nothing that keeps them equal: neither a
-            DistributedDataParallel whose forward this call is part of, nor :func:`shared_first_batch`.
+        RuntimeError: there are several processes, and nothing keeps them equal: the call is neither part of the forward
+            of a DistributedDataParallel nor inside :func:`shared_first_batch`.
     """
     if torch.compiler.is_compiling() or not distributed.is_available() or not distributed.is_initialized():
         return None

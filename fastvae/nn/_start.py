@@ -1,4 +1,4 @@
-"""How a layer starts, where the module that owns it wants another start than the layer's own."""
+"""The start of a layer's parameters, where the module that owns the layer changes it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Start", "start_as", "start_of"]
 
 
 class Start(NamedTuple):
-    """What becomes of a layer's parameters when they are drawn.
+    """A change of a layer's parameters after they are drawn.
 
-    The layer keeps it and carries it out in its own ``reset_parameters``: whoever draws parameters anew after
-    ``to_empty``, such as FSDP, asks the modules that hold them, and in an order of its own.
+    The layer keeps it and applies it in its own ``reset_parameters``: FSDP, which draws parameters anew after
+    ``to_empty``, calls that of every module that holds parameters, in an order of its own.
     """
 
     weight_scale: float = 1.0

@@ -1,4 +1,4 @@
-"""What small flows share: parameters that are learned, or a linear map of a context."""
+"""Base class of small flows: their parameters are learned, or a linear map of a context."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integer
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
+from ..structure.integers import integer
 from ._refusals import check_floating, check_meta
 
 __all__ = ["AmortisedFlow"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._integers import integers
-from .._levels import check_dtype, is_integral
+from ..precision import check_dtype, is_integral
+from ..structure.integers import integers
 from ._refusals import check_meta
 
 __all__ = ["CodeEmbedding"]
@@ -46,6 +46,9 @@ class CodeEmbedding(nn.Embedding):
         >>> layer(codes).shape, torch.equal(layer(codes), layer(codes / 511))
         (torch.Size([2, 16, 8, 8]), True)
     """
+
+    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    sampled_as: ClassVar[str] = "code_table"
 
     def __init__(self, levels: int, channels: int, *, device: Any = None, dtype: Any = None) -> None:
         (levels,), (channels,) = integers(2, levels=levels), integers(1, channels=channels)

@@ -8,27 +8,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer, integers
 from ..ops.affine_flow import affine_flow
 from ..reference.affine_flow import KINDS, log_scale
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
+from ..structure.integers import integer, integers
 from ._start import Start, start_as
 from .flows import SCALE_BIAS
-from .gated_conv import Conditioning, plus
+from .gated_conv import Conditioning, add_condition
 from .made import widths_of
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 
 __all__ = ["ConvInverseAutoregressiveFlow", "ConvMADE"]
 
 
 class ConvMADE(nn.Module):
-    r"""A network whose parameters of a number of a map depend on the numbers before it, and on a context map.
+    r"""A masked convolutional network: parameters of a number depend on the numbers before it, and on a context map.
 
-    Numbers stand in raster order, pixel by pixel and, within a pixel, channel by channel; or all of it reversed. Masked
-    convolutions see the pixels before; at the own pixel the degrees of channels decide, as in :class:`MADE`: inputs
-    have the degrees 1, ..., Z, hidden channels 0, ..., Z - 1 in groups of equal size, outputs of channel i the degree
-    i, and a weight counts where the degree of its input is at most that of its output.
+    The order is raster order, pixel by pixel and, within a pixel, channel by channel; or its reverse. Masked
+    convolutions see the pixels before. At the own pixel degrees decide, as in :class:`MADE`: inputs have the degrees
+    1, ..., Z, hidden channels 0, ..., Z - 1 in groups of equal size, outputs of channel i the degree i. A weight counts
+    where the degree of its input is at most that of its output.
 
     Args:
         channels: number Z of channels.
@@ -113,7 +113,7 @@ class ConvMADE(nn.Module):
         h = first(z)
         term = self.condition(context)
         if term is not None:
-            h = ACTIVATIONS[self.activation](plus(h, term))
+            h = ACTIVATIONS[self.activation](add_condition(h, term))
         for layer in others:
             h = layer(h)
         return h
@@ -211,8 +211,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         Args:
             z: base noise, ``(N, Z, H, W)``.
             context: ``(N, context_channels, H, W)``, if the flow has one.
-            log_det_map: whether every number's share of the log-determinant is returned, ``(N, Z, H, W)``, of which
-                free bits per channel are made; their sum over an image otherwise.
+            log_det_map: whether to return every number's share of the log-determinant, ``(N, Z, H, W)``, as free bits
+                per channel need it; otherwise their sum over an image is returned.
 
         Returns:
             The sample and log |det| of the map, float32 (float64 for float64 inputs).
@@ -223,7 +223,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             shift, scale_logit = self._shift_and_scale(network, z, context)
             logits = None if scale_logit is None else scale_logit.flatten(1)
             out, log_det = affine_flow(z.flatten(1), shift.flatten(1), logits, kind=self.kind, impl=self.impl)
-            z = _laid_out_as(z, out.view(z.shape))
+            z = _lay_out_as(z, out.view(z.shape))
             total = total + (self._shares(z, scale_logit, log_det) if log_det_map else log_det)
         assert isinstance(total, Tensor)
         return z, total
@@ -275,8 +275,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         return f"channels={self.channels}, steps={len(self.networks)}, kind={self.kind}"
 
 
-def _laid_out_as(z: Tensor, out: Tensor) -> Tensor:
-    """``out`` channels last where ``z`` is; told by the strides, since torch.func answers no question of a format."""
+def _lay_out_as(z: Tensor, out: Tensor) -> Tensor:
+    """``out`` channels last where ``z`` is. The strides decide: under torch.func a tensor has no memory format."""
     if z.stride(1) == 1 and not z.is_contiguous():
         return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return out

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 from ._refusals import check_floating
 
 __all__ = ["AffineTransform", "Permutation"]

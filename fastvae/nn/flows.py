@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer, integers
 from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
+from ..structure.integers import integer, integers
 from ._hooks import has_hooks, has_hooks_on_all
 from ._start import Start, start_as
 from .made import MADE, places_of
@@ -76,7 +76,7 @@ class _AutoregressiveSteps(nn.Module):
 
     @classmethod
     def from_networks(cls, networks: Sequence[MADE], *, kind: str = "gated", impl: str = "auto") -> Self:
-        """A flow whose steps use ready networks, one for each step, as they are.
+        """A flow made of given networks, one for each step, as they are.
 
         Args:
             networks: networks of the same features and context width, ``layout="blocked"``.
@@ -109,7 +109,7 @@ class _AutoregressiveSteps(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the initial weights again, and forgets data-dependent initialisations."""
         for network in self.steps():
-            # A ready network's own start is none.
+            # A network that was passed to from_networks has no start of its own.
             network.masked_layers()[-1]._start = self._near_identity()  # type: ignore[assignment]
             network.reset_parameters()
 
@@ -128,7 +128,7 @@ class _AutoregressiveSteps(nn.Module):
                 term = network.context_term(z, context)
                 z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
             else:
-                z, log_det = self._affine(z, _called(module, z, context), inverse=False)
+                z, log_det = self._affine(z, _call_network(module, z, context), inverse=False)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
@@ -149,11 +149,11 @@ class _AutoregressiveSteps(nn.Module):
     def _sweep_by_calls(
         self, module: nn.Module, network: MADE, z: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The inverse by one call of the network for every feature, for networks whose own call does more."""
+        """The inverse by one call of the network for every feature, for networks with hooks or a call of their own."""
         place = network.structure.place_tensor(z.device)
         x, log_det = torch.zeros_like(z), None
         for known in range(self.features):
-            found, log_det = self._affine(z, _called(module, x, context), inverse=True)
+            found, log_det = self._affine(z, _call_network(module, x, context), inverse=True)
             # What is not known yet stays 0: a guess may overflow, and infinity times a masked 0 is NaN.
             x = torch.where(place <= known, found, 0.0)
         assert log_det is not None
@@ -175,14 +175,14 @@ def _network_in(module: nn.Module, index: int) -> MADE:
     return found
 
 
-def _called(module: nn.Module, z: Tensor, context: Tensor | None) -> Tensor:
+def _call_network(module: nn.Module, z: Tensor, context: Tensor | None) -> Tensor:
     # A wrapper such as nn.Sequential takes one argument only.
     params: Tensor = module(z) if context is None else module(z, context)
     return params
 
 
 def _fused_parameters(module: nn.Module, network: MADE) -> MadeParameters | None:
-    """Those of one call of a step's op, None where the network's own call does more."""
+    """The parameters for one call of a step's op; None where the network has hooks or a call of its own."""
     if module is not network or type(module).forward is not MADE.forward or "forward" in module.__dict__:
         return None
     return None if has_hooks(module) else network.fused_parameters()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer, integers
-from ..conv_structure import colors_of, pair
 from ..ops.gated_activation import gated_activation
 from ..ops.masked_conv2d import masked_conv2d
 from ..reference.gated_activation import KINDS
+from ..structure.convolution import colors_of, pair
+from ..structure.integers import integer, integers
 from ._hooks import has_hooks
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 
 __all__ = ["DownRightShiftedConv2d", "DownShiftedConv2d", "GatedActivation", "GatedMaskedConv2d"]
 
@@ -38,6 +38,9 @@ class GatedActivation(nn.Module):
         torch.Size([2, 3, 4, 4])
     """
 
+    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    sampled_as: ClassVar[str] = "gate"
+
     def __init__(self, kind: str = "tanh", *, impl: str = "auto") -> None:
         super().__init__()
         if kind not in KINDS:
@@ -52,7 +55,7 @@ class GatedActivation(nn.Module):
 
 
 @torch.fx.wrap  # a call of its own in traced networks: shapes are looked at when numbers come
-def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
+def check_context(context: Tensor, features: int, channels: int) -> Tensor:
     """``context`` once it is known to be a vector of ``features`` or a map of ``channels``."""
     if not isinstance(context, Tensor) or not context.is_floating_point():
         kind = context.dtype if isinstance(context, Tensor) else type(context).__name__
@@ -66,7 +69,7 @@ def checked_context(context: Tensor, features: int, channels: int) -> Tensor:
 
 @torch.fx.wrap
 def check_condition(condition: Tensor, x: Tensor) -> None:
-    """Raises unless what a context was made into can be added to the maps ``x``."""
+    """Raises unless ``condition``, made of a context, can be added to the maps ``x``."""
     n, _, height, width = x.shape
     # Size by size: a compiler knows no "in" of sizes that it keeps open.
     images, _, *size = condition.shape
@@ -77,8 +80,8 @@ def check_condition(condition: Tensor, x: Tensor) -> None:
         )
 
 
-def plus(x: Tensor, condition: Tensor | None) -> Tensor:
-    """Maps and what :class:`Conditioning` adds to them."""
+def add_condition(x: Tensor, condition: Tensor | None) -> Tensor:
+    """``x`` plus the term that :class:`Conditioning` makes; ``x`` itself without one."""
     if condition is None:
         return x
     check_condition(condition, x)
@@ -91,17 +94,18 @@ def is_plain(weight: Any) -> bool:
 
 
 @torch.fx.wrap
-def projected(context: Tensor, weight: Tensor, impl: str) -> Tensor:
+def project(context: Tensor, weight: Tensor, impl: str) -> Tensor:
     """``(N, I)`` times the transpose of ``(O, I)``, summed in one order whatever N is."""
     if context.shape[0] == 0:
         return context @ weight.t()
-    # A matrix product's sums may depend on the number of its rows; those of pixels, here one for each image, do not.
+    # A matrix product may sum in another order for another number of rows. A convolution's order is the same for every
+    # number of pixels, here one for each image.
     pixels = context.t()[None, :, None]
     return masked_conv2d(pixels, weight[:, :, None, None], mask_type="B", impl=impl)[0, :, 0].t()
 
 
 def check_context_sizes(context_features: int, context_channels: int) -> tuple[int, int]:
-    """Both sizes as Python integers, of which one must be 0."""
+    """Both sizes as Python integers; at least one must be 0."""
     features, channels = integers(0, context_features=context_features, context_channels=context_channels)
     if context_features and context_channels:
         raise ValueError(
@@ -111,7 +115,7 @@ def check_context_sizes(context_features: int, context_channels: int) -> tuple[i
     return features, channels
 
 
-def odd(name: str, size: int) -> int:
+def check_odd(name: str, size: int) -> int:
     """``size`` as a Python integer that is odd and positive."""
     number = integer(name, size)
     if number < 1 or number % 2 == 0:
@@ -120,7 +124,7 @@ def odd(name: str, size: int) -> int:
 
 
 class Conditioning(nn.Module):
-    """What a context adds to a map of ``out_channels``: ``(N, out_channels, 1, 1)`` or ``(N, out_channels, H, W)``."""
+    """The term of a context in a map of F = ``out_channels``: ``(N, F, 1, 1)`` or ``(N, F, H, W)``."""
 
     def __init__(
         self,
@@ -152,7 +156,7 @@ class Conditioning(nn.Module):
         if context is None:
             wanted = f"{self.context_features}" if self.context_features else f"{self.context_channels}, H, W"
             raise ValueError(f"context must be given, shape (N, {wanted})")
-        context = checked_context(context, self.context_features, self.context_channels)
+        context = check_context(context, self.context_features, self.context_channels)
         if not self.context_features:
             condition: Tensor = self.layer(context)
             return condition
@@ -161,10 +165,10 @@ class Conditioning(nn.Module):
             or has_hooks(self.layer)
             or not is_plain(self.layer.weight)
         ):
-            # Its own call does more than a product with its weight, or knows a weight, quantised for one, that a
-            # convolution does not.
+            # The layer's own call does more than multiply by its weight, or its weight, such as a quantised one, is no
+            # operand of a convolution.
             return self.layer(context)[:, :, None, None]
-        return projected(context, self.layer.weight, self.impl)[:, :, None, None]
+        return project(context, self.layer.weight, self.impl)[:, :, None, None]
 
 
 class GatedMaskedConv2d(nn.Module):
@@ -175,9 +179,9 @@ class GatedMaskedConv2d(nn.Module):
         h' = W_o \operatorname{gate}(W_h * h + W_u u + V_h c) + h
 
     with :math:`\operatorname{gate}(a, b) = \tanh(a) \odot \sigma(b)` of the channels' halves. W_v is k x k: in the
-    first layer it sees the rows above, in others also its own, whose numbers know the rows above; W_h is 1 x k and sees
-    what is left. Together they see every earlier pixel within reach, the wedge to the upper right included that stacked
-    masked convolutions miss.
+    first layer it sees the rows above, in others also its own row, since the numbers there know the rows above. W_h is
+    1 x k and sees the pixels to the left. Together they see every earlier pixel within reach, also the wedge to the
+    upper right that stacked masked convolutions miss.
 
     Args:
         in_channels: channels of both inputs.
@@ -185,8 +189,8 @@ class GatedMaskedConv2d(nn.Module):
         kernel_size: k, odd.
         first: whether inputs are the image itself, so that a pixel's own value must not be seen; such a layer has no
             residual connection.
-        num_colors: colours that a pixel's channels are divided into, contiguous groups of which each sees those before
-            it, in the first layer, or those up to its own.
+        num_colors: colours that a pixel's channels are divided into, contiguous groups. In the first layer each sees
+            the groups before it, in others its own as well.
         context_features: width of a context vector c, 0 for none.
         context_channels: channels of a context map c, 0 for none; not together with ``context_features``.
         residual: whether the horizontal input is added to the horizontal output.
@@ -234,7 +238,7 @@ class GatedMaskedConv2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        kernel_size = odd("kernel_size", kernel_size)
+        kernel_size = check_odd("kernel_size", kernel_size)
         in_channels, out_channels = integers(1, in_channels=in_channels, out_channels=out_channels)
         residual = residual and not first
         if residual and in_channels != out_channels:
@@ -265,12 +269,12 @@ class GatedMaskedConv2d(nn.Module):
     def forward(self, vertical: Tensor, horizontal: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u = self.vertical(vertical)
         h = self.horizontal(horizontal) + self.vertical_to_horizontal(u)
-        h = self.output(self._gated(h, self.horizontal_condition(context)))
+        h = self.output(self._apply_gate(h, self.horizontal_condition(context)))
         if self.residual:
             h = h + horizontal
-        return u if self.vertical_condition is None else self._gated(u, self.vertical_condition(context)), h
+        return u if self.vertical_condition is None else self._apply_gate(u, self.vertical_condition(context)), h
 
-    def _gated(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def _apply_gate(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if condition is not None:
             check_condition(condition, x)
         gated: Tensor = self.gate(x, condition)
@@ -297,7 +301,7 @@ def degrees(
 class DownShiftedConv2d(MaskedConv2d):
     """A convolution over the rows above and one's own: the vertical stream of PixelCNN++.
 
-    Its padding is "same": the last row of taps, and the middle one of its columns, lies over the output's own pixel.
+    Its padding is "same": the middle tap of the last row is at the output's own pixel.
 
     Args:
         in_channels, out_channels: channels.
@@ -348,7 +352,7 @@ class DownShiftedConv2d(MaskedConv2d):
 class DownRightShiftedConv2d(MaskedConv2d):
     """A convolution over the pixels above and to the left, and one's own: the horizontal stream of PixelCNN++.
 
-    Its padding is "same": the last tap lies over the output's own pixel.
+    Its padding is "same": the last tap is at the output's own pixel.
 
     Args:
         in_channels, out_channels: channels.

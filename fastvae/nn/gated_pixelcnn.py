@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._integers import integer
+from ..structure.integers import integer
 from .gated_conv import GatedMaskedConv2d
 from .pixelcnn import PixelHead, PixelNetwork
 
@@ -28,7 +28,7 @@ class GatedPixelCNN(PixelNetwork):
         context_channels: channels of a context map of the image's size, 0 for none; not together with
             ``context_features``.
         likelihood: ``"bernoulli"``, ``"categorical"`` (256 levels, values k / 255), ``"logistic_mixture"`` (10
-            components, values in [-1, 1]), or an object of :mod:`fastvae.sampling.likelihoods`.
+            components, values in [-1, 1]), or an object of :mod:`fastvae.likelihoods.pixels`.
         head_channels: width between the two last layers; None: ``hidden_channels``.
         impl: implementation, see :mod:`fastvae.backend`.
 

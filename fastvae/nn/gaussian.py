@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .._integers import integers
 from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..ops._library import needs_grad
+from ..structure.integers import integers
 from ._refusals import check_linear
 from ._start import Start, start_as, start_of
 
@@ -21,9 +21,9 @@ __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
 def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.0, 7.0)) -> Tensor:
     r"""Clamps a predicted log-sigma, without cutting off the gradient that leads back.
 
-    Between the bounds it is the identity. Beyond a bound the value is the bound; a gradient whose descent
-    step leads back towards it passes unchanged, one that leads further away is zero. A plain clamp would
-    leave a unit that once overshot without any gradient, and a sigmoid or tanh with one that underflows.
+    Between the bounds it is the identity. Beyond a bound the value is the bound. There a gradient passes
+    unchanged if its descent step leads back, and is zero if it leads further away. A plain clamp would leave a
+    unit that once overshot without any gradient, a sigmoid or tanh with one that underflows.
 
     Args:
         log_sigma: natural logarithm of a standard deviation, any shape, floating point.
@@ -53,7 +53,7 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
     """
     if bounds is None:
         return log_sigma
-    lower, upper = _checked_bounds(bounds)
+    lower, upper = _check_bounds(bounds)
     if forward_ad._current_level >= 0 or (torch._C._get_tracing_state() is not None and not needs_grad(log_sigma)):
         return log_sigma.clamp(lower, upper)
     if torch._C._are_functorch_transforms_active():
@@ -61,7 +61,7 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
     return _BoundLogSigma.apply(log_sigma, lower, upper)
 
 
-def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+def _check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     try:
         lower, upper = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
@@ -86,7 +86,7 @@ class _BoundLogSigma(torch.autograd.Function):
 
 
 class _TransformableBound(torch.autograd.Function):
-    """The same under torch.func, whose form of a Function costs more a call."""
+    """The same for torch.func. Its form of a Function costs more at each call."""
 
     generate_vmap_rule = True
     backward = _BoundLogSigma.backward
@@ -131,7 +131,7 @@ class _GaussianHead(nn.Module):
         extra_parameters = int(extra_parameters)
         self.in_features = in_features
         self.latent_features = latent_features
-        self.log_sigma_bounds = None if log_sigma_bounds is None else _checked_bounds(log_sigma_bounds)
+        self.log_sigma_bounds = None if log_sigma_bounds is None else _check_bounds(log_sigma_bounds)
         self.impl = impl
         self._sizes = [latent_features, latent_features, extra_parameters]
         self.linear = self._kind_of_layer(in_features, sum(self._sizes), device=device, dtype=dtype)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._integers import integer
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
+from ..structure.integers import integer
 from ._refusals import check_linear
 from .amortised import AmortisedFlow, check_sizes
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.diag_gaussian import full_precision
+from ..precision import keep_full_precision
 from ..reference.tril_gaussian import strictly_lower
 from .amortised import AmortisedFlow, check_sizes, matvec
 
@@ -60,7 +60,7 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
         """Base noise to sample (fast, a product): the sample and log |det| of the map, zero."""
         y, packed = self._prepare(z, context)
         lower = strictly_lower(packed, self.features, packed=True)
-        with full_precision(y.device.type):
+        with keep_full_precision(y.device.type):
             out = y + matvec(lower, y)
         return out.to(z.dtype), y.new_zeros(y.shape[:-1])
 

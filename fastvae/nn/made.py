@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .._integers import integer
-from ..ops.autoregressive_flow import made
+from ..ops.autoregressive_flow import masked_network
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure, spread_degrees
+from ..structure.integers import integer
 from ._discrete import DiscreteFeatures
 from ._hooks import has_hooks, has_hooks_on_all
 from ._refusals import check_linear
 from ._replicas import replicas_of_first_batch, share
-from .masked import MaskedLinear
+from .masked_linear import MaskedLinear
 
 __all__ = ["MADE"]
 
 
 class MADE(DiscreteFeatures):
-    r"""A network whose parameters of feature i depend on the features before i in the order, and on a context.
+    r"""A masked network: the parameters of feature i depend on the features before i in the order, and on a context.
 
-    The context reaches every output, the first one's included: hidden units of degree 0 see nothing else. See
+    The context reaches every output, also that of the first feature: hidden units of degree 0 see nothing else. See
     :class:`fastvae.structure.MadeStructure` for the layers, plain and residual.
 
     Args:
@@ -125,12 +125,14 @@ class MADE(DiscreteFeatures):
         Raises:
             TypeError: a layer is neither a :class:`MaskedLinear` nor a wrapper of one.
         """
-        return [layer if isinstance(layer, MaskedLinear) else _wrapped(layer, i) for i, layer in enumerate(self.layers)]
+        return [
+            layer if isinstance(layer, MaskedLinear) else _find_wrapped(layer, i) for i, layer in enumerate(self.layers)
+        ]
 
     def fused_parameters(self) -> MadeParameters | None:
-        """What one call of the network's op takes in place of calls of its layers.
+        """The parameters for one call of the network's op in place of calls of its layers.
 
-        None where such a call would do something else: a layer has hooks, or another forward than its class.
+        None where such a call would do something else: a layer has hooks, or a forward of its own.
         """
         weights: list[Any] = []
         biases: list[Any] = []
@@ -183,8 +185,8 @@ class MADE(DiscreteFeatures):
         """
         if not self._wants_initialization or not self.training or x.is_meta:
             return False
-        # Read from the device once: a capture of a CUDA graph could not wait for it, nor a compiler follow it. A batch
-        # that is refused, here or in initialize, leaves it to the next one.
+        # Read from the device once: neither a capture of a CUDA graph nor a compiler could do so. Where this batch is
+        # refused, here or in initialize, the next one sets the gains.
         if not torch.compiler.is_compiling() and bool(self.initialized):
             self._wants_initialization = False
             return False
@@ -198,10 +200,10 @@ class MADE(DiscreteFeatures):
         name = prefix + "initialized"
         loaded = state_dict.get(name)
         if loaded is not None:
-            # Checkpoints of before held a truth value.
+            # Some checkpoints hold a truth value.
             state_dict[name] = loaded.to(torch.int64)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        # Known from here on without a look at the device, which no compiler can follow.
+        # Known from here on without a read from the device, which no compiler can follow.
         done = loaded is not None and not (loaded.is_meta or isinstance(loaded, FakeTensor)) and bool(loaded)
         self._wants_initialization = self._weight_norm and not done
 
@@ -220,7 +222,7 @@ class MADE(DiscreteFeatures):
         self.prepare(x, context)
         parameters = None if has_hooks_on_all() else self.fused_parameters()
         if parameters is not None:
-            params = made(x, term, parameters, self.structure, impl=self.impl)
+            params = masked_network(x, term, parameters, self.structure, impl=self.impl)
         else:
             params = self._layer_by_layer(x, term, lambda layer, h, _: layer(h))
         return self.structure.split(params)
@@ -228,9 +230,9 @@ class MADE(DiscreteFeatures):
     def _layer_by_layer(
         self, x: Tensor, term: Tensor | None, run: Callable[[Callable[[Tensor], Tensor], Tensor, bool], Tensor]
     ) -> Tensor:
-        """The network by calls ``run(layer, h, is_last)``; outputs of a last layer, or of a block, start small."""
+        """The network by calls ``run(layer, h, is_last)``; ``is_last``: of a block, or of the network."""
         first, *hidden, last = list(self.layers)
-        self.masked_layers()  # which refuses what is none
+        self.masked_layers()  # raises for a layer of another kind
         act = ACTIVATIONS[self.structure.activation]
         h = run(first, x, False)
         if term is not None:
@@ -304,7 +306,7 @@ def _has_degrees(own: tuple[tuple[int, ...], ...], degrees: Sequence[tuple[int, 
     return (own[0] is degrees[layer] and own[1] is degrees[layer + 1]) or own == tuple(degrees[layer : layer + 2])
 
 
-def _wrapped(layer: nn.Module, index: int) -> MaskedLinear:
+def _find_wrapped(layer: nn.Module, index: int) -> MaskedLinear:
     """The masked layer that ``layer`` wraps."""
     inner = next((m for m in layer.modules() if isinstance(m, MaskedLinear)), None)
     own = {id(p) for p in inner.parameters()} if inner is not None else set()

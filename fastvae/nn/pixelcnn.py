@@ -9,24 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integer, integers
-from .._levels import is_integral
-from ..conv_structure import pair
-from .gated_conv import Conditioning, check_context_sizes, colors, degrees, plus
-from .masked_conv import MaskedConv2d
+from ..likelihoods.pixels import resolve
+from ..precision import is_integral
+from ..sampling.sampler import CausalSampler
+from ..structure.convolution import pair
+from ..structure.integers import integer, integers
+from .gated_conv import Conditioning, add_condition, check_context_sizes, colors, degrees
+from .masked_conv2d import MaskedConv2d
 
 __all__ = ["PixelCNN", "PixelNetwork"]
 
 
 class PixelNetwork(nn.Module):
-    """A network whose parameters of a pixel depend on the pixels before it; subclasses write :meth:`forward`.
+    """A network in which the parameters of a pixel depend on the pixels before it; subclasses write :meth:`forward`.
 
     A subclass passes the images that its forward takes to :meth:`to_numbers` first.
 
     Attributes:
-        likelihood: the object of :mod:`fastvae.sampling.likelihoods` that reads the parameters.
+        likelihood: the object of :mod:`fastvae.likelihoods.pixels` that reads the parameters.
         num_colors: in how many steps the channels of one pixel are drawn: all at once from a mixture of logistics,
-            whose coefficients tie them, otherwise each after those before it.
+            since its coefficients tie them, otherwise each after those before it.
         parameter_channels: number of parameters of a pixel.
 
     Note:
@@ -34,7 +36,7 @@ class PixelNetwork(nn.Module):
         likelihood the integers. Networks in half precision take images in float32, too.
     """
 
-    # Not one of the attributes, which samplers compare from call to call, and no part of the module's state.
+    # A slot, since samplers compare the attributes of a network from call to call, and no part of the module's state.
     __slots__ = ("_read",)
 
     def __init__(
@@ -48,9 +50,6 @@ class PixelNetwork(nn.Module):
         likelihood: Any = "bernoulli",
         impl: str = "auto",
     ) -> None:
-        # Samplers read networks, hence stand above them.
-        from ..sampling.likelihoods import resolve
-
         super().__init__()
         in_channels, hidden_channels, _ = integers(
             1, in_channels=in_channels, hidden_channels=hidden_channels, num_layers=num_layers
@@ -126,8 +125,8 @@ class PixelNetwork(nn.Module):
             n: number of images.
             image_size: their height and width.
             context: context of each image, if the network has one.
-            given: images of which some pixels are kept, ``(n, C, H, W)``; NaN marks what is to be drawn. Integers are
-                the likelihood's levels, and none of them is to be drawn.
+            given: known pixels, ``(n, C, H, W)``, and NaN where a pixel is to be drawn. Integers are the likelihood's
+                levels, all of them known.
             temperature: divides logits, and multiplies scales; 1 draws from the network's distribution.
             generator: source of the seed.
 
@@ -146,8 +145,6 @@ class PixelNetwork(nn.Module):
         """The sampler of the network as it is now."""
         sampler = getattr(self, "_read", None)
         if sampler is None:
-            from ..sampling.sampler import CausalSampler
-
             sampler = CausalSampler(self, self.likelihood, in_channels=self.in_channels, impl=self.impl)
             object.__setattr__(self, "_read", sampler)
         sampler.likelihood, sampler.in_channels, sampler.impl = self.likelihood, self.in_channels, self.impl
@@ -194,8 +191,8 @@ class PixelHead(nn.Module):
         )
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        h = plus(self.first(functional.relu(h)), self.first_condition(context))
-        return plus(self.second(functional.relu(h)), self.second_condition(context))
+        h = add_condition(self.first(functional.relu(h)), self.first_condition(context))
+        return add_condition(self.second(functional.relu(h)), self.second_condition(context))
 
 
 class _Residual(nn.Module):
@@ -219,7 +216,7 @@ class _Residual(nn.Module):
         self.up = MaskedConv2d(channels, 2 * channels, 1, **degrees(inner, outer), **shared)
 
     def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-        middle = plus(self.middle(self.down(functional.relu(h))), self.condition(context))
+        middle = add_condition(self.middle(self.down(functional.relu(h))), self.condition(context))
         return h + self.up(functional.relu(middle))
 
 
@@ -227,19 +224,19 @@ class PixelCNN(PixelNetwork):
     r"""PixelCNN: :math:`p(x) = \prod_i p(x_i \mid x_{<i})` over pixels in raster order, by masked convolutions.
 
     A first convolution of type A, residual blocks of type B, 1 x 1 (2h to h), k x k, 1 x 1 (h to 2h), and two 1 x 1
-    layers; a rectifier stands before every convolution but the first.
+    layers; a rectifier precedes every convolution but the first.
 
     Args:
         in_channels: channels C of an image.
         hidden_channels: width h within a block; between blocks there are 2h channels.
-        num_layers: layers, of which the first is the convolution of type A and the others are blocks.
+        num_layers: layers: the convolution of type A, then the blocks.
         kernel_size: k of the blocks, odd.
         first_kernel_size: that of the first layer.
         context_features: width of a context vector, 0 for none.
         context_channels: channels of a context map of the image's size, 0 for none; not together with
             ``context_features``.
         likelihood: ``"bernoulli"``, ``"categorical"`` (256 levels, values k / 255), ``"logistic_mixture"`` (10
-            components, values in [-1, 1]), or an object of :mod:`fastvae.sampling.likelihoods`.
+            components, values in [-1, 1]), or an object of :mod:`fastvae.likelihoods.pixels`.
         head_channels: width between the two last layers; None: ``hidden_channels``.
         impl: implementation, see :mod:`fastvae.backend`.
 
@@ -306,7 +303,7 @@ class PixelCNN(PixelNetwork):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = plus(self.first(self.to_numbers(x)), self.condition(context))
+        h = add_condition(self.first(self.to_numbers(x)), self.condition(context))
         for block in self.blocks:
             h = block(h, context)
         return self.head(h, context)

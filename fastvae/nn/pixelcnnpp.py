@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._integers import integer
+from ..structure.integers import integer
 from ._start import Start, start_as
 from .gated_conv import (
     Conditioning,
     DownRightShiftedConv2d,
     DownShiftedConv2d,
     GatedActivation,
+    check_odd,
     colors,
     degrees,
-    odd,
 )
-from .masked_conv import MaskedConv2d
+from .masked_conv2d import MaskedConv2d
 from .pixelcnn import PixelNetwork
 
 __all__ = ["PixelCNNpp"]
@@ -37,7 +37,7 @@ def concat_elu(x: Tensor) -> Tensor:
 class _GatedResidual(nn.Module):
     """x + a sigmoid(b), with a and b two convolutions of x; other maps join in by 1 x 1 convolutions.
 
-    ``own`` are the colours of x, ``others`` those of each map that joins in; None stands for a map without colours.
+    ``own`` are the colours of x, ``others`` those of each map that joins in; None for a map without colours.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PixelCNNpp(PixelNetwork):
         context_channels: channels of a context map of the image's size, 0 for none; not together with
             ``context_features``.
         likelihood: ``"logistic_mixture"`` (10 components, values in [-1, 1]), ``"bernoulli"``, ``"categorical"`` (256
-            levels, values k / 255), or an object of :mod:`fastvae.sampling.likelihoods`.
+            levels, values k / 255), or an object of :mod:`fastvae.likelihoods.pixels`.
         dropout: probability of dropping a number within a block, in training mode.
         impl: implementation, see :mod:`fastvae.backend`.
 
@@ -142,8 +142,8 @@ class PixelCNNpp(PixelNetwork):
         super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
         in_channels, hidden_channels = self.in_channels, self.hidden_channels
         num_layers = integer("num_layers", num_layers)
-        kernel_size = odd("kernel_size", kernel_size)
-        first_kernel_size = odd("first_kernel_size", first_kernel_size)
+        kernel_size = check_odd("kernel_size", kernel_size)
+        first_kernel_size = check_odd("first_kernel_size", first_kernel_size)
         options = {"impl": impl, "device": device, "dtype": dtype}
         pixels, own = colors(in_channels, self.num_colors), colors(hidden_channels, self.num_colors)
         rows = first_kernel_size // 2 + 1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
 __all__ = ["FlowSequence"]
 
@@ -20,7 +20,7 @@ class FlowSequence(nn.Sequential):
 
     Args:
         flows: modules with ``forward(z, context=None) -> (z, log_det)`` and, for ``inverse``, the same under that name.
-            The context goes to those whose ``context_features`` is not 0.
+            The context goes to each one but those with ``context_features`` 0.
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` to ``(*, D)`` and ``log_det`` ``(*)``, the sum of all.

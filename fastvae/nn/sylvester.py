@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._constants import IntegerConstants
-from .._integers import integer, integers
-from ..reference.diag_gaussian import full_precision
+from ..precision import keep_full_precision
 from ..reference.tril_gaussian import strictly_lower
+from ..structure.constants import IntegerConstants
+from ..structure.integers import integer, integers
 from .amortised import AmortisedFlow, check_sizes, log_of_positive, matvec
 from .householder import reflect
 
@@ -35,8 +35,8 @@ class SylvesterFlow(AmortisedFlow):
         z' = z + Q R_1 \tanh(R_2 Q^\top z + b), \qquad
         \log|\det| = \sum_i \log\left(1 + (1 - \tanh_i^2)\, (R_1)_{ii} (R_2)_{ii}\right)
 
-    with M orthonormal columns in Q and upper triangular :math:`R_1, R_2` whose diagonals are tanh of their parameters,
-    so that the map is invertible.
+    with M orthonormal columns in Q and upper triangular :math:`R_1, R_2`. Their diagonals are tanh of parameters, which
+    makes the map invertible.
 
     Args:
         features: number D of features.
@@ -46,7 +46,7 @@ class SylvesterFlow(AmortisedFlow):
         context_features: width of the context that all parameters are a linear map of; 0: they are learned themselves.
         columns: M; None: min(D, 32).
         iterations: the count, fixed so that nothing is read back from a GPU. Each multiplies small singular values by
-            1.5; 30 serve matrices whose smallest singular value is down to 10^-4 of their Frobenius norm.
+            1.5; 30 are enough for a smallest singular value of 10^-4 of the Frobenius norm.
         reflections: number of reflections.
         permutation: feature that each row of :math:`Q^\top z` takes; None: 0, 1, ... Take the reversed order in every
             other flow of a chain.
@@ -114,7 +114,7 @@ class SylvesterFlow(AmortisedFlow):
 
     @property
     def permutation(self) -> Tensor:
-        """Which feature stands at each place, int64."""
+        """The feature at each place, int64."""
         order: Tensor = self._constants.on(self.bias.device)[0]
         return order
 
@@ -127,7 +127,7 @@ class SylvesterFlow(AmortisedFlow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, parameters = self._prepare(z, context)
-        with full_precision(x.device.type):
+        with keep_full_precision(x.device.type):
             basis, upper_1, upper_2, diagonal_1, diagonal_2, b = parameters.split(self._sizes, -1)
             diagonal_1, diagonal_2 = diagonal_1.tanh(), diagonal_2.tanh()
             r1, r2 = (

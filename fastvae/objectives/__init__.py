@@ -1,4 +1,4 @@
-"""What one trains on and measures by: bounds, estimates of log p(x), free bits and schedules."""
+"""Objectives of training and evaluation: bounds, estimates of log p(x), free bits and schedules."""
 
 from .bounds import checkpointed_iwae_bound, elbo, iwae_bound, monte_carlo_elbo, standard_normal_log_prob
 from .importance import LogMeanExp, importance_log_prob

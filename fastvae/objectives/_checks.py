@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def floating(**tensors: Tensor) -> None:
+def check_floating(**tensors: Tensor) -> None:
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
@@ -18,9 +18,9 @@ def floating(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must be floating point, got {t.dtype}")
 
 
-def samples_along(log_w: Tensor, dim: int) -> int:
+def count_samples(log_w: Tensor, dim: int) -> int:
     """The number of samples along ``dim`` of log-weights."""
-    floating(log_w=log_w)
+    check_floating(log_w=log_w)
     if log_w.dim() == 0:
         raise ValueError("log_w must have a dimension of samples, got shape ()")
     if not -log_w.dim() <= dim < log_w.dim():
@@ -38,16 +38,16 @@ def chunk_sizes(num_samples: int, chunk_size: int) -> Iterator[int]:
     return (min(chunk_size, num_samples - done) for done in range(0, num_samples, chunk_size))
 
 
-def drawn_chunk(log_weights: Callable[[int], Tensor], size: int) -> Tensor:
+def draw_chunk(log_weights: Callable[[int], Tensor], size: int) -> Tensor:
     """``log_weights(size)`` once it is known to hold ``size`` samples."""
     log_w = log_weights(size)
-    floating(log_weights=log_w)
+    check_floating(log_weights=log_w)
     if log_w.dim() == 0 or log_w.shape[0] != size:
         raise ValueError(f"log_weights({size}) must return shape ({size}, *), got {tuple(log_w.shape)}")
     return log_w
 
 
-def finite(**numbers: float) -> None:
+def check_finite(**numbers: float) -> None:
     for name, number in numbers.items():
         if isinstance(number, torch.Tensor) or not isinstance(number, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(number).__name__}")
@@ -55,8 +55,8 @@ def finite(**numbers: float) -> None:
             raise ValueError(f"{name} must be finite, got {number}")
 
 
-def positive(**numbers: float) -> None:
-    finite(**numbers)
+def check_positive(**numbers: float) -> None:
+    check_finite(**numbers)
     for name, number in numbers.items():
         if number <= 0:
             raise ValueError(f"{name} must be > 0, got {number}")

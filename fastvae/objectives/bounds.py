@@ -1,4 +1,4 @@
-"""Lower bounds of log p(x), in nats, as one trains on them."""
+"""Lower bounds of log p(x), in nats, for training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks
 from .importance import finite_shift
@@ -53,13 +54,13 @@ def elbo(log_p_x: Tensor, kl: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
         >>> elbo(torch.tensor([-80.0, -90.0]), torch.tensor([20.0, 25.0]))
         tensor([-100., -115.])
     """
-    _checks.floating(log_p_x=log_p_x, kl=kl)
+    _checks.check_floating(log_p_x=log_p_x, kl=kl)
     _check_trailing(log_p_x, kl=kl)
     return log_p_x - beta * kl
 
 
 def monte_carlo_elbo(log_p_x: Tensor, log_p_z: Tensor, log_q: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
-    r"""Evidence lower bound whose KL divergence is estimated by the sample itself.
+    r"""Evidence lower bound with a KL divergence estimated by the sample itself.
 
     .. math::
         \mathcal{L} = \log p(x \mid z) - \beta \left(\log q(z \mid x) - \log p(z)\right),
@@ -88,7 +89,7 @@ def monte_carlo_elbo(log_p_x: Tensor, log_p_z: Tensor, log_q: Tensor, *, beta: f
         >>> monte_carlo_elbo(torch.tensor([-80.0]), torch.tensor([-60.0]), torch.tensor([-40.0]))
         tensor([-100.])
     """
-    _checks.floating(log_p_x=log_p_x, log_p_z=log_p_z, log_q=log_q)
+    _checks.check_floating(log_p_x=log_p_x, log_p_z=log_p_z, log_q=log_q)
     for name, t in (("log_p_z", log_p_z), ("log_q", log_q)):
         if t.shape != log_p_x.shape:
             raise ValueError(f"{name} must have the shape of log_p_x, {tuple(log_p_x.shape)}, got {tuple(t.shape)}")
@@ -115,10 +116,10 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
         >>> standard_normal_log_prob(torch.zeros(3, 2))
         tensor([-1.8379, -1.8379, -1.8379])
     """
-    _checks.floating(z=z)
+    _checks.check_floating(z=z)
     if z.dim() == 0:
         raise ValueError("z must have shape (*, D), got ()")
-    return reference.standard_normal_log_prob(z.to(reference.compute_dtype(z.dtype)))
+    return reference.standard_normal_log_prob(z.to(compute_dtype(z.dtype)))
 
 
 def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
@@ -152,10 +153,10 @@ def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
         >>> iwae_bound(torch.tensor([[-81.0, -90.0], [-83.0, -90.0]]))
         tensor([-81.5662, -90.0000])
     """
-    samples = _checks.samples_along(log_w, dim)
+    samples = _checks.count_samples(log_w, dim)
     if samples == 0:
         raise ValueError(f"log_w must hold at least one sample along dim {dim}, got {tuple(log_w.shape)}")
-    log_w = log_w.to(reference.compute_dtype(log_w.dtype))
+    log_w = log_w.to(compute_dtype(log_w.dtype))
     # logsumexp alone rounds its gradient, exp(log_w - result), to the absolute precision of the result.
     shift = finite_shift(log_w.detach().amax(dim))
     return torch.logsumexp(log_w - shift.unsqueeze(dim), dim) + (shift - math.log(samples))
@@ -181,8 +182,8 @@ def checkpointed_iwae_bound(
             the function captures is not computed again.
         num_samples: the number K of samples in all.
         chunk_size: the number of samples in one call; the last may be smaller.
-        device: the device whose generator the noise comes from. Default: the current CUDA device if CUDA is
-            in use, else the CPU, whose generator is restored in any case.
+        device: the device of the generator that the noise comes from. Default: the current CUDA device if CUDA is
+            in use, else the CPU. The generator of the CPU is restored in any case.
 
     Returns:
         The bound, ``(*)``; float32 (float64 for float64 log-weights).
@@ -190,7 +191,7 @@ def checkpointed_iwae_bound(
     Raises:
         TypeError: ``log_weights`` returns no floating-point tensor, or a size is no int.
         ValueError: a size is below 1, ``log_weights(k)`` does not return ``k`` samples, or they are on a
-            device whose generator would not be restored.
+            device with a generator that is not restored.
 
     Note:
         The noise is drawn again by restoring the state of torch's default generators: a ``generator`` passed
@@ -216,7 +217,7 @@ def checkpointed_iwae_bound(
 
 
 def _chunk(log_weights: Callable[[int], Tensor], size: int, noise_device: Tensor) -> Tensor:
-    log_w = _checks.drawn_chunk(log_weights, size)
+    log_w = _checks.draw_chunk(log_weights, size)
     if log_w.device.type != "cpu" and log_w.device != noise_device.device:
         raise ValueError(
             f"device must be that of the noise of log_weights, which returns {log_w.device}; got {noise_device.device}"

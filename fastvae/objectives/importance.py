@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 from . import _checks
 
 __all__ = ["LogMeanExp", "importance_log_prob"]
 
 
 def finite_shift(maximum: Tensor) -> Tensor:
-    """What to subtract before exponentiating: inf - inf being NaN, infinite maxima shift by nothing."""
+    """The number to subtract before exponentiating; 0 for an infinite maximum, since inf - inf is NaN."""
     return torch.where(maximum.isinf(), 0.0, maximum)
 
 
@@ -60,13 +60,13 @@ class LogMeanExp:
 
     @torch.no_grad()
     def update(self, log_w: Tensor, dim: int = 0) -> LogMeanExp:
-        """Takes in the log-weights of a chunk of samples, which lie along ``dim``; returns the accumulator.
+        """Takes in the log-weights of a chunk of samples along ``dim``; returns the accumulator.
 
         Raises:
             TypeError: ``log_w`` is no floating-point tensor.
             ValueError: ``log_w`` has no dimension ``dim``, or its others differ from those of earlier chunks.
         """
-        samples = _checks.samples_along(log_w, dim)
+        samples = _checks.count_samples(log_w, dim)
         log_w = log_w.to(compute_dtype(log_w.dtype))
         if samples == 0:
             maximum = torch.full_like(log_w.sum(dim), -math.inf)
@@ -114,7 +114,7 @@ class LogMeanExp:
         Raises:
             RuntimeError: no sample has been taken in.
         """
-        maximum = self._seen()
+        maximum = self._require_samples()
         return self.total.log() + finite_shift(maximum) - math.log(self.count)
 
     def effective_sample_size(self) -> Tensor:
@@ -123,10 +123,10 @@ class LogMeanExp:
         Raises:
             RuntimeError: no sample has been taken in.
         """
-        self._seen()
+        self._require_samples()
         return self.total.square() / self.total_squares
 
-    def _seen(self) -> Tensor:
+    def _require_samples(self) -> Tensor:
         if self.maximum is None or self.count == 0:
             raise RuntimeError("LogMeanExp has seen no samples: call update first")
         return self.maximum
@@ -183,7 +183,7 @@ def importance_log_prob(
         if num_samples is None:
             raise ValueError("num_samples must be given when log_weights is a function, got None")
         for size in _checks.chunk_sizes(num_samples, 128 if chunk_size is None else chunk_size):
-            accumulator.update(_checks.drawn_chunk(log_weights, size))
+            accumulator.update(_checks.draw_chunk(log_weights, size))
         return accumulator.value()
     if not isinstance(log_weights, Iterable):
         raise TypeError(f"log_weights must be a function or an iterable, got {type(log_weights).__name__}")

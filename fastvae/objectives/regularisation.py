@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 from . import _checks
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ def free_bits(
     all_processes: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    r"""KL divergence of which the first ``minimum`` nats in every group are free.
+    r"""KL divergence that leaves the first ``minimum`` nats of every group free.
 
     .. math::
         \sum_j \max\left(\lambda,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
 
-    The floor applies to the mean over the batch: a group whose mean lies at or below :math:`\lambda` has no
-    gradient for any example, a group above it the full gradient for all.
+    The floor applies to the mean over the batch. A group with a mean of at most :math:`\lambda` has no gradient
+    for any example; a group above it has the full gradient for all.
 
     Args:
         kl: KL divergence, nats, for every example and latent dimension: ``(N, D)``, as
@@ -88,7 +88,7 @@ def free_bits(
 
 def _by_group(kl: Tensor, num_groups: int | None, batch_ndims: int) -> Tensor:
     """``kl`` as ``(examples, groups)``."""
-    _checks.floating(kl=kl)
+    _checks.check_floating(kl=kl)
     if batch_ndims < 1:
         raise ValueError(f"batch_ndims must be >= 1, got {batch_ndims}")
     if kl.dim() <= batch_ndims:

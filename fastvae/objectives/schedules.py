@@ -44,8 +44,8 @@ class LinearSchedule:
     steps: float
 
     def __post_init__(self) -> None:
-        _checks.finite(start=self.start, end=self.end)
-        _checks.positive(steps=self.steps)
+        _checks.check_finite(start=self.start, end=self.end)
+        _checks.check_positive(steps=self.steps)
 
     def __call__(self, step: float) -> float:
         return _between(self.start, self.end, min(_step(step) / self.steps, 1.0))
@@ -87,12 +87,12 @@ class CyclicSchedule:
     cycles: int | None = None
 
     def __post_init__(self) -> None:
-        _checks.finite(start=self.start, end=self.end)
-        _checks.positive(period=self.period, ramp=self.ramp)
+        _checks.check_finite(start=self.start, end=self.end)
+        _checks.check_positive(period=self.period, ramp=self.ramp)
         if self.ramp > 1:
             raise ValueError(f"ramp must lie in (0, 1], got {self.ramp}")
         if self.cycles is not None:
-            _checks.positive(cycles=self.cycles)
+            _checks.check_positive(cycles=self.cycles)
 
     def __call__(self, step: float) -> float:
         step = _step(step)
@@ -135,8 +135,8 @@ class SigmoidSchedule:
     slope: float
 
     def __post_init__(self) -> None:
-        _checks.finite(start=self.start, end=self.end, midpoint=self.midpoint)
-        _checks.positive(slope=self.slope)
+        _checks.check_finite(start=self.start, end=self.end, midpoint=self.midpoint)
+        _checks.check_positive(slope=self.slope)
 
     def __call__(self, step: float) -> float:
         # tanh saturates where exp would overflow.

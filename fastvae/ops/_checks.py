@@ -1,4 +1,4 @@
-"""The one place where arguments are checked, brought to one shape and laid out in rows for the kernels."""
+"""What users pass to ops: tensors are checked, and brought to one dtype and one batch shape."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
-from ..reference.diag_gaussian import autocasting
+from ..precision import DTYPES, is_autocasting, to_autocast
+from ..structure.integers import integer
+from ._layout import product
 
-# More numbers than any memory holds, and few enough that their bytes can be counted.
+# More numbers than any memory holds. Their bytes still fit into 64 bits.
 MOST_NUMBERS = 1 << 59
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def same_kind(**tensors: Tensor) -> list[Tensor]:
+def to_same_kind(**tensors: Tensor) -> list[Tensor]:
     """The tensors, all floating-point, of one dtype and on one device.
 
     Under autocast, where layers hand out mixed dtypes by design, they are promoted to the widest.
@@ -34,7 +34,7 @@ def same_kind(**tensors: Tensor) -> list[Tensor]:
     other = next(((name, t) for name, t in others if t.dtype is not first.dtype), None)
     if other is None:
         return list(tensors.values())
-    if not autocasting(first.device.type):
+    if not is_autocasting(first.device.type):
         name, t = other
         raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {t.dtype}")
     widest = first.dtype
@@ -43,8 +43,8 @@ def same_kind(**tensors: Tensor) -> list[Tensor]:
     return [t.to(widest) for t in tensors.values()]
 
 
-def readable(**tensors: Any) -> list[Any]:
-    """The tensors without what no operator can read, for functions that no kernel computes.
+def to_readable(**tensors: Any) -> list[Any]:
+    """The tensors in a form that PyTorch's operators can read, for functions without kernels.
 
     Raises:
         TypeError: a tensor is sparse or nested.
@@ -53,28 +53,23 @@ def readable(**tensors: Any) -> list[Any]:
     return [backend.as_plain(t, name) if isinstance(t, Tensor) else t for name, t in tensors.items()]
 
 
-def for_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: Tensor | None) -> tuple[Any, ...]:
-    """As :func:`same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``.
+def to_kind_of_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: Tensor | None) -> tuple[Any, ...]:
+    """As :func:`to_same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``.
 
-    None stays None. ``alike`` says that all are known to be tensors of one dtype on one device.
+    None stays None. ``alike`` says that all have one dtype and one device.
     """
     under_autocast = torch._C._is_any_autocast_enabled()
     if alike and not under_autocast:
         return (x, weight, *optional.values())
     named = {"x": x, "weight": weight} | {name: t for name, t in optional.items() if t is not None}
-    if under_autocast and isinstance(x, Tensor) and autocasting(x.device.type):
+    if under_autocast and isinstance(x, Tensor) and is_autocasting(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         named = {name: to_autocast(t, dtype) for name, t in named.items()}
-    found = dict(zip(named, same_kind(**named), strict=True))
+    found = dict(zip(named, to_same_kind(**named), strict=True))
     return (found["x"], found["weight"], *[found.get(name) for name in optional])
 
 
-def to_autocast(t: Any, dtype: torch.dtype) -> Any:
-    """``t`` as autocast hands it to a product: float64 and integers stay what they are."""
-    return t.to(dtype) if isinstance(t, Tensor) and t.dtype in DTYPES and t.dtype is not torch.float64 else t
-
-
-def same_features(**tensors: Tensor) -> None:
+def check_features(**tensors: Tensor) -> None:
     """Raises unless all end in the same number, at least one, of features."""
     (first_name, first), *others = tensors.items()
     for name, t in tensors.items():
@@ -103,22 +98,22 @@ def broadcast_batch(trailing: Sequence[int], **tensors: Tensor) -> list[Tensor]:
     ]
 
 
-def gaussian(mu: Tensor, log_sigma: Tensor, alike: bool = False) -> list[Tensor]:
-    """Both of one shape; ``alike`` says that they are known to be tensors of one dtype on one device."""
+def check_gaussian(mu: Tensor, log_sigma: Tensor, alike: bool = False) -> list[Tensor]:
+    """Both, expanded to one shape; ``alike`` says that they have one dtype and one device."""
     if not alike:
-        mu, log_sigma = same_kind(mu=mu, log_sigma=log_sigma)
+        mu, log_sigma = to_same_kind(mu=mu, log_sigma=log_sigma)
     elif (shape := mu.shape) == log_sigma.shape and shape and shape[-1] > 0:
         # The usual call, recognised at once: on small models the checks below would be a sixth of its time.
         return [mu, log_sigma]
-    same_features(mu=mu, log_sigma=log_sigma)
+    check_features(mu=mu, log_sigma=log_sigma)
     return broadcast_batch((1, 1), mu=mu, log_sigma=log_sigma)
 
 
 def is_packed(mu: Tensor, tril: Tensor) -> bool:
     """Whether ``tril`` is packed ``(*, D(D-1)/2)``; dense ``(*, D, D)`` otherwise.
 
-    Only for D = 3 can one shape, ending in (3, 3), be read both ways. It is packed where it is the shape of ``mu``, so
-    that there is one triangle for every row, and dense otherwise.
+    Only for D = 3 a shape, one ending in (3, 3), can be read both ways. It is packed where it is the shape of ``mu``,
+    one triangle for every row, and dense otherwise.
     """
     features = mu.shape[-1]
     packed_size = features * (features - 1) // 2
@@ -139,17 +134,19 @@ def is_packed(mu: Tensor, tril: Tensor) -> bool:
     )
 
 
-def triangular(mu: Tensor, log_sigma: Tensor, tril: Tensor, alike: bool = False) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """All of one batch shape, and whether ``tril`` is packed; ``alike`` as :func:`gaussian` has it."""
+def check_triangular(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, alike: bool = False
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """All three, expanded to one batch shape, and whether ``tril`` is packed; ``alike`` as :func:`check_gaussian`."""
     if not alike:
-        mu, log_sigma, tril = same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
-    same_features(mu=mu, log_sigma=log_sigma)
+        mu, log_sigma, tril = to_same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
+    check_features(mu=mu, log_sigma=log_sigma)
     packed = is_packed(mu, tril)
     mu, log_sigma, tril = broadcast_batch((1, 1, 1 if packed else 2), mu=mu, log_sigma=log_sigma, tril=tril)
     return mu, log_sigma, tril, packed
 
 
-def sample_shape_of(sample_shape: Sequence[int]) -> tuple[int, ...]:
+def check_sample_shape(sample_shape: Sequence[int]) -> tuple[int, ...]:
     if sample_shape == ():
         return ()
     if not isinstance(sample_shape, Sequence):
@@ -162,15 +159,15 @@ def sample_shape_of(sample_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_sample_size(shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
-    """Raises unless a sample of ``shape`` has no more numbers than addresses can tell apart."""
+    """Raises unless memory can hold a sample of ``shape``."""
     if not torch.compiler.is_compiling() and product(shape) >= MOST_NUMBERS:
         raise ValueError(
             f"sample_shape must leave a sample that memory can hold, got {sample_shape} for one of {shape}"
         )
 
 
-def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """``eps`` once it is known to fit; half-precision parameters may come with float32 noise."""
+def check_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """``eps``, checked; half-precision parameters may come with float32 noise."""
     if generator is not None:
         raise ValueError("eps and generator exclude each other: eps is the noise that generator would draw")
     if not isinstance(eps, Tensor):
@@ -184,77 +181,16 @@ def given_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torc
     return eps
 
 
-def row_offset_of(row_offset: int) -> int:
+def check_row_offset(row_offset: int) -> int:
     row_offset = integer("row_offset", row_offset, 0)
     if row_offset >= MOST_NUMBERS:
         raise ValueError(f"row_offset must be < {MOST_NUMBERS}, got {row_offset}")
     return row_offset
 
 
-def product(sizes: Sequence[int]) -> int:
-    """The product of ``sizes``, symbolic ones too."""
-    total = 1
-    for size in sizes:
-        total = total * size
-    return total
-
-
-def compute(t: Tensor) -> Tensor:
-    """``t`` in the dtype that the C++ kernels compute in.
-
-    The rows of a matrix stay contiguous, also where rows overlap; images keep their layout.
-    """
-    dtype = t.dtype
-    if dtype is torch.float32 or dtype is torch.float64:
-        return t
-    return t.float() if t.dim() == 4 else t.to(torch.float32, memory_format=torch.contiguous_format)
-
-
-def computed(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Sequence[Any]:
-    """``tensors``, all of ``dtype``, in the dtype that the C++ kernels compute in."""
-    if dtype is torch.float32 or dtype is torch.float64:
-        return tensors
-    return [None if t is None else compute(t) for t in tensors]
-
-
-def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``t.to(dtype)``, whose call alone costs a microsecond when there is nothing to do."""
-    return t if t.dtype is dtype else t.to(dtype)
-
-
-def rows(t: Tensor, width: int) -> Tensor:
-    """``t`` as a matrix of ``width`` columns whose rows are contiguous; a view wherever strides allow."""
-    if t.dim() != 2:
-        t = t.reshape(-1 if width else product(t.shape[:-1]), width)
-    return t if t.stride(1) == 1 or width <= 1 else t.contiguous()
-
-
-def samples_in(numel: int, n: int, d: int) -> int:
-    """K of a tensor of K·N·D numbers; 0 when there are no rows to sample for."""
-    return numel // (n * d) if n else 0
-
-
-def stack(t: Tensor, n: int, d: int) -> Tensor:
-    """Contiguous ``(*sample_shape, *batch, D)`` as ``(K, N, D)``."""
-    return t.view(samples_in(t.numel(), n, d), n, d)
-
-
-def shaped(t: Tensor, shape: Sequence[int]) -> Tensor:
-    return t if t.shape == shape else t.view(shape)
-
-
-def matrices(tril: Tensor, features: int, packed: bool) -> Tensor:
-    """``tril`` as ``(N, P)`` or ``(N, D, D)`` whose rows are contiguous."""
-    if packed:
-        return rows(tril, tril.shape[-1]) if tril.shape[-1] else tril.reshape(product(tril.shape[:-1]), 0)
-    if tril.dim() != 3:
-        tril = tril.reshape(-1, features, features)
-    return tril if tril.stride(2) == 1 or features == 1 else tril.contiguous()
-
-
-def foreign_points(z: Tensor, parameters: Sequence[Tensor], trailing: Sequence[int]) -> list[Tensor]:
+def align_points(z: Tensor, parameters: Sequence[Tensor], trailing: Sequence[int]) -> list[Tensor]:
     """``z`` and the parameters brought to ``z (*sample_shape, *batch, D)``, parameters ``(*batch, ...)``."""
-    same_features(mu=parameters[0], z=z)
+    check_features(mu=parameters[0], z=z)
     batch = parameters[0].shape[:-1]
     points = z.shape[:-1]
     if points == batch:

@@ -1,6 +1,6 @@
-"""What an op of ``torch.ops.fastvae`` may be called with: its launchers hand out addresses, and check nothing.
+"""Checks of the arguments of ``torch.ops.fastvae``: the launchers hand out addresses, and check nothing.
 
-The functions of :mod:`fastvae.functional` make calls that fit; these checks are for whoever calls the ops themselves.
+The functions of :mod:`fastvae.functional` always pass valid arguments; these checks are for direct calls of the ops.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference.diag_gaussian import compute_dtype
-from ._checks import DTYPES, MOST_NUMBERS
+from ..precision import DTYPES, compute_dtype
+from ._checks import MOST_NUMBERS
 
 __all__ = ["Call", "Contract", "check_row_offset", "check_sample", "check_sample_gradient"]
 
@@ -31,7 +31,7 @@ class _Item(NamedTuple):
 
 
 class Call:
-    """One call: its arguments by name, and the sizes, the dtype and the device that its tensors agree upon."""
+    """One call: its arguments by name, and the sizes, the dtype and the device that all of its tensors share."""
 
     def __init__(self, op: str, arguments: dict[str, Any]) -> None:
         self.op, self.arguments = op, arguments
@@ -42,7 +42,7 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    def given(self, name: str) -> Tensor:
+    def get_tensor(self, name: str) -> Tensor:
         """The tensor ``name``.
 
         Raises:
@@ -50,8 +50,8 @@ class Call:
         """
         t = self.arguments[name]
         self.require(isinstance(t, Tensor), name, "be a tensor", t)
-        given: Tensor = t
-        return given
+        found: Tensor = t
+        return found
 
     @property
     def is_cpu(self) -> bool:
@@ -69,8 +69,8 @@ class Call:
     def tensor(self, name: str, t: Tensor, sizes: Sequence[str], flags: str = "") -> None:
         """Checks one tensor.
 
-        ``sizes`` are numbers or names of sizes, of which ``S`` stands for any number of them; each name has one value
-        in the whole call. Flags: ``r`` rows are contiguous, ``c`` all is; ``i`` int64, ``w`` the dtype that kernels
+        ``sizes`` are numbers or names of sizes; ``S`` is any number of sizes. Each name has one value in the whole
+        call. Flags: ``r`` rows are contiguous, ``c`` all is; ``i`` int64, ``w`` the dtype that kernels
         compute in, ``a`` that or the call's, else the call's dtype.
         """
         self.require(isinstance(t, Tensor), name, "be a tensor", t)
@@ -91,7 +91,7 @@ class Call:
         elif self.dtype is None and not {"w", "a"} & set(flags):
             allowed = DTYPES
         elif self.dtype is None:
-            # What the kernels hand back for half precision is wider than the call's dtype, which is not known yet.
+            # For half precision kernels return float32, and the dtype of the call is not known yet.
             allowed = (torch.float32, torch.float64) if "w" in flags else DTYPES
         else:
             wide = compute_dtype(self.dtype)
@@ -131,7 +131,7 @@ class Contract:
         schema: of the op, as :func:`torch.library.define` takes it.
         tensors: its tensors as ``name[N,D]flags``, see :meth:`Call.tensor`, those that decide the dtype first.
         choices: the values that a string may have, by its name.
-        more: what else there is to check.
+        more: checks whatever else must hold.
     """
 
     def __init__(
@@ -187,8 +187,8 @@ def check_row_offset(call: Call) -> None:
 
 
 def check_sample(call: Call) -> None:
-    """Of the ops that draw: the shape of the sample, its noise, and the number of its first row."""
-    shape, noise, d = tuple(call["shape"]), call.given("noise"), call.sizes["D"]
+    """Checks the ops that draw: the shape of the sample, its noise, and the number of its first row."""
+    shape, noise, d = tuple(call["shape"]), call.get_tensor("noise"), call.sizes["D"]
     call.require(d > 0, "mu", "have one feature or more", 0)
     fits = len(shape) > 0 and shape[-1] == d and min(shape) >= 0 and math.prod(shape) < MOST_NUMBERS
     call.require(fits, "shape", f"be (*sample_shape, *batch, {d}) of a sample that memory can hold", shape)
@@ -203,7 +203,7 @@ def check_sample(call: Call) -> None:
 
 
 def check_sample_gradient(call: Call) -> None:
-    """Of their backward passes, which read what was kept on a CPU and draw the noise again elsewhere."""
+    """Checks their backward passes. A CPU reads what the forward pass kept; other devices draw the noise again."""
     n, d = call.arguments.get("n", call.sizes.get("N")), call.sizes["D"]
     call.require(n is not None and n >= 0, "n", "be a number of rows", n)
     call.require(d > 0, "d_z", "have one feature or more", 0)

@@ -1,18 +1,36 @@
-"""What the op and the layer of masked convolutions share: structure, degrees and padding out of what users pass."""
+"""What the op and the layer of masked convolutions share: structure, degrees and padding from users' arguments."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._constants import IntegerConstants
-from ..conv_structure import ConvStructure, check_colors, colors_of, pair
+from ..structure.constants import IntegerConstants
+from ..structure.convolution import ConvStructure, check_colors, colors_of, pair
 from ._checks import MOST_NUMBERS
 from ._contracts import Call
-from ._network import check_degrees, degrees_of
+from ._layers import check_degrees, degrees_of
+
+
+class ConvCall(NamedTuple):
+    """The parameters of a masked convolution, in the order in which the ops take them after their tensors."""
+
+    taps: Sequence[int]
+    origin_tap: int
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    activation: str
+
+    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        top, left, bottom, right = self.padding
+        height = x.shape[2] + top + bottom - self.dilation[0] * (weight.shape[2] - 1)
+        width = x.shape[3] + left + right - self.dilation[1] * (weight.shape[3] - 1)
+        return x.shape[0], weight.shape[0], height, width
 
 
 def padding_of(
@@ -37,7 +55,7 @@ def _colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift
     return IntegerConstants(ins, [color + shift for color in outs])
 
 
-def lowered_degrees(
+def lower_degrees(
     structure: ConvStructure,
     in_channels: int,
     out_channels: int,
@@ -72,7 +90,7 @@ def lowered_degrees(
     return ins, outs + shift if shift else outs
 
 
-def lowered_constants(
+def lower_to_constants(
     structure: ConvStructure,
     in_channels: int,
     out_channels: int,
@@ -81,7 +99,7 @@ def lowered_constants(
     in_degrees: Sequence[int] | Tensor | None,
     out_degrees: Sequence[int] | Tensor | None,
 ) -> IntegerConstants:
-    """As :func:`lowered_degrees`, for a layer that keeps its degrees."""
+    """As :func:`lower_degrees`, for a layer that keeps its degrees."""
     if not structure.has_rule:
         return IntegerConstants(None, None)
     shift = structure.degree_shift
@@ -152,9 +170,9 @@ def check_shapes(
 
 
 def check_geometry(call: Call) -> None:
-    """Of a dispatched convolution: what its list of numbers says must be inside the tensors."""
+    """Checks a dispatched convolution: its numbers must describe places inside its tensors."""
     x, weight, (in_degrees, out_degrees) = call["x"], call["weight"], (call["in_degrees"], call["out_degrees"])
-    taps, origin, padding, dilation = (call[name] for name in ("taps", "origin_tap", "padding", "dilation"))
+    taps, origin, padding, dilation, *_ = conv = ConvCall(*(call[name] for name in ConvCall._fields))
     count = weight.shape[2] * weight.shape[3]
     ordered = all(a < b for a, b in zip([-1, *taps], [*taps, count], strict=True))
     call.require(ordered, "taps", f"be ascending numbers in [0, {count})", taps)
@@ -165,12 +183,10 @@ def check_geometry(call: Call) -> None:
     call.require(len(dilation) == 2 and min(dilation) >= 1, "dilation", "be two numbers >= 1", dilation)
     check_shapes(x, weight, call.arguments.get("bias"), padding, dilation, call["groups"])
     if "d_y" in call.arguments:
-        top, left, bottom, right = padding
-        height = x.shape[2] + top + bottom - dilation[0] * (weight.shape[2] - 1)
-        width = x.shape[3] + left + right - dilation[1] * (weight.shape[3] - 1)
+        *_, height, width = conv.output_shape(x, weight)
         size = (call.sizes["h"], call.sizes["w"])
         call.require(size == (height, width), "d_y", f"have {height} x {width} pixels", f"{size[0]} x {size[1]}")
         call.require(len(call["needs"]) == 3, "needs", "be three truth values", call["needs"])
         # Without an activation nothing is kept of the output.
-        if call["activation"] != "identity" or call.given("at").dim() == 4:
-            call.tensor("at", call.given("at"), ("N", "O", "h", "w"), "a")
+        if call["activation"] != "identity" or call.get_tensor("at").dim() == 4:
+            call.tensor("at", call.get_tensor("at"), ("N", "O", "h", "w"), "a")

@@ -15,29 +15,29 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import backend
 from ..backend import Route
-from ..reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 from ._contracts import Call, Contract
 
 _LIBRARY = torch.library.Library("fastvae", "DEF")
 
-
+# By the name of the op, the module of fastvae.kernels that has its Triton launcher, of the same name; None without one.
+TRITON_MODULES: dict[str, str | None] = {}
 # For torch.utils.flop_counter, by the name of the op: what ``register_flop_formula(get_raw=True)`` takes.
 FLOP_FORMULAS: dict[str, Callable[..., int]] = {}
 
 
 class Op(NamedTuple):
-    """One op: what torch's dispatcher knows it as, and its two launchers."""
+    """One op: the operator of torch's dispatcher, and two launchers."""
 
     dispatched: Callable[..., Any]
     cpu: Callable[..., Any]
     triton: Callable[..., Any]
 
     def on(self, route: Route) -> Callable[..., Any]:
-        """What to call for ``route``.
+        """The function to call for ``route``.
 
-        The dispatcher is for whoever needs to see the op: compilers, fake tensors, dispatch modes, the profiler. For
-        plain tensors in eager mode its boundary would cost as much as a small kernel, and the launcher is called
-        itself.
+        Compilers, fake tensors, dispatch modes and the profiler must see the op: they get the dispatcher's. For plain
+        tensors in eager mode the dispatcher would cost as much as a small kernel: they get the launcher.
         """
         if route.dispatched:
             _tell_flop_counters()
@@ -48,7 +48,7 @@ class Op(NamedTuple):
 def define(
     schema: str,
     *,
-    module: str,
+    module: str | None,
     tensors: str,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
@@ -56,31 +56,37 @@ def define(
     more: Callable[[Call], None] | None = None,
     adapt: Callable[..., Any] | None = None,
     dispatched: Callable[..., Any] | None = None,
+    instead: str = "",
 ) -> Op:
     """Registers ``fastvae::<schema>`` with its CPU launcher and the Triton launcher of the same name in ``module``.
 
+    An op without a Triton launcher has no module; ``instead`` says in its error what to call on a GPU.
+
     ``tensors``, ``choices`` and ``more`` say what the dispatcher may call it with, see :class:`Contract`.
-    A launcher may return None for an output that there is not; the dispatcher, which knows tensors only, hands out an
-    empty one. ``adapt(launcher, *args)`` calls a Triton launcher whose arguments are not the schema's, and
-    ``dispatched(launcher, *args)`` the CPU launcher where the dispatcher calls it.
+    A launcher may return None for a missing output; the dispatcher, which knows tensors only, returns an empty one.
+    ``adapt(launcher, *args)`` calls a Triton launcher that takes other arguments than the schema.
+    ``dispatched(launcher, *args)`` calls the CPU launcher for the dispatcher.
     """
     name = schema.partition("(")[0]
     contract = Contract(schema, tensors, choices, more)
+    TRITON_MODULES[name] = module
 
     def triton(*args: Any) -> Any:
+        if module is None:
+            raise RuntimeError(f"fastvae::{name} runs on CPU tensors only: on a GPU call {instead}")
         # Imported here so that the library, and its CPU users, never load Triton.
         launcher = getattr(importlib.import_module(f"fastvae.kernels.{module}"), name)
         return launcher(*args) if adapt is None else adapt(launcher, *args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _checked(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
-    _LIBRARY.impl(name, _checked(contract, triton), "CUDA")
+    _LIBRARY.impl(name, _check_calls(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
+    _LIBRARY.impl(name, triton if module is None else _check_calls(contract, triton), "CUDA")
     torch.library.register_fake(f"fastvae::{name}", _on_one_device(contract, fake), lib=_LIBRARY)
     return Op(getattr(torch.ops.fastvae, name).default, cpu, triton)
 
 
 def _on_one_device(contract: Contract, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """``fake``, which also answers where one tensor of many is on the meta device: what it makes holds no numbers."""
+    """``fake`` behind a check that all tensors are on one device, as one tensor of many on ``meta`` is not."""
 
     def run(*args: Any) -> Any:
         contract.check_devices(*args)
@@ -90,9 +96,9 @@ def _on_one_device(contract: Contract, fake: Callable[..., Any]) -> Callable[...
 
 
 def _tell_flop_counters() -> None:
-    """Gives the formulas to every FlopCounterMode that looks on, and to those to come.
+    """Gives the formulas to every active FlopCounterMode, and to later ones.
 
-    Only now, since the import of the counter's module loads Triton, which importing this package must not.
+    Only now: importing the counter's module loads Triton, which importing this package must not.
     """
     if torch.compiler.is_compiling() or "torch.utils.flop_counter" not in sys.modules:
         return
@@ -107,17 +113,17 @@ def _tell_flop_counters() -> None:
                 mode.counter.flop_registry.setdefault(op, counter.flop_registry[op])
 
 
-def _checked(contract: Contract, launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """``launcher`` as the dispatcher calls it: with arguments that fit, and an empty tensor for None."""
+def _check_calls(contract: Contract, launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """``launcher`` for the dispatcher: its arguments are checked, and None becomes an empty tensor."""
 
-    def filled(like: Tensor, outputs: Any) -> Any:
+    def fill(like: Tensor, outputs: Any) -> Any:
         if isinstance(outputs, (tuple, list)):
-            return type(outputs)(filled(like, t) for t in outputs)
+            return type(outputs)(fill(like, t) for t in outputs)
         return like.new_empty(0) if outputs is None else outputs
 
     def run(*args: Any) -> Any:
         contract.check(*args)
-        return filled(args[0], launcher(*args))
+        return fill(args[0], launcher(*args))
 
     return run
 
@@ -131,9 +137,9 @@ def needs_grad(*tensors: Tensor) -> bool:
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` without its preparations for torch.func, which no kernel runs under.
+    """``function.apply(*args)`` without its preparations for torch.func, under which no kernel runs.
 
-    They take as long as a small kernel. A compiler knows the usual call only.
+    They take as long as a small kernel. A compiler knows only the usual call.
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
@@ -161,9 +167,9 @@ def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def keep_none(ctx: Any) -> None:
-    """Lets ``backward`` see which outputs nobody used: None in place of zeros, whose product with infinity is NaN.
+    """Lets ``backward`` see which outputs are unused: it gets None in place of zeros. Zero times infinity is NaN.
 
-    A compiler knows zeros only.
+    A compiler knows only zeros.
     """
     if not torch.compiler.is_compiling():
         ctx.set_materialize_grads(False)
@@ -174,22 +180,22 @@ def zeros_for_rows(t: Tensor) -> Tensor:
     return t.new_zeros(t.shape[0], dtype=compute_dtype(t.dtype))
 
 
-# What a Function's gradient is a function of: a function of its tensors in plain PyTorch, and these tensors, one for
-# each argument of ``forward``; None for an argument that has no gradient.
+# A Function in plain PyTorch, for its second and later derivatives: a function of its tensors, and these tensors, one
+# for each argument of ``forward``; None for an argument that has no gradient.
 Differentiable = tuple[Callable[..., Any], Sequence[Tensor | None]]
 
 
 def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., Any]:
     """Makes a Function's ``backward`` differentiable, and lets ``vmap`` map it.
 
-    ``backward`` is a kernel's, and runs where a first gradient is all that is wanted. Under grad mode, as
+    ``backward`` calls a kernel, and runs where only a first gradient is needed. Under grad mode, as
     ``create_graph=True`` sets it, and for mapped gradients the gradient is that of ``reference(ctx)``, which
-    autograd can follow as often as it is asked to. ``backward(ctx, route, *d_outputs)`` is told who runs it; the
-    forward pass leaves its own route at ``ctx.route``.
+    autograd can differentiate any number of times. ``backward(ctx, route, *d_outputs)`` gets the route of its own
+    call; the forward pass leaves its route at ``ctx.route``.
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(ctx: Any, *d_outputs: Tensor | None) -> Any:
+        def run(ctx: Any, *d_outputs: Tensor | None) -> Any:
             route: Route = ctx.route
             if torch.compiler.is_compiling():
                 return backward(ctx, route, *d_outputs)
@@ -203,7 +209,7 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
                         return backward(ctx, backend.route_of(route.impl, *given), *d_outputs)
             return reference_gradients(reference, ctx, d_outputs)
 
-        return wrapped
+        return run
 
     return decorate
 

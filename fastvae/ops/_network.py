@@ -1,103 +1,73 @@
-"""What the masked layers' ops share: checks of layers, and how the extension is told of them."""
+"""What ops on whole masked networks share: the numbers that describe one, and checks of its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
 from ..backend import Route
-from ..reference.affine_flow import KINDS
+from ..precision import DTYPES, to_autocast
 from ..reference.made import MadeParameters
-from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure
 from . import _checks
+from ._layers import ACTIVATION_IDS, KIND_IDS, NEED_PRE, check_kind
 
-# The extension's numbers (csrc/activation.h, csrc/affine.h).
-ACTIVATION_IDS = {name: index for index, name in enumerate(ACTIVATIONS)}
-KIND_IDS = {None: 0} | {name: index for index, name in enumerate(KINDS, 1)}
-# Activations whose derivative needs the pre-activation; for the others it follows from their value.
-NEED_PRE = ("gelu", "silu")
 # Samples of a block of saved activations (csrc/lanes.h).
 LANES = 64
 
 
-def activation_of(activation: str | None) -> str:
-    if activation is None:
-        return "identity"
-    if activation not in ACTIVATION_IDS:
-        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    return activation
+class NetworkFields(NamedTuple):
+    """A network's numbers as ops and the extension take them, in this order."""
 
-
-def check_kind(kind: str, structure: MadeStructure | None = None) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    needed = 1 if kind == "location_only" else 2
-    if structure is not None and structure.params_per_feature != needed:
-        raise ValueError(f"kind={kind!r} takes params_per_feature={needed}, got {structure.params_per_feature}")
-
-
-def check_degrees(name: str, degrees: Tensor, count: int, like: Tensor) -> Tensor:
-    """``degrees`` as int64, once they are known to be ``count`` integers on the device of ``like``."""
-    if not isinstance(degrees, Tensor):
-        raise TypeError(f"{name} must be a tensor of integers, got {type(degrees).__name__}")
-    if degrees.is_floating_point() or degrees.is_complex():
-        raise TypeError(f"{name} must be a tensor of integers, got {degrees.dtype}")
-    if degrees.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {tuple(degrees.shape)}")
-    if degrees.device != like.device:
-        raise ValueError(f"{name} must be on the device of x, {like.device}; it is on {degrees.device}")
-    return degrees.long().contiguous()
-
-
-def degrees_of(name: str, degrees: Sequence[int] | Tensor, count: int) -> tuple[int, ...]:
-    """``degrees`` as Python integers, for a layer that keeps them.
-
-    Raises:
-        TypeError: one is no integer.
-        ValueError: there are not ``count``.
-    """
-    given = degrees.tolist() if isinstance(degrees, Tensor) else list(degrees)
-    if len(given) != count:
-        raise ValueError(f"{name} must be {count} integers, got {len(given)}")
-    return tuple(integer(f"{name}[{i}]", degree) for i, degree in enumerate(given))
+    features: int
+    params_per_feature: int
+    activation: int
+    kind: int
+    residual: int
+    interleaved: int
 
 
 def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
-    """A structure's numbers for the extension (csrc/types.h), made, and the kind checked, once for each kind."""
+    """The :class:`NetworkFields` of a structure; they are made, and the kind is checked, once for each kind."""
     fields = structure.fields.get(kind)
     if fields is not None:
         return fields
     if kind is not None:
-        check_kind(kind, structure)
-    fields = [
-        structure.features,
-        structure.params_per_feature,
-        ACTIVATION_IDS[structure.activation],
-        KIND_IDS[kind],
-        int(structure.residual),
-        int(structure.layout == "interleaved"),
-    ]
+        check_kind(kind)
+        needed = 1 if kind == "location_only" else 2
+        if structure.params_per_feature != needed:
+            raise ValueError(f"kind={kind!r} takes params_per_feature={needed}, got {structure.params_per_feature}")
+    fields = list(
+        NetworkFields(
+            structure.features,
+            structure.params_per_feature,
+            ACTIVATION_IDS[structure.activation],
+            KIND_IDS[kind],
+            int(structure.residual),
+            int(structure.layout == "interleaved"),
+        )
+    )
     if not torch.compiler.is_compiling():
         structure.fields[kind] = fields
     return fields
 
 
-def saved_rows(widths: Sequence[int], activation: int, residual: bool) -> int:
-    """Rows that a block of samples keeps: inputs, hidden layers before and after their activation, parameters.
+def count_saved(n: int, widths: Sequence[int], fields: NetworkFields) -> int:
+    """Numbers that the forward pass of ``n`` samples keeps, as csrc lays them out.
 
-    ``widths`` are those of the inputs, the hidden layers and the outputs. As csrc/network.h lays them out.
+    A block of samples keeps the inputs, hidden layers before and after their activation, and the parameters.
+    ``widths`` are those of the inputs, the hidden layers and the outputs.
     """
     rows, hidden = widths[0] + widths[-1], widths[1:-1]
-    before = list(ACTIVATION_IDS)[activation] in NEED_PRE
+    before = list(ACTIVATION_IDS)[fields.activation] in NEED_PRE
     for index, width in enumerate(hidden):
-        rows += width * (before or (residual and index % 2 == 0))
-        rows += width * (not residual or index < len(hidden) - 1)
-    return rows
+        rows += width * (before or bool(fields.residual and index % 2 == 0))
+        rows += width * (not fields.residual or index < len(hidden) - 1)
+    return (n + LANES - 1) // LANES * rows * LANES
 
 
 def check_network(
@@ -128,10 +98,10 @@ def for_autocast(
 ) -> tuple[Tensor, Tensor | None, MadeParameters]:
     """A network's tensors in the dtype of autocast."""
     dtype = torch.get_autocast_dtype(x.device.type)
-    weights, biases, scales = ([_checks.to_autocast(t, dtype) for t in part] for part in parameters[:3])
+    weights, biases, scales = ([to_autocast(t, dtype) for t in part] for part in parameters[:3])
     return (
-        _checks.to_autocast(x, dtype),
-        _checks.to_autocast(context_term, dtype),
+        to_autocast(x, dtype),
+        to_autocast(context_term, dtype),
         parameters._replace(weights=weights, biases=biases, weight_scales=scales),
     )
 
@@ -171,11 +141,11 @@ def _of_one_kind(
 ) -> list[Tensor | None]:
     """All tensors in one row, of one dtype and on one device; None stays None."""
     tensors = [x, context_term, *(t for part in parts for t in part)]
-    if isinstance(x, Tensor) and x.dtype in _checks.DTYPES:
+    if isinstance(x, Tensor) and x.dtype in DTYPES:
         dtype, device = x.dtype, x.device
         if all(t is None or (t.dtype is dtype and t.device == device) for t in tensors):
             return tensors
     names = _layer_names(len(parts[0]))
     named = {n: t for n, t in zip((name, "context_term", *names), tensors, strict=True) if t is not None}
-    cast = dict(zip(named, _checks.same_kind(**named), strict=True))
+    cast = dict(zip(named, _checks.to_same_kind(**named), strict=True))
     return [cast.get(n) for n in (name, "context_term", *names)]

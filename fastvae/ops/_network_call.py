@@ -13,7 +13,7 @@ from ..backend import Route
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import row_factors
 from ..structure import MadeStructure
-from . import _checks
+from . import _layout
 from ._library import Differentiable, extension, keep_none
 from .masked_linear import NORM
 
@@ -23,10 +23,10 @@ _CPU = torch.device("cpu")
 
 
 class NetworkCall(NamedTuple):
-    """What an autograd function is told besides the tensors that may have gradients.
+    """The arguments of an autograd function besides the tensors that may have gradients.
 
-    Those are the weights and then, as far as they exist, context term, biases and row factors: every argument of
-    autograd's costs a microsecond, one that is None as well.
+    Those tensors are the weights and then, as far as they exist, context term, biases and row factors: every argument
+    of an autograd function costs a microsecond, also None.
     """
 
     layers: int
@@ -35,7 +35,7 @@ class NetworkCall(NamedTuple):
     fields: list[int]
     normalized: bool
     route: Route
-    # The reference's own arguments, for derivatives that kernels have not; a compiler, which takes none, gets None.
+    # The reference's arguments, for derivatives beyond the kernels'; None under a compiler, which takes neither.
     structure: MadeStructure | None
     kind: str | None
 
@@ -46,9 +46,9 @@ class NetworkCall(NamedTuple):
         return context_term, tensors[: self.layers], optional[: self.layers], optional[self.layers :]
 
     def with_factors(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
-        """The tensors with gains turned into factors, and what the backward pass needs of them.
+        """The tensors with gains turned into factors, and those that the backward pass needs.
 
-        That is the weights, then the factors and, where they come from gains, the norms that those are divided by.
+        The latter are the weights, the factors and, where these come from gains, the norms that divide the gains.
         """
         count = self.layers
         weights = tensors[:count]
@@ -63,7 +63,7 @@ class NetworkCall(NamedTuple):
         return (*others, *factors), (*weights, *factors, *norms)
 
 
-def ready(
+def recognise(
     x: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
@@ -72,9 +72,9 @@ def ready(
     fields: list[int],
     impl: str,
 ) -> tuple[NetworkCall, Tensors] | None:
-    """The C++ kernels' call where all is as they take it, recognised at once; None where there is more to be checked.
+    """The call of the C++ kernels where all tensors are as these take them; None where checks are needed.
 
-    ``check_network`` and ``prepared`` would come to the same, but for a small network they take as long as the kernels.
+    ``check_network`` and ``prepare`` give the same call. For a small network they take as long as the kernels.
     """
     if not backend.runs_cpp(impl):
         return None
@@ -88,7 +88,7 @@ def ready(
     return NetworkCall(len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind), tensors
 
 
-def prepared(
+def prepare(
     x: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
@@ -103,34 +103,34 @@ def prepared(
     if context_term is not None:
         context_term = context_term.reshape(-1, context_term.shape[-1])
     optional = (context_term, *biases, *scales)
-    tensors = [_checks.rows(w, w.shape[1]) for w in weights]
+    tensors = [_layout.to_rows(w, w.shape[1]) for w in weights]
     tensors += [t.contiguous() for t in optional if t is not None]
     present = tuple([t is not None for t in optional])
     own = (None, None) if torch.compiler.is_compiling() else (structure, kind)
     call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own)
-    return _checks.rows(x, x.shape[-1]), call, tensors
+    return _layout.to_rows(x, x.shape[-1]), call, tensors
 
 
-def only_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:
-    """The tensors' gradients, None for those that nobody needs."""
+def keep_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTensors:
+    """The gradients that are needed; None for the others."""
     return gradients if all(needs) else [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
 
 def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
-    """Keeps what the kernels' backward pass reads, and the inputs that it does not read but the reference does."""
+    """Keeps what the kernels' backward pass reads, and the further inputs that the reference reads."""
     ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
     ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)
     if call.kind is not None:
         keep_none(ctx)
 
 
-def saved_network(ctx: Any) -> tuple[Tensor, Tensors]:
+def read_saved(ctx: Any) -> tuple[Tensor, Tensors]:
     """What the kernels' backward pass reads."""
     saved, *others = ctx.saved_tensors
     return saved, others[: ctx.kept]
 
 
-def network_again(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
+def rebuild_network(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
     """``reference`` as a function of the tensors of the call that ``ctx`` keeps."""
     call, (_, *others) = ctx.call, ctx.saved_tensors
     x, tensors = others[ctx.kept], (*others[: call.layers], *others[ctx.kept + 1 :])

@@ -1,4 +1,4 @@
-"""What the ops on whole networks may be called with: lists of tensors that agree with each other, and with degrees."""
+"""Checks of calls of the ops on whole networks: lists of tensors must agree with each other, and with degrees."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..reference.affine_flow import KINDS
-from ..reference.masked_linear import ACTIVATIONS
+from ..structure import ACTIVATION_NAMES
 from ._contracts import Call
-from ._network import KIND_IDS, LANES, saved_rows
+from ._layers import KIND_IDS
+from ._network import NetworkFields, count_saved
 
 __all__ = ["check_forward", "check_gradient"]
 
-# Kinds whose steps have no scale.
+# The kind with no scale has one parameter for each feature.
 _ONE_PARAMETER = KIND_IDS["location_only"]
 
 
 def check_forward(call: Call) -> None:
-    """Of the step, the network alone, and the inverse: their tensors are weights, context term, biases, factors."""
+    """Checks the step, the network alone, and the inverse. Their tensors are weights, context term, biases, factors."""
     widths = _structure(call)
     tensors, count = list(call["tensors"]), len(widths) - 1
     context, present = call["present"][0], call["present"][1:]
@@ -32,20 +33,20 @@ def check_forward(call: Call) -> None:
 
 
 def check_gradient(call: Call) -> None:
-    """Of their backward passes: those read what the forward pass saved, weights, factors, and norms for gains."""
+    """Checks their backward passes, which read what the forward pass saved, weights, factors, and norms for gains."""
     widths = _structure(call)
     kept, count, present = list(call["kept"]), len(widths) - 1, call["present"]
-    alone = call["structure"][3] == 0
+    fields = NetworkFields(*call["structure"])
+    alone = fields.kind == 0
     outputs = widths[-1] if alone else widths[0]
     call.require(call.sizes["O"] == outputs, "the first argument", f"have {outputs} columns", call.sizes["O"])
     call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
-    n, (activation, residual) = call.sizes["N"], (call["structure"][2], bool(call["structure"][4]))
-    size = (n + LANES - 1) // LANES * saved_rows(widths, activation, residual) * LANES
-    saved = call.given("saved")
+    size = count_saved(call.sizes["N"], widths, fields)
+    saved = call.get_tensor("saved")
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
     scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
-    # The inverse's pass is handed the norms as well, where there are any, and reads none.
+    # The inverse's pass also gets the norms, if any, and reads none.
     normalized = call.arguments.get("normalized", len(kept) > count + len(scaled))
     vectors = scaled * 2 if normalized else scaled
     call.require(len(kept) == count + len(vectors), "kept", f"be {count + len(vectors)} tensors", len(kept))
@@ -57,15 +58,16 @@ def check_gradient(call: Call) -> None:
 
 
 def _structure(call: Call) -> list[int]:
-    """The widths of the layers, the inputs first, once the numbers and degrees are known to describe a network."""
+    """The widths of the layers, the inputs first; raises unless numbers and degrees describe a network."""
     degrees, numbers, present = call["degrees"], list(call["structure"]), call["present"]
     call.require(len(degrees) >= 2, "degrees", "be those of the features and of one layer or more", len(degrees))
     for d in degrees:
         call.tensor("degrees", d, (str(d.numel()),), "ci")
     widths = [d.numel() for d in degrees]
     call.require(len(present) == 2 * len(degrees) - 1, "present", f"be {2 * len(degrees) - 1} values", len(present))
-    call.require(len(numbers) == 6, "structure", "be six numbers", numbers)
-    features, params, activation, kind, residual, interleaved = numbers
+    call.require(len(numbers) == len(NetworkFields._fields), "structure", "be six numbers", numbers)
+    fields = NetworkFields(*numbers)
+    features, params = fields.features, fields.params_per_feature
     inverse = call.op.startswith("autoregressive_inverse")
     described = (
         features >= 1
@@ -73,22 +75,22 @@ def _structure(call: Call) -> list[int]:
         and widths[0] == features
         and widths[-1] == features * params
         and min(widths) >= 1
-        and 0 <= activation < len(ACTIVATIONS)
-        and inverse <= kind <= len(KINDS)
-        and (kind == 0 or params == (1 if kind == _ONE_PARAMETER else 2))
-        and residual in (0, 1)
-        and interleaved in (0, 1)
+        and 0 <= fields.activation < len(ACTIVATION_NAMES)
+        and inverse <= fields.kind <= len(KINDS)
+        and (fields.kind == 0 or params == (1 if fields.kind == _ONE_PARAMETER else 2))
+        and fields.residual in (0, 1)
+        and fields.interleaved in (0, 1)
     )
     call.require(described, "structure", f"describe a network of widths {widths}", numbers)
     hidden = widths[1:-1]
-    whole = not residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
+    whole = not fields.residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
     call.require(whole, "degrees", "be those of residual blocks, of one width", widths)
     if inverse and call.is_cpu:
-        _sweepable(call, [d.tolist() for d in degrees], bool(interleaved))
+        _check_sweep(call, [d.tolist() for d in degrees], bool(fields.interleaved))
     return widths
 
 
-def _sweepable(call: Call, degrees: list[list[int]], interleaved: bool) -> None:
+def _check_sweep(call: Call, degrees: list[list[int]], interleaved: bool) -> None:
     """A sweep finds one feature after another: each must depend on those before it, and on nothing else."""
     first, *hidden, last = degrees
     features = len(first)

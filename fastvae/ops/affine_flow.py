@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import affine_flow as reference
-from ..reference.diag_gaussian import compute_dtype
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call
+from ._layers import KIND_IDS, check_kind
 from ._library import (
     Differentiable,
     apply,
@@ -24,12 +25,11 @@ from ._library import (
     with_reference,
     zeros_for_rows,
 )
-from ._network import KIND_IDS, check_kind
 
 
 def _rows_of(*tensors: Tensor | None) -> list[tuple[Tensor | None, int, int]]:
     """Each tensor in the dtype of the computation, with its address and the stride of its rows."""
-    computed = [None if t is None else _checks.compute(t) for t in tensors]
+    computed = [None if t is None else _layout.to_compute_dtype(t) for t in tensors]
     return [(t, 0, 0) if t is None else (t, t.data_ptr(), t.stride(0)) for t in computed]
 
 
@@ -41,7 +41,7 @@ def _fwd_cpu(z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, in
         x.dtype == torch.float64, KIND_IDS[kind], inverse, x_at, x_stride, m_at, m_stride, s_at, s_stride,
         out.data_ptr(), log_det.data_ptr(), *x.shape,
     )  # fmt: skip
-    return _checks.cast(out, z.dtype), log_det
+    return _layout.cast(out, z.dtype), log_det
 
 
 def _fwd_fake(z: Tensor, shift: Any, scale_logit: Any, kind: Any, inverse: Any) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def _bwd_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (x, x_at, x_stride), (_m, m_at, m_stride), (_s, s_at, s_stride) = _rows_of(z, shift, scale_logit)
     assert x is not None
-    g = _checks.compute(d_out)
+    g = _layout.to_compute_dtype(d_out)
     d_z, d_shift = empty(x, x.shape), empty(x, x.shape)
     d_scale_logit = x.new_empty(0) if scale_logit is None else empty(x, x.shape)
     extension().affine_flow_bwd(
@@ -67,7 +67,7 @@ def _bwd_cpu(
         m_at, m_stride, s_at, s_stride, d_z.data_ptr(), d_shift.data_ptr(), d_scale_logit.data_ptr(), *x.shape,
     )  # fmt: skip
     dtype = z.dtype
-    return _checks.cast(d_z, dtype), _checks.cast(d_shift, dtype), _checks.cast(d_scale_logit, dtype)
+    return _layout.cast(d_z, dtype), _layout.cast(d_shift, dtype), _layout.cast(d_scale_logit, dtype)
 
 
 def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -103,7 +103,7 @@ BWD = define(
 )  # fmt: skip
 
 
-def _step_again(ctx: Any) -> Differentiable:
+def _rebuild_step(ctx: Any) -> Differentiable:
     kind, inverse = ctx.call
 
     def step(z: Tensor, shift: Tensor, scale_logit: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class _AffineFlow(torch.autograd.Function):
         return FWD.on(route)(z, shift, scale_logit, kind, inverse)
 
     @staticmethod
-    @with_reference(_step_again)
+    @with_reference(_rebuild_step)
     def backward(ctx: Any, route: Route, d_out: Tensor | None, d_log_det: Tensor | None) -> Any:
         (kind, inverse), (z, shift, scale_logit) = ctx.call, ctx.saved_tensors
         op, wants_scale = BWD.on(route), ctx.needs_input_grad[2]
@@ -154,7 +154,7 @@ def affine_flow(
     r"""Affine flow step :math:`z' = a(s) \odot z + c(s) \odot m` with its log-determinant :math:`\sum_i \log a(s_i)`.
 
     ==================  =================================  ==============  ==================================
-    kind                log a(s)                           c(s)            who has it
+    kind                log a(s)                           c(s)            used by
     ==================  =================================  ==============  ==================================
     ``gated``           -softplus(-s), s within ±30        1 - a(s)        IAF (paper)
     ``exp``             s / (1 + abs(s) / log 1000)        1               zuko
@@ -205,16 +205,16 @@ def affine_flow(
     named = {"z": z, "shift": shift} | ({} if scale_logit is None else {"scale_logit": scale_logit})
     route, routed = backend.route(impl, *named.values(), names=tuple(named))
     if not route.alike:
-        named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
-    _checks.same_features(**named)
+        named = dict(zip(named, _checks.to_same_kind(**dict(zip(named, routed, strict=True))), strict=True))
+    _checks.check_features(**named)
     z, shift, *rest = _checks.broadcast_batch((1,) * len(named), **named)
     if route.impl == "reference":
         return reference.affine_flow(z, shift, rest[0] if rest else None, kind, inverse)
     batch, d = z.shape[:-1], z.shape[-1]
-    z, shift = _checks.rows(z, d), _checks.rows(shift, d)
-    logit = _checks.rows(rest[0], d) if rest else None
+    z, shift = _layout.to_rows(z, d), _layout.to_rows(shift, d)
+    logit = _layout.to_rows(rest[0], d) if rest else None
     if needs_grad(z, shift, *rest):
         out, log_det = apply(_AffineFlow, z, shift, logit, (kind, inverse, route))
     else:
         out, log_det = FWD.on(route)(z, shift, logit, kind, inverse)
-    return _checks.shaped(out, (*batch, d)), _checks.shaped(log_det, batch)
+    return _layout.to_shape(out, (*batch, d)), _layout.to_shape(log_det, batch)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..backend import Route
+from ..precision import compute_dtype, is_autocasting
 from ..reference import made as reference
-from ..reference.diag_gaussian import autocasting
 from ..reference.made import MadeParameters
 from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
-from . import _checks
+from . import _layout
 from ._library import (
     Differentiable,
     apply,
@@ -28,32 +28,27 @@ from ._library import (
     with_reference,
     zeros_for_rows,
 )
-from ._network import LANES, check_network, for_autocast, route_network, saved_rows, structure_fields
+from ._network import NetworkFields, check_network, count_saved, for_autocast, route_network, structure_fields
 from ._network_call import (
     NetworkCall,
     OptionalTensors,
     Tensors,
-    network_again,
-    only_needed,
-    prepared,
-    ready,
+    keep_needed,
+    prepare,
+    read_saved,
+    rebuild_network,
+    recognise,
     save_network,
-    saved_network,
 )
 from ._network_contract import check_forward, check_gradient
 from .affine_flow import affine_flow
 from .masked_linear import masked_linear, masked_norm
 
 
-def saved_size(n: int, degrees: Tensors, structure: Sequence[int]) -> int:
-    widths = [d.shape[0] for d in degrees]
-    return (n + LANES - 1) // LANES * saved_rows(widths, structure[2], bool(structure[4])) * LANES
-
-
-def dispatched_fwd(
+def fwd_for_dispatcher(
     launcher: Callable[..., tuple[Tensor, Tensor, Tensor | None]], *args: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As the dispatcher calls it: what is saved is flat, since a compiler would ask whether there is one block."""
+    """The launcher for the dispatcher: ``saved`` is flat, since a compiler would ask whether there is one block."""
     out, log_det, saved = launcher(*args)
     return out, log_det, None if saved is None else saved.view(-1)
 
@@ -70,18 +65,20 @@ def fwd_cpu(
     """Runs the step or its ``inverse``, which take the same arguments."""
     dtype = x.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
-        x, tensors = _checks.compute(x), _checks.computed(tensors, dtype)
+        x, tensors = _layout.to_compute_dtype(x), _layout.all_to_compute_dtype(tensors, dtype)
     out, log_det, saved = extension().autoregressive_flow_fwd(inverse, x, tensors, present, degrees, structure, keep)
-    return _checks.cast(out, dtype), log_det, saved
+    return _layout.cast(out, dtype), log_det, saved
 
 
 def fwd_fake(
     x: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Sequence[int], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, alone = x.shape[0], structure[3] == 0
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n, fields, wide = x.shape[0], NetworkFields(*structure), compute_dtype(x.dtype)
+    alone = fields.kind == 0
     out = x.new_empty((n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
-    saved = x.new_empty(saved_size(n, degrees, structure), dtype=wide) if keep else x.new_empty(0)
+    saved = x.new_empty(0)
+    if keep:
+        saved = x.new_empty(count_saved(n, [d.shape[0] for d in degrees], fields), dtype=wide)
     return out, x.new_empty(0 if alone else n, dtype=wide), saved
 
 
@@ -106,10 +103,10 @@ def _bwd_cpu(
             d_out, d_log_det, saved, kept, present, normalized, degrees, structure, needs
         )
     d_x, gradients = extension().autoregressive_flow_bwd(
-        _checks.compute(d_out),
+        _layout.to_compute_dtype(d_out),
         d_log_det,
         saved,
-        _checks.computed(kept, dtype),
+        _layout.all_to_compute_dtype(kept, dtype),
         present,
         normalized,
         degrees,
@@ -141,12 +138,13 @@ def _bwd_fake(
     return d_out.new_empty((n, features)), gradients
 
 
+_INSTEAD = "the networks and flows of fastvae.nn, or the functions of fastvae.ops.autoregressive_flow"
 # `tensors`: weights, and what is `present` of the context's term, biases, and factors of the weights' rows.
 NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake, dispatched=dispatched_fwd,
+    module=None, cpu=_fwd_cpu, fake=fwd_fake, dispatched=fwd_for_dispatcher, instead=_INSTEAD,
 )  # fmt: skip
 # `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
 # whether its gradient is wanted; those of all layers are computed where one of them is.
@@ -154,29 +152,29 @@ BWD = define(
     "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
     " bool normalized, Tensor[] degrees, SymInt[] structure, bool[] needs) -> (Tensor d_z, Tensor[] d_tensors)",
     tensors="d_out[N,O]c", more=check_gradient,
-    module="autoregressive_flow", cpu=_bwd_cpu, fake=_bwd_fake,
+    module=None, cpu=_bwd_cpu, fake=_bwd_fake, instead=_INSTEAD,
 )  # fmt: skip
 
 
 def step_gradients(
     ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors
 ) -> tuple[Tensor, OptionalTensors]:
-    """Of the step whose call ``ctx`` keeps: those of its point and of the call's tensors."""
+    """The gradients of the step that ``ctx`` keeps: of its point, and of the tensors of its call."""
     call, needs = ctx.call, ctx.needs_input_grad[2:]
     d_x, gradients = BWD.on(route)(
         d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
     )
-    return d_x, only_needed(gradients, needs)
+    return d_x, keep_needed(gradients, needs)
 
 
-def _step_again(ctx: Any) -> Differentiable:
+def _rebuild_step(ctx: Any) -> Differentiable:
     def step(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         if ctx.call.kind is None:
             # Without a step there is no log-determinant: the kernels hand out an empty one.
-            return reference.made(x, *others[:-1]), x.new_zeros(0)
+            return reference.masked_network(x, *others[:-1]), x.new_zeros(0)
         return reference.autoregressive_flow(x, *others)
 
-    return network_again(ctx, step)
+    return rebuild_network(ctx, step)
 
 
 class _AutoregressiveFlow(torch.autograd.Function):
@@ -188,18 +186,18 @@ class _AutoregressiveFlow(torch.autograd.Function):
         return out, log_det
 
     @staticmethod
-    @with_reference(_step_again)
+    @with_reference(_rebuild_step)
     def backward(ctx: Any, route: Route, d_out: Tensor | None, d_log_det: Tensor | None) -> Any:
         if d_out is None:
             # The log-determinant alone does not depend on how large the points are.
-            return reference_gradients(_step_again, ctx, (None, d_log_det))
-        saved, kept = saved_network(ctx)
+            return reference_gradients(_rebuild_step, ctx, (None, d_log_det))
+        saved, kept = read_saved(ctx)
         d_log_det = zeros_for_rows(d_out) if d_log_det is None else d_log_det
         d_x, gradients = step_gradients(ctx, route, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
         return None, d_x, *gradients
 
 
-def made(
+def masked_network(
     x: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
@@ -239,11 +237,11 @@ def autoregressive_flow(
     kind: str = "gated",
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`, whose shift and scale
-    logit a masked network makes of z.
+    """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`. A masked network of z
+    gives its shift and scale logit.
 
-    Arguments and errors are those of :func:`made`, with ``kind`` of the affine map. Under autocast the step runs in the
-    widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.
+    Arguments and errors are those of :func:`masked_network`, with ``kind`` of the affine map. Under autocast the step
+    runs in the widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.
 
     Returns:
         The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
@@ -260,9 +258,9 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     fields = structure_fields(structure, kind)
-    if kind is None and torch._C._is_any_autocast_enabled() and autocasting(x.device.type):
+    if kind is None and torch._C._is_any_autocast_enabled() and is_autocasting(x.device.type):
         x, context_term, parameters = for_autocast(x, context_term, parameters)
-    known = ready(x, context_term, parameters, structure, kind, fields, impl)
+    known = recognise(x, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _step(x, *known)
     name = "x" if kind is None else "z"
@@ -270,14 +268,14 @@ def _run(
     x, context_term, parameters = check_network(name, x, context_term, parameters, structure)
     if route.impl == "reference":
         if kind is None:
-            return reference.made(x, context_term, parameters, structure), x
+            return reference.masked_network(x, context_term, parameters, structure), x
         return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
     if route.impl == "triton":
         return _layer_by_layer(x, context_term, with_factors(parameters, route.impl), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
-    out, log_det = _step(*prepared(x, context_term, parameters, structure, kind, fields, route))
+    out, log_det = _step(*prepare(x, context_term, parameters, structure, kind, fields, route))
     width = structure.output_features if kind is None else d
-    return _checks.shaped(out, (*batch, width)), log_det if kind is None else _checks.shaped(log_det, batch)
+    return _layout.to_shape(out, (*batch, width)), log_det if kind is None else _layout.to_shape(log_det, batch)
 
 
 def _step(x: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:

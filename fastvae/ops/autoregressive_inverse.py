@@ -12,7 +12,7 @@ from ..backend import Route
 from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
-from . import _checks, autoregressive_flow
+from . import _layout, autoregressive_flow
 from ._library import (
     Differentiable,
     apply,
@@ -25,7 +25,7 @@ from ._library import (
     zeros_for_rows,
 )
 from ._network import check_network, route_network, structure_fields
-from ._network_call import NetworkCall, Tensors, network_again, prepared, ready, save_network, saved_network
+from ._network_call import NetworkCall, Tensors, prepare, read_saved, rebuild_network, recognise, save_network
 from ._network_contract import check_forward, check_gradient
 from .autoregressive_flow import NETWORK, step_gradients
 
@@ -44,27 +44,35 @@ def _bwd_cpu(
     structure: Sequence[int],
 ) -> Tensor:
     d_z = extension().autoregressive_inverse_bwd(
-        _checks.compute(d_x), d_log_det, saved, _checks.computed(kept, d_x.dtype), present, degrees, structure
+        _layout.to_compute_dtype(d_x),
+        d_log_det,
+        saved,
+        _layout.all_to_compute_dtype(kept, d_x.dtype),
+        present,
+        degrees,
+        structure,
     )
-    return _checks.cast(d_z, d_x.dtype)
+    return _layout.cast(d_z, d_x.dtype)
 
 
+# The Triton kernels sweep through a network of another form, see _TritonInverse.
+_INSTEAD = "the flows of fastvae.nn, or fastvae.ops.autoregressive_inverse.autoregressive_inverse"
 FWD = define(
     f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor x, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module="autoregressive_inverse", cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake,
-    dispatched=autoregressive_flow.dispatched_fwd,
+    module=None, cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake, dispatched=autoregressive_flow.fwd_for_dispatcher,
+    instead=_INSTEAD,
 )  # fmt: skip
 BWD = define(
     "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
     " Tensor[] degrees, SymInt[] structure) -> Tensor d_z",
     tensors="d_x[N,O]c", more=check_gradient,
-    module="autoregressive_inverse", cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape),
+    module=None, cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape), instead=_INSTEAD,
 )  # fmt: skip
 
 
-def _inverse_again(ctx: Any) -> Differentiable:
-    return network_again(ctx, reference.autoregressive_inverse)
+def _rebuild_inverse(ctx: Any) -> Differentiable:
+    return rebuild_network(ctx, reference.autoregressive_inverse)
 
 
 class _AutoregressiveInverse(torch.autograd.Function):
@@ -78,11 +86,11 @@ class _AutoregressiveInverse(torch.autograd.Function):
         return x, log_det
 
     @staticmethod
-    @with_reference(_inverse_again)
+    @with_reference(_rebuild_inverse)
     def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
         if d_x is None:
-            return reference_gradients(_inverse_again, ctx, (None, d_log_det))
-        saved, kept = saved_network(ctx)
+            return reference_gradients(_rebuild_inverse, ctx, (None, d_log_det))
+        saved, kept = read_saved(ctx)
         call, needs = ctx.call, ctx.needs_input_grad[2:]
         d_log_det = zeros_for_rows(d_x) if d_log_det is None else d_log_det.contiguous()
         d_z = BWD.on(route)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
@@ -91,7 +99,7 @@ class _AutoregressiveInverse(torch.autograd.Function):
         return None, d_z, *step_gradients(ctx, route, -d_z, -d_log_det, saved, kept)[1]
 
 
-def _triton_inverse_again(ctx: Any) -> Differentiable:
+def _rebuild_triton_inverse(ctx: Any) -> Differentiable:
     call, (_, z, *tensors) = ctx.call, ctx.saved_tensors
 
     def inverse(_call: None, _structure: None, _kind: None, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,12 +124,12 @@ class _TritonInverse(torch.autograd.Function):
         return x, log_det
 
     @staticmethod
-    @with_reference(_triton_inverse_again)
+    @with_reference(_rebuild_triton_inverse)
     def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
         from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
 
         if d_x is None:
-            return reference_gradients(_triton_inverse_again, ctx, (None, d_log_det))
+            return reference_gradients(_rebuild_triton_inverse, ctx, (None, d_log_det))
         d_log_det = zeros_for_rows(d_x) if d_log_det is None else d_log_det.contiguous()
 
         call, structure, kind = ctx.call, ctx.structure, ctx.kind
@@ -181,7 +189,7 @@ def autoregressive_inverse(
         second time on.
     """
     fields = structure_fields(structure, kind)
-    known = ready(z, context_term, parameters, structure, kind, fields, impl)
+    known = recognise(z, context_term, parameters, structure, kind, fields, impl)
     if known is not None:
         return _solve(z, *known)
     route, z, context_term, parameters = route_network("z", impl, z, context_term, parameters)
@@ -191,12 +199,12 @@ def autoregressive_inverse(
     batch, d = z.shape[:-1], z.shape[-1]
     if route.impl == "triton":
         parameters = autoregressive_flow.with_factors(parameters, route.impl)
-    z, call, tensors = prepared(z, context_term, parameters, structure, kind, fields, route)
+    z, call, tensors = prepare(z, context_term, parameters, structure, kind, fields, route)
     if route.impl == "triton":
         x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
     else:
         x, log_det = _solve(z, call, tensors)
-    return _checks.shaped(x, (*batch, d)), _checks.shaped(log_det, batch)
+    return _layout.to_shape(x, (*batch, d)), _layout.to_shape(log_det, batch)
 
 
 def _solve(z: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:

@@ -44,12 +44,12 @@ from torch import Tensor
 from .. import backend
 from ..reference import causal_sampler as reference
 from ..reference.gated_activation import KINDS
+from ._layers import ACTIVATION_IDS
 from ._library import extension
-from ._network import ACTIVATION_IDS
 
 if TYPE_CHECKING:
-    from ..sampling.likelihoods import PixelLikelihood
-    from ..sampling_plan import Binding, Conv, Node, Plan
+    from ..structure.likelihood import PixelLikelihood
+    from ..structure.sampling_plan import Binding, Conv, Node, Plan
 
 _OPS = {
     name: code
@@ -188,7 +188,7 @@ def causal_sampler(
     """Draws images in place, every activation of the network being computed once.
 
     Args:
-        plan: the network, see :class:`fastvae.sampling_plan.Plan`.
+        plan: the network, see :class:`fastvae.structure.sampling_plan.Plan`.
         binding: its weights and constants, of the dtype of ``images``.
         likelihood: how a pixel is drawn.
         images: ``(N, C, H, W)``, contiguous, float32 or float64; zero where it is not given.

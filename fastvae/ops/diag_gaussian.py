@@ -10,42 +10,43 @@ from torch import Tensor
 
 from .. import backend, rng
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
-from . import _checks
+from . import _checks, _layout
 from ._contracts import check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
 #
-# `kept` is what backward works from: sigma eps on a CPU, where drawing the noise again would cost more than reading it;
-# empty on a GPU, where it is the other way round.
+# Backward reads `kept`: sigma eps on a CPU, where drawing the noise again would cost more than reading it; empty on a
+# GPU, where reading would cost more.
 
 
 def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    x, log_s, given = _checks.compute(mu), _checks.compute(log_sigma), noise.dim() > 0
+    x, log_s, given = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma), noise.dim() > 0
     if given:
-        noise = _checks.cast(noise, x.dtype)
+        noise = _layout.cast(noise, x.dtype)
     z, log_q = empty(x, shape), empty(x, shape[:-1])
     kept = empty(x, shape) if keep else x.new_empty(0)
     extension().diag_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
-        _checks.samples_in(z.numel(), n, d), n, d, row_offset,
+        _layout.count_samples(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return _checks.cast(z, mu.dtype), log_q, kept
+    return _layout.cast(z, mu.dtype), log_q, kept
 
 
-def _fwd_stacked(
+def _fwd_triton(
     launcher: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
-    samples = _checks.samples_in(_checks.product(shape), n, d)
+        noise = _layout.stack_samples(noise, n, d)
+    samples = _layout.count_samples(_layout.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, noise, samples, row_offset)
     return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
 
@@ -53,19 +54,19 @@ def _fwd_stacked(
 def _fwd_fake(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    log_q = mu.new_empty(shape[:-1], dtype=reference.compute_dtype(mu.dtype))
+    log_q = mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
     return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
 
 
 def _backward_cpu(d_z: Tensor, d_log_q: Tensor, kept: Tensor, n: int, d_mu: Tensor | None) -> Tensor:
-    g, d = _checks.compute(d_z), d_z.shape[-1]
+    g, d = _layout.to_compute_dtype(d_z), d_z.shape[-1]
     d_log_sigma = empty(g, (n, d))
     extension().diag_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), kept.data_ptr(),
         0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        _checks.samples_in(g.numel(), n, d), n, d,
+        _layout.count_samples(g.numel(), n, d), n, d,
     )  # fmt: skip
-    return _checks.cast(d_log_sigma, d_z.dtype)
+    return _layout.cast(d_log_sigma, d_z.dtype)
 
 
 def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Tensor, n: int, row_offset: int) -> Tensor:
@@ -77,16 +78,16 @@ def _bwd_samples_cpu(
 ) -> tuple[Tensor, Tensor]:
     d_mu = empty(kept, (n, d_z.shape[-1]))
     d_log_sigma = _backward_cpu(d_z, d_log_q, kept, n, d_mu)
-    return _checks.cast(d_mu, d_z.dtype), d_log_sigma
+    return _layout.cast(d_mu, d_z.dtype), d_log_sigma
 
 
-def _bwd_stacked(
+def _bwd_triton(
     launcher: Any, d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, kept: Any, n: int, row_offset: int
 ) -> Any:
     d = d_z.shape[-1]
-    d_z = _checks.stack(d_z, n, d)
+    d_z = _layout.stack_samples(d_z, n, d)
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
+        noise = _layout.stack_samples(noise, n, d)
     return launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset)
 
 
@@ -102,28 +103,28 @@ FWD = define(
     "diag_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor noise, SymInt[] shape, SymInt row_offset, bool keep)"
     " -> (Tensor z, Tensor log_q, Tensor kept)",
     tensors="mu[N,D]r log_sigma[N,D]r", more=check_sample,
-    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
+    module="diag_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
     "diag_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> Tensor d_log_sigma",
     tensors="d_z[S,D]c d_log_q[S]cw log_sigma?[N,D]r kept?[S,D]cw", more=check_sample_gradient,
-    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 BWD_SAMPLES = define(
     "diag_gaussian_bwd_samples(Tensor d_z, Tensor d_log_q, Tensor? log_sigma, Tensor? noise, Tensor? kept, SymInt n,"
     " SymInt row_offset) -> (Tensor d_mu, Tensor d_log_sigma)",
     tensors="d_z[S,D]c d_log_q[S]cw log_sigma?[N,D]r kept?[S,D]cw", more=check_sample_gradient,
-    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, adapt=_bwd_stacked,
+    module="diag_gaussian", cpu=_bwd_samples_cpu, fake=_bwd_samples_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 
-def _sample_again(ctx: Any) -> Differentiable:
+def _rebuild_sample(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
     (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
-    wide = reference.compute_dtype(log_sigma.dtype)
+    wide = compute_dtype(log_sigma.dtype)
     n, d = log_sigma.shape
-    stacked = (_checks.samples_in(_checks.product(shape), n, d), n, d)
+    stacked = (_layout.count_samples(_layout.product(shape), n, d), n, d)
     if route.impl == "cpp":
         moved = saved.view(stacked)
     else:
@@ -143,11 +144,11 @@ def _sample_again(ctx: Any) -> Differentiable:
 
 
 def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
-    """The gradient to log_sigma of a sample whose log-density alone is used: the sample itself does not come in."""
+    """The gradient of log_sigma where only the log-density of a sample is used: the sample does not matter then."""
     if d_log_q is None:
         return None
     n = log_sigma.shape[0]
-    per_row = d_log_q.reshape(_checks.samples_in(d_log_q.numel(), n, 1), n).sum(0)
+    per_row = d_log_q.reshape(_layout.count_samples(d_log_q.numel(), n, 1), n).sum(0)
     return -per_row[:, None].to(log_sigma.dtype).expand(log_sigma.shape)
 
 
@@ -165,14 +166,14 @@ class _DiagGaussianRsample(torch.autograd.Function):
         return z, log_q
 
     @staticmethod
-    @with_reference(_sample_again)
+    @with_reference(_rebuild_sample)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
         n, (shape, row_offset, _) = ctx.n, ctx.call
         log_sigma, noise = ctx.saved_tensors
         if d_z is None:
             return None, density_alone(d_log_q, log_sigma), None, None
         if d_log_q is None:
-            d_log_q = d_z.new_zeros(shape[:-1], dtype=reference.compute_dtype(d_z.dtype))
+            d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
         saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
         d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
         d = d_z.shape[-1]
@@ -240,20 +241,20 @@ def diag_gaussian_rsample(
     names = ("mu", "log_sigma", "eps")
     route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=names, eps=eps, floats=2, required=2)
     if not route.rows:
-        mu, log_sigma = _checks.gaussian(mu, log_sigma, route.alike)
-    sample_shape = _checks.sample_shape_of(sample_shape)
+        mu, log_sigma = _checks.check_gaussian(mu, log_sigma, route.alike)
+    sample_shape = _checks.check_sample_shape(sample_shape)
     if sample_shape:
         _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
-    row_offset = _checks.row_offset_of(row_offset)
+    row_offset = _checks.check_row_offset(row_offset)
     if eps is not None:
-        eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
 
     shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
     if not route.rows:
-        mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+        mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma):
         return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, route))

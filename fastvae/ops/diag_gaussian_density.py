@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
-from . import _checks
+from . import _checks, _layout
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return t.new_empty(shape, dtype=reference.compute_dtype(t.dtype))
+    return t.new_empty(shape, dtype=compute_dtype(t.dtype))
 
 
 def _matrix(t: Tensor) -> tuple[int, int]:
@@ -25,58 +26,58 @@ def _matrix(t: Tensor) -> tuple[int, int]:
 
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     n, d = mu.shape
-    points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
+    points, x, log_s = (_layout.to_compute_dtype(t) for t in (z, mu, log_sigma))
     log_q = x.new_empty(z.shape[:-1])
     extension().diag_gaussian_log_prob_fwd(
         x.dtype == torch.float64, points.data_ptr(), *_matrix(x), *_matrix(log_s), log_q.data_ptr(),
-        _checks.samples_in(z.numel(), n, d), n, d,
+        _layout.count_samples(z.numel(), n, d), n, d,
     )  # fmt: skip
     return log_q
 
 
 def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    points, x, log_s = (_checks.compute(t) for t in (z, mu, log_sigma))
+    points, x, log_s = (_layout.to_compute_dtype(t) for t in (z, mu, log_sigma))
     d_z, d_mu, d_log_sigma = empty(x, z.shape), empty(x, (n, d)), empty(x, (n, d))
     extension().diag_gaussian_log_prob_bwd(
         x.dtype == torch.float64, d_log_q.data_ptr(), points.data_ptr(), *_matrix(x), *_matrix(log_s),
         d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        _checks.samples_in(z.numel(), n, d), n, d,
+        _layout.count_samples(z.numel(), n, d), n, d,
     )  # fmt: skip
-    return _checks.cast(d_z, z.dtype), _checks.cast(d_mu, z.dtype), _checks.cast(d_log_sigma, z.dtype)
+    return _layout.cast(d_z, z.dtype), _layout.cast(d_mu, z.dtype), _layout.cast(d_log_sigma, z.dtype)
 
 
-def _log_prob_fwd_stacked(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
-    return launcher(_checks.stack(z, *mu.shape), mu, log_sigma).view(z.shape[:-1])
+def _log_prob_fwd_triton(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    return launcher(_layout.stack_samples(z, *mu.shape), mu, log_sigma).view(z.shape[:-1])
 
 
-def _log_prob_bwd_stacked(
+def _log_prob_bwd_triton(
     launcher: Any, d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    points = _checks.stack(z, *mu.shape)
+    points = _layout.stack_samples(z, *mu.shape)
     d_z, d_mu, d_log_sigma = launcher(d_log_q.view(points.shape[:-1]), points, mu, log_sigma)
     return d_z.view(z.shape), d_mu, d_log_sigma
 
 
 def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor) -> Tensor:
-    x, log_s = _checks.compute(mu), _checks.compute(log_sigma)
+    x, log_s = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma)
     kl = x.new_empty((mu.shape[0],))
     extension().diag_gaussian_kl_fwd(x.dtype == torch.float64, *_matrix(x), *_matrix(log_s), kl.data_ptr(), *mu.shape)
     return kl
 
 
 def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
-    x, log_s = _checks.compute(mu), _checks.compute(log_sigma)
+    x, log_s = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma)
     d_mu, d_log_sigma = empty(x, x.shape), empty(x, x.shape)
     extension().diag_gaussian_kl_bwd(
         x.dtype == torch.float64, d_kl.data_ptr(), *_matrix(x), *_matrix(log_s),
         d_mu.data_ptr(), d_log_sigma.data_ptr(), *mu.shape,
     )  # fmt: skip
-    return _checks.cast(d_mu, mu.dtype), _checks.cast(d_log_sigma, mu.dtype)
+    return _layout.cast(d_mu, mu.dtype), _layout.cast(d_log_sigma, mu.dtype)
 
 
 def _kl_prior_fwd_cpu(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor) -> Tensor:
-    parameters = [_checks.compute(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
+    parameters = [_layout.to_compute_dtype(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
     kl = parameters[0].new_empty((mu.shape[0],))
     extension().diag_gaussian_kl_prior_fwd(
         kl.dtype == torch.float64, *(word for p in parameters for word in _matrix(p)), kl.data_ptr(), *mu.shape
@@ -87,13 +88,13 @@ def _kl_prior_fwd_cpu(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log
 def _kl_prior_bwd_cpu(
     d_kl: Tensor, mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor
 ) -> tuple[Tensor, ...]:
-    parameters = [_checks.compute(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
+    parameters = [_layout.to_compute_dtype(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
     gradients = [empty(p, p.shape) for p in parameters]
     extension().diag_gaussian_kl_prior_bwd(
         d_kl.dtype == torch.float64, d_kl.data_ptr(), *(word for p in parameters for word in _matrix(p)),
         *(g.data_ptr() for g in gradients), *mu.shape,
     )  # fmt: skip
-    return tuple(_checks.cast(g, mu.dtype) for g in gradients)
+    return tuple(_layout.cast(g, mu.dtype) for g in gradients)
 
 
 def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -103,14 +104,14 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
 LOG_PROB_FWD = define(
     "diag_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma) -> Tensor log_q",
     tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c",
-    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, adapt=_log_prob_fwd_stacked,
+    module="diag_gaussian_density", cpu=_log_prob_fwd_cpu, adapt=_log_prob_fwd_triton,
     fake=lambda z, mu, log_sigma: _density_like(mu, z.shape[:-1]),
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "diag_gaussian_log_prob_bwd(Tensor d_log_q, Tensor z, Tensor mu, Tensor log_sigma)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma)",
     tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c d_log_q[S]cw",
-    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, adapt=_log_prob_bwd_stacked,
+    module="diag_gaussian_density", cpu=_log_prob_bwd_cpu, adapt=_log_prob_bwd_triton,
     fake=lambda d_log_q, z, mu, log_sigma: _contiguous_like(z, mu, log_sigma),
 )  # fmt: skip
 KL_FWD = define(
@@ -140,9 +141,9 @@ KL_PRIOR_BWD = define(
 )  # fmt: skip
 
 
-def _log_prob_again(ctx: Any) -> Differentiable:
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
     def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *_: None) -> Tensor:
-        return reference.log_prob(_checks.stack(z, *mu.shape), mu, log_sigma).reshape(z.shape[:-1])
+        return reference.log_prob(_layout.stack_samples(z, *mu.shape), mu, log_sigma).reshape(z.shape[:-1])
 
     return log_prob, (*ctx.saved_tensors, None)
 
@@ -155,13 +156,13 @@ class _DiagGaussianLogProb(torch.autograd.Function):
         return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
 
     @staticmethod
-    @with_reference(_log_prob_again)
+    @with_reference(_rebuild_log_prob)
     def backward(ctx: Any, route: Route, d_log_q: Tensor) -> Any:
         op = LOG_PROB_BWD.on(route)
         return *op(d_log_q.contiguous(), *ctx.saved_tensors), None
 
 
-def _kl_again(ctx: Any) -> Differentiable:
+def _rebuild_kl(ctx: Any) -> Differentiable:
     def kl(_: None, mu: Tensor, log_sigma: Tensor, *prior: Tensor) -> Tensor:
         return reference.kl(mu, log_sigma, *(prior or (None, None)))
 
@@ -176,7 +177,7 @@ class _DiagGaussianKL(torch.autograd.Function):
         return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters)
 
     @staticmethod
-    @with_reference(_kl_again)
+    @with_reference(_rebuild_kl)
     def backward(ctx: Any, route: Route, d_kl: Tensor) -> Any:
         # Read once: recomputation under activation checkpointing hands every saved tensor out a single time.
         parameters = ctx.saved_tensors
@@ -217,13 +218,13 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
     """
     route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
     if not route.alike:
-        z, mu, log_sigma = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma)
-    mu, log_sigma = _checks.gaussian(mu, log_sigma, alike=True)
-    z, mu, log_sigma = _checks.foreign_points(z, (mu, log_sigma), (1, 1))
+        z, mu, log_sigma = _checks.to_same_kind(z=z, mu=mu, log_sigma=log_sigma)
+    mu, log_sigma = _checks.check_gaussian(mu, log_sigma, alike=True)
+    z, mu, log_sigma = _checks.align_points(z, (mu, log_sigma), (1, 1))
     if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma)
     z, d = z.contiguous(), z.shape[-1]
-    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
+    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
     if needs_grad(z, mu, log_sigma):
         return apply(_DiagGaussianLogProb, z, mu, log_sigma, route)
     return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
@@ -276,13 +277,13 @@ def diag_gaussian_kl(
         named |= {"prior_mu": prior_mu, "prior_log_sigma": prior_log_sigma}
     route, routed = backend.route(impl, *named.values(), names=tuple(named))
     if not route.alike:
-        named = dict(zip(named, _checks.same_kind(**dict(zip(named, routed, strict=True))), strict=True))
-    _checks.same_features(**named)
+        named = dict(zip(named, _checks.to_same_kind(**dict(zip(named, routed, strict=True))), strict=True))
+    _checks.check_features(**named)
     parameters = _checks.broadcast_batch([1] * len(named), **named)
     if route.impl == "reference":
         return reference.kl(*parameters, *[None] * (4 - len(parameters)))
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]
-    parameters = [_checks.rows(p, d) for p in parameters]
+    parameters = [_layout.to_rows(p, d) for p in parameters]
     if needs_grad(*parameters):
-        return _checks.shaped(apply(_DiagGaussianKL, route, *parameters), batch)
-    return _checks.shaped((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters), batch)
+        return _layout.to_shape(apply(_DiagGaussianKL, route, *parameters), batch)
+    return _layout.to_shape((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters), batch)

@@ -1,8 +1,8 @@
-"""Formulas for ``torch.utils.flop_counter.FlopCounterMode``: what the ops that multiply matrices multiply.
+"""Formulas for ``torch.utils.flop_counter.FlopCounterMode``, for the ops that multiply matrices.
 
-A multiplication and its addition count 2. Of a masked weight only the entries that count are multiplied; of degrees
-that have no values, as fake and meta tensors, half of all are taken. Padding counts as in PyTorch's formula for
-convolutions. Elementwise work counts nothing, as there.
+A multiplication and its addition count 2. Only the entries that count of a masked weight are multiplied: half of all
+where degrees have no values, as fake and meta tensors. Padding counts as in PyTorch's formula for convolutions.
+Elementwise work counts nothing, as there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._convolution import ConvCall
 from ._library import FLOP_FORMULAS
 
 
@@ -29,20 +30,13 @@ def _network(degrees: Sequence[Tensor]) -> int:
     return sum(_pairs(degrees[index], degrees[index + 1]) for index in range(len(degrees) - 1))
 
 
-def _kernel(
-    weight: Tensor,
-    in_degrees: Tensor | None,
-    out_degrees: Tensor | None,
-    taps: Sequence[int],
-    origin_tap: int,
-    groups: int,
-) -> int:
+def _kernel(weight: Tensor, in_degrees: Tensor | None, out_degrees: Tensor | None, call: ConvCall) -> int:
     """How many weights of a masked convolution count."""
     out, inputs = weight.shape[:2]
-    whole = len(taps) * out * inputs
-    if origin_tap not in taps or in_degrees is None or out_degrees is None:
+    whole = len(call.taps) * out * inputs
+    if call.origin_tap not in call.taps or in_degrees is None or out_degrees is None:
         return whole
-    of_groups = zip(in_degrees.chunk(groups), out_degrees.chunk(groups), strict=True)
+    of_groups = zip(in_degrees.chunk(call.groups), out_degrees.chunk(call.groups), strict=True)
     return whole - out * inputs + sum(_pairs(ins, outs) for ins, outs in of_groups)
 
 
@@ -83,7 +77,7 @@ def _network_bwd(
     **_: Any,
 ) -> int:
     layers = len(degrees) - 1
-    # Gradients of all layers are computed where one is needed; that of the context's term comes with that of z.
+    # Gradients of all layers are computed where one is needed; the gradient of z includes that of the context's term.
     of_layers = any(need for index, need in enumerate(needs) if not (present[0] and index == layers))
     return (4 if of_layers else 2) * d_out.shape[0] * _network(degrees)
 
@@ -100,17 +94,13 @@ def _masked_conv2d_fwd(
     bias: Any,
     in_degrees: Tensor | None,
     out_degrees: Tensor | None,
-    taps: Sequence[int],
-    origin_tap: int,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    *_: Any,
+    *rest: Any,
     out_val: tuple[Tensor, Tensor],
-    **__: Any,
+    **_: Any,
 ) -> int:
+    *how, _keep = rest
     n, _channels, height, width = out_val[0].shape
-    return 2 * n * height * width * _kernel(weight, in_degrees, out_degrees, taps, origin_tap, groups)
+    return 2 * n * height * width * _kernel(weight, in_degrees, out_degrees, ConvCall(*how))
 
 
 def _masked_conv2d_bwd(
@@ -120,22 +110,17 @@ def _masked_conv2d_bwd(
     weight: Tensor,
     in_degrees: Tensor | None,
     out_degrees: Tensor | None,
-    taps: Sequence[int],
-    origin_tap: int,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    activation: Any,
-    needs: Sequence[bool],
+    *rest: Any,
     **_: Any,
 ) -> int:
+    *how, needs = rest
     n, _channels, height, width = d_y.shape
     products = int(needs[0]) + int(needs[1])
-    return 2 * products * n * height * width * _kernel(weight, in_degrees, out_degrees, taps, origin_tap, groups)
+    return 2 * products * n * height * width * _kernel(weight, in_degrees, out_degrees, ConvCall(*how))
 
 
 def _triangles(samples: int, features: int, count: int = 1) -> int:
-    """Of ``count`` products of a strict triangle, with D (D - 1) / 2 entries, and every sample."""
+    """``count`` products of a strict triangle, with D (D - 1) / 2 entries, and every sample."""
     return count * samples * features * (features - 1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend
 from ..backend import Route
 from ..reference import gated_activation as reference
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
@@ -19,7 +19,7 @@ KIND_IDS = {kind: index for index, kind in enumerate(reference.KINDS)}
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether images ``(N, C, H, W)``, or a range of their channels, lie pixel by pixel."""
+    """Whether images ``(N, C, H, W)``, or a range of their channels, are laid out pixel by pixel."""
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
@@ -46,20 +46,20 @@ def _condition_fields(x: Tensor, condition: Tensor | None) -> tuple[Tensor | Non
     """The condition in the dtype of the computation, its address and strides."""
     if condition is None:
         return None, 0, [0, 0, 0, 0]
-    computed = _checks.compute(condition)
+    computed = _layout.to_compute_dtype(condition)
     return computed, computed.data_ptr(), _strides(computed.expand(x.shape))
 
 
 def _fwd_cpu(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     dtype, (n, c, h, w) = x.dtype, x.shape
-    x = _checks.compute(x)
+    x = _layout.to_compute_dtype(x)
     _alive, condition_at, condition_strides = _condition_fields(x, condition)
     y = _images(x, c // 2, fresh=lambda shape: empty(x, shape))
     extension().gated_activation_fwd(
         x.dtype == torch.float64, KIND_IDS[kind], [n, c // 2, h, w], x.data_ptr(), list(x.stride()),
         condition_at, condition_strides, y.data_ptr(), list(y.stride()),
     )  # fmt: skip
-    return _checks.cast(y, dtype)
+    return _layout.cast(y, dtype)
 
 
 def _fwd_fake(x: Tensor, condition: Any, kind: Any) -> Tensor:
@@ -68,14 +68,14 @@ def _fwd_fake(x: Tensor, condition: Any, kind: Any) -> Tensor:
 
 def _bwd_cpu(d_y: Tensor, x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     dtype, (n, c, h, w) = x.dtype, x.shape
-    g, x = _checks.compute(d_y), _checks.compute(x)
+    g, x = _layout.to_compute_dtype(d_y), _layout.to_compute_dtype(x)
     _alive, condition_at, condition_strides = _condition_fields(x, condition)
     d_x = _images(x, c, fresh=lambda shape: empty(x, shape))
     extension().gated_activation_bwd(
         x.dtype == torch.float64, KIND_IDS[kind], [n, c // 2, h, w], g.data_ptr(), list(g.stride()),
         x.data_ptr(), list(x.stride()), condition_at, condition_strides, d_x.data_ptr(), list(d_x.stride()),
     )  # fmt: skip
-    return _checks.cast(d_x, dtype)
+    return _layout.cast(d_x, dtype)
 
 
 def _bwd_fake(d_y: Any, x: Tensor, condition: Any, kind: Any) -> Tensor:
@@ -106,7 +106,7 @@ BWD = define(
 )  # fmt: skip
 
 
-def _gate_again(ctx: Any) -> Differentiable:
+def _rebuild_gate(ctx: Any) -> Differentiable:
     kind = ctx.kind
 
     def gate(x: Tensor, condition: Tensor | None, *_: None) -> Tensor:
@@ -123,7 +123,7 @@ class _GatedActivation(torch.autograd.Function):
         return FWD.on(route)(x, condition, kind)
 
     @staticmethod
-    @with_reference(_gate_again)
+    @with_reference(_rebuild_gate)
     def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         x, condition = ctx.saved_tensors
         # Gradients of sums and means are single numbers expanded.
@@ -141,7 +141,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         (a, b) = \text{halves of } x + \text{condition}
 
     Args:
-        x: images, ``(N, 2F, H, W)``, contiguous or channels-last, of which the first F channels are a.
+        x: images, ``(N, 2F, H, W)``, contiguous or channels-last; a is the first F channels.
         condition: what is added to x, one vector for each image, ``(N, 2F)`` or ``(N, 2F, 1, 1)``, or a map
             ``(N, 2F, H, W)``; with 1 in place of N the same for all; None for nothing.
         kind: ``"tanh"`` or ``"linear"``.
@@ -156,9 +156,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Backward keeps ``x`` and ``condition``, or their sum where that is a map, and nothing else. A number of y
-        depends on the numbers that it is made of and not on where it stands: single pixels give the same bits as whole
-        images. Deterministic. Differentiable any number of times, by the reference from the second time on.
+        Backward keeps ``x`` and ``condition``, or only their sum where ``condition`` is a map. A number of y depends on
+        its own numbers of x and condition and not on its place: single pixels give the same bits as whole images.
+        Deterministic. Differentiable any number of times, by the reference from the second time on.
 
     Reference:
         *Conditional Image Generation with PixelCNN Decoders* (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves,
@@ -173,9 +173,9 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         raise ValueError(f"kind must be one of {', '.join(KIND_IDS)}, got {kind!r}")
     route, (x, condition) = backend.route(impl, x, condition, names=("x", "condition"), required=1)
     if not route.alike and condition is None:
-        (x,) = _checks.same_kind(x=x)
+        (x,) = _checks.to_same_kind(x=x)
     elif not route.alike:
-        x, condition = _checks.same_kind(x=x, condition=condition)
+        x, condition = _checks.to_same_kind(x=x, condition=condition)
     if x.dim() != 4 or x.shape[1] == 0 or x.shape[1] % 2:
         raise ValueError(f"x must have shape (N, 2F, H, W) with F >= 1, got {tuple(x.shape)}")
     if condition is not None:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
-from .._levels import check_dtype
 from ..backend import Route, not_dense
+from ..precision import check_dtype, compute_dtype
 from ..reference import logistic_mixture as reference
-from ..reference.diag_gaussian import compute_dtype
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT
-from . import _checks
+from ..structure.integers import integer
+from . import _checks, _layout
 from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
@@ -33,12 +32,12 @@ def _maps_like(params: Tensor, like: Tensor) -> Tensor:
     return empty(like, (n, h, w, c)).permute(0, 3, 1, 2)
 
 
-# `kept` is the derivatives of log_prob, which a CPU computes on the way: doing its work again would cost more than a
-# product with what is kept. Empty on a GPU, which is bound by memory.
+# `kept` holds the derivatives of log_prob, which a CPU computes in the forward pass: computing them again would cost
+# more than a product with them. It is empty on a GPU, which is bound by memory.
 
 
 def _fwd_cpu(x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
-    p = _checks.compute(params)
+    p = _layout.to_compute_dtype(params)
     log_prob = p.new_empty(x.shape[0])
     kept = _maps_like(params, p) if keep else p.new_empty(0)
     extension().logistic_mixture_fwd(
@@ -104,7 +103,7 @@ BWD = define(
 )  # fmt: skip
 
 
-def _log_prob_again(ctx: Any) -> Differentiable:
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
     x, params, *_ = ctx.saved_tensors
 
     def log_prob(_: None, params: Tensor, *others: None) -> Tensor:
@@ -122,12 +121,12 @@ class _LogisticMixtureLogProb(torch.autograd.Function):
         return log_prob
 
     @staticmethod
-    @with_reference(_log_prob_again)
+    @with_reference(_rebuild_log_prob)
     def backward(ctx: Any, route: Route, d_log_prob: Tensor) -> Any:
         x, params, kept = ctx.saved_tensors
         op = BWD.on(route)
         saved = (x, params, None) if kept is None else (None, None, kept)
-        return None, _checks.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
+        return None, _layout.cast(op(d_log_prob.contiguous(), *saved, ctx.levels), params.dtype), None, None
 
 
 def check_levels(levels: int) -> int:
@@ -155,7 +154,7 @@ def check_data(x: Tensor, levels: int) -> None:
 
 def _check(x: Tensor, params: Tensor, levels: int) -> None:
     check_data(x, levels)
-    (params,) = _checks.same_kind(params=params)
+    (params,) = _checks.to_same_kind(params=params)
     if params.device != x.device:
         raise ValueError(f"params must be on the device of x, {x.device}; it is on {params.device}")
     # A number also where torch.jit.trace makes tensors of sizes.
@@ -207,7 +206,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
         sigmoids are evaluated without cancellation, and so need no approximation for narrow or far bins. Log-scales
         below -7 count as -7 and get no gradient. The values of ``x`` are not checked, which would read them back from a
         GPU; a value between levels has the probability of the bin around it. Contiguous and channels-last ``params``
-        are read as they lie, and the gradient has their layout. Where ``params`` requires a gradient, a CPU computes
+        are read without a copy, and the gradient has their layout. Where ``params`` requires a gradient, a CPU computes
         the derivatives on the way forward and keeps them beside it: float32 or float64 maps of that size.
         Deterministic. Differentiable with respect to ``params`` any number of times, by the reference from the second
         time on.
@@ -230,7 +229,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
     levels = check_levels(levels)
     route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
     _check(x, params, levels)
-    x = _checks.cast(x, compute_dtype(params.dtype))
+    x = _layout.cast(x, compute_dtype(params.dtype))
     if route.impl == "reference":
         return reference.logistic_mixture_log_prob(x, params, levels)
     if needs_grad(params):

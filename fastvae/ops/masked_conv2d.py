@@ -9,32 +9,26 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .._integers import integer
 from ..backend import Route
-from ..conv_structure import ConvStructure, pair
+from ..precision import compute_dtype
 from ..reference import masked_conv2d as reference
-from . import _checks
-from ._convolution import check_geometry, check_shapes, lowered_degrees, padding_of, structure_of
+from ..structure.convolution import ConvStructure, pair
+from ..structure.integers import integer
+from . import _checks, _layout
+from ._convolution import ConvCall, check_geometry, check_shapes, lower_degrees, padding_of, structure_of
+from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
-from ._network import ACTIVATION_IDS, NEED_PRE, activation_of
 
 
 def _is_channels_last(t: Tensor) -> bool:
-    """Whether channels are the fastest dimension and pixels the next; told by the strides, as PyTorch does."""
+    """Whether channels are the fastest dimension and pixels the next, by the strides, as PyTorch decides it."""
     _, channel, row, column = t.stride()
     _, channels, height, width = t.shape
     laid = channel == 1 and column >= channels and row >= column * width
     return laid and (channels > 1 or height > 1 or width > 1)
 
 
-def _sizes(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> tuple[int, int, int, int]:
-    top, left, bottom, right = padding
-    height = x.shape[2] + top + bottom - dilation[0] * (weight.shape[2] - 1)
-    width = x.shape[3] + left + right - dilation[1] * (weight.shape[3] - 1)
-    return x.shape[0], weight.shape[0], height, width
-
-
-def _laid_out_as(x: Tensor, shape: Sequence[int], fake: bool = False) -> Tensor:
+def _empty_as(x: Tensor, shape: Sequence[int], fake: bool = False) -> Tensor:
     """An uninitialised (N, C, H, W), channels last where ``x`` has them so, contiguous otherwise."""
     n, channels, height, width = shape
     make = (lambda sizes: x.new_empty(sizes)) if fake else (lambda sizes: empty(x, sizes))
@@ -43,21 +37,12 @@ def _laid_out_as(x: Tensor, shape: Sequence[int], fake: bool = False) -> Tensor:
     return make((n, channels, height, width))
 
 
-def _geometry(
-    x: Tensor,
-    weight: Tensor,
-    taps: Sequence[int],
-    origin_tap: int,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> list[int]:
-    """The sizes, for the extension: in the order of csrc/types.h."""
-    _, outputs, height, width = _sizes(x, weight, padding, dilation)
+def _geometry(x: Tensor, weight: Tensor, call: ConvCall) -> list[int]:
+    """The sizes, for the extension: in the order of its own ConvCall."""
+    _, outputs, height, width = call.output_shape(x, weight)
     return [
-        *x.shape, outputs, height, width, *weight.shape[2:], *padding[:2], *dilation, groups,
-        ACTIVATION_IDS[activation], origin_tap, *taps,
+        *x.shape, outputs, height, width, *weight.shape[2:], *call.padding[:2], *call.dilation, call.groups,
+        ACTIVATION_IDS[call.activation], call.origin_tap, *call.taps,
     ]  # fmt: skip
 
 
@@ -65,61 +50,40 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _placed(t: Tensor) -> tuple[int, list[int]]:
-    """Address and strides of an image; of nothing, where ``t`` stands for a tensor that is not there."""
+def _place(t: Tensor) -> tuple[int, list[int]]:
+    """Address and strides of an image; zeros where ``t`` is a placeholder for a missing one."""
     return (t.data_ptr(), list(t.stride())) if t.dim() == 4 else (0, [0, 0, 0, 0])
 
 
 def _fwd_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    in_degrees: Tensor | None,
-    out_degrees: Tensor | None,
-    taps: Sequence[int],
-    origin_tap: int,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    keep: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: Tensor | None, out_degrees: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    dtype = x.dtype
-    x, w = _checks.compute(x), _checks.compute(weight).contiguous()
-    b = None if bias is None else _checks.compute(bias).contiguous()
-    shape = _sizes(x, w, padding, dilation)
-    y = _laid_out_as(x, shape)
-    keep = keep and activation in NEED_PRE
-    pre = _laid_out_as(x, shape) if keep else x.new_empty(0)
+    *how, keep = rest
+    call, dtype = ConvCall(*how), x.dtype
+    x, w = _layout.to_compute_dtype(x), _layout.to_compute_dtype(weight).contiguous()
+    b = None if bias is None else _layout.to_compute_dtype(bias).contiguous()
+    shape = call.output_shape(x, w)
+    y = _empty_as(x, shape)
+    keep = keep and call.activation in NEED_PRE
+    pre = _empty_as(x, shape) if keep else x.new_empty(0)
     extension().masked_conv2d_fwd(
-        x.dtype == torch.float64, _geometry(x, w, taps, origin_tap, padding, dilation, groups, activation),
-        *_placed(x), w.data_ptr(), _address(b), _address(in_degrees), _address(out_degrees),
+        x.dtype == torch.float64, _geometry(x, w, call),
+        *_place(x), w.data_ptr(), _address(b), _address(in_degrees), _address(out_degrees),
         y.data_ptr(), pre.data_ptr() if keep else 0, list(y.stride()),
     )  # fmt: skip
-    return _checks.cast(y, dtype), pre
+    return _layout.cast(y, dtype), pre
 
 
 def _fwd_triton(launcher: Any, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return launcher(x, *args, _is_channels_last(x))
 
 
-def _fwd_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Any,
-    in_degrees: Any,
-    out_degrees: Any,
-    taps: Any,
-    origin_tap: Any,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: Any,
-    activation: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    y = _laid_out_as(x, _sizes(x, weight, padding, dilation), fake=True)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if keep and activation in NEED_PRE:
+def _fwd_fake(x: Tensor, weight: Tensor, _bias: Any, _ins: Any, _outs: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+    *how, keep = rest
+    call = ConvCall(*how)
+    y = _empty_as(x, call.output_shape(x, weight), fake=True)
+    wide = compute_dtype(x.dtype)
+    if keep and call.activation in NEED_PRE:
         return y, torch.empty_like(y, dtype=wide)
     return y, y.new_empty(0, dtype=wide)
 
@@ -131,26 +95,21 @@ def _bwd_cpu(
     weight: Tensor,
     in_degrees: Tensor | None,
     out_degrees: Tensor | None,
-    taps: Sequence[int],
-    origin_tap: int,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    needs: Sequence[bool],
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = x.dtype
-    g, at, x, w = (_checks.compute(t) for t in (d_y, at, x, weight))
+    *how, needs = rest
+    call, dtype = ConvCall(*how), x.dtype
+    g, at, x, w = (_layout.to_compute_dtype(t) for t in (d_y, at, x, weight))
     w = w.contiguous()
-    d_x = _laid_out_as(x, x.shape) if needs[0] else x.new_empty(0)
+    d_x = _empty_as(x, x.shape) if needs[0] else x.new_empty(0)
     d_weight = empty(x, w.shape) if needs[1] else x.new_empty(0)
     d_bias = x.new_empty(w.shape[0] if needs[2] else 0)
     extension().masked_conv2d_bwd(
-        x.dtype == torch.float64, _geometry(x, w, taps, origin_tap, padding, dilation, groups, activation),
-        *_placed(g), *_placed(at), *_placed(x), w.data_ptr(), _address(in_degrees), _address(out_degrees),
-        *_placed(d_x), d_weight.data_ptr() if needs[1] else 0, d_bias.data_ptr() if needs[2] else 0,
+        x.dtype == torch.float64, _geometry(x, w, call),
+        *_place(g), *_place(at), *_place(x), w.data_ptr(), _address(in_degrees), _address(out_degrees),
+        *_place(d_x), d_weight.data_ptr() if needs[1] else 0, d_bias.data_ptr() if needs[2] else 0,
     )  # fmt: skip
-    return _checks.cast(d_x, dtype), _checks.cast(d_weight, dtype), _checks.cast(d_bias, dtype)
+    return _layout.cast(d_x, dtype), _layout.cast(d_weight, dtype), _layout.cast(d_bias, dtype)
 
 
 def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -158,22 +117,9 @@ def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if t is None else t for t in launcher(*args, _is_channels_last(x)))
 
 
-def _bwd_fake(
-    d_y: Any,
-    at: Any,
-    x: Tensor,
-    weight: Tensor,
-    in_degrees: Any,
-    out_degrees: Any,
-    taps: Any,
-    origin_tap: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    activation: Any,
-    needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    d_x = _laid_out_as(x, x.shape, fake=True) if needs[0] else x.new_empty(0)
+def _bwd_fake(_d_y: Any, _at: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    needs = rest[-1]
+    d_x = _empty_as(x, x.shape, fake=True) if needs[0] else x.new_empty(0)
     d_weight = x.new_empty(weight.shape if needs[1] else 0)
     return d_x, d_weight, x.new_empty(weight.shape[0] if needs[2] else 0)
 
@@ -198,14 +144,14 @@ BWD = define(
 )  # fmt: skip
 
 
-def _conv_again(ctx: Any) -> Differentiable:
-    how = ctx.how
+def _rebuild_conv(ctx: Any) -> Differentiable:
+    call = ctx.call
     _, x, weight, bias, in_degrees, out_degrees = ctx.saved_tensors
 
     def conv(x: Tensor, weight: Tensor, bias: Tensor | None, *_: None) -> Tensor:
-        return reference.masked_conv2d(x, weight, bias, in_degrees, out_degrees, *how)
+        return reference.masked_conv2d(x, weight, bias, in_degrees, out_degrees, *call)
 
-    return conv, (x, weight, bias, *(None,) * 9)
+    return conv, (x, weight, bias, *(None,) * 4)
 
 
 class _MaskedConv2d(torch.autograd.Function):
@@ -217,29 +163,23 @@ class _MaskedConv2d(torch.autograd.Function):
         bias: Tensor | None,
         in_degrees: Tensor | None,
         out_degrees: Tensor | None,
-        taps: Sequence[int],
-        origin_tap: int,
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        activation: str,
+        call: ConvCall,
         route: Route,
     ) -> Tensor:
-        how = taps, origin_tap, padding, dilation, groups, activation
-        y, pre = FWD.on(route)(x, weight, bias, in_degrees, out_degrees, *how, True)
+        y, pre = FWD.on(route)(x, weight, bias, in_degrees, out_degrees, *call, True)
         # Without an activation nothing is kept of the output.
-        at = pre if activation in NEED_PRE or activation == "identity" else y
+        at = pre if call.activation in NEED_PRE or call.activation == "identity" else y
         ctx.save_for_backward(at, x, weight, bias, in_degrees, out_degrees)
-        ctx.how, ctx.route = how, route
+        ctx.call, ctx.route = call, route
         return y
 
     @staticmethod
-    @with_reference(_conv_again)
+    @with_reference(_rebuild_conv)
     def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         at, x, weight, _, in_degrees, out_degrees = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:3])
-        gradients = BWD.on(route)(d_y, at, x, weight, in_degrees, out_degrees, *ctx.how, needs)
-        return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), *(None,) * 9
+        gradients = BWD.on(route)(d_y, at, x, weight, in_degrees, out_degrees, *ctx.call, needs)
+        return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), *(None,) * 4
 
 
 def masked_conv2d(
@@ -272,7 +212,7 @@ def masked_conv2d(
 
     Args:
         x: ``(N, I, H, W)`` or ``(I, H, W)``.
-        weight: W, ``(O, I / groups, kh, kw)``. What stands in masked weights is not read.
+        weight: W, ``(O, I / groups, kh, kw)``. Masked weights are not read.
         bias: b, ``(O,)``, or None.
         mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``.
         padding: zeros around the image, one number or (rows, columns); ``"same"`` puts the origin over the output's own
@@ -327,7 +267,7 @@ def masked_conv2d(
     )
     groups = integer("groups", groups)
     out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
-    ins, outs = lowered_degrees(
+    ins, outs = lower_degrees(
         structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees, weight.device
     )
     return masked_conv2d_of(
@@ -350,22 +290,25 @@ def masked_conv2d_of(
     activation: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lowered_degrees`."""
+    """As :func:`masked_conv2d`, for a structure made before and the degrees of :func:`lower_degrees`."""
     activation = activation_of(activation)
     route, (x, weight, bias, in_degrees, out_degrees) = backend.route(
         impl, x, weight, bias, in_degrees, out_degrees,
         names=("x", "weight", "bias", "in_degrees", "out_degrees"), floats=3, required=2,
     )  # fmt: skip
-    x, weight, bias = _checks.for_products(x, weight, bias=bias, alike=route.alike)
+    x, weight, bias = _checks.to_kind_of_products(x, weight, bias=bias, alike=route.alike)
     step = pair("dilation", dilation, 1)
     zeros = padding_of(padding, structure, step)
     check_shapes(x, weight, bias, zeros, step, groups)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    how = structure.taps, structure.origin_tap, zeros, step, groups, activation
+    call = ConvCall(structure.taps, structure.origin_tap, zeros, step, groups, activation)
     if route.impl == "reference":
-        y = reference.masked_conv2d(batched, weight, bias, in_degrees, out_degrees, *how)
+        y = reference.masked_conv2d(batched, weight, bias, in_degrees, out_degrees, *call)
     else:
-        args = (batched, weight, bias, in_degrees, out_degrees, *how)
+        args = (batched, weight, bias, in_degrees, out_degrees)
         tensors = (batched, weight) if bias is None else (batched, weight, bias)
-        y = apply(_MaskedConv2d, *args, route) if needs_grad(*tensors) else FWD.on(route)(*args, False)[0]
+        if needs_grad(*tensors):
+            y = apply(_MaskedConv2d, *args, call, route)
+        else:
+            y = FWD.on(route)(*args, *call, False)[0]
     return y if x.dim() == 4 else y.squeeze(0)

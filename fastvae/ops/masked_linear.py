@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import masked_linear as reference
-from ..reference.diag_gaussian import compute_dtype
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call
+from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
-from ._network import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
 
 
 def _fwd_cpu(
@@ -27,11 +27,11 @@ def _fwd_cpu(
     activation: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    tensors = _checks.computed((x, weight, bias, weight_scale), x.dtype)
+    tensors = _layout.all_to_compute_dtype((x, weight, bias, weight_scale), x.dtype)
     y, pre = extension().masked_linear_fwd(
         *tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], keep and activation in NEED_PRE
     )
-    return _checks.cast(y, x.dtype), pre
+    return _layout.cast(y, x.dtype), pre
 
 
 def _fwd_fake(
@@ -45,8 +45,7 @@ def _fwd_fake(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     y = x.new_empty((x.shape[0], weight.shape[0]))
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return y, y.new_empty(y.shape, dtype=wide) if keep and activation in NEED_PRE else x.new_empty(0)
+    return y, y.new_empty(y.shape, dtype=compute_dtype(x.dtype)) if keep and activation in NEED_PRE else x.new_empty(0)
 
 
 def _bwd_cpu(
@@ -60,9 +59,9 @@ def _bwd_cpu(
     activation: str,
     has_bias: bool,
 ) -> tuple[Tensor | None, ...]:
-    tensors = _checks.computed((d_y, at, x, weight, weight_scale), x.dtype)
+    tensors = _layout.all_to_compute_dtype((d_y, at, x, weight, weight_scale), x.dtype)
     gradients = extension().masked_linear_bwd(*tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], has_bias)
-    return tuple([None if t is None else _checks.cast(t, x.dtype) for t in gradients])
+    return tuple([None if t is None else _layout.cast(t, x.dtype) for t in gradients])
 
 
 def _bwd_fake(
@@ -82,13 +81,13 @@ def _bwd_fake(
 
 
 def _norm_cpu(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    norm = extension().masked_norm_fwd(_checks.compute(weight), in_degrees, out_degrees)
-    return _checks.cast(norm, weight.dtype)
+    norm = extension().masked_norm_fwd(_layout.to_compute_dtype(weight), in_degrees, out_degrees)
+    return _layout.cast(norm, weight.dtype)
 
 
 def _norm_bwd_cpu(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    tensors = _checks.computed((d_norm, norm, weight), weight.dtype)
-    return _checks.cast(extension().masked_norm_bwd(*tensors, in_degrees, out_degrees), weight.dtype)
+    tensors = _layout.all_to_compute_dtype((d_norm, norm, weight), weight.dtype)
+    return _layout.cast(extension().masked_norm_bwd(*tensors, in_degrees, out_degrees), weight.dtype)
 
 
 _ACTIVATIONS: Any = {"activation": ACTIVATION_IDS}
@@ -128,7 +127,7 @@ NORM_BWD = define(
 )  # fmt: skip
 
 
-def _layer_again(ctx: Any) -> Differentiable:
+def _rebuild_layer(ctx: Any) -> Differentiable:
     activation = ctx.activation
     _, x, weight, weight_scale, in_degrees, out_degrees, bias = ctx.saved_tensors
 
@@ -158,7 +157,7 @@ class _MaskedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @with_reference(_layer_again)
+    @with_reference(_rebuild_layer)
     def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         *saved, bias = ctx.saved_tensors
         op = BWD.on(route)
@@ -173,7 +172,7 @@ class _MaskedLinear(torch.autograd.Function):
         )
 
 
-def _norm_again(ctx: Any) -> Differentiable:
+def _rebuild_norm(ctx: Any) -> Differentiable:
     _, weight, in_degrees, out_degrees = ctx.saved_tensors
     return lambda weight, *_: reference.masked_norm(weight, in_degrees, out_degrees), (weight, None, None, None)
 
@@ -187,7 +186,7 @@ class _MaskedNorm(torch.autograd.Function):
         return norm
 
     @staticmethod
-    @with_reference(_norm_again)
+    @with_reference(_rebuild_norm)
     def backward(ctx: Any, route: Route, d_norm: Tensor) -> Any:
         d_weight = NORM_BWD.on(route)(d_norm.contiguous(), *ctx.saved_tensors)
         return d_weight, None, None, None
@@ -210,9 +209,9 @@ def masked_linear(
         y = \operatorname{act}\left(s \odot (W \circ M)\, x + b\right), \qquad
         M_{oi} = [\,d^{in}_i \le d^{out}_o\,]
 
-    The mask is neither stored nor multiplied into a copy of W. With units sorted by degree it is a staircase whose
-    empty side, about half of the multiplications, is skipped in the forward pass and in both gradients; units that
-    are not sorted cost the same on a CPU.
+    The mask is neither stored nor multiplied into a copy of W. With units sorted by degree it is a staircase. The
+    forward pass and both gradients skip its empty side, about half of the multiplications; units that are not sorted
+    cost the same on a CPU.
 
     Args:
         x: inputs, ``(*, I)``; float16, bfloat16, float32 or float64.
@@ -252,7 +251,7 @@ def masked_linear(
         impl, x, weight, bias, weight_scale, in_degrees, out_degrees,
         names=("x", "weight", "bias", "weight_scale", "in_degrees", "out_degrees"), floats=4, required=2,
     )  # fmt: skip
-    x, weight, bias, weight_scale = _checks.for_products(
+    x, weight, bias, weight_scale = _checks.to_kind_of_products(
         x, weight, bias=bias, weight_scale=weight_scale, alike=route.alike
     )
     if weight.dim() != 2:
@@ -268,13 +267,13 @@ def masked_linear(
     if route.impl == "reference":
         return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, activation, weight_scale)
     batch = x.shape[:-1]
-    x, weight = _checks.rows(x, features), _checks.rows(weight, features)
+    x, weight = _layout.to_rows(x, features), _layout.to_rows(weight, features)
     bias = None if bias is None else bias.contiguous()
     weight_scale = None if weight_scale is None else weight_scale.contiguous()
     tensors = [t for t in (x, weight, bias, weight_scale) if t is not None]
     args = (x, weight, bias, weight_scale, in_degrees, out_degrees, activation)
     y = apply(_MaskedLinear, *args, route) if needs_grad(*tensors) else FWD.on(route)(*args, False)[0]
-    return _checks.shaped(y, (*batch, out))
+    return _layout.to_shape(y, (*batch, out))
 
 
 def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl: str = "auto") -> Tensor:
@@ -301,14 +300,14 @@ def masked_norm(weight: Tensor, *, in_degrees: Tensor, out_degrees: Tensor, impl
     route, (weight, in_degrees, out_degrees) = backend.route(
         impl, weight, in_degrees, out_degrees, names=("weight", "in_degrees", "out_degrees")
     )
-    (weight,) = _checks.same_kind(weight=weight)
+    (weight,) = _checks.to_same_kind(weight=weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     in_degrees = check_degrees("in_degrees", in_degrees, weight.shape[1], weight)
     out_degrees = check_degrees("out_degrees", out_degrees, weight.shape[0], weight)
     if route.impl == "reference":
         return reference.masked_norm(weight, in_degrees, out_degrees)
-    weight = _checks.rows(weight, weight.shape[1])
+    weight = _layout.to_rows(weight, weight.shape[1])
     if needs_grad(weight):
         return apply(_MaskedNorm, weight, in_degrees, out_degrees, route)
     return NORM.on(route)(weight, in_degrees, out_degrees)

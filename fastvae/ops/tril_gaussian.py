@@ -10,15 +10,15 @@ from torch import Tensor
 
 from .. import backend, rng
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
-from ..reference.diag_gaussian import compute_dtype
-from . import _checks
+from . import _checks, _layout
 from ._contracts import Call, check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
 from .diag_gaussian import density_alone
 
-# `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals, which a CPU's backward pass reads
-# rather than draw them again.
+# `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals: the backward pass on a CPU reads them,
+# and does not draw them again.
 
 
 def layout(tril: Tensor) -> tuple[int, int, int]:
@@ -32,7 +32,7 @@ def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
 
 def check_tril(call: Call) -> None:
     """The factor of a dispatched call: packed, or dense."""
-    tril, n, d = call.given("tril"), call.sizes["N"], call.sizes["D"]
+    tril, n, d = call.get_tensor("tril"), call.sizes["N"], call.sizes["D"]
     call.require(d > 0, "log_sigma", "have one feature or more", 0)
     call.tensor("tril", tril, [str(size) for size in tril_shape(n, d, tril.dim() == 3)], "r")
 
@@ -46,21 +46,21 @@ def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    x, log_s, t = _checks.compute(mu), _checks.compute(log_sigma), _checks.compute(tril)
+    x, log_s, t = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma), _layout.to_compute_dtype(tril)
     given = noise.dim() > 0
     if given:
-        noise = _checks.cast(noise, x.dtype)
+        noise = _layout.cast(noise, x.dtype)
     z, log_q = empty(x, shape), empty(x, shape[:-1])
     kept = empty(x, shape) if keep else x.new_empty(0)
     extension().tril_gaussian_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
         noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
-        _checks.samples_in(z.numel(), n, d), n, d, row_offset,
+        _layout.count_samples(z.numel(), n, d), n, d, row_offset,
     )  # fmt: skip
-    return _checks.cast(z, mu.dtype), log_q, kept
+    return _layout.cast(z, mu.dtype), log_q, kept
 
 
-def _fwd_stacked(
+def _fwd_triton(
     launcher: Any,
     mu: Tensor,
     log_sigma: Tensor,
@@ -72,8 +72,8 @@ def _fwd_stacked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
-    samples = _checks.samples_in(_checks.product(shape), n, d)
+        noise = _layout.stack_samples(noise, n, d)
+    samples = _layout.count_samples(_layout.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, tril, noise, samples, row_offset)
     return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
 
@@ -96,19 +96,19 @@ def _bwd_cpu(
     with_mu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    g, log_s = _checks.compute(d_z), _checks.compute(log_sigma)
+    g, log_s = _layout.to_compute_dtype(d_z), _layout.to_compute_dtype(log_sigma)
     d_mu = empty(g, (n, d)) if with_mu else g.new_empty(0)
     d_log_sigma, d_tril = empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
     extension().tril_gaussian_bwd(
         g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         kept.data_ptr(), d_mu.data_ptr() if with_mu else 0, d_log_sigma.data_ptr(), *layout(d_tril),
-        _checks.samples_in(g.numel(), n, d), n, d,
+        _layout.count_samples(g.numel(), n, d), n, d,
     )  # fmt: skip
     dtype = log_sigma.dtype
-    return _checks.cast(d_mu, dtype), _checks.cast(d_log_sigma, dtype), _checks.cast(d_tril, dtype)
+    return _layout.cast(d_mu, dtype), _layout.cast(d_log_sigma, dtype), _layout.cast(d_tril, dtype)
 
 
-def _bwd_stacked(
+def _bwd_triton(
     launcher: Any,
     d_z: Tensor,
     d_log_q: Tensor,
@@ -120,9 +120,9 @@ def _bwd_stacked(
     with_mu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    d_z = _checks.stack(d_z, n, d)
+    d_z = _layout.stack_samples(d_z, n, d)
     if noise.dim() > 0:
-        noise = _checks.stack(noise, n, d)
+        noise = _layout.stack_samples(noise, n, d)
     d_mu, d_log_sigma, d_tril = launcher(d_z, d_log_q.view(d_z.shape[:-1]), log_sigma, noise, row_offset, dense)
     return d_mu if with_mu else d_mu.new_empty(0), d_log_sigma, d_tril
 
@@ -142,19 +142,19 @@ FWD = define(
     "tril_gaussian_fwd(Tensor mu, Tensor log_sigma, Tensor tril, Tensor noise, SymInt[] shape, SymInt row_offset,"
     " bool keep) -> (Tensor z, Tensor log_q, Tensor kept)",
     tensors="mu[N,D]r log_sigma[N,D]r", more=_check_forward,
-    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_stacked,
+    module="tril_gaussian", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
-# The gradient of the factor is an outer product: its values are not read again, only its layout is kept. That of mu is
-# the sum of d_z over samples; without with_mu it comes back empty.
+# The gradient of the factor is an outer product: only the layout of the factor is kept, not its values. The gradient of
+# mu is the sum of d_z over samples; it is empty without with_mu.
 BWD = define(
     "tril_gaussian_bwd(Tensor d_z, Tensor d_log_q, Tensor log_sigma, Tensor? noise, Tensor? kept, SymInt row_offset,"
     " bool dense, bool with_mu) -> (Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
     tensors="log_sigma[N,D]r d_z[S,D]c d_log_q[S]cw kept?[S,D]cw", more=check_sample_gradient,
-    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_stacked,
+    module="tril_gaussian", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 
-def _sample_again(ctx: Any) -> Differentiable:
+def _rebuild_sample(ctx: Any) -> Differentiable:
     """The sample as a function of its parameters, with the noise as it was drawn."""
     (shape, row_offset, dense), route, (log_sigma, eps) = ctx.call, ctx.route, ctx.saved_tensors
     n, d = log_sigma.shape
@@ -163,7 +163,7 @@ def _sample_again(ctx: Any) -> Differentiable:
     if route.impl != "cpp":
         zero, no_tril = (t.to(compute_dtype(t.dtype)) for t in (mu, tril))
         eps = FWD.on(backend.route_of(route.impl, zero))(zero, zero, no_tril, eps, shape, row_offset, False)[0]
-    stacked = eps.view(_checks.samples_in(eps.numel(), n, d), n, d)
+    stacked = eps.view(_layout.count_samples(eps.numel(), n, d), n, d)
 
     def sample(mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> tuple[Tensor, Tensor]:
         z, log_q = reference.rsample(mu, log_sigma, tril, not dense, stacked.shape[:1], stacked, None)
@@ -190,7 +190,7 @@ class _TrilGaussianRsample(torch.autograd.Function):
         return z, log_q
 
     @staticmethod
-    @with_reference(_sample_again)
+    @with_reference(_rebuild_sample)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
         shape, row_offset, dense = ctx.call
         log_sigma, noise = ctx.saved_tensors
@@ -232,8 +232,8 @@ def tril_gaussian_rsample(
         mu: mean, shape ``(*, D)``; float16, bfloat16, float32 or float64.
         log_sigma: natural logarithm of the diagonal of the factor, ``(*, D)``; batches broadcast.
         tril: below the diagonal of the factor: packed row by row, ``(*, D(D-1)/2)``, in the order of
-            ``torch.tril_indices(D, D, -1)``, or dense, ``(*, D, D)``, of which only the strict lower triangle is
-            read (what stands above may be NaN). For D = 3 a ``tril`` of the shape of ``mu`` is packed.
+            ``torch.tril_indices(D, D, -1)``, or dense, ``(*, D, D)``. Of a dense one only the strict lower triangle is
+            read (the rest may be NaN). For D = 3 a ``tril`` of the shape of ``mu`` is packed.
         sample_shape: shape of the samples drawn for every row; the parameters are not repeated in memory.
         eps: the noise, ``(*sample_shape, *, D)``, instead of drawing it.
         generator: the torch generator that the seed of the noise is drawn from; the device's default if None.
@@ -268,20 +268,20 @@ def tril_gaussian_rsample(
     route, (mu, log_sigma, tril, eps) = backend.route(
         impl, mu, log_sigma, tril, eps, names=names, eps=eps, floats=3, required=3
     )
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
-    sample_shape = _checks.sample_shape_of(sample_shape)
+    mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, route.alike)
+    sample_shape = _checks.check_sample_shape(sample_shape)
     if sample_shape:
         _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
-    row_offset = _checks.row_offset_of(row_offset)
+    row_offset = _checks.check_row_offset(row_offset)
     if eps is not None:
-        eps = _checks.given_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
 
     shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
-    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
-    tril = _checks.matrices(tril, d, packed)
+    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
+    tril = _layout.to_matrices(tril, d, packed)
     noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
     if needs_grad(mu, log_sigma, tril):
         return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, route))

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
-from ..reference.diag_gaussian import compute_dtype
-from . import _checks
+from . import _checks, _layout
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 from .tril_gaussian import check_tril, layout, tril_shape
 
 
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
-    points, x, log_s, t = (_checks.compute(p) for p in (z, mu, log_sigma, tril))
+    points, x, log_s, t = (_layout.to_compute_dtype(p) for p in (z, mu, log_sigma, tril))
     log_q, eps = x.new_empty(z.shape[:-1]), empty(x, z.shape)
     extension().tril_gaussian_log_prob_fwd(
         x.dtype == torch.float64, points.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        *layout(t), log_q.data_ptr(), eps.data_ptr(), _checks.samples_in(z.numel(), n, d), n, d,
+        *layout(t), log_q.data_ptr(), eps.data_ptr(), _layout.count_samples(z.numel(), n, d), n, d,
     )  # fmt: skip
     return log_q, eps
 
@@ -31,20 +31,20 @@ def _log_prob_bwd_cpu(
     d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, d = log_sigma.shape
-    log_s, t, dense = _checks.compute(log_sigma), _checks.compute(tril), tril.dim() == 3
+    log_s, t, dense = _layout.to_compute_dtype(log_sigma), _layout.to_compute_dtype(tril), tril.dim() == 3
     d_z, d_mu, d_log_sigma = empty(eps, eps.shape), empty(eps, (n, d)), empty(eps, (n, d))
     d_tril = empty(eps, tril_shape(n, d, dense))
     extension().tril_gaussian_log_prob_bwd(
         eps.dtype == torch.float64, d_log_q.data_ptr(), eps.data_ptr(), log_s.data_ptr(), log_s.stride(0),
         *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
-        _checks.samples_in(eps.numel(), n, d), n, d,
+        _layout.count_samples(eps.numel(), n, d), n, d,
     )  # fmt: skip
-    d_z, d_mu, d_log_sigma, d_tril = (_checks.cast(g, log_sigma.dtype) for g in (d_z, d_mu, d_log_sigma, d_tril))
+    d_z, d_mu, d_log_sigma, d_tril = (_layout.cast(g, log_sigma.dtype) for g in (d_z, d_mu, d_log_sigma, d_tril))
     return d_z, d_mu, d_log_sigma, d_tril
 
 
 def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
-    x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
+    x, log_s, t = (_layout.to_compute_dtype(p) for p in (mu, log_sigma, tril))
     kl = x.new_empty((mu.shape[0],))
     extension().tril_gaussian_kl_fwd(
         x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
@@ -55,26 +55,26 @@ def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
 
 def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, d = mu.shape
-    x, log_s, t = (_checks.compute(p) for p in (mu, log_sigma, tril))
+    x, log_s, t = (_layout.to_compute_dtype(p) for p in (mu, log_sigma, tril))
     d_mu, d_log_sigma, d_tril = empty(x, (n, d)), empty(x, (n, d)), empty(x, tril_shape(n, d, tril.dim() == 3))
     extension().tril_gaussian_kl_bwd(
         x.dtype == torch.float64, d_kl.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
         *layout(t), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), n, d,
     )  # fmt: skip
-    return _checks.cast(d_mu, mu.dtype), _checks.cast(d_log_sigma, mu.dtype), _checks.cast(d_tril, mu.dtype)
+    return _layout.cast(d_mu, mu.dtype), _layout.cast(d_log_sigma, mu.dtype), _layout.cast(d_tril, mu.dtype)
 
 
-def _log_prob_fwd_stacked(
+def _log_prob_fwd_triton(
     launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor
 ) -> tuple[Tensor, Tensor]:
-    log_q, eps = launcher(_checks.stack(z, *mu.shape), mu, log_sigma, tril)
+    log_q, eps = launcher(_layout.stack_samples(z, *mu.shape), mu, log_sigma, tril)
     return log_q.view(z.shape[:-1]), eps.view(z.shape)
 
 
-def _log_prob_bwd_stacked(
+def _log_prob_bwd_triton(
     launcher: Any, d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = _checks.stack(eps, *log_sigma.shape)
+    y = _layout.stack_samples(eps, *log_sigma.shape)
     d_z, *d_parameters = launcher(d_log_q.view(y.shape[:-1]), y, log_sigma, tril)
     return d_z.view(eps.shape), *d_parameters
 
@@ -94,13 +94,13 @@ def _log_prob_bwd_fake(
 LOG_PROB_FWD = define(
     "tril_gaussian_log_prob_fwd(Tensor z, Tensor mu, Tensor log_sigma, Tensor tril) -> (Tensor log_q, Tensor eps)",
     tensors="mu[N,D]r log_sigma[N,D]r z[S,D]c", more=check_tril,
-    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, adapt=_log_prob_fwd_stacked,
+    module="tril_gaussian_density", cpu=_log_prob_fwd_cpu, fake=_log_prob_fwd_fake, adapt=_log_prob_fwd_triton,
 )  # fmt: skip
 LOG_PROB_BWD = define(
     "tril_gaussian_log_prob_bwd(Tensor d_log_q, Tensor eps, Tensor log_sigma, Tensor tril)"
     " -> (Tensor d_z, Tensor d_mu, Tensor d_log_sigma, Tensor d_tril)",
     tensors="log_sigma[N,D]r eps[S,D]cw d_log_q[S]cw", more=check_tril,
-    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, adapt=_log_prob_bwd_stacked,
+    module="tril_gaussian_density", cpu=_log_prob_bwd_cpu, fake=_log_prob_bwd_fake, adapt=_log_prob_bwd_triton,
 )  # fmt: skip
 KL_FWD = define(
     "tril_gaussian_kl_fwd(Tensor mu, Tensor log_sigma, Tensor tril) -> Tensor kl",
@@ -117,9 +117,9 @@ KL_BWD = define(
 )  # fmt: skip
 
 
-def _log_prob_again(ctx: Any) -> Differentiable:
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
     def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> Tensor:
-        points = _checks.stack(z, *mu.shape)
+        points = _layout.stack_samples(z, *mu.shape)
         return reference.log_prob(points, mu, log_sigma, tril, tril.dim() == 2).reshape(z.shape[:-1])
 
     _, log_sigma, tril, z, mu = ctx.saved_tensors
@@ -135,14 +135,14 @@ class _TrilGaussianLogProb(torch.autograd.Function):
         return log_q
 
     @staticmethod
-    @with_reference(_log_prob_again)
+    @with_reference(_rebuild_log_prob)
     def backward(ctx: Any, route: Route, d_log_q: Tensor) -> Any:
         eps, log_sigma, tril, *_ = ctx.saved_tensors
         op = LOG_PROB_BWD.on(route)
         return *op(d_log_q.contiguous(), eps, log_sigma, tril), None
 
 
-def _kl_again(ctx: Any) -> Differentiable:
+def _rebuild_kl(ctx: Any) -> Differentiable:
     def kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *_: None) -> Tensor:
         return reference.kl(mu, log_sigma, tril, tril.dim() == 2)
 
@@ -157,7 +157,7 @@ class _TrilGaussianKL(torch.autograd.Function):
         return KL_FWD.on(route)(mu, log_sigma, tril)
 
     @staticmethod
-    @with_reference(_kl_again)
+    @with_reference(_rebuild_kl)
     def backward(ctx: Any, route: Route, d_kl: Tensor) -> Any:
         op = KL_BWD.on(route)
         return *op(d_kl.contiguous(), *ctx.saved_tensors), None
@@ -204,14 +204,14 @@ def tril_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tenso
         impl, z, mu, log_sigma, tril, names=("z", "mu", "log_sigma", "tril")
     )
     if not route.alike:
-        z, mu, log_sigma, tril = _checks.same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, alike=True)
-    z, mu, log_sigma, tril = _checks.foreign_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
+        z, mu, log_sigma, tril = _checks.to_same_kind(z=z, mu=mu, log_sigma=log_sigma, tril=tril)
+    mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, alike=True)
+    z, mu, log_sigma, tril = _checks.align_points(z, (mu, log_sigma, tril), (1, 1, 1 if packed else 2))
     if route.impl == "reference":
         return reference.log_prob(z, mu, log_sigma, tril, packed)
     z, d = z.contiguous(), z.shape[-1]
-    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
-    tril = _checks.matrices(tril, d, packed)
+    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
+    tril = _layout.to_matrices(tril, d, packed)
     if needs_grad(z, mu, log_sigma, tril):
         return apply(_TrilGaussianLogProb, z, mu, log_sigma, tril, route)
     return LOG_PROB_FWD.on(route)(z, mu, log_sigma, tril)[0]
@@ -249,12 +249,12 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
         tensor([3., 3.])
     """
     route, (mu, log_sigma, tril) = backend.route(impl, mu, log_sigma, tril, names=("mu", "log_sigma", "tril"))
-    mu, log_sigma, tril, packed = _checks.triangular(mu, log_sigma, tril, route.alike)
+    mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, route.alike)
     if route.impl == "reference":
         return reference.kl(mu, log_sigma, tril, packed)
     batch, d = mu.shape[:-1], mu.shape[-1]
-    mu, log_sigma = _checks.rows(mu, d), _checks.rows(log_sigma, d)
-    tril = _checks.matrices(tril, d, packed)
+    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
+    tril = _layout.to_matrices(tril, d, packed)
     if needs_grad(mu, log_sigma, tril):
-        return _checks.shaped(apply(_TrilGaussianKL, mu, log_sigma, tril, route), batch)
-    return _checks.shaped(KL_FWD.on(route)(mu, log_sigma, tril), batch)
+        return _layout.to_shape(apply(_TrilGaussianKL, mu, log_sigma, tril, route), batch)
+    return _layout.to_shape(KL_FWD.on(route)(mu, log_sigma, tril), batch)

@@ -1,7 +1,7 @@
 r"""Affine flow step in plain PyTorch: :math:`z' = a(s)\, z + c(s)\, m`, ``log_det`` = sum of :math:`\log a(s)`.
 
 =============  ==========================================  =====================  ==================
-kind           log a(s)                                    c(s)                   log a(s) lies in
+kind           log a(s)                                    c(s)                   range of log a(s)
 =============  ==========================================  =====================  ==================
 gated          -softplus(-s), s clamped to ±30             1 - a(s)               [-30, 0)
 exp            s / (1 + abs(s) / log 1000)                 1                      (-6.91, 6.91)
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
 KINDS = ("gated", "exp", "clamped_exp", "softplus", "sigmoid", "location_only", "iaf_release")
 
@@ -47,7 +47,7 @@ def log_scale(scale_logit: Tensor, kind: str) -> Tensor:
     return -RELEASE_FACTOR * scale_logit.clamp(-RELEASE_BOUND, RELEASE_BOUND)
 
 
-def moved(shift: Tensor, scale_logit: Tensor, log_a: Tensor, kind: str) -> Tensor:
+def scale_shift(shift: Tensor, scale_logit: Tensor, log_a: Tensor, kind: str) -> Tensor:
     """c(s) m, the part of the output that does not depend on z."""
     if kind == "gated":
         return torch.sigmoid(-scale_logit.clamp(-GATE_BOUND, GATE_BOUND)) * shift
@@ -69,7 +69,7 @@ def affine_flow(
     s = scale_logit.to(dtype)
     log_a = log_scale(s, kind)
     if inverse:
-        out, log_det = (x - moved(m, s, log_a, kind)) * (-log_a).exp(), -log_a.sum(-1)
+        out, log_det = (x - scale_shift(m, s, log_a, kind)) * (-log_a).exp(), -log_a.sum(-1)
     else:
-        out, log_det = torch.addcmul(moved(m, s, log_a, kind), log_a.exp(), x), log_a.sum(-1)
+        out, log_det = torch.addcmul(scale_shift(m, s, log_a, kind), log_a.exp(), x), log_a.sum(-1)
     return out.to(z.dtype), log_det

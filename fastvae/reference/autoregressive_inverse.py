@@ -19,7 +19,7 @@ from .masked_linear import ACTIVATIONS
 
 
 class _Growing:
-    """The units known so far, by ascending degree: slices of one buffer or, where none may be written, a list."""
+    """The units known so far, by ascending degree: slices of one buffer or, where writing is not allowed, a list."""
 
     def __init__(self, like: Tensor, width: int, writable: bool) -> None:
         self._parts = [like.new_empty(*like.shape[:-1], 0)]
@@ -33,7 +33,7 @@ class _Growing:
             self._buffer[..., self._count : self._count + part.shape[-1]] = part
         self._count += part.shape[-1]
 
-    def known(self) -> Tensor:
+    def join(self) -> Tensor:
         return torch.cat(self._parts, -1) if self._buffer is None else self._buffer[..., : self._count]
 
 
@@ -48,13 +48,13 @@ def sweep(
 
     Args:
         like: a tensor of the batch, device and dtype of the features, ``(*, any)``.
-        context_term: as :func:`fastvae.reference.made.made` takes it.
+        context_term: as :func:`fastvae.reference.made.masked_network` takes it.
         parameters: weights, biases and row factors of the layers.
         structure: sizes and degrees.
         find: gives a feature ``(*, 1)`` from its number and its parameters ``(*, P)``.
     """
     parameters = factors_of(parameters, structure)
-    # Units by ascending degree, so that those known are always the first ones.
+    # Units by ascending degree: the known ones are always the first.
     orders = structure.sorted_units(like.device)
     weights = [
         (weight if scale is None else weight * scale.unsqueeze(-1))[orders[i + 1]][:, orders[i]]
@@ -66,8 +66,8 @@ def sweep(
     counts = structure.counts
     act = ACTIVATIONS[structure.activation]
     last = len(structure.hidden_degrees)
-    # Autograd follows no writes in place, and vmap none of what is mapped into what is not. A trace is made without
-    # gradients, but serves with them.
+    # Autograd follows no writes in place, and vmap cannot write a mapped tensor into one that is not. A trace is made
+    # without gradients, but runs with them.
     writable = not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
@@ -79,7 +79,7 @@ def sweep(
     streams = [_Growing(like, len(d), writable) for d in structure.degrees[:-1]]
 
     def rows(layer: int, begin: int, end: int) -> Tensor:
-        inputs = growing[layer].known()
+        inputs = growing[layer].join()
         bias = biases[layer]
         return functional.linear(
             inputs, weights[layer][begin:end, : inputs.shape[-1]], None if bias is None else bias[begin:end]
@@ -94,7 +94,7 @@ def sweep(
                 h = h + context_term[..., begin:end]
             if structure.residual and layer % 2 == 0:
                 if layer:
-                    h = h + streams[layer - 1].known()[..., begin:end]
+                    h = h + streams[layer - 1].join()[..., begin:end]
                 streams[layer + 1].append(h)
             growing[layer + 1].append(h if structure.residual and layer == last - 1 else act(h))
 
@@ -112,7 +112,7 @@ def sweep(
 def autoregressive_inverse(
     z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """x whose flow step is ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
+    """The x that the flow step maps to ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
     terms = []
 
     def solve(feature: int, params: Tensor) -> Tensor:

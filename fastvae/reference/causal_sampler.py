@@ -19,8 +19,8 @@ from torch.nn import functional
 from .masked_linear import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from ..sampling.likelihoods import PixelLikelihood
-    from ..sampling_plan import Binding, Conv, Node, Plan, Span
+    from ..structure.likelihood import PixelLikelihood
+    from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 
 Function = Callable[[Tensor], Tensor]
 # Which channels of a node: all of them, or those of one pass.

@@ -10,26 +10,14 @@ Half-precision inputs are computed in float32; the sample has the inputs' dtype,
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..precision import compute_dtype
+
 LOG_2PI = math.log(2.0 * math.pi)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def autocasting(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Keeps autocast from taking a matrix product to half precision."""
-    return torch.autocast(device_type, enabled=False) if autocasting(device_type) else nullcontext()
 
 
 def draw_eps(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -6,8 +6,8 @@ the bin of half-width :math:`h = 1 / (\mathrm{levels} - 1)` around x the probabi
 .. math::
     \sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a}), \qquad a, b = e^{-s} (x - m \pm h),
 
-whose right-hand side loses nothing to cancellation. The outermost bins reach to infinity: :math:`\sigma(a)` at x = -1,
-:math:`\sigma(-b)` at x = 1. A pixel's mixture components k share their weight over channels, and
+where the right-hand side loses nothing to cancellation. The outermost bins reach to infinity: :math:`\sigma(a)` at
+x = -1, :math:`\sigma(-b)` at x = 1. A pixel's mixture components k share their weight over channels, and
 
 .. math::
     \log p(x) = \log \sum_k \pi_k \prod_c P_{ck}(x_c), \qquad
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
 LEAST_LOG_SCALE = -7.0
 # Numbers of a component: its weight, means, log-scales and coefficients, by number of channels.

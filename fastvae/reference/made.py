@@ -13,9 +13,12 @@ from .masked_linear import ACTIVATIONS, masked_linear, masked_norm, row_factors
 
 
 class MadeParameters(NamedTuple):
-    """Of each layer, the last one included: weights ``(out, in)``, biases ``(out,)``, and factors ``(out,)`` of the
-    weight's rows; ``normalized``: those are gains, to be divided by the norms of the rows. ``degrees``, where at hand,
-    are the structure's, as tensors on the device."""
+    """The parameters of all layers, the last one included.
+
+    Each layer has weights ``(out, in)``, biases ``(out,)`` and factors ``(out,)`` of the weight's rows. With
+    ``normalized`` the factors are gains, to be divided by the norms of the rows. ``degrees``, if given, are those of
+    the structure, as tensors on the device.
+    """
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor | None]
@@ -24,7 +27,7 @@ class MadeParameters(NamedTuple):
     normalized: bool = False
 
     def with_factors(self, factors: Sequence[Tensor | None]) -> MadeParameters:
-        """The same layers with rows' factors that stand for themselves."""
+        """The same layers with ``factors`` of their rows, which no norm divides."""
         return self._replace(weight_scales=factors, normalized=False)
 
 
@@ -41,7 +44,9 @@ def factors_of(parameters: MadeParameters, structure: MadeStructure) -> MadePara
     )
 
 
-def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure) -> Tensor:
+def masked_network(
+    x: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure
+) -> Tensor:
     """Parameters ``(*, P * D)`` of the features ``x`` ``(*, D)``.
 
     ``context_term`` ``(*, hidden width)`` is added to the first layer before its activation.
@@ -71,7 +76,7 @@ def made(x: Tensor, context_term: Tensor | None, parameters: MadeParameters, str
 def autoregressive_flow(
     z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """``z'`` and ``log_det`` of one affine step whose shift and scale logit come from a network of z."""
-    params = structure.split(made(z, context_term, parameters, structure))
+    """``z'`` and ``log_det`` of one affine step. A network of z gives its shift and scale logit."""
+    params = structure.split(masked_network(z, context_term, parameters, structure))
     scale_logit = params[..., 1, :] if kind != "location_only" else None
     return affine_flow(z, params[..., 0, :], scale_logit, kind)

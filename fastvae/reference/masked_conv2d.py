@@ -3,7 +3,7 @@ r"""Masked convolution in plain PyTorch.
 .. math::
     y = \operatorname{act}\left((W \circ M) * x + b\right)
 
-M is 1 at the taps of :attr:`fastvae.conv_structure.ConvStructure.taps`, for all channels, except at ``origin_tap``,
+M is 1 at the taps of :attr:`fastvae.structure.ConvStructure.taps`, for all channels, except at ``origin_tap``,
 where :math:`M_{oi} = [\,d^{in}_i \le d^{out}_o\,]`.
 """
 

@@ -1,4 +1,4 @@
-"""The noise contract in integer PyTorch: slow, readable, the oracle of both kernels' generators."""
+"""The noise contract in integer PyTorch: slow, readable, and the oracle of both kernels' generators."""
 
 from __future__ import annotations
 

@@ -14,11 +14,12 @@ import math
 import torch
 from torch import Tensor
 
-from .diag_gaussian import compute_dtype, draw_eps, full_precision, standard_normal_log_prob
+from ..precision import compute_dtype, keep_full_precision
+from .diag_gaussian import draw_eps, standard_normal_log_prob
 
 
 def strictly_lower(tril: Tensor, features: int, packed: bool) -> Tensor:
-    """The dense strict lower triangle, zero elsewhere whatever stood there, out of either layout."""
+    """The dense strict lower triangle of either layout, zero elsewhere."""
     if not packed:
         return tril.tril(-1)
     row, column = torch.tril_indices(features, features, -1, device=tril.device)
@@ -41,7 +42,7 @@ def rsample(
         eps = draw_eps(sample_shape + mu.shape, mu, generator)
     eps, log_sigma = eps.to(dtype), log_sigma.to(dtype)
     lower = strictly_lower(tril.to(dtype), mu.shape[-1], packed)
-    with full_precision(mu.device.type):
+    with keep_full_precision(mu.device.type):
         mixed = torch.einsum("...ij,...j->...i", lower, eps)
     z = torch.addcmul(mu.to(dtype) + mixed, log_sigma.exp(), eps)
     return z.to(mu.dtype), standard_normal_log_prob(eps) - log_sigma.sum(-1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sampling_plan import Binding, Lookup, Norm, Plan
+from ..structure.sampling_plan import Binding, Lookup, Norm, Plan
 from .graph import Recording
 
 __all__ = ["bind"]
@@ -60,7 +60,7 @@ def _conv(recording: Recording, path: str, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _lookup(lookup: Lookup, recording: Recording, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weights of a convolution of 1 x 1; see :class:`fastvae.sampling_plan.Lookup`."""
+    """Weights of a convolution of 1 x 1; see :class:`fastvae.structure.sampling_plan.Lookup`."""
     layer: Any = recording.layer(lookup.path)
     rows = layer.num_embeddings
     if lookup.part == "indicator":
@@ -74,11 +74,11 @@ def _lookup(lookup: Lookup, recording: Recording, images: Tensor) -> tuple[Tenso
 
 
 def _norm(norm: Norm, recording: Recording, images: Tensor) -> Tensor:
-    """What a batch norm multiplies by, or adds, ``(1, channels)``."""
+    """The factor, or the term, of a batch norm, ``(1, channels)``."""
     layer: Any = recording.layer(norm.path)
     label, shape = recording.label_of(norm.path), (layer.num_features,)
     names = ("running_mean", "running_var") + (("weight", "bias") if layer.affine else ())
-    # In double precision, whose rounding is that of neither implementation.
+    # In double precision: every implementation then gets the same rounded numbers.
     found = [_numbers(getattr(layer, name), images, f"{label}: {name}", shape).double() for name in names]
     factor = torch.rsqrt(found[1] + layer.eps)
     if layer.affine:
@@ -90,7 +90,7 @@ def _norm(norm: Norm, recording: Recording, images: Tensor) -> Tensor:
 
 
 def _numbers(t: Any, images: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-    """``t`` as a contiguous tensor of the dtype of ``images``, whose memory may be read."""
+    """``t`` as a plain contiguous tensor of the dtype of ``images``."""
     if not isinstance(t, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(t).__name__}")
     why = ""
@@ -125,7 +125,7 @@ def _constant(value: Any, channels: int, images: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"context must give tensors to what depends on the image, got {type(value).__name__}")
     if value.dim() == 0:
-        # As PyTorch does, whose numbers on a CPU go with tensors anywhere.
+        # As in PyTorch, a 0-d tensor on a CPU goes with tensors on every device.
         value = value.to(images.device)
     shape = tuple(value.shape)
     full = {0: (1, 1, 1, 1), 2: (*shape, 1, 1), 3: (1, *shape), 4: shape}.get(value.dim(), (0, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""Buffers and nodes of a plan in the making: what each channel knows of the image decides when it is computed."""
+"""Builder of a plan: a channel's dependence on the image decides when the channel is computed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..sampling_plan import Buffer, Constant, Conv, Copy, Lookup, Node, Norm, Plan, Span
+from ..structure.sampling_plan import Buffer, Constant, Conv, Copy, Lookup, Node, Norm, Plan, Span
 
 __all__ = ["PlanBuilder"]
 
@@ -16,7 +16,7 @@ __all__ = ["PlanBuilder"]
 class PlanBuilder:
     """Collects nodes, and tracks for every channel which channels of the image's own pixel it depends on.
 
-    ``label`` is what errors call the node that is being made.
+    ``label`` is the name of the present node in errors.
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -50,14 +50,14 @@ class PlanBuilder:
         return self.new(spans[0].channels, self.kind_of(*spans), known)
 
     def constant(self, source: str | float | Norm, channels: int) -> Span:
-        """What does not depend on the image: the value of a node of the graph, of a batch norm, or a number."""
+        """A value that does not depend on the image: of a node of the graph, of a batch norm, or a number."""
         key = (source, channels)
         if key not in self.constants:
             self.emit(Constant(self.new(channels, "row"), len(self.constants)))
             self.constants[key] = self.nodes[-1].dst
         return self.constants[key]
 
-    def concatenated(self, parts: Sequence[Span]) -> Span:
+    def concatenate(self, parts: Sequence[Span]) -> Span:
         known = torch.cat([self.known_of(part) for part in parts])
         dst = self.new(len(known), self.kind_of(*parts), known)
         first = 0
@@ -79,7 +79,7 @@ class PlanBuilder:
         degrees: tuple[tuple[int, ...], tuple[int, ...]] | None,
         activation: str,
     ) -> Span:
-        """A node for each group of a convolution; see :class:`fastvae.sampling_plan.Conv`."""
+        """A node for each group of a convolution; see :class:`fastvae.structure.sampling_plan.Conv`."""
         self._reach(src.buffer, taps)
         inputs, outputs = src.channels // groups, channels // groups
         at_pixel = any(dy == 0 and dx == 0 for _, dy, dx in taps)
@@ -107,7 +107,7 @@ class PlanBuilder:
         )
 
     def finish(self, output: Span, layers: Sequence[str | Lookup], per_channel: bool) -> Plan:
-        """The plan whose parameters are ``output``; see :func:`fastvae.sampling.trace.lower`."""
+        """The plan with the parameters ``output``; see :func:`fastvae.sampling.trace.lower`."""
         colors = self._image_colors(output, per_channel)
         whole = Span(output.buffer, 0, self.buffers[output.buffer].channels)
         if output != whole or output.buffer == 0 or self.kind_of(output) == "row":
@@ -118,7 +118,7 @@ class PlanBuilder:
         place = {old: new for new, old in enumerate(order)}
         return Plan(
             tuple(replace(self.buffers[i], passes=self._passes(i, colors)) for i in order),
-            tuple(_moved(node, place) for node in self.nodes),
+            tuple(_move(node, place) for node in self.nodes),
             tuple(layers),
             tuple(self.constants),
             tuple(colors),
@@ -131,7 +131,7 @@ class PlanBuilder:
         return tuple((self.known[index] * after).amax(1).tolist())
 
     def _image_colors(self, output: Span, per_channel: bool) -> list[int]:
-        """The colour of each channel of the image: it is drawn after those that its parameters depend on."""
+        """The colour of each channel of the image: a channel is drawn after those that its parameters depend on."""
         known = self.known_of(output)
         channels = self.in_channels
         if not per_channel:
@@ -168,7 +168,7 @@ def _sources(node: Node) -> list[Span]:
     return [span for name in ("src", "condition", "a", "b") if (span := getattr(node, name, None)) is not None]
 
 
-def _moved(node: Node, place: Mapping[int, int]) -> Node:
+def _move(node: Node, place: Mapping[int, int]) -> Node:
     fields = {
         name: span._replace(buffer=place[span.buffer])
         for name in ("dst", "src", "condition", "a", "b")

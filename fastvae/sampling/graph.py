@@ -1,4 +1,4 @@
-"""Recording of a network's forward with ``torch.fx``, and evaluation of what does not depend on the image."""
+"""Recording of a network's forward with ``torch.fx``, and evaluation of the nodes that do not depend on the image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+
+from .layers import find_role
 
 __all__ = ["SUPPORTED", "InexpressibleError", "Recording", "changes_in_place", "depends_on_image", "forms", "record"]
 
@@ -19,12 +21,12 @@ SUPPORTED = (
     "alone may be anything"
 )
 
-# Questions about the image whose answer does not depend on its values.
+# Attributes of the image that do not depend on its values.
 _METADATA = {"shape", "dtype", "device", "ndim"}
 _METADATA_CALLS = {"size", "dim"}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 _WRAPPED = "network"
-# Classes of torch that importing takes long, and the child that they wrap.
+# Classes of torch by name, since importing them takes long, and the child that they wrap.
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module"}
 
 
@@ -63,21 +65,18 @@ def changes_in_place(node: fx.Node) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Marks every node that depends on the image, and keeps modules whole that do not, or that plans know."""
+    """Marks every node that depends on the image. Modules that do not, and those that plans know, stay whole."""
 
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._leaves = leaves
-        # The innermost module whose forward could not be followed.
+        # The innermost module with a forward that could not be followed.
         self.failed = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if "forward" in m.__dict__:
-            # It is no longer what its class says.
+            # An instance with a forward of its own does something else than its class.
             return False
-        if isinstance(m, self._leaves) and type(m).forward in {leaf.forward for leaf in self._leaves}:
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return find_role(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -94,11 +93,11 @@ class _Tracer(fx.Tracer):
         proxies = [value for value in given if isinstance(value, fx.Proxy)]
         if proxies and not any(depends_on_image(proxy.node) for proxy in proxies):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-        wrapped = _wrapped_by(m)
+        wrapped = _find_wrapped(m)
         if wrapped is not None:
             return wrapped(*args, **kwargs)
         if m._compiled_call_impl is not None:
-            # What torch.compile made of it cannot be followed; it does the same.
+            # The compiled form cannot be followed; the module itself does the same.
             forward = m._call_impl
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -107,8 +106,8 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _wrapped_by(module: nn.Module) -> nn.Module | None:
-    """The module that this one does the same as: compiled, or with activations computed anew on the way back."""
+def _find_wrapped(module: nn.Module) -> nn.Module | None:
+    """The module that ``module`` wraps to compile or checkpoint it, and otherwise calls unchanged."""
     child = _WRAPPERS.get(type(module).__name__)
     return None if child is None else module._modules.get(child)
 
@@ -141,10 +140,10 @@ class Recording:
         self.image = next(node for node in graph.nodes if node.op == "placeholder")
         self.output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
         roots = [self.output] if isinstance(self.output, fx.Node) else []
-        self.needed = self._reached([*roots, *(node for node in graph.nodes if changes_in_place(node))])
+        self.needed = self._collect_sources([*roots, *(node for node in graph.nodes if changes_in_place(node))])
 
-    def _reached(self, waiting: list[fx.Node]) -> list[fx.Node]:
-        """What the nodes ``waiting`` are computed from, and they, in the order of the graph."""
+    def _collect_sources(self, waiting: list[fx.Node]) -> list[fx.Node]:
+        """The nodes ``waiting`` and everything that they are computed from, in the order of the graph."""
         reached: set[fx.Node] = set()
         while waiting:
             node = waiting.pop()
@@ -166,7 +165,7 @@ class Recording:
     def evaluate(self, shape: tuple[int, ...], like: Tensor, context: Any) -> dict[str, Any]:
         """The value of every node that does not depend on the image, for images of ``shape``.
 
-        Functions of the image whose result nobody uses, such as checks of arguments, run on zeros.
+        Functions of the image with an unused result, such as checks of arguments, run on zeros.
         """
         values: dict[fx.Node, Any] = {}
         needed = set(self.needed)
@@ -191,14 +190,14 @@ class Recording:
         return node.target(*args, **kwargs)
 
 
-def record(network: nn.Module, with_context: bool, leaves: tuple[type[nn.Module], ...]) -> Recording:
+def record(network: nn.Module, with_context: bool) -> Recording:
     """The recording of ``network(x, context)``, or of ``network(x)``.
 
     Raises:
         InexpressibleError: its forward cannot be followed, for instance because it decides on values of the image.
     """
     root = (_WithContext if with_context else _WithoutContext)(network)
-    tracer = _Tracer(leaves)
+    tracer = _Tracer()
     try:
         graph = tracer.trace(root)
     except (AttributeError, RuntimeError, TypeError, fx.proxy.TraceError) as error:

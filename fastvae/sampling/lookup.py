@@ -1,4 +1,4 @@
-"""Embeddings of a pixel's level: from the code that looks a level up in a table to nodes that do so at one pixel.
+"""Embeddings of a pixel's level: code that looks levels up in a table becomes nodes that do so at one pixel.
 
 A forward turns the image into integers, by functions that are followed here, and an ``nn.Embedding`` takes these to
 rows of its table, which are moved to the dimension of the channels. :class:`~fastvae.nn.CodeEmbedding` does it at once.
@@ -6,46 +6,19 @@ rows of its table, which are moved to the dimension of the channels. :class:`~fa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..sampling_plan import Activation, Lookup, Pointwise, Span
+from ..structure.sampling_plan import Activation, Lookup, Pointwise, Span
+from .lowering import Codes, Lowering, Rows
 
-if TYPE_CHECKING:
-    from .trace import Lowering
-
-__all__ = ["Codes", "Rows", "embed", "follow", "rows_of"]
+__all__ = ["embed", "follow", "rows_of"]
 
 _INTEGERS = (torch.int64, torch.int32)
 _WAY_OUT = "; fastvae.nn.CodeEmbedding does all of it: levels of images (N, 1, H, W) to (N, channels, H, W)"
-
-
-@dataclass(frozen=True)
-class Codes:
-    """``factor`` times a channel of the image, on its way to integers.
-
-    Args:
-        span: the channel.
-        factor: what it is multiplied by.
-        is_rounded, is_integral: whether it is rounded to integers, and of an integer dtype.
-        is_flat: whether the dimension of channels is gone.
-    """
-
-    span: Span
-    factor: float = 1.0
-    is_rounded: bool = False
-    is_integral: bool = False
-    is_flat: bool = False
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a table, whose numbers are the last dimension."""
-
-    span: Span
 
 
 def embed(lowering: Lowering, path: str, table: nn.Embedding, span: Span, factor: float) -> Span:
@@ -65,7 +38,7 @@ def embed(lowering: Lowering, path: str, table: nn.Embedding, span: Span, factor
 
 
 def rows_of(lowering: Lowering, path: str, table: Any, node: fx.Node) -> Rows:
-    """What an ``nn.Embedding`` makes of codes."""
+    """The rows that an ``nn.Embedding`` looks up for codes."""
     source = node.args[0] if node.args else node.kwargs["input"]
     codes = lowering.env.get(source) if isinstance(source, fx.Node) else None
     if not isinstance(codes, Codes) or not (codes.is_integral and codes.is_flat):
@@ -76,7 +49,7 @@ def rows_of(lowering: Lowering, path: str, table: Any, node: fx.Node) -> Rows:
 
 
 def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span | None:
-    """What a function makes of codes or rows; None where it is a function of activations."""
+    """The result of a function of codes or rows; None for a function of activations."""
     args = node.args
     if len(args) == 2 and name.startswith("mul") and not isinstance(args[0], fx.Node):
         args = args[::-1]
@@ -87,7 +60,7 @@ def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span 
         raise lowering.refuse("an embedding's last dimension must become that of the channels, permute(0, 3, 1, 2)")
     codes = found if isinstance(found, Codes) else None
     if isinstance(found, Span):
-        codes = _started(lowering, name, node, found)
+        codes = _start_codes(lowering, name, node, found)
     if codes is None:
         return None
     made = _next(lowering, name, args[1:], node.kwargs, codes)
@@ -99,8 +72,8 @@ def follow(lowering: Lowering, name: str, node: fx.Node) -> Codes | Rows | Span 
     return made
 
 
-def _started(lowering: Lowering, name: str, node: fx.Node, span: Span) -> Codes | None:
-    """Where integers of the image begin."""
+def _start_codes(lowering: Lowering, name: str, node: fx.Node, span: Span) -> Codes | None:
+    """The codes at a function that begins to make integers of the image; None at any other."""
     begins = name in ("round", "long", "int", "squeeze", "select")
     begins = begins or (name in ("to", "type") and any(v in _INTEGERS for v in (*node.args, *node.kwargs.values())))
     if name == "getitem":

@@ -13,24 +13,23 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from .. import backend
-from .._integers import integer, integers
-from .._levels import is_integral
+from ..likelihoods.pixels import PixelLikelihood, resolve
 from ..ops.causal_sampler import causal_sampler
-from ..reference.diag_gaussian import compute_dtype, full_precision
+from ..precision import compute_dtype, is_integral, keep_full_precision
 from ..rng import draw_seed, philox_uniform
-from ..sampling_plan import Binding, Plan
+from ..structure.integers import integer, integers
+from ..structure.sampling_plan import Binding, Plan
 from .binding import bind
 from .graph import Recording, forms, record
-from .likelihoods import PixelLikelihood, resolve
 from .snapshot import Snapshot
-from .trace import LEAVES, lower
+from .trace import lower
 
 __all__ = ["CausalSampler"]
 
 
 @dataclass
 class _Reading:
-    """What was read of a network: its recordings and plans, which hold while nothing of the rest changes.
+    """The recordings and plans of a network. They hold as long as the network does not change.
 
     Args:
         network: its root.
@@ -66,16 +65,16 @@ class _Reading:
         refused: list[ValueError] = []
         for with_context in forms(self.network):
             try:
-                recording = record(self.network, with_context, LEAVES)
+                recording = record(self.network, with_context)
             except ValueError as error:
-                # Of a forward that insists on a context, or on none, the way that it refuses tells the least.
+                # A forward that must have a context, or must have none, refuses one of both ways: its error says least.
                 self.failures[with_context] = error
                 refused.append(error)
                 continue
             try:
                 self.plan(recording, with_context, {})
             except KeyError:
-                # How many channels the context makes decides; the plan waits for the first one.
+                # The number of channels that the context makes decides; the plan waits for a first context.
                 pass
             except ValueError as error:
                 self.failures[with_context] = error
@@ -84,7 +83,7 @@ class _Reading:
             self.recordings[with_context] = recording
         if not self.recordings:
             raise refused[0]
-        # Only now: a forward may set attributes, in its recording too.
+        # Only now: a forward may set attributes, also while it is recorded.
         self.snapshot = Snapshot(self.network)
 
     def plan(self, recording: Recording, with_context: bool, constants: Mapping[str, Any]) -> Plan:
@@ -136,7 +135,7 @@ class CausalSampler:
         *Fast Generation for Convolutional Autoregressive Models* (Ramachandran et al., 2017).
 
     Example:
-        >>> from fastvae.nn.masked_conv import MaskedConv2d
+        >>> from fastvae.nn import MaskedConv2d
         >>> network = nn.Sequential(
         ...     MaskedConv2d(1, 8, 7, padding=3, mask_type="A", activation="relu"),
         ...     MaskedConv2d(8, 8, 3, padding=1, mask_type="B", activation="relu"),
@@ -170,7 +169,7 @@ class CausalSampler:
         return self.in_channels, outputs, self.likelihood.per_channel
 
     def _read(self, *, checks_mode: bool = True) -> _Reading:
-        """What is to be known of the network as it is now: what was read last, if that is still it."""
+        """The reading of the network as it is now: the last one, if the network has not changed."""
         last, sizes = self._reading, self._sizes()
         is_current = last is not None and last.is_current(self.network, sizes)
         reading = last if last is not None and is_current else _Reading(self.network, sizes)
@@ -218,7 +217,7 @@ class CausalSampler:
         Raises:
             TypeError: ``given`` is no tensor of numbers, or a size no integer.
             ValueError: sizes, context, given pixels or temperature that do not fit; a network in training mode; a layer
-                whose weight is no plain dense tensor, or that no plan can express.
+                that no plan can express, or with a weight that is no plain dense tensor.
             RuntimeError: ``impl`` cannot run here.
         """
         return self._sample(n, image_size, context, given, temperature, generator, row_offset, False)[0]
@@ -264,7 +263,7 @@ class CausalSampler:
         plan, binding = self._bind(images, context)
         uniforms = self.uniforms(n, size, generator=generator, row_offset=row_offset)
         parameters = like.new_empty(n, plan.parameter_channels, *size) if with_parameters else None
-        with full_precision(like.device.type):
+        with keep_full_precision(like.device.type):
             causal_sampler(
                 plan, binding, self.likelihood, images, known, uniforms,
                 temperature=float(temperature), parameters=parameters, impl=self.impl,
@@ -304,7 +303,7 @@ class CausalSampler:
         images = self.likelihood.to_numbers(x, like.dtype).contiguous()
         plan, binding = self._bind(images, context)
         parameters = like.new_empty(x.shape[0], plan.parameter_channels, *x.shape[2:])
-        with full_precision(like.device.type):
+        with keep_full_precision(like.device.type):
             causal_sampler(plan, binding, self.likelihood, images, None, None, parameters=parameters, impl=self.impl)
         return parameters
 
@@ -337,7 +336,7 @@ class CausalSampler:
             raise ValueError(f"{name} must be on the device of the network, {like.device}; it is on {x.device}")
 
     def _check_given(self, given: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pixels are given, and their values."""
+        """The mask of given pixels, and their values."""
         self._check_images("given", given, tuple(images.shape), images)
         self.likelihood.check("given", given)
         given = self.likelihood.to_numbers(given, images.dtype, name="given")

@@ -1,4 +1,4 @@
-"""What a module tree is at one moment, as far as it decides what the forward does; the numbers of parameters do not.
+"""A snapshot of everything in a module tree that decides what its forward does. The numbers of parameters do not.
 
 A recorded forward holds until a module is replaced, wrapped, dropped or of another class, until an attribute, a buffer
 or a hook changes, or until a forward or another method is set anew, on a module or on its class. What a forward reads
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._constants import IntegerConstants
+from ..structure.constants import IntegerConstants
 
 __all__ = ["Snapshot"]
 
@@ -29,7 +29,7 @@ _ATOMS = frozenset(
     }
 )  # fmt: skip
 _INNER = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-# What torch's modules keep for themselves.
+# Attributes that torch's modules set themselves.
 _OWN = frozenset(nn.Module().__dict__) | {"_reversed_padding_repeated_twice"}
 _attributes_of, _version_of = operator.attrgetter("__dict__"), operator.attrgetter("_version")
 # How deep attributes are looked into: an object, such as a configuration, counts as three containers.
@@ -37,7 +37,7 @@ _DEPTH, _OBJECT = 6, 3
 
 
 class _Same:
-    """Equal to the very same object, which it keeps alive: its address cannot become another's."""
+    """Equal to the same object only. It keeps the object alive, so that no other one gets its address."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
@@ -59,8 +59,8 @@ def _is_constant(value: Any) -> bool:
     return kind in _ATOMS
 
 
-def _frozen(value: Any, depth: int = _DEPTH) -> Any:
-    """What equals itself as long as nothing in ``value`` changes."""
+def _freeze(value: Any, depth: int = _DEPTH) -> Any:
+    """A value that stays equal as long as nothing in ``value`` changes."""
     kind = type(value)
     if isinstance(value, nn.Parameter):
         return _Same(value)
@@ -76,14 +76,14 @@ def _frozen(value: Any, depth: int = _DEPTH) -> Any:
     if depth <= 0:
         return _Same(value)
     if isinstance(value, (list, tuple)):
-        return kind, tuple(_frozen(item, depth - 1) for item in value)
+        return kind, tuple(_freeze(item, depth - 1) for item in value)
     if isinstance(value, Mapping):
-        return kind, tuple((key, _frozen(item, depth - 1)) for key, item in value.items())
+        return kind, tuple((key, _freeze(item, depth - 1)) for key, item in value.items())
     if isinstance(value, (set, frozenset)):
         return kind, frozenset(value)
     inside = getattr(value, "__dict__", None)
     if isinstance(inside, dict) and not isinstance(value, (type, types.ModuleType, functools.partial)):
-        return _Same(value), tuple((key, _frozen(item, depth - _OBJECT)) for key, item in inside.items())
+        return _Same(value), tuple((key, _freeze(item, depth - _OBJECT)) for key, item in inside.items())
     return _Same(value)
 
 
@@ -110,13 +110,13 @@ class Snapshot:
         self._buffers = [t for t in tensors if not t.is_inference()]
         self._versions = [t._version for t in self._buffers]
         self._others = [
-            (module.__dict__, name, _frozen(value))
+            (module.__dict__, name, _freeze(value))
             for module in self._modules
             for name, value in module.__dict__.items()
             if name not in _OWN and not _is_constant(value)
         ]
         self._others += [
-            (module._parameters, name, _frozen(t))
+            (module._parameters, name, _freeze(t))
             for module in self._modules
             for name, t in module._parameters.items()
             if t is not None and t.numel() == 1
@@ -136,7 +136,7 @@ class Snapshot:
                 and list(map(list, self._families)) == self._children
                 and list(map(_version_of, self._buffers)) == self._versions
                 and self._classes == self._class_contents
-                and all(_frozen(own[name]) == value for own, name, value in self._others)
+                and all(_freeze(own[name]) == value for own, name, value in self._others)
             )
         except Exception:
             # What cannot be compared, such as two tensors of several numbers, is not the same object.

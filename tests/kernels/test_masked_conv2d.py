@@ -8,13 +8,13 @@ import itertools
 import pytest
 import torch
 
-from fastvae.conv_structure import ConvStructure
 from fastvae.kernels import masked_conv2d, masked_conv2d_gradients
 from fastvae.kernels._matrix import MatrixTile
 from fastvae.kernels.masked_conv2d import Taps, conv_tile, masked_conv2d_fwd, pack
 from fastvae.kernels.masked_conv2d_gradients import masked_conv2d_bwd
 from fastvae.reference.masked_conv2d import mask_of
 from fastvae.reference.masked_conv2d import masked_conv2d as reference
+from fastvae.structure import ConvStructure
 from tests.support.implementations import DTYPES, GPU
 from tests.support.oracle import assert_as_close_as_eager
 

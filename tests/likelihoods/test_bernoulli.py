@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastvae import likelihoods
+from fastvae.likelihoods import bernoulli as likelihoods
 from fastvae.likelihoods import bernoulli_log_prob
 from tests.support.implementations import DTYPES, GPU
 from tests.support.oracle import assert_as_close_as_eager

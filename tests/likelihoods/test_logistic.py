@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fastvae.likelihoods import discretized_logistic_log_prob, logistic_mixture_sample
 from fastvae.ops.logistic_mixture import logistic_mixture_log_prob
-from fastvae.pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_sample
 from fastvae.reference import logistic_mixture as reference
 from tests.support.implementations import DTYPES
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fastvae.nn.checks import check_autoregressive
+from fastvae.nn.autoregressive_check import check_autoregressive
 from fastvae.nn.conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from fastvae.objectives import free_bits
 from fastvae.reference.affine_flow import KINDS, affine_flow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastvae.nn.masked_conv import MaskedConv2d
+from fastvae.nn.masked_conv2d import MaskedConv2d
 from fastvae.reference.masked_linear import ACTIVATIONS
 from tests.support.convolutions import Form
 from tests.support.implementations import IMPLEMENTATIONS, device_of

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastvae.nn.gated_conv import GatedActivation
 from fastvae.nn.gated_pixelcnn import GatedPixelCNN
-from fastvae.nn.masked_conv import MaskedConv2d
+from fastvae.nn.masked_conv2d import MaskedConv2d
 from fastvae.nn.pixelcnn import PixelCNN
 from fastvae.nn.pixelcnnpp import PixelCNNpp, concat_elu
 from fastvae.sampling.likelihoods import Bernoulli, Categorical, LogisticMixture

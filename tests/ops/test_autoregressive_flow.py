@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvae import _C
-from fastvae.ops.autoregressive_flow import autoregressive_flow, made
+from fastvae.ops.autoregressive_flow import autoregressive_flow, masked_network
 from fastvae.reference.affine_flow import KINDS
 from fastvae.reference.affine_flow import affine_flow as affine_reference
 from fastvae.reference.masked_linear import ACTIVATIONS
@@ -143,7 +143,7 @@ def test_log_det_is_that_of_the_jacobian(name, impl):
 def test_flow_is_the_affine_step_of_its_network(layout, kind, impl):
     form = network(7, (20, 31), params=params_of(kind), layout=layout)
     z, term, parameters = form.unpack(form.tensors((8,)))
-    params = form.structure.split(made(z, term, parameters, form.structure, impl=impl))
+    params = form.structure.split(masked_network(z, term, parameters, form.structure, impl=impl))
     scale_logit = None if kind == "location_only" else params[..., 1, :]
     expected = affine_reference(z, params[..., 0, :], scale_logit, kind)
     got = autoregressive_flow(z, term, parameters, form.structure, kind=kind, impl=impl)
@@ -302,7 +302,7 @@ def test_errors_of_made_name_the_argument(changed, error, name):
     arguments = right_arguments() | changed
     arguments["x"] = arguments.pop("z")
     with pytest.raises(error, match=rf"\b({name})(\b|\[)"):
-        made(**arguments)
+        masked_network(**arguments)
 
 
 @pytest.mark.parametrize(("changed", "error", "name"), WRONG_STEP)

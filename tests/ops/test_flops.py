@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastvae.functional as F
 from fastvae.nn import MADE, InverseAutoregressiveFlow, MaskedAutoregressiveFlow, MaskedConv2d
 from fastvae.ops._library import FLOP_FORMULAS as FORMULAS
-from fastvae.ops.autoregressive_flow import made
+from fastvae.ops.autoregressive_flow import masked_network
 from fastvae.ops.masked_linear import masked_norm
 from fastvae.reference.masked_linear import mask_of
 
@@ -59,7 +59,7 @@ def backward(outputs):
 
 def fused(network, x, context=None):
     """The network in one call of its op, whatever hooks there are."""
-    return made(x, network.context_term(x, context), network.fused_parameters(), network.structure)
+    return masked_network(x, network.context_term(x, context), network.fused_parameters(), network.structure)
 
 
 def test_every_op_has_a_formula_or_multiplies_nothing():

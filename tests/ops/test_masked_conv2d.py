@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastvae import _C
-from fastvae.conv_structure import MASK_TYPES
 from fastvae.ops.masked_conv2d import masked_conv2d
 from fastvae.reference.masked_linear import ACTIVATIONS
+from fastvae.structure import MASK_TYPES
 from tests.support.convolutions import FORMS, Form
 from tests.support.implementations import DTYPES, GPU, IMPLEMENTATIONS, device_of
 from tests.support.oracle import check

@@ -7,6 +7,7 @@ import fastvae.functional as F
 from fastvae import _C
 from fastvae.ops.masked_linear import masked_norm
 from fastvae.reference.masked_linear import ACTIVATIONS, mask_of
+from fastvae.structure import ACTIVATION_NAMES
 from tests.support.implementations import DTYPES, GPU, IMPLEMENTATIONS, device_of
 from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, norm_problem
 from tests.support.oracle import check, jacobian
@@ -365,3 +366,7 @@ def test_meta_tensors():
     assert (y.device.type, y.shape) == ("meta", (2, 3))
     with pytest.raises(RuntimeError, match="impl='cpp' cannot run on meta tensors"):
         call(*(t.to("meta") for t in (X, WEIGHT, BIAS, INS, OUTS)), impl="cpp")
+
+
+def test_every_activation_has_its_name_in_the_structure():
+    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES

@@ -5,7 +5,7 @@ import torch
 
 from fastvae import _C
 from fastvae.ops._network import structure_fields
-from fastvae.ops._network_call import ready
+from fastvae.ops._network_call import recognise
 from fastvae.ops.autoregressive_flow import autoregressive_flow
 from fastvae.ops.autoregressive_inverse import autoregressive_inverse
 from fastvae.reference.made import MadeParameters
@@ -57,7 +57,7 @@ def test_both_ways_give_the_same_bits(entry, dtype):
 def is_ready(inputs, impl="auto"):
     z, context_term, parameters, structure = network(*inputs)
     fields = structure_fields(structure, "gated")
-    return ready(z, context_term, parameters, structure, "gated", fields, impl) is not None
+    return recognise(z, context_term, parameters, structure, "gated", fields, impl) is not None
 
 
 def replaced(inputs, index, tensor):

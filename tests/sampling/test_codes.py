@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastvae.functional as F
-from fastvae._levels import tells_apart
 from fastvae.nn import GatedPixelCNN, PixelCNN, PixelCNNpp
+from fastvae.precision import tells_apart
 from fastvae.recipes.pixel_gaussian import GaussianPixels, GaussianPrior
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
 from tests.support.causal_networks import Plain

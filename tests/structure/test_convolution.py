@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fastvae.conv_structure import COLOR_LAYOUTS, MASK_TYPES, ORDERS, ConvStructure, colors_of, pair
+from fastvae.structure import COLOR_LAYOUTS, MASK_TYPES, ORDERS, ConvStructure, colors_of, pair
 from tests.support.convolutions import color, sees
 
 KERNELS = [(1, 1), (3, 3), (7, 7), (1, 5), (5, 1), (3, 5), (2, 2), (2, 3), (4, 1), (6, 5)]

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from fastvae.nn import MaskedConv2d
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture, PixelLikelihood
-from fastvae.sampling.trace import LEAVES, lower
-from fastvae.sampling_plan import ROW, SEVERAL
+from fastvae.sampling.trace import lower
+from fastvae.structure.sampling_plan import ROW, SEVERAL
 from tests.support.causal_networks import Arithmetic, Colored, Gated, Grouped, Plain, Shifted, gate, masked
 
 
@@ -18,7 +18,7 @@ def plan_of(network, likelihood="bernoulli", in_channels=1, with_context=False, 
 
     likelihood = resolve(likelihood)
     outputs = likelihood.parameter_channels(in_channels)
-    recording = record(network, with_context, LEAVES)
+    recording = record(network, with_context)
     return lower(recording, in_channels, outputs, likelihood.per_channel, constants)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fastvae.nn.code_embedding import CodeEmbedding
 from fastvae.nn.gated_conv import GatedActivation
-from fastvae.nn.masked_conv import MaskedConv2d
+from fastvae.nn.masked_conv2d import MaskedConv2d
 
 
 def masked(inputs: int, outputs: int, kernel: int | tuple[int, int], mask_type: str, **options: Any) -> MaskedConv2d:

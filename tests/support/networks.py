@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvae.ops.autoregressive_flow import autoregressive_flow, made
+from fastvae.ops.autoregressive_flow import autoregressive_flow, masked_network
 from fastvae.ops.autoregressive_inverse import autoregressive_inverse
 from fastvae.reference import made as made_reference
 from fastvae.reference.affine_flow import affine_flow
@@ -74,7 +74,7 @@ class Network:
         def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
             z, term, parameters = self.unpack(p)
             if entry == "made":
-                return (made(z, term, parameters, self.structure, impl=impl),)
+                return (masked_network(z, term, parameters, self.structure, impl=impl),)
             function = autoregressive_flow if entry == "flow" else autoregressive_inverse
             outputs = function(z, term, parameters, self.structure, kind=kind, impl=impl)
             # The log-determinant of location_only is a constant.
@@ -167,7 +167,7 @@ def repeated_passes(form: Network, kind: str, tensors: Sequence[Tensor]) -> tupl
     z, term, parameters = form.unpack(tensors)
     x, log_det = torch.zeros_like(z), z.new_zeros(z.shape[:-1])
     for _ in range(form.structure.features):
-        params = form.structure.split(made_reference.made(x, term, parameters, form.structure))
+        params = form.structure.split(made_reference.masked_network(x, term, parameters, form.structure))
         scale_logit = None if kind == "location_only" else params[..., 1, :]
         x, log_det = affine_flow(z, params[..., 0, :], scale_logit, kind, inverse=True)
     return x, log_det

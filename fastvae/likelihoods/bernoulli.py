@@ -1,4 +1,4 @@
-"""Log-likelihoods p(x | z) of the decoder's outputs."""
+"""Log-likelihood of binary data, given a decoder's logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ import torch.nn.functional as TF
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .pixel_likelihoods import discretized_logistic_log_prob, logistic_mixture_log_prob, logistic_mixture_sample
-from .reference.diag_gaussian import compute_dtype
+from ..precision import compute_dtype
 
-__all__ = [
-    "bernoulli_log_prob",
-    "discretized_logistic_log_prob",
-    "logistic_mixture_log_prob",
-    "logistic_mixture_sample",
-]
+__all__ = ["bernoulli_log_prob"]
 
 # Logits per block. On the CPU the temporaries stay in cache and out of fresh pages, yet threads meet rarely; elsewhere
 # blocks only bound the memory, and are large enough to hide the launches.
@@ -65,7 +59,7 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_ndims: int = 1) -> Tenso
     _check(x, logits, event_ndims)
     if torch.compiler.is_compiling() or _under_transform():
         logits = logits.to(compute_dtype(logits.dtype))
-        return _summed(x.to(logits.dtype), logits, event_ndims)
+        return _sum_terms(x.to(logits.dtype), logits, event_ndims)
     if torch.is_grad_enabled() and (x.requires_grad or logits.requires_grad):
         return _BernoulliLogProb.apply(x, logits, event_ndims)
     return _forward(x, logits, event_ndims)
@@ -104,7 +98,7 @@ def _event_dims(event_ndims: int) -> list[int]:
     return list(range(-event_ndims, 0))
 
 
-def _summed(x: Tensor, logits: Tensor, event_ndims: int) -> Tensor:
+def _sum_terms(x: Tensor, logits: Tensor, event_ndims: int) -> Tensor:
     log_p = x * logits - TF.softplus(logits, threshold=_SOFTPLUS_THRESHOLD)
     return log_p.sum(_event_dims(event_ndims)) if event_ndims else log_p
 

@@ -1,11 +1,11 @@
-"""What a masked convolution keeps of its kernel, as plain data: taps, their offsets, and a rule of degrees at one."""
+"""The structure of a masked convolution: the taps it keeps, their offsets, and a rule of degrees at one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ._integers import integer
+from .integers import integer
 
 __all__ = ["COLOR_LAYOUTS", "MASK_TYPES", "ORDERS", "ConvStructure", "colors_of", "pair"]
 
@@ -15,7 +15,7 @@ COLOR_LAYOUTS = ("contiguous", "interleaved")
 
 
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    """``value`` as two integers, of which neither is below ``least``.
+    """``value`` as two integers, both at least ``least``.
 
     Raises:
         ValueError: ``value`` is neither an integer nor two, or one is below ``least``.
@@ -66,7 +66,7 @@ def check_colors(num_colors: int, color_layout: str) -> int:
 
 @dataclass(frozen=True)
 class ConvStructure:
-    """Which taps of a convolution's kernel count.
+    """The taps of a convolution's kernel that count.
 
     ``"A"`` keeps the rows above the origin and, in its row, what is left of it; ``"B"`` keeps the origin as well.
     ``"vertical_A"`` keeps the rows above, whole; ``"vertical_B"`` the origin's row as well. The order ``"reversed"`` is
@@ -79,15 +79,15 @@ class ConvStructure:
     Args:
         kernel_size: height and width of the kernel.
         mask_type: one of :data:`MASK_TYPES`.
-        origin: row and column of the tap that lies over the output's own pixel; the centre of an odd kernel by default.
+        origin: row and column of the tap at the output's own pixel; the centre of an odd kernel by default.
         order: ``"raster"`` or ``"reversed"``.
         has_rule: whether weights at the origin's tap count by degrees.
 
     Attributes:
-        taps: flat indices, ky * width + kx, of the taps of which at least something may count: one ascending range.
+        taps: flat indices, ky * width + kx, of the taps that keep weights: one ascending range.
 
     Raises:
-        ValueError: an argument is none of these, or an even kernel comes without an origin.
+        ValueError: an argument has another value, or an even kernel comes without an origin.
 
     Example:
         >>> ConvStructure((3, 3), "A").taps, ConvStructure((3, 3), "B").taps
@@ -123,7 +123,7 @@ class ConvStructure:
                 raise ValueError(f"origin must be a tap of the kernel {kernel}, got {origin}")
         object.__setattr__(self, "kernel_size", kernel)
         object.__setattr__(self, "origin", origin)
-        # The vertical types have no rule, whatever is asked of them: equal structures compare equal.
+        # The vertical types never have a rule, so that equal structures compare equal.
         object.__setattr__(self, "has_rule", bool(self.has_rule) and not self.is_vertical)
         object.__setattr__(self, "taps", self._range_of_taps(*kernel, *origin))
 
@@ -155,14 +155,14 @@ class ConvStructure:
         return -1 if self.mask_type == "A" else 0
 
     def offsets(self, dilation: int | Sequence[int] = 1) -> tuple[tuple[int, int], ...]:
-        """For each of ``taps`` the row and column, relative to the output's own pixel, of the pixel it reads."""
+        """For each of ``taps`` the row and column of the pixel that it reads, relative to the output's own pixel."""
         assert self.origin is not None
         (step_y, step_x), (row, column) = pair("dilation", dilation, 1), self.origin
         width = self.kernel_size[1]
         return tuple(((tap // width - row) * step_y, (tap % width - column) * step_x) for tap in self.taps)
 
     def padding(self, dilation: int | Sequence[int] = 1) -> tuple[int, int, int, int]:
-        """Zeros (top, left, bottom, right) that put the origin over the pixel and keep the image's size."""
+        """Zeros (top, left, bottom, right) that put the origin at the own pixel and keep the image's size."""
         assert self.origin is not None
         (step_y, step_x), (height, width), (row, column) = pair("dilation", dilation, 1), self.kernel_size, self.origin
         return row * step_y, column * step_x, (height - 1 - row) * step_y, (width - 1 - column) * step_x

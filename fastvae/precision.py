@@ -1,11 +1,51 @@
-"""Equally spaced levels of pixels, as integers and as numbers: which dtypes tell the numbers apart."""
+"""The dtype policy: what ops compute in, what autocast changes, and which dtypes tell levels of pixels apart."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_dtype", "is_integral", "tells_apart"]
+__all__ = [
+    "DTYPES",
+    "check_dtype",
+    "compute_dtype",
+    "is_autocasting",
+    "is_integral",
+    "keep_full_precision",
+    "tells_apart",
+    "to_autocast",
+]
+
+# The dtypes that ops take.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which ops compute on tensors of ``dtype``: float64 for float64, float32 for all others.
+
+    Example:
+        >>> compute_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_autocasting(device_type: str) -> bool:
+    """Whether autocast is on for tensors on ``device_type``."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def keep_full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Keeps autocast from taking a matrix product to half precision."""
+    return torch.autocast(device_type, enabled=False) if is_autocasting(device_type) else nullcontext()
+
+
+def to_autocast(t: Any, dtype: torch.dtype) -> Any:
+    """``t`` as autocast hands it to a product: float64 and integers stay what they are."""
+    return t.to(dtype) if isinstance(t, Tensor) and t.dtype in DTYPES and t.dtype is not torch.float64 else t
 
 
 def is_integral(x: Tensor) -> bool:

@@ -11,38 +11,18 @@ its share of D, from the square of that ratio. So equal Gaussians lose no digits
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, register_kl
 
-from . import functional as F
-from .reference.diag_gaussian import compute_dtype, full_precision
-from .reference.tril_gaussian import strictly_lower
+from .. import functional as F
+from ..precision import compute_dtype, keep_full_precision
+from ..reference.tril_gaussian import strictly_lower
+from .gaussians import DiagonalGaussian, StandardNormal, TriangularGaussian
 
-if TYPE_CHECKING:
-    from .distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
-
-__all__ = ["register"]
-
-
-def register(
-    diagonal: type[DiagonalGaussian], standard: type[StandardNormal], triangular: type[TriangularGaussian]
-) -> None:
-    """Makes ``torch.distributions.kl_divergence`` know the Gaussians.
-
-    The classes are arguments because their module imports this one.
-    """
-    for own in (diagonal, triangular):
-        for other in (diagonal, triangular, Independent, MultivariateNormal):
-            register_kl(own, other)(_kl)
-            register_kl(other, own)(_kl)
-    register_kl(diagonal, diagonal)(_kl_diagonal_diagonal)
-    register_kl(diagonal, standard)(_kl_diagonal_standard)
-    register_kl(triangular, standard)(_kl_triangular_standard)
-    for other in (Independent, MultivariateNormal):
-        register_kl(other, standard)(_kl_foreign_standard)
+__all__: list[str] = []
 
 
 def _kl_diagonal_diagonal(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
@@ -81,7 +61,7 @@ def _kl(p: Distribution, q: Distribution) -> Tensor:
     if not _has_factor(p) and not _has_factor(q):
         impl = p.impl if hasattr(p, "impl") else getattr(q, "impl", "auto")
         return F.diag_gaussian_kl(mu_p, log_sigma_p, mu_q, log_sigma_q, impl=impl)
-    with full_precision(mu_p.device.type):
+    with keep_full_precision(mu_p.device.type):
         difference, log_ratio = mu_p - mu_q, log_sigma_p - log_sigma_q
         if _has_factor(q):
             factor = _scale_tril(q, dtype)
@@ -170,3 +150,19 @@ def _solve(factor: Tensor, right: Tensor) -> Tensor:
     rows = right.movedim(-2, 0)
     solved = torch.linalg.solve_triangular(factor, rows.reshape(len(factor), -1), upper=False)
     return solved.reshape(rows.shape).movedim(0, -2)
+
+
+def _register() -> None:
+    """Makes ``torch.distributions.kl_divergence`` know the Gaussians."""
+    for own in (DiagonalGaussian, TriangularGaussian):
+        for other in (DiagonalGaussian, TriangularGaussian, Independent, MultivariateNormal):
+            register_kl(own, other)(_kl)
+            register_kl(other, own)(_kl)
+    register_kl(DiagonalGaussian, DiagonalGaussian)(_kl_diagonal_diagonal)
+    register_kl(DiagonalGaussian, StandardNormal)(_kl_diagonal_standard)
+    register_kl(TriangularGaussian, StandardNormal)(_kl_triangular_standard)
+    for other in (Independent, MultivariateNormal):
+        register_kl(other, StandardNormal)(_kl_foreign_standard)
+
+
+_register()

@@ -23,7 +23,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
         256
     """
     number = value
-    # Compilers trace the comparison of types, but not the conversion, which would also settle a symbolic size.
+    # Compilers trace the comparison of types, but not the conversion, which would also fix a symbolic size.
     if type(value) is not int and not isinstance(value, torch.SymInt):
         if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
             raise TypeError(f"{name} must be an integer, got {value!r}")

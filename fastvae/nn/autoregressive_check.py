@@ -24,7 +24,7 @@ class AutoregressiveError(ValueError):
     """A module's Jacobian has not the structure that it must have.
 
     Attributes:
-        output: the feature whose output is at fault.
+        output: the feature with the wrong output.
         input: the feature that it depends on and must not, or must depend on and does not; None for the context.
     """
 
@@ -82,7 +82,7 @@ def check_autoregressive(
     r"""Proves by automatic differentiation which inputs the outputs of a module depend on.
 
     At random points, in float64, the Jacobian :math:`\partial out_i / \partial in_j` must be exactly zero wherever
-    feature j does not stand before feature i in the order, and must differ from zero at some point everywhere else;
+    feature j does not come before feature i in the order, and must differ from zero at some point everywhere else;
     with a context, every output, that of the first feature included, must depend on it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are masked by the degrees of their units."""
+"""Linear layers with weights that the degrees of their units mask."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._constants import IntegerConstants
-from .._integers import integers
-from ..ops._network import degrees_of
+from ..ops._layers import degrees_of
 from ..ops.masked_linear import masked_linear, masked_norm
 from ..reference.masked_linear import ACTIVATIONS, mask_of, row_factors
+from ..structure.constants import IntegerConstants
+from ..structure.integers import integers
 from ._start import start_of
 
 __all__ = ["MaskedLinear"]

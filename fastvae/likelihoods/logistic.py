@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops import _checks
-from .ops.logistic_mixture import check_data, check_levels, logistic_mixture_log_prob
-from .reference import logistic_mixture as reference
-from .reference.diag_gaussian import compute_dtype
-from .rng import check_generator
+from ..ops import _checks
+from ..ops.logistic_mixture import check_data, check_levels, logistic_mixture_log_prob
+from ..precision import compute_dtype
+from ..reference import logistic_mixture as reference
+from ..rng import check_generator
 
 __all__ = ["discretized_logistic_log_prob", "logistic_mixture_log_prob", "logistic_mixture_sample"]
 
@@ -53,9 +53,9 @@ def discretized_logistic_log_prob(x: Tensor, mu: Tensor, log_scale: Tensor, *, l
         tensor([0.3775, 0.2449, 0.3775])
     """
     levels = check_levels(levels)
-    x, mu, log_scale = _checks.readable(x=x, mu=mu, log_scale=log_scale)
+    x, mu, log_scale = _checks.to_readable(x=x, mu=mu, log_scale=log_scale)
     check_data(x, levels)
-    mu, log_scale = _checks.same_kind(mu=mu, log_scale=log_scale)
+    mu, log_scale = _checks.to_same_kind(mu=mu, log_scale=log_scale)
     if mu.device != x.device:
         raise ValueError(f"mu must be on the device of x, {x.device}; it is on {mu.device}")
     try:
@@ -99,8 +99,8 @@ def logistic_mixture_sample(
             number is out of range, or ``generator`` is on another device.
 
     Note:
-        Plain PyTorch, without a gradient. Pixels are independent given ``params``; images of an autoregressive network,
-        whose params depend on the pixels before, come from its sampler.
+        Plain PyTorch, without a gradient. Pixels are independent given ``params``. The params of an autoregressive
+        network depend on the pixels before: draw its images by its sampler.
 
     Example:
         >>> images = logistic_mixture_sample(torch.zeros(2, 100, 8, 8))
@@ -108,7 +108,7 @@ def logistic_mixture_sample(
         (torch.Size([2, 3, 8, 8]), True)
     """
     levels = check_levels(levels)
-    (params,) = _checks.same_kind(params=_checks.readable(params=params)[0])
+    (params,) = _checks.to_same_kind(params=_checks.to_readable(params=params)[0])
     check_generator(generator, params.device)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -117,7 +117,7 @@ def logistic_mixture_sample(
     dtype = compute_dtype(params.dtype)
     shape = (*maps.shape[:-1], 1 + channels)
     uniforms = torch.rand(shape, dtype=dtype, device=params.device, generator=generator)
-    # In float32, one draw of 2^24 is 0, whose quantile is infinite.
+    # In float32, one draw of 2^24 is 0. Its quantile would be infinite.
     uniforms = uniforms.clamp_(min=torch.finfo(dtype).eps / 4)
     pixels = reference.logistic_mixture_sample(maps, uniforms, temperature, levels)
     return pixels.movedim(-1, 1).contiguous()

@@ -1,19 +1,19 @@
-"""Convolutions whose kernels see the pixels before one's own only."""
+"""Convolutions that see only the pixels before the output's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._integers import integers
-from ..conv_structure import MASK_TYPES, ConvStructure, pair
-from ..ops._convolution import lowered_constants, padding_of, structure_of
+from ..ops._convolution import lower_to_constants, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
 from ..reference.masked_conv2d import mask_of
 from ..reference.masked_linear import ACTIVATIONS
+from ..structure.convolution import MASK_TYPES, ConvStructure, pair
+from ..structure.integers import integers
 from ._start import start_of
 
 __all__ = ["MaskedConv2d"]
@@ -40,7 +40,7 @@ class MaskedConv2d(nn.Conv2d):
 
     Args:
         in_channels, out_channels, kernel_size, padding, dilation, groups, bias, device, dtype: as in
-            :class:`torch.nn.Conv2d`. With ``padding="same"`` the origin lies over the output's own pixel.
+            :class:`torch.nn.Conv2d`. With ``padding="same"`` the origin is at the output's own pixel.
         stride: must be 1.
         padding_mode: must be ``"zeros"``.
         mask_type: ``"A"``, ``"B"``, ``"vertical_A"`` or ``"vertical_B"``; ``"A"`` by default. By name only, since
@@ -49,13 +49,13 @@ class MaskedConv2d(nn.Conv2d):
         color_layout: ``"contiguous"`` or ``"interleaved"``.
         in_degrees: degree of each input channel, in place of its colour.
         out_degrees: degree of each output channel.
-        origin: (row, column) of the tap over the output's own pixel; even kernels need it.
+        origin: (row, column) of the tap at the output's own pixel; even kernels need it.
         order: ``"raster"`` or ``"reversed"``.
         activation: ``"relu"``, ``"elu"``, ``"tanh"``, ``"softplus"``, ``"gelu"``, ``"silu"``, or None.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Attributes:
-        structure: the :class:`~fastvae.conv_structure.ConvStructure`.
+        structure: the :class:`~fastvae.structure.ConvStructure`.
         in_degrees, out_degrees: lowered degrees, int64: at the origin's tap a weight counts where the first is at most
             the second; None where the structure has no such rule.
 
@@ -64,8 +64,8 @@ class MaskedConv2d(nn.Conv2d):
 
     Raises:
         TypeError: ``mask_type`` comes by position, or degrees are no integers.
-        ValueError: a stride other than 1, padding of another mode, no ``mask_type`` for a kernel of which ``"A"``
-            keeps no weight, or any of the errors of :func:`fastvae.functional.masked_conv2d`.
+        ValueError: a stride other than 1, padding of another mode, no ``mask_type`` for a kernel that ``"A"`` leaves
+            without weights, or any of the errors of :func:`fastvae.functional.masked_conv2d`.
 
     Reference:
         *Pixel Recurrent Neural Networks* (van den Oord, Kalchbrenner, Kavukcuoglu, 2016).
@@ -75,6 +75,9 @@ class MaskedConv2d(nn.Conv2d):
         >>> layer(torch.randn(2, 3, 8, 8)).shape
         torch.Size([2, 6, 8, 8])
     """
+
+    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    sampled_as: ClassVar[str] = "masked_conv"
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class MaskedConv2d(nn.Conv2d):
             in_degrees, out_degrees,
         )  # fmt: skip
         padding_of(padding, self.structure, (1, 1))
-        self._constants = lowered_constants(
+        self._constants = lower_to_constants(
             self.structure, in_channels, out_channels, num_colors, color_layout, in_degrees, out_degrees
         )
         if mask_type is None and not self.structure.taps:

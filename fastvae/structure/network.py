@@ -1,4 +1,4 @@
-"""What a masked autoregressive network is made of, as plain data: sizes, degrees, activation."""
+"""The structure of a masked autoregressive network: sizes, degrees, activation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._constants import IntegerConstants
-from .reference.masked_linear import ACTIVATIONS
+from .constants import IntegerConstants
 
-__all__ = ["LAYOUTS", "MadeStructure", "spread_degrees"]
+__all__ = ["ACTIVATION_NAMES", "LAYOUTS", "MadeStructure", "hidden_degrees_of", "spread_degrees"]
 
+# In the order of the kernels' numbers (csrc/activation.h).
+ACTIVATION_NAMES = ("identity", "relu", "elu", "tanh", "softplus", "gelu", "silu")
 LAYOUTS = ("blocked", "interleaved")
 
 
@@ -36,7 +37,7 @@ def spread_degrees(width: int, features: int, with_context: bool) -> tuple[int, 
 class MadeStructure:
     r"""The shape of a masked autoregressive network (MADE).
 
-    Feature i stands at place ``order[i]`` (0 is first); its input has degree ``order[i] + 1``, its outputs
+    Feature i has the place ``order[i]`` (0 is first); its input has degree ``order[i] + 1``, its outputs
     ``order[i]``. A weight counts where the degree of its input is at most that of its output, so that the parameters
     of a feature depend on the features before it only.
 
@@ -63,12 +64,12 @@ class MadeStructure:
     activation: str = "elu"
     residual: bool = False
     layout: str = "blocked"
-    # Its numbers as the C++ extension takes them, by kind of the flow step, once ``fastvae.ops`` has made them.
+    # The numbers that ``fastvae.ops`` makes of the structure for the C++ extension, by kind of the flow step.
     fields: dict[str | None, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     # Degrees of the inputs, of each hidden layer, of the outputs. Not computed on demand: compilers trace construction,
     # but not the lock of a cached property.
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
-    # How many units of each of these layers have a degree of at most 0, 1, ..., D.
+    # The number of units of each of these layers with a degree of at most 0, 1, ..., D.
     counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
     _sorted: IntegerConstants = field(init=False, repr=False, compare=False)
@@ -82,8 +83,8 @@ class MadeStructure:
             raise ValueError(f"order must be a permutation of 0, ..., {self.features - 1}, got {tuple(self.order)}")
         if self.params_per_feature < 1:
             raise ValueError(f"params_per_feature must be >= 1, got {self.params_per_feature}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.activation not in ACTIVATION_NAMES:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATION_NAMES)}, got {self.activation!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.residual:

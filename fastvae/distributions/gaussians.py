@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from . import _divergences
-from . import functional as F
-from ._integers import integer
-from .ops import _checks
-from .reference.diag_gaussian import compute_dtype, full_precision
-from .reference.tril_gaussian import strictly_lower
+from .. import functional as F
+from ..ops import _checks
+from ..precision import compute_dtype, keep_full_precision
+from ..reference.tril_gaussian import strictly_lower
+from ..structure.integers import integer
 
 __all__ = ["DiagonalGaussian", "StandardNormal", "TriangularGaussian"]
 
@@ -163,7 +162,7 @@ class DiagonalGaussian(_Gaussian):
     arg_constraints = _VECTORS
 
     def __init__(self, mu: Tensor, log_sigma: Tensor, validate_args: bool | None = None, *, impl: str = "auto") -> None:
-        self.mu, self.log_sigma = _checks.gaussian(mu, log_sigma)
+        self.mu, self.log_sigma = _checks.check_gaussian(mu, log_sigma)
         self._finish(impl, validate_args)
 
     def rsample_with_log_prob(
@@ -273,8 +272,8 @@ class TriangularGaussian(_Gaussian):
     Args:
         mu: mean, ``(*, D)``; float16, bfloat16, float32 or float64.
         log_sigma: natural logarithm of the diagonal of L, ``(*, D)``; batches broadcast.
-        tril: what lies below the diagonal of L: packed row by row, ``(*, D(D-1)/2)``, or dense,
-            ``(*, D, D)``, of which nothing else is read.
+        tril: the entries below the diagonal of L: packed row by row, ``(*, D(D-1)/2)``, or dense,
+            ``(*, D, D)``. Nothing else of a dense ``tril`` is read.
         validate_args: whether to check values, of parameters here and of arguments later, as
             torch.distributions does. It reads them back from the device; by default only shapes, dtypes and
             devices are checked.
@@ -315,7 +314,7 @@ class TriangularGaussian(_Gaussian):
         *,
         impl: str = "auto",
     ) -> None:
-        self.mu, self.log_sigma, self.tril, self._packed = _checks.triangular(mu, log_sigma, tril)
+        self.mu, self.log_sigma, self.tril, self._packed = _checks.check_triangular(mu, log_sigma, tril)
         self._finish(impl, validate_args)
 
     def rsample_with_log_prob(
@@ -359,7 +358,7 @@ class TriangularGaussian(_Gaussian):
     def covariance_matrix(self) -> Tensor:
         """:math:`L L^\\top`, ``(*batch_shape, D, D)``."""
         scale_tril = self.scale_tril
-        with full_precision(scale_tril.device.type):
+        with keep_full_precision(scale_tril.device.type):
             return scale_tril @ scale_tril.mT
 
     @property
@@ -369,7 +368,7 @@ class TriangularGaussian(_Gaussian):
         It comes from the factor, not from the covariance matrix, and in float32 at least.
         """
         factor = self._scale_tril_in(compute_dtype(self.mu.dtype))
-        with full_precision(factor.device.type):
+        with keep_full_precision(factor.device.type):
             return torch.cholesky_inverse(factor).to(self.mu.dtype)
 
     @property
@@ -387,6 +386,3 @@ class TriangularGaussian(_Gaussian):
         new._finish(self.impl, False)
         new._validate_args = self._validate_args
         return new
-
-
-_divergences.register(DiagonalGaussian, StandardNormal, TriangularGaussian)

@@ -1,4 +1,4 @@
-"""Integers that a layer is made of, as tensors on whatever device its weights are."""
+"""Integers of a layer's structure, as tensors on the device of its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class IntegerConstants:
     them. The tensors are made once for each device.
 
     Args:
-        vectors: the integers of each vector; None for a vector that there is not.
+        vectors: the integers of each vector; None for a missing one.
 
     Example:
         >>> degrees = IntegerConstants([1, 2], None)
@@ -32,7 +32,7 @@ class IntegerConstants:
 
     def on(self, device: torch.device) -> list[Any]:
         """The vectors as int64 tensors on ``device``."""
-        # What a dispatch mode makes, such as fake tensors, is of no use outside it, and the other way round.
+        # Tensors that a dispatch mode makes, such as fake ones, are of no use outside it, and the other way round.
         if not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack():
             return self._make(device)
         made = self._made.get(device)
@@ -40,7 +40,7 @@ class IntegerConstants:
             return made
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self._make(device)
-        # What is made in inference mode could not be saved for a backward pass later on, and what is made while
+        # A tensor made in inference mode could not be saved for a backward pass later on, and one made while
         # torch.jit.trace records would be a value of its graph.
         tracing = torch._C._get_tracing_state()
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ class IntegerConstants:
                 made = self._make(device)
         finally:
             torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
-        # Neither is what functionalization wraps of use outside it.
+        # Tensors that functionalization wraps are of no use outside it either.
         if not any(v is not None and torch._is_functional_tensor(v) for v in made):
             self._made[device] = made
         return made

@@ -1,0 +1,64 @@
+"""What an op of ``torch.ops.fastvae`` is registered with exists, and an op without a GPU launcher says what to call."""
+
+import importlib
+
+import pytest
+import torch
+
+from fastvae.ops._library import TRITON_MODULES
+
+OPS = [name.removeprefix("fastvae::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvae::")]
+WITHOUT_A_LAUNCHER = [name for name, module in TRITON_MODULES.items() if module is None]
+
+
+def on_gpu(name, *args):
+    """Calls what is registered for CUDA tensors."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return getattr(torch.ops.fastvae, name).default.redispatch(keys, *args)
+
+
+def test_every_op_says_where_its_launcher_is():
+    assert set(OPS) == set(TRITON_MODULES)
+
+
+@pytest.mark.parametrize(("name", "module"), [item for item in TRITON_MODULES.items() if item[1] is not None])
+def test_triton_launchers_exist(name, module):
+    assert callable(getattr(importlib.import_module(f"fastvae.kernels.{module}"), name))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_each_op_is_registered_for_both_devices(name):
+    for key in ("CPU", "CUDA", "Meta"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{name}", key), key
+
+
+def test_only_whole_networks_have_no_launcher():
+    assert sorted(WITHOUT_A_LAUNCHER) == [
+        f"autoregressive_{stem}_{direction}" for stem in ("flow", "inverse") for direction in ("bwd", "fwd")
+    ]
+
+
+@pytest.mark.parametrize("name", ["autoregressive_flow_fwd", "autoregressive_inverse_fwd"])
+def test_forward_on_a_gpu_says_what_to_call(name):
+    tensors, degrees = [torch.zeros(2, 3), torch.zeros(6, 2)], [torch.ones(n, dtype=torch.int64) for n in (3, 2, 6)]
+    with pytest.raises(RuntimeError, match=rf"fastvae::{name} runs on CPU tensors only: on a GPU call .*fastvae\.nn"):
+        on_gpu(name, torch.zeros(4, 3), tensors, [False] * 5, degrees, [3, 2, 0, 1, 0, 0], False)
+
+
+@pytest.mark.parametrize("name", ["autoregressive_flow_bwd", "autoregressive_inverse_bwd"])
+def test_backward_on_a_gpu_says_what_to_call(name):
+    d_out, degrees = torch.zeros(4, 3), [torch.ones(n, dtype=torch.int64) for n in (3, 2, 6)]
+    has_gains, needs = ([False], [[True, True]]) if name == "autoregressive_flow_bwd" else ([], [])
+    with pytest.raises(RuntimeError, match=rf"fastvae::{name} runs on CPU tensors only: on a GPU call .*fastvae\.nn"):
+        on_gpu(
+            name,
+            d_out,
+            torch.zeros(4),
+            torch.zeros(1),
+            [],
+            [False] * 5,
+            *has_gains,
+            degrees,
+            [3, 2, 0, 1, 0, 0],
+            *needs,
+        )
