@@ -8,7 +8,7 @@
 #include <new>
 #include <vector>
 
-#include "dispatch.h"
+#include "ops/dispatch.h"
 
 // Lists of numbers. The caster that nanobind has may not throw, and ends the process where memory is short: this one
 // takes the memory first, and throws when the function asks for the list.

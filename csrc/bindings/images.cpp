@@ -1,5 +1,5 @@
 // The functions on images: masked convolutions, gates, mixtures of logistics, the cached sampler.
-#include "bindings.h"
+#include "bindings/bindings.h"
 
 namespace fastvae {
 namespace {

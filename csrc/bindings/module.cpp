@@ -1,7 +1,5 @@
 // The extension's face. Here, and for images: addresses and sizes in, nothing out; Python's launchers have checked
 // device, dtype, layout and extent before a call comes here, and own all memory.
-#include "bindings.h"
-
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
@@ -9,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "memory.h"
+#include "base/memory.h"
+#include "bindings/bindings.h"
 
 namespace nb = nanobind;
 using namespace fastvae;

@@ -3,8 +3,8 @@
 #include <initializer_list>
 #include <vector>
 
-#include "bindings.h"
-#include "tensors.h"
+#include "bindings/bindings.h"
+#include "bindings/tensors.h"
 
 namespace nb = nanobind;
 

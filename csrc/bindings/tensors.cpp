@@ -1,4 +1,4 @@
-#include "tensors.h"
+#include "bindings/tensors.h"
 
 #include <nanobind/ndarray.h>
 
@@ -6,7 +6,7 @@
 #include <new>
 #include <vector>
 
-#include "memory.h"
+#include "base/memory.h"
 
 namespace nb = nanobind;
 

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "lanes.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "activation.h"
+#include "simd/activation.h"
 
 namespace fastvae {
 namespace {

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "lanes.h"
-#include "types.h"
+#include "base/types.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-#include "conv_tiles.h"
+#include "images/conv_tiles.h"
 #include "ops/causal_sampler.h"
 
 namespace fastvae {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "activation.h"
+#include "simd/activation.h"
 
 namespace fastvae {
 namespace {

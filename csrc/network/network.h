@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "activation.h"
-#include "affine.h"
-#include "parallel.h"
-#include "staircase.h"
+#include "base/parallel.h"
+#include "network/affine.h"
+#include "network/staircase.h"
+#include "simd/activation.h"
 
 namespace fastvae {
 namespace {

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "lanes.h"
-#include "simd.h"
-#include "types.h"
+#include "base/types.h"
+#include "simd/lanes.h"
+#include "simd/simd.h"
 
 namespace fastvae {
 namespace {

@@ -1,10 +1,10 @@
 // Gradients of masked layers' weights, biases and factors: sums over all samples, one writer for each number.
 #pragma once
 
-#include "memory.h"
-#include "parallel.h"
-#include "staircase.h"
-#include "stream.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "network/staircase.h"
+#include "simd/stream.h"
 
 namespace fastvae {
 namespace {

@@ -1,8 +1,8 @@
-#include "affine_flow.h"
+#include "ops/affine_flow.h"
 
-#include "../affine.h"
-#include "../lanes.h"
-#include "../parallel.h"
+#include "base/parallel.h"
+#include "network/affine.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {

@@ -1,7 +1,7 @@
-#include "autoregressive_flow.h"
+#include "ops/autoregressive_flow.h"
 
-#include "../network.h"
-#include "../weight_gradient.h"
+#include "network/network.h"
+#include "network/weight_gradient.h"
 
 namespace fastvae {
 namespace {

@@ -1,7 +1,7 @@
 // A masked network on samples (N, D), alone or with the affine flow step that it parametrises, and its inverse.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

@@ -1,13 +1,13 @@
-#include "causal_sampler.h"
+#include "ops/causal_sampler.h"
 
 #include <algorithm>
 
-#include "../gate.h"
-#include "../lanes.h"
-#include "../memory.h"
-#include "../parallel.h"
-#include "../pixel_heads.h"
-#include "../sampler_program.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "images/gate.h"
+#include "images/pixel_heads.h"
+#include "images/sampler_program.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {

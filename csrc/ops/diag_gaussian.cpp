@@ -1,11 +1,11 @@
-#include "diag_gaussian.h"
+#include "ops/diag_gaussian.h"
 
 #include <algorithm>
 
-#include "../memory.h"
-#include "../parallel.h"
-#include "../philox.h"
-#include "../stream.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "simd/philox.h"
+#include "simd/stream.h"
 
 namespace fastvae {
 namespace {

@@ -1,7 +1,7 @@
 // Diagonal Gaussian: z = mu + exp(log_sigma) eps and the densities that go with it.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

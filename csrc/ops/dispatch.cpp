@@ -1,4 +1,4 @@
-#include "dispatch.h"
+#include "ops/dispatch.h"
 
 #include <cstring>
 

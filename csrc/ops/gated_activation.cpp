@@ -1,8 +1,8 @@
-#include "gated_activation.h"
+#include "ops/gated_activation.h"
 
-#include "../gate.h"
-#include "../lanes.h"
-#include "../parallel.h"
+#include "base/parallel.h"
+#include "images/gate.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {

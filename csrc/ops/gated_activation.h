@@ -1,7 +1,7 @@
 // Gated activation of images: y = tanh(a) sigmoid(b) or a sigmoid(b), a and b the halves of x + condition.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

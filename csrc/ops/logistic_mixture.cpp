@@ -1,11 +1,11 @@
-#include "logistic_mixture.h"
+#include "ops/logistic_mixture.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "../activation.h"
-#include "../lanes.h"
-#include "../parallel.h"
+#include "base/parallel.h"
+#include "simd/activation.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {

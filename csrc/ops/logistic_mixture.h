@@ -1,7 +1,7 @@
 // Log-likelihood of images under discretised mixtures of logistics, and its gradient.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

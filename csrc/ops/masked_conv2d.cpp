@@ -1,13 +1,13 @@
-#include "masked_conv2d.h"
+#include "ops/masked_conv2d.h"
 
 #include <memory>
 #include <utility>
 
-#include "../activation.h"
-#include "../conv_tiles.h"
-#include "../memory.h"
-#include "../parallel.h"
-#include "../pixels.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "images/conv_tiles.h"
+#include "images/pixels.h"
+#include "simd/activation.h"
 
 namespace fastvae {
 namespace {

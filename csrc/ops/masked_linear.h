@@ -1,7 +1,7 @@
 // Masked linear layer with bias, factors of rows and activation: y = act(scale (W o M) x + b).
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

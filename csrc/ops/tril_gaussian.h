@@ -1,7 +1,7 @@
 // Full-covariance Gaussian, L = strictly lower(tril) + diag(exp log_sigma): z = mu + L eps and its densities.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

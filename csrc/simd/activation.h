@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "simd.h"
-#include "vecmath.h"
+#include "simd/simd.h"
+#include "simd/vecmath.h"
 
 namespace fastvae {
 namespace {

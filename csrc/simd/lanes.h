@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <utility>
 
-#include "simd.h"
-#include "types.h"
+#include "base/types.h"
+#include "simd/simd.h"
 
 namespace fastvae {
 namespace {

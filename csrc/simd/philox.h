@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "memory.h"
-#include "simd.h"
-#include "types.h"
-#include "vecmath.h"
+#include "base/memory.h"
+#include "base/types.h"
+#include "simd/simd.h"
+#include "simd/vecmath.h"
 
 namespace fastvae {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace fastvae {
 namespace {

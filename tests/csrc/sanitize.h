@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "dispatch.h"
+#include "ops/dispatch.h"
 
 namespace fastvae {
 
