@@ -51,7 +51,9 @@ struct Torch {
     const nb::object type = torch.attr("Tensor");
     tensor = reinterpret_cast<PyTypeObject*>(type.ptr());
     parameter = reinterpret_cast<PyTypeObject*>(torch.attr("nn").attr("Parameter").ptr());
-    float32 = torch.attr("float32"), float64 = torch.attr("float64"), int64 = torch.attr("int64");
+    float32 = torch.attr("float32");
+    float64 = torch.attr("float64");
+    int64 = torch.attr("int64");
     deterministic = torch.attr("are_deterministic_algorithms_enabled");
     is_neg = type.attr("is_neg");
     const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
@@ -88,7 +90,10 @@ bool view_by_exchange(const DlExchange& exchange, nb::handle tensor, TensorView&
   if (t.device.type != kDlCpu || t.dims > TensorView::kMostDims) return false;
   view.data = static_cast<char*>(t.data) + t.byte_offset;
   view.dims = t.dims;
-  for (int i = 0; i < t.dims; ++i) view.shape[i] = t.shape[i], view.stride[i] = t.strides[i];
+  for (int i = 0; i < t.dims; ++i) {
+    view.shape[i] = t.shape[i];
+    view.stride[i] = t.strides[i];
+  }
   if (t.type.lanes == 1 && t.type.code == kDlFloat && t.type.bits == 32) view.scalar = Scalar::kFloat;
   if (t.type.lanes == 1 && t.type.code == kDlFloat && t.type.bits == 64) view.scalar = Scalar::kDouble;
   if (t.type.lanes == 1 && t.type.code == kDlInt && t.type.bits == 64) view.scalar = Scalar::kInt64;
@@ -101,8 +106,10 @@ bool view_by_methods(const Torch& torch, nb::handle tensor, TensorView& view) {
   if (shape.size() > TensorView::kMostDims) return false;
   view.data = reinterpret_cast<void*>(nb::cast<uintptr_t>(tensor.attr("data_ptr")()));
   view.dims = static_cast<int>(shape.size());
-  for (int i = 0; i < view.dims; ++i)
-    view.shape[i] = nb::cast<int64_t>(shape[i]), view.stride[i] = nb::cast<int64_t>(stride[i]);
+  for (int i = 0; i < view.dims; ++i) {
+    view.shape[i] = nb::cast<int64_t>(shape[i]);
+    view.stride[i] = nb::cast<int64_t>(stride[i]);
+  }
   const nb::object dtype = tensor.attr("dtype");
   if (dtype.is(torch.float32)) view.scalar = Scalar::kFloat;
   if (dtype.is(torch.float64)) view.scalar = Scalar::kDouble;
@@ -168,8 +175,10 @@ bool is_readable(nb::handle tensor, Kind& kind) {
     }
     if (found.type.code == kDlFloat || found.type.code == kDlBfloat)
       kind.floating = 100 * found.type.code + found.type.bits;
-    if (found.dims == 2 && (found.strides[1] == 1 || found.shape[1] == 1))
-      kind.rows = found.shape[0], kind.width = found.shape[1];
+    if (found.dims == 2 && (found.strides[1] == 1 || found.shape[1] == 1)) {
+      kind.rows = found.shape[0];
+      kind.width = found.shape[1];
+    }
     return found.device.type == kDlCpu && is_allocated(found.data, found.shape, found.dims) && !is_negated(tensor);
   }
   try {

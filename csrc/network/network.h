@@ -33,8 +33,14 @@ struct RowLayout {
     for (size_t l = 0; l < layers; ++l) {
       const bool stream = spec.residual && l % 2 == 0;
       HiddenRows at{-1, -1};
-      if (stream || needs_pre(static_cast<Activation>(spec.activation))) at.pre = rows, rows += spec.layers[l].out;
-      if (!(spec.residual && l == layers - 1)) at.post = rows, rows += spec.layers[l].out;
+      if (stream || needs_pre(static_cast<Activation>(spec.activation))) {
+        at.pre = rows;
+        rows += spec.layers[l].out;
+      }
+      if (!(spec.residual && l == layers - 1)) {
+        at.post = rows;
+        rows += spec.layers[l].out;
+      }
       hidden.push_back(at);
     }
     params = rows;

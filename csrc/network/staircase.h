@@ -45,7 +45,8 @@ struct Order {
     int64_t descents = 0;  // counted to the end, which vectorises
     for (int64_t u = 1; u < count; ++u) descents += degrees[u - 1] > degrees[u];
     if (descents == 0) return;
-    order.resize(count), place.resize(count);
+    order.resize(count);
+    place.resize(count);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return degrees[a] < degrees[b]; });
     for (int64_t k = 0; k < count; ++k) place[order[k]] = static_cast<int32_t>(k);
@@ -168,10 +169,18 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
 template <class T, class Tile, class Done>
 FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile, const Done& done) {
   int64_t row = begin;
-  for (; row + kTileRows <= end; row += kTileRows)
-    tile_lanes<kTileRows, T>(row, lanes, tile), done(row, row + kTileRows);
-  for (; row + 2 <= end; row += 2) tile_lanes<2, T>(row, lanes, tile), done(row, row + 2);
-  if (row < end) tile_lanes<1, T>(row, lanes, tile), done(row, end);
+  for (; row + kTileRows <= end; row += kTileRows) {
+    tile_lanes<kTileRows, T>(row, lanes, tile);
+    done(row, row + kTileRows);
+  }
+  for (; row + 2 <= end; row += 2) {
+    tile_lanes<2, T>(row, lanes, tile);
+    done(row, row + 2);
+  }
+  if (row < end) {
+    tile_lanes<1, T>(row, lanes, tile);
+    done(row, end);
+  }
 }
 
 // (W o M) in, for outputs [begin, end): finish(output, lane, sum), and done(begin, end) for each group of them.

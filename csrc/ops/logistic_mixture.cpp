@@ -157,7 +157,10 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   const auto bin_of = [&](const Channel<T>& at, int c, int64_t i, Vector shift) FASTVAE_INLINE_LAMBDA {
     T *mean = means + c * block + i, *log_scale = log_scales + c * block + i;
     const Bin<T> bin(at, load(mean) + shift, load(log_scale), half, log_width);
-    if constexpr (with_gradients) store(mean, bin.d_mean), store(log_scale, bin.d_log_scale);
+    if constexpr (with_gradients) {
+      store(mean, bin.d_mean);
+      store(log_scale, bin.d_log_scale);
+    }
     return bin;
   };
 
@@ -189,8 +192,12 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   Vector sum_of_weights{}, total{};
   for (int64_t i = 0; i < block; i += kLanes) {
     const Vector weight = exp(load(params + i) - largest_logit), share = exp(load(joint + i) - largest);
-    sum_of_weights += weight, total += share;
-    if constexpr (with_gradients) store(params + i, weight), store(joint + i, share);
+    sum_of_weights += weight;
+    total += share;
+    if constexpr (with_gradients) {
+      store(params + i, weight);
+      store(joint + i, share);
+    }
   }
   if constexpr (with_gradients) {
     const Vector per_weight = 1 / sum_of_weights, per_share = 1 / total;
@@ -207,7 +214,10 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
 // What a row of pixels is when rows follow each other without a gap in all maps: the whole image.
 template <class... Maps>
 MixtureSizes flattened(MixtureSizes sizes, const Maps&... maps) {
-  if (((maps.stride[2] == sizes.width * maps.stride[3]) && ...)) sizes.width *= sizes.height, sizes.height = 1;
+  if (((maps.stride[2] == sizes.width * maps.stride[3]) && ...)) {
+    sizes.width *= sizes.height;
+    sizes.height = 1;
+  }
   return sizes;
 }
 

@@ -43,7 +43,8 @@ class Philox {
   explicit Philox(uint64_t seed) {
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < kRounds; ++round) {
-      keys_[round][0] = k0, keys_[round][1] = k1;
+      keys_[round][0] = k0;
+      keys_[round][1] = k1;
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
@@ -134,8 +135,10 @@ class NoiseRows {
     counters_ = make_lines<uint64_t>(3 * kBatch);
     std::fill_n(counters_.get(), 3 * kBatch, 0);
     for (int64_t r = 0, t = 0; r < most_; ++r)
-      for (int64_t c = 0; c < quarter_; ++c, ++t)
-        counters_[t] = static_cast<uint64_t>(c), counters_[kBatch + t] = static_cast<uint64_t>(r);
+      for (int64_t c = 0; c < quarter_; ++c, ++t) {
+        counters_[t] = static_cast<uint64_t>(c);
+        counters_[kBatch + t] = static_cast<uint64_t>(r);
+      }
   }
 
   // Items that one call of draw takes at most.
@@ -187,11 +190,21 @@ class NoiseRows {
     };
     for (int64_t r = 0, c = 0; r < count;) {
       int64_t next_r = r, next_c = c + kStep;
-      if (next_c == length) ++next_r, next_c = 0;
-      if (next_r == count) next_r = r, next_c = c;  // the last of an odd number of steps, twice
+      if (next_c == length) {
+        ++next_r;
+        next_c = 0;
+      }
+      if (next_r == count) {  // the last of an odd number of steps, twice
+        next_r = r;
+        next_c = c;
+      }
       philox_.words(step(r, c), words + r * length + c, step(next_r, next_c), words + next_r * length + next_c);
-      r = next_r, c = next_c + kStep;
-      if (c == length) ++r, c = 0;
+      r = next_r;
+      c = next_c + kStep;
+      if (c == length) {
+        ++r;
+        c = 0;
+      }
     }
     store_rows(count, first, length);
   }

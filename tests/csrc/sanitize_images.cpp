@@ -49,12 +49,18 @@ std::vector<T> run_conv(const Kernels<T>& kernels, const ConvCase& c, const T* n
   kernels.masked_conv2d.fwd(spec, input, at(y.get(), c.out, out_height, out_width), pre.get());
   kernels.masked_conv2d.bwd(spec, adjoint, kept, input, at(d_x.get(), c.in, c.height, c.width), d_weight.get(),
                             d_bias.get());
-  r.keep(y, y_size), r.keep(pre, y_size), r.keep(d_x, x_size), r.keep(d_weight, w_size), r.keep(d_bias, c.out);
+  r.keep(y, y_size);
+  r.keep(pre, y_size);
+  r.keep(d_x, x_size);
+  r.keep(d_weight, w_size);
+  r.keep(d_bias, c.out);
   // Each gradient alone.
   kernels.masked_conv2d.bwd(spec, adjoint, kept, input, at(d_x.get(), c.in, c.height, c.width), nullptr, nullptr);
   kernels.masked_conv2d.bwd(spec, adjoint, kept, input, {}, d_weight.get(), nullptr);
   kernels.masked_conv2d.bwd(spec, adjoint, kept, input, {}, nullptr, d_bias.get());
-  r.keep(d_x, x_size), r.keep(d_weight, w_size), r.keep(d_bias, c.out);
+  r.keep(d_x, x_size);
+  r.keep(d_weight, w_size);
+  r.keep(d_bias, c.out);
   return r.values;
 }
 
@@ -72,7 +78,8 @@ std::vector<T> run_gate(const Kernels<T>& kernels, int64_t kind, bool conditione
   kernels.gated_activation.fwd(kind, extent, from, with, images<T>(y.get(), f, h, w, channels_last));
   kernels.gated_activation.bwd(kind, extent, images<const T>(y.get(), f, h, w, channels_last), from, with,
                                images<T>(d_x.get(), 2 * f, h, w, channels_last));
-  r.keep(y, y_size), r.keep(d_x, x_size);
+  r.keep(y, y_size);
+  r.keep(d_x, x_size);
   return r.values;
 }
 
@@ -92,7 +99,9 @@ std::vector<T> run_mixture(const Kernels<T>& kernels, MixtureSizes sizes, bool c
   kernels.logistic_mixture.fwd(sizes, from, with, log_prob_alone.get(), {});
   kernels.logistic_mixture.fwd(sizes, from, with, log_prob.get(),
                                images<T>(d.get(), maps, sizes.height, sizes.width, channels_last));
-  r.keep(log_prob_alone, sizes.images), r.keep(log_prob, sizes.images), r.keep(d, params_size);
+  r.keep(log_prob_alone, sizes.images);
+  r.keep(log_prob, sizes.images);
+  r.keep(d, params_size);
   return r.values;
 }
 
@@ -136,7 +145,8 @@ std::vector<T> run_sampler(const Kernels<T>& kernels, int64_t n, int64_t h, int6
   plan.nodes.insert(plan.nodes.end(), {6, 11, 0, 4, 0, hidden / 2, 3, 0, -1, 0, 0});
   conv(4, hidden / 2, 5, parameters, 4, 1, {0, 0, 0});
   kernels.causal_sampler.run(plan, image.get(), nullptr, uniforms.get(), out.get());
-  r.keep(image, n * h * w), r.keep(out, n * parameters * h * w);
+  r.keep(image, n * h * w);
+  r.keep(out, n * parameters * h * w);
   plan.all_given = true;
   kernels.causal_sampler.run(plan, image.get(), nullptr, nullptr, out.get());
   r.keep(out, n * parameters * h * w);
@@ -181,7 +191,8 @@ std::vector<T> run_colored_sampler(const Kernels<T>& kernels, int64_t n, int64_t
   add({5, 10, -2, 5, 0, colors, 4, 0, 8, 3});
   add({0, 20, -2, 6, 0, colors, 5, 0, colors, 5, -1, 2, 2, 0, 1, 0, 1, 0, 0, 0});
   kernels.causal_sampler.run(plan, image.get(), given.data(), uniforms.get(), out.get());
-  r.keep(image, size), r.keep(out, size);
+  r.keep(image, size);
+  r.keep(out, size);
   plan.all_given = true;
   kernels.causal_sampler.run(plan, image.get(), nullptr, nullptr, out.get());
   r.keep(out, size);
