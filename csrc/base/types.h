@@ -77,12 +77,19 @@ struct Images {
   }
 };
 
-// A masked convolution as Python passes it: weight (out, in / groups, kernel_height, kernel_width), of which the taps
-// named count, flat indices in ascending order; at origin_tap, unless it is -1, where in_degrees[i] <= out_degrees[o].
+// The sizes of a masked convolution, in the order in which Python passes them; `top` and `left` are rows and columns of
+// zeros before the image.
+struct ConvCall {
+  int64_t images, in, height, width;
+  int64_t out, out_height, out_width;
+  int64_t kernel_height, kernel_width, top, left, dilation_y, dilation_x, groups;
+  int64_t activation, origin_tap;
+};
+
+// A masked convolution: weight (out, in / groups, kernel_height, kernel_width) counts at the taps, flat indices in
+// ascending order; at origin_tap, unless it is -1, only where in_degrees[i] <= out_degrees[o].
 template <class T>
-struct ConvSpec {
-  int64_t images, in, height, width, out, out_height, out_width, kernel_height, kernel_width, top, left, dilation_y,
-      dilation_x, groups, activation, origin_tap;
+struct ConvSpec : ConvCall {
   std::vector<int64_t> taps;
   const T *weight, *bias;  // bias may be null
   const int64_t *in_degrees, *out_degrees;

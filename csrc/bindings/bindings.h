@@ -5,7 +5,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <cstring>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "ops/dispatch.h"
@@ -55,9 +57,13 @@ struct type_caster<std::vector<double>> : checked_list_caster<double> {};
 
 namespace fastvae {
 
-// Add the functions on images, and those on masked layers and networks, to the module.
+// Each adds the functions of its file to the module.
+void bind_flows(nanobind::module_& m);
+void bind_gaussians(nanobind::module_& m);
 void bind_images(nanobind::module_& m);
-void bind_networks(nanobind::module_& m);
+void bind_layers(nanobind::module_& m);
+void bind_looks(nanobind::module_& m);
+void bind_sampler(nanobind::module_& m);
 
 namespace {
 
@@ -89,6 +95,29 @@ void typed(bool is_double, const Body& body) {
 }
 
 using Integers = std::vector<int64_t>;
+
+// How many integers a struct of nothing else holds.
+template <class Record>
+constexpr size_t fields_of = sizeof(Record) / sizeof(int64_t);
+
+// The integers that begin at `from`, by name.
+template <class Record>
+Record record(const int64_t* from) {
+  static_assert(std::is_trivially_copyable_v<Record> && sizeof(Record) % sizeof(int64_t) == 0);
+  Record named;
+  std::memcpy(&named, from, sizeof(Record));
+  return named;
+}
+
+// A list that holds one record after another.
+template <class Record>
+std::vector<Record> records(const Integers& from) {
+  if (from.size() % fields_of<Record>) throw nanobind::value_error("a list does not hold whole records");
+  std::vector<Record> named;
+  named.reserve(from.size() / fields_of<Record>);
+  for (size_t i = 0; i < from.size(); i += fields_of<Record>) named.push_back(record<Record>(from.data() + i));
+  return named;
+}
 
 }  // namespace
 }  // namespace fastvae

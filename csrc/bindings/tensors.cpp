@@ -164,7 +164,7 @@ bool is_plain(nb::handle tensor) {
   return Py_TYPE(tensor.ptr()) == t.tensor || Py_TYPE(tensor.ptr()) == t.parameter;
 }
 
-bool is_readable(nb::handle tensor, Kind& kind) {
+bool is_readable(nb::handle tensor, TensorKind& kind) {
   const Torch& t = torch();
   kind = {};
   if (t.exchange && t.wanted) {

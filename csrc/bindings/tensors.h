@@ -40,15 +40,15 @@ bool is_plain(nanobind::handle tensor);
 // the profiler.
 bool is_watched();
 // What tells tensors apart that need checks from those that need none.
-struct Kind {
+struct TensorKind {
   int floating = 0;               // a number for each floating-point type; 0 for others, and where there is no table
   int64_t rows = -1, width = -1;  // of a matrix with contiguous rows that are not empty
 
   bool is_matrix() const { return width > 0; }
-  bool operator==(const Kind&) const = default;
+  bool operator==(const TensorKind&) const = default;
 };
 // Whether its numbers lie in the memory of the CPU as they are: strided, allocated, and not to be negated when read.
-bool is_readable(nanobind::handle tensor, Kind& kind);
+bool is_readable(nanobind::handle tensor, TensorKind& kind);
 // The same, with its view.
 bool try_readable_view(nanobind::handle tensor, TensorView& view);
 // False for what is no tensor in the memory of the CPU; None is an absent one.

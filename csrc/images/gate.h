@@ -1,15 +1,13 @@
 // The gate of two numbers, and its gradients, on vectors.
 #pragma once
 
-#include <cstdint>
+#include <type_traits>
 
+#include "base/codes.h"
 #include "simd/activation.h"
 
 namespace fastvae {
 namespace {
-
-// As numbered by fastvae/ops/gated_activation.py.
-enum class Gate : int64_t { kTanh, kLinear };
 
 // tanh(a) sigmoid(b), or a sigmoid(b).
 template <Gate gate, class V>

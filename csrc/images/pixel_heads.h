@@ -6,22 +6,21 @@
 #include <cstdint>
 #include <vector>
 
+#include "images/sampler_plan.h"
+
 namespace fastvae {
 namespace {
-
-// As numbered by fastvae/sampling/likelihoods.py.
-enum class Head : int64_t { kBernoulli, kCategorical, kLogisticMixture };
 
 template <class T>
 class PixelHead {
  public:
-  PixelHead(const std::vector<int64_t>& head, int64_t channels, double temperature)
-      : columns(head[1]),
-        kind_(static_cast<Head>(head[0])),
-        components_(head[2]),
-        levels_(head[3]),
-        channels_(channels),
-        temperature_(static_cast<T>(temperature)) {}
+  explicit PixelHead(const SamplerPlan& plan)
+      : columns(plan.head.columns),
+        kind_(static_cast<Head>(plan.head.kind)),
+        components_(plan.head.components),
+        levels_(plan.head.levels),
+        channels_(plan.sizes.channels),
+        temperature_(static_cast<T>(plan.temperature)) {}
 
   // values[c] of the channels listed, but for those that are given, from the pixel's parameters and its `columns`
   // uniform numbers.

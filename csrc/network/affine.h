@@ -1,16 +1,13 @@
 // The affine flow step z' = a(s) z + c(s) m, kind by kind; see fastvae/reference/affine_flow.py.
 #pragma once
 
-#include <cstdint>
 #include <type_traits>
 
+#include "base/codes.h"
 #include "simd/activation.h"
 
 namespace fastvae {
 namespace {
-
-// As numbered by fastvae/ops/_network.py; kNone stands for a network without a flow step.
-enum class Kind : int64_t { kNone, kGated, kExp, kClampedExp, kSoftplus, kSigmoid, kLocationOnly, kIafRelease };
 
 template <class V>
 FASTVAE_INLINE V clamped(V x, double low, double high) {
@@ -41,26 +38,26 @@ FASTVAE_INLINE typename Simd<T>::Vector inside(typename Simd<T>::Vector x, T low
   return (x >= low) & (x <= high) ? V{} + 1 : V{};
 }
 
-template <Kind kind, class T, class V = typename Simd<T>::Vector>
+template <FlowKind kind, class T, class V = typename Simd<T>::Vector>
 FASTVAE_INLINE Scale<V> scale_of(V s) {
   const V one = V{} + 1;
-  if constexpr (kind == Kind::kGated) {
+  if constexpr (kind == FlowKind::kGated) {
     const V x = clamped(s, T(-kGateBound), T(kGateBound));
     const V rest = sigmoid(-x), log_a = -softplus(-x);
     return {log_a, sigmoid(x), rest * inside<T>(s, T(-kGateBound), T(kGateBound)), rest};
-  } else if constexpr (kind == Kind::kExp) {
+  } else if constexpr (kind == FlowKind::kExp) {
     const V size = s < 0 ? -s : s, shrunk = 1 + size * T(1 / kExpBound), log_a = s / shrunk;
     return {log_a, exp(log_a), 1 / (shrunk * shrunk), one};
-  } else if constexpr (kind == Kind::kClampedExp) {
+  } else if constexpr (kind == FlowKind::kClampedExp) {
     const V log_a = clamped(s, T(-5), T(3));
     return {log_a, exp(log_a), inside<T>(s, T(-5), T(3)), one};
-  } else if constexpr (kind == Kind::kSoftplus) {
+  } else if constexpr (kind == FlowKind::kSoftplus) {
     const V a = softplus(s) + T(kLeastScale);
     return {log_of(a), a, sigmoid(s) / a, one};
-  } else if constexpr (kind == Kind::kSigmoid) {
+  } else if constexpr (kind == FlowKind::kSigmoid) {
     const V gate = sigmoid(s), a = gate + T(kLeastScale);
     return {log_of(a), a, gate * sigmoid(-s) / a, one};
-  } else if constexpr (kind == Kind::kIafRelease) {
+  } else if constexpr (kind == FlowKind::kIafRelease) {
     const V log_a = clamped(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a = exp(log_a);
     return {log_a, a, inside<T>(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a * T(-kRelease)};
   } else {
@@ -69,30 +66,30 @@ FASTVAE_INLINE Scale<V> scale_of(V s) {
 }
 
 // What z turns about: d z' / ds = (d log a / ds) a (z - pivot).
-template <Kind kind, class T, class V = typename Simd<T>::Vector>
+template <FlowKind kind, class T, class V = typename Simd<T>::Vector>
 FASTVAE_INLINE V pivot(V m) {
-  if constexpr (kind == Kind::kGated) return m;
-  if constexpr (kind == Kind::kIafRelease) return m * T(kRelease);
+  if constexpr (kind == FlowKind::kGated) return m;
+  if constexpr (kind == FlowKind::kIafRelease) return m * T(kRelease);
   return V{};
 }
 
 template <class Body>
-FASTVAE_INLINE void with_kind(Kind kind, const Body& body) {
+FASTVAE_INLINE void with_kind(FlowKind kind, const Body& body) {
   switch (kind) {
-    case Kind::kGated:
-      return body(std::integral_constant<Kind, Kind::kGated>{});
-    case Kind::kExp:
-      return body(std::integral_constant<Kind, Kind::kExp>{});
-    case Kind::kClampedExp:
-      return body(std::integral_constant<Kind, Kind::kClampedExp>{});
-    case Kind::kSoftplus:
-      return body(std::integral_constant<Kind, Kind::kSoftplus>{});
-    case Kind::kSigmoid:
-      return body(std::integral_constant<Kind, Kind::kSigmoid>{});
-    case Kind::kIafRelease:
-      return body(std::integral_constant<Kind, Kind::kIafRelease>{});
+    case FlowKind::kGated:
+      return body(std::integral_constant<FlowKind, FlowKind::kGated>{});
+    case FlowKind::kExp:
+      return body(std::integral_constant<FlowKind, FlowKind::kExp>{});
+    case FlowKind::kClampedExp:
+      return body(std::integral_constant<FlowKind, FlowKind::kClampedExp>{});
+    case FlowKind::kSoftplus:
+      return body(std::integral_constant<FlowKind, FlowKind::kSoftplus>{});
+    case FlowKind::kSigmoid:
+      return body(std::integral_constant<FlowKind, FlowKind::kSigmoid>{});
+    case FlowKind::kIafRelease:
+      return body(std::integral_constant<FlowKind, FlowKind::kIafRelease>{});
     default:
-      return body(std::integral_constant<Kind, Kind::kLocationOnly>{});
+      return body(std::integral_constant<FlowKind, FlowKind::kLocationOnly>{});
   }
 }
 

@@ -60,7 +60,7 @@ class Network : public RowLayout {
       : RowLayout(spec),
         features(spec.features),
         activation(static_cast<Activation>(spec.activation)),
-        kind(static_cast<Kind>(spec.kind)),
+        kind(static_cast<FlowKind>(spec.kind)),
         residual(spec.residual),
         interleaved_(spec.interleaved),
         params_per_feature_(spec.params_per_feature) {
@@ -155,7 +155,7 @@ class Network : public RowLayout {
   LocalVector<Staircase<T>> layers;
   int64_t features, hidden_layers = 0;
   Activation activation;
-  Kind kind;
+  FlowKind kind;
   bool residual;
 
  private:

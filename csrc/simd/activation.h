@@ -5,14 +5,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "base/codes.h"
 #include "simd/simd.h"
 #include "simd/vecmath.h"
 
 namespace fastvae {
 namespace {
-
-// As numbered by fastvae/ops/_network.py.
-enum class Activation : int64_t { kIdentity, kRelu, kElu, kTanh, kSoftplus, kGelu, kSilu };
 
 // libm, lane by lane: for float64, whose users check gradients, and for what is rare.
 template <class V, class Function>
@@ -113,7 +111,7 @@ FASTVAE_INLINE V derivative(V at) {
   return one;
 }
 
-// Calls body with the activation as a compile-time constant.
+// Calls body with a masked layer's activation as a compile-time constant.
 template <class Body>
 FASTVAE_INLINE void with_activation(Activation a, const Body& body) {
   switch (a) {

@@ -267,7 +267,8 @@ int check_networks(const char* type, double tolerance) {
 
 int main() {
   const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
-                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) + check_images();
+                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) + check_images() +
+                       check_samplers();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -12,8 +12,9 @@
 
 namespace fastvae {
 
-// Failures of the kernels on images: convolutions, gates, mixtures, samplers.
+// Failures of the kernels on images - convolutions, gates, mixtures - and of the sampler.
 int check_images();
+int check_samplers();
 
 namespace {
 
