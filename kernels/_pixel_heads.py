@@ -12,25 +12,25 @@ _LEAST_LOG_SCALE = tl.constexpr(-7.0)
 
 
 @triton.jit
-def _logits(ptrs, exists, first, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def _load_logits(ptrs, exists, first, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     k = first + tl.arange(0, BLOCK)[None, :]
     logit = tl.load(ptrs[:, None] + k, exists[:, None] & (k < COUNT), 0.0) / temperature
     return tl.where(k < COUNT, logit, -float("inf"))
 
 
 @triton.jit
-def category(ptrs, exists, u, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def draw_category(ptrs, exists, u, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """The first of COUNT logits up to which the probabilities add up to more than u."""
-    largest = tl.max(_logits(ptrs, exists, 0, temperature, COUNT, BLOCK), 1)
+    largest = tl.max(_load_logits(ptrs, exists, 0, temperature, COUNT, BLOCK), 1)
     for first in range(BLOCK, COUNT, BLOCK):
-        largest = tl.maximum(largest, tl.max(_logits(ptrs, exists, first, temperature, COUNT, BLOCK), 1))
+        largest = tl.maximum(largest, tl.max(_load_logits(ptrs, exists, first, temperature, COUNT, BLOCK), 1))
     total = tl.zeros_like(u)
     for first in range(0, COUNT, BLOCK):
-        logit = _logits(ptrs, exists, first, temperature, COUNT, BLOCK)
+        logit = _load_logits(ptrs, exists, first, temperature, COUNT, BLOCK)
         total += tl.sum(exp(logit - largest[:, None], tl.float32), 1)
     before, passed = tl.zeros_like(u), tl.zeros(u.shape, tl.int32)
     for first in range(0, COUNT, BLOCK):
-        weight = exp(_logits(ptrs, exists, first, temperature, COUNT, BLOCK) - largest[:, None], tl.float32)
+        weight = exp(_load_logits(ptrs, exists, first, temperature, COUNT, BLOCK) - largest[:, None], tl.float32)
         cumulated = before[:, None] + tl.cumsum(weight, 1)
         # Beyond COUNT sums stay what they are, and count only where all do.
         passed += tl.sum((cumulated <= (u * total)[:, None]).to(tl.int32), 1)

@@ -63,7 +63,7 @@ _FIRST_AT = tl.constexpr(BufferRecord._fields.index("first"))
 
 
 @triton.jit
-def _activated(x, activation, slope):
+def _apply_activation(x, activation, slope):
     """The activation of a number known at run time only."""
     if activation == _RELU:
         x = activate(x, "relu")
@@ -85,7 +85,7 @@ def _activated(x, activation, slope):
 
 
 @triton.jit
-def place(buffers_ptr, buffer, y, x):
+def locate(buffers_ptr, buffer, y, x):
     """Where the pixel (y, x) of a buffer begins in an image's memory."""
     buffer_ptr = buffers_ptr + buffer * _BUFFER_FIELDS
     row = y % tl.load(buffer_ptr + _ROWS_AT) * tl.load(buffer_ptr + _ROW_NUMBERS_AT)
@@ -94,7 +94,7 @@ def place(buffers_ptr, buffer, y, x):
 
 
 @triton.jit
-def _products(
+def _multiply(
     memory_ptrs, exists, buffers_ptr, buffer, terms_ptr, weights_ptr, o, count, K, y, x,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -123,19 +123,19 @@ def run_job(
     """One job at one pixel of the program's images."""
     job_ptr = jobs_ptr + job * JOB_FIELDS
     op, count = tl.load(job_ptr + OP_AT), tl.load(job_ptr + _CHANNELS_AT)
-    to = place(buffers_ptr, tl.load(job_ptr + _DST_AT), y, x)
+    to = locate(buffers_ptr, tl.load(job_ptr + _DST_AT), y, x)
     to_list, src_list = tl.load(job_ptr + _DST_LIST_AT), tl.load(job_ptr + _SRC_LIST_AT)
     src, other, other_list = tl.load(job_ptr + _SRC_AT), tl.load(job_ptr + _OTHER_AT), tl.load(job_ptr + _OTHER_LIST_AT)
     terms, weights, bias = tl.load(job_ptr + _TERMS_AT), tl.load(job_ptr + _WEIGHTS_AT), tl.load(job_ptr + _BIAS_AT)
     activation, slope = tl.load(job_ptr + _ACTIVATION_AT), tl.load(numbers_ptr + tl.load(job_ptr + _SLOPE_AT))
-    src_ptrs = memory_ptrs[:, None] + place(buffers_ptr, src, y, x)
-    other_ptrs = memory_ptrs[:, None] + place(buffers_ptr, tl.maximum(other, 0), y, x)
+    src_ptrs = memory_ptrs[:, None] + locate(buffers_ptr, src, y, x)
+    other_ptrs = memory_ptrs[:, None] + locate(buffers_ptr, tl.maximum(other, 0), y, x)
     for first in range(0, count, BLOCK_O):
         o = first + tl.arange(0, BLOCK_O)
         owned = exists[:, None] & (o < count)[None, :]
         value = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
         if op == _CONV:
-            value = _products(
+            value = _multiply(
                 memory_ptrs, exists, buffers_ptr, src, lists_ptr + src_list, numbers_ptr + weights, o, count, terms,
                 y, x, BLOCK_N, BLOCK_O, BLOCK_K,
             )  # fmt: skip
@@ -165,5 +165,5 @@ def run_job(
             else:
                 b = tl.load(other_ptrs + tl.load(lists_ptr + other_list + o, o < count, 0)[None, :], owned, 0.0)
                 value = tl.where(op == _ADD, a + b, tl.where(op == _SUB, a - b, a * b))
-        value = _activated(value, activation, slope)
+        value = _apply_activation(value, activation, slope)
         tl.store(memory_ptrs[:, None] + to + tl.load(lists_ptr + to_list + o, o < count, 0)[None, :], value, owned)

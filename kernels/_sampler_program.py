@@ -1,4 +1,4 @@
-"""A sampler's plan as the tables of integers that its kernel reads, and where the kernel's numbers come from."""
+"""A sampler's plan as tables of integers for its kernel, and the selection of the numbers that the kernel reads."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Job(NamedTuple):
     color: int = 0
 
 
-# Of each plan, which lives as long as its sampler: CUDA graphs read a program's tensors.
+# Programs by plan. A plan lives as long as its sampler: CUDA graphs read a program's tensors.
 _PROGRAMS: WeakKeyDictionary[Plan, dict[Any, Program]] = WeakKeyDictionary()
 
 
-def program_of(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
-    """Made once for a plan and its shapes: a later call copies nothing to the device, and may stand in a CUDA graph."""
+def get_program(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
+    """The program of a plan and its shapes, made once: later calls copy nothing to the device, as CUDA graphs need."""
     weights = tuple(tuple(t.shape) for t in binding.weights)
     constants = tuple(tuple(t.shape[1:]) for t in binding.constants)
     key = weights, constants, tuple(b is not None for b in binding.biases), width, device
@@ -69,9 +69,9 @@ def program_of(plan: Plan, binding: Binding, width: int, device: torch.device) -
 class Program:
     """A plan as the kernel reads it, on ``device``.
 
-    Its numbers are a selection, in an order of their own, of what is fixed, the weights and the biases, one after
-    another: entry ``index[i]`` of these is number i. Entry 0 is a zero, which stands for what is masked or absent.
-    ``constants`` are the shapes of an image's part.
+    Fixed numbers, weights and biases follow each other in one array. The program's numbers are a selection of them:
+    number i is entry ``index[i]``. Entry 0 is a zero, for masked weights and absent biases. ``constants`` are shapes of
+    the constants of one image.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Program:
             passes = plan.buffers[node.dst.buffer].passes_of(node.dst)
             for current in sorted(set(passes)):
                 chosen = [c for c, own in enumerate(passes) if own == current]
-                by_pass[current + 1].append(self._job(plan, node, chosen))
+                by_pass[current + 1].append(self._make_job(plan, node, chosen))
         for color in range(plan.num_colors):
             by_pass[color + 1].append(Job(OpCode.DRAW, color=color))
         self.row_jobs, self.pixel_jobs = len(by_pass[0]), sum(len(jobs) for jobs in by_pass[1:])
 
         def integers(values: Sequence[int]) -> Tensor:
-            # One more: programs read lists in blocks, and an empty tensor has no address.
+            # One more: an empty tensor has no address.
             return torch.tensor([*values, 0], dtype=torch.int32).to(device)
 
         self.jobs = integers(flatten(job for jobs in by_pass for job in jobs))
@@ -124,33 +124,33 @@ class Program:
         self._fixed_numbers = torch.tensor([*self._fixed], dtype=torch.float32).to(device)
         del self._parts, self._weights, self._biases, self._lists
 
-    def numbers(self, binding: Binding) -> Tensor:
+    def gather_numbers(self, binding: Binding) -> Tensor:
         parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
         return torch.cat([self._fixed_numbers, *(t.flatten() for t in parts)])[self._index]
 
-    def constants(self, binding: Binding) -> Tensor:
-        """An image's constants together."""
+    def gather_constants(self, binding: Binding) -> Tensor:
+        """The constants of each image, ``(N, numbers)``."""
         return torch.cat([t.flatten(1) for t in binding.constants], 1) if binding.constants else self._fixed_numbers
 
-    def _list(self, values: Sequence[int]) -> int:
+    def _add_list(self, values: Sequence[int]) -> int:
         self._lists += values
         return len(self._lists) - len(values)
 
-    def _numbers(self, entries: Tensor) -> int:
+    def _add_numbers(self, entries: Tensor) -> int:
         self._parts.append(entries.flatten())
         self._count += entries.numel()
         return self._count - entries.numel()
 
-    def _scalar(self, value: float) -> int:
-        return self._numbers(torch.tensor(self._fixed[float(value)]))
+    def _add_scalar(self, value: float) -> int:
+        return self._add_numbers(torch.tensor(self._fixed[float(value)]))
 
-    def _channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
-        return self._list([span.first + c for span in spans for c in chosen])
+    def _add_channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
+        return self._add_list([span.first + c for span in spans for c in chosen])
 
-    def _job(self, plan: Plan, node: Node, chosen: list[int]) -> Job:
-        job = Job(OpCode[node.op.upper()], len(chosen), node.dst.buffer, self._channels([node.dst], chosen))
+    def _make_job(self, plan: Plan, node: Node, chosen: list[int]) -> Job:
+        job = Job(OpCode[node.op.upper()], len(chosen), node.dst.buffer, self._add_channels([node.dst], chosen))
         if node.op == "conv":
-            return job._replace(**self._conv(plan, node, chosen))
+            return job._replace(**self._make_conv(plan, node, chosen))
         if node.op == "constant":
             first, shape = self._constants[node.index]
             channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:3]
@@ -163,31 +163,31 @@ class Program:
             )
         if node.op == "add" or node.op == "sub" or node.op == "mul":
             return job._replace(
-                src=node.a.buffer, src_list=self._channels([node.a], chosen),
-                other=node.b.buffer, other_list=self._channels([node.b], chosen),
+                src=node.a.buffer, src_list=self._add_channels([node.a], chosen),
+                other=node.b.buffer, other_list=self._add_channels([node.b], chosen),
             )  # fmt: skip
         if node.op == "gate":
-            return job._replace(**self._gate(node, chosen))
-        job = job._replace(src=node.src.buffer, src_list=self._channels([node.src], chosen))
+            return job._replace(**self._make_gate(node, chosen))
+        job = job._replace(src=node.src.buffer, src_list=self._add_channels([node.src], chosen))
         if node.op == "affine":
-            return job._replace(alpha=self._scalar(node.alpha), beta=self._scalar(node.beta))
+            return job._replace(alpha=self._add_scalar(node.alpha), beta=self._add_scalar(node.beta))
         if node.op == "activation":
-            slope = 0 if node.slope is None else self._scalar(node.slope)
+            slope = 0 if node.slope is None else self._add_scalar(node.slope)
             return job._replace(activation=ActivationCode[node.name.upper()], slope=slope)
         return job
 
-    def _gate(self, node: Gate, chosen: list[int]) -> dict[str, int]:
-        def halves(span: Span) -> int:
+    def _make_gate(self, node: Gate, chosen: list[int]) -> dict[str, int]:
+        def add_halves(span: Span) -> int:
             half = node.dst.channels
-            return self._channels([span.part(0, half), span.part(half, half)], chosen)
+            return self._add_channels([span.part(0, half), span.part(half, half)], chosen)
 
-        fields = {"gate": int(GateCode[node.kind.upper()]), "src": node.src.buffer, "src_list": halves(node.src)}
+        fields = {"gate": int(GateCode[node.kind.upper()]), "src": node.src.buffer, "src_list": add_halves(node.src)}
         if node.condition is not None:
-            fields |= {"other": node.condition.buffer, "other_list": halves(node.condition)}
+            fields |= {"other": node.condition.buffer, "other_list": add_halves(node.condition)}
         return fields
 
-    def _conv(self, plan: Plan, node: Conv, chosen: list[int]) -> dict[str, int]:
-        """Source, its terms, weights (terms, outputs) and bias."""
+    def _make_conv(self, plan: Plan, node: Conv, chosen: list[int]) -> dict[str, int]:
+        """The fields of source, terms, weights (terms, outputs) and bias."""
         first, inputs = node.group * node.dst.channels, node.src.channels
         rows = torch.tensor(chosen, dtype=torch.long)
         weight = self._weights[node.layer][first : first + node.dst.channels].flatten(2)
@@ -206,9 +206,9 @@ class Program:
         terms += [dx * channels + node.src.first + i for _, _, dx in node.taps for i in range(inputs)]
         return {
             "src": node.src.buffer,
-            "src_list": self._list(terms),
+            "src_list": self._add_list(terms),
             "terms": len(terms) // 2,
-            "weights": self._numbers(matrix),
-            "bias": self._numbers(offset),
+            "weights": self._add_numbers(matrix),
+            "bias": self._add_numbers(offset),
             "activation": ActivationCode[node.activation.upper()],
         }

@@ -1,7 +1,8 @@
 """Cached sampling of whole batches in one launch: a program owns some images and walks over their pixels.
 
-A plan becomes jobs, rows of integers that every program reads: what a node computes for the channels of one pass. What
-is kept of a program's images lies in global memory, rows of every buffer in rings, channels fastest.
+A plan becomes jobs, records of integers that every program reads: a job computes the channels of a node that belong to
+one pass. A program keeps the activations of its images in global memory, rows of every buffer in rings, channels
+fastest.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from ..sampling_records import HeadCode, HeadRecord
 from ._activations import sigmoid
 from ._launch import AotCase, launch, meta
 from ._matrix import launch_options
-from ._pixel_heads import category, draw_mixture, keep_value
-from ._sampler_jobs import COLOR_AT, DRAW, JOB_FIELDS, OP_AT, place, run_job
-from ._sampler_program import program_of
+from ._pixel_heads import draw_category, draw_mixture, keep_value
+from ._sampler_jobs import COLOR_AT, DRAW, JOB_FIELDS, OP_AT, locate, run_job
+from ._sampler_program import get_program
 from ._tiles import ceil_div, next_power_of_2
 
 # Images of a program: the least that a matrix product takes.
@@ -39,7 +40,7 @@ def _causal_sampler_kernel(
 ):  # fmt: skip
     """One program owns BLOCK_N images and walks their pixels in raster order.
 
-    Of a row first every row job at all pixels, then at each pixel the pixel jobs, the draws of each color among them.
+    In a row it runs every row job at all pixels; then at each pixel the pixel jobs, among them a draw for each color.
     """
     image = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = image < n_images
@@ -47,7 +48,7 @@ def _causal_sampler_kernel(
     area = n_rows * n_columns
     columns: tl.constexpr = C + 1 if HEAD == _MIXTURE else C
     before = row_jobs * n_columns
-    # One loop for both kinds, so that the code of a job is there once.
+    # One loop for both kinds of jobs: the kernel has the code of a job once.
     for y in range(0, n_rows):
         for stage in range(0, before + n_columns * pixel_jobs):
             of_row = stage < before
@@ -61,14 +62,14 @@ def _causal_sampler_kernel(
             else:
                 color = tl.load(jobs_ptr + job * JOB_FIELDS + COLOR_AT)
                 pixel = y * n_columns + x
-                params_ptrs = memory_ptrs + place(buffers_ptr, outputs, y, x)
-                seen_ptrs = memory_ptrs + place(buffers_ptr, 0, y, x)
+                params_ptrs = memory_ptrs + locate(buffers_ptr, outputs, y, x)
+                seen_ptrs = memory_ptrs + locate(buffers_ptr, 0, y, x)
                 image_ptrs = images_ptr + image * (C * area) + pixel
                 given_ptrs = given_ptr + image * (C * area) + pixel
                 u_ptrs = uniforms_ptr + (image * area + pixel) * columns
                 if HEAD == _MIXTURE and SAMPLES:
                     u = tl.load(u_ptrs, exists, 0.5)
-                    chosen = category(params_ptrs, exists, u, temperature, COMPONENTS, BLOCK_L)
+                    chosen = draw_category(params_ptrs, exists, u, temperature, COMPONENTS, BLOCK_L)
                     red = tl.zeros((BLOCK_N,), tl.float32)
                     green = red
                     for channel in tl.static_range(C):
@@ -94,7 +95,7 @@ def _causal_sampler_kernel(
                                     value = tl.where(u < sigmoid(logit / temperature), 1.0, 0.0)
                                 else:
                                     logits_ptrs = params_ptrs + channel * LEVELS
-                                    level = category(logits_ptrs, exists, u, temperature, LEVELS, BLOCK_L)
+                                    level = draw_category(logits_ptrs, exists, u, temperature, LEVELS, BLOCK_L)
                                     value = level.to(tl.float32) / (LEVELS - 1)
                                 keep_value(
                                     value, to_ptrs, given_ptrs + channel * area, seen_ptrs + channel, exists, HAS_GIVEN
@@ -108,7 +109,7 @@ def _causal_sampler_kernel(
                             wanted = exists[:, None] & (p < P)
                             to_ptrs = (parameters_ptr + image * (P * area) + pixel)[:, None] + p.to(tl.int64) * area
                             tl.store(to_ptrs, tl.load(params_ptrs[:, None] + p, wanted, 0.0), wanted)
-            tl.debug_barrier()  # other threads of this program read next what these have written
+            tl.debug_barrier()  # other threads of this program read these numbers next
 
 
 def aot_cases() -> list[AotCase]:
@@ -149,15 +150,15 @@ def causal_sampler(
 ) -> None:
     """Draws float32 images in place; arguments as those of :func:`fastvae.ops.causal_sampler.causal_sampler`."""
     n, channels, height, width = images.shape
-    program = program_of(plan, binding, width, images.device)
+    program = get_program(plan, binding, width, images.device)
     categories = head.components if head.kind == HeadCode.LOGISTIC_MIXTURE else head.levels
     memory = images.new_zeros(ceil_div(n, _IMAGES) * _IMAGES, program.image_numbers)
     launch(
         _causal_sampler_kernel, ceil_div(n, _IMAGES), images, images if parameters is None else parameters, memory,
         images if given is None else given.to(torch.int32).contiguous(), images if uniforms is None else uniforms,
-        program.jobs, program.lists, program.buffers, program.numbers(binding), program.constants(binding),
-        program.colors, program.image_numbers, n, height, width, program.row_jobs, program.pixel_jobs,
-        len(plan.buffers) - 1, plan.parameter_channels, float(temperature),
+        program.jobs, program.lists, program.buffers, program.gather_numbers(binding),
+        program.gather_constants(binding), program.colors, program.image_numbers, n, height, width,
+        program.row_jobs, program.pixel_jobs, len(plan.buffers) - 1, plan.parameter_channels, float(temperature),
         C=channels, COLORS=plan.num_colors, HEAD=int(head.kind), COMPONENTS=head.components, LEVELS=head.levels,
         BLOCK_L=min(next_power_of_2(categories), _BLOCK_L), SAMPLES=uniforms is not None,
         HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=_IMAGES, BLOCK_O=_BLOCK_O,

@@ -14,7 +14,7 @@ namespace fastvae {
 namespace {
 
 constexpr size_t kHugePage = 2u << 20;
-// Free blocks kept beyond this are returned to the system.
+// The pool keeps at most this many bytes of free blocks.
 constexpr size_t kMostKept = 512u << 20;
 
 struct Block {
@@ -23,13 +23,13 @@ struct Block {
   bool held;
 };
 
-// Free blocks stand in the order in which they were given back.
+// Free blocks are in the order in which they were given back.
 struct Pool {
   std::mutex mutex;
   std::vector<Block> blocks;
   size_t kept = 0;
 
-  // Returns free blocks to the system, the oldest first, until at most so many bytes are kept.
+  // Returns free blocks to the system, the oldest first, until the pool keeps at most `most` bytes.
   void shrink(size_t most) {
     size_t left = 0;
     for (const Block& block : blocks) {
@@ -75,7 +75,7 @@ void* take_block(size_t bytes) {
     p.kept -= best->bytes;
     return best->data;
   }
-  // Room in the list comes first, lest a block be lost.
+  // The list grows first: if it cannot, no block is lost.
   if (p.blocks.size() == p.blocks.capacity()) p.blocks.reserve(2 * p.blocks.size() + 16);
   p.blocks.push_back({allocate(bytes), bytes, true});
   return p.blocks.back().data;

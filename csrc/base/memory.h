@@ -1,5 +1,5 @@
-// Blocks for large outputs. A page's first touch costs several times what filling it does, so blocks are made of huge
-// pages, kept when they are given back, and used again.
+// Blocks for large outputs. The first touch of a page costs several times what filling it costs: blocks are huge pages,
+// the pool keeps those that are given back, and hands them out again.
 #pragma once
 
 #include <cstddef>
@@ -9,24 +9,24 @@
 
 namespace fastvae {
 
-// At least this many bytes, 2 MiB aligned. Throws std::bad_alloc when the system has none. Thread-safe, as are the
-// others.
+// Takes at least this many bytes, aligned to 2 MiB. Throws std::bad_alloc when the system has none. All functions here
+// are safe in several threads.
 void* take_block(size_t bytes);
-// Allocates nothing: what has been taken can always be given back.
+// Allocates nothing, so it cannot fail.
 void give_back(void* block) noexcept;
-// Returns every block that nobody holds to the system, and how many bytes that was.
+// Returns every free block to the system, and tells how many bytes they had.
 size_t release_blocks();
 
 namespace {
 
-// a times b bytes. Throws an std::bad_alloc where no address reaches so far, negative sizes included.
+// a times b bytes. Throws an std::bad_alloc where no address reaches so far; a negative size reaches too far.
 inline size_t checked_bytes(size_t a, size_t b) {
   size_t bytes;
   if (__builtin_mul_overflow(a, b, &bytes)) throw std::bad_array_new_length();
   return bytes;
 }
 
-// Small arrays that begin a cache line, lest every vector of them lie in two.
+// Small arrays begin with a cache line, or every vector of them would be in two lines.
 constexpr std::align_val_t kLine{64};
 struct DeleteLines {
   void operator()(void* p) const { ::operator delete(p, kLine); }
@@ -38,7 +38,7 @@ Lines<T> make_lines(int64_t count) {
   return Lines<T>(static_cast<T*>(::operator new(checked_bytes(static_cast<size_t>(count), sizeof(T)), kLine)));
 }
 
-// Memory for a call, whole vectors of it, out of the pool.
+// Memory out of the pool for the time of a call.
 template <class T>
 class Scratch {
  public:

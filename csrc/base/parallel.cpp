@@ -7,15 +7,15 @@
 #include <thread>
 #include <vector>
 
-// Of each thread, and without memory of its own, which the loader would take at the first use, ending the process where
-// there is none.
+// Thread-local variables whose memory exists from the thread's start. The loader takes that of others at their first
+// use, and ends the process where there is none.
 #define FASTVAE_THREAD_LOCAL __attribute__((tls_model("initial-exec"))) thread_local
 
 namespace fastvae {
 namespace {
 
-// Whether this thread can throw an exception. The first one takes such memory for the C++ runtime's own variables:
-// they are made when more than that can be had, and before it is needed.
+// Whether this thread can throw an exception. The first exception of a thread takes memory for the C++ runtime's own
+// variables: a trial makes them early, while there is more memory than they need.
 bool can_throw() noexcept {
   static FASTVAE_THREAD_LOCAL bool ready = false;
   if (ready) return true;
@@ -27,7 +27,7 @@ bool can_throw() noexcept {
   return ready;
 }
 
-// Whether the system has room for so many more threads, all at once: they wait for the last of them.
+// Whether the system can start this many more threads at once: each waits until all are started.
 bool can_start(int count) {
   std::vector<std::thread> started;
   std::mutex gate;
@@ -45,8 +45,8 @@ bool can_start(int count) {
   return all;
 }
 
-// OpenMP's runtime ends the process where a thread cannot be started. A calling thread's first teams are therefore
-// tried with threads of our own, whose stacks the C library keeps for those of the runtime; else one thread does all.
+// OpenMP's runtime ends the process where it cannot start a thread. Before a thread calls its first team, threads of
+// our own try; the C library keeps their stacks for the runtime's. If they fail, one thread does all the work.
 bool has_threads(int threads) {
   static FASTVAE_THREAD_LOCAL int had = 1;
   if (threads <= had) return true;

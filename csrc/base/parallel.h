@@ -7,7 +7,7 @@
 
 namespace fastvae {
 
-// What one thread of a team is told: which of how many it is, and whether another one has failed.
+// One thread of a team: its number, how many there are, and whether another one has failed.
 struct Member {
   int64_t index, count;
   const bool* failed;
@@ -20,16 +20,16 @@ struct Member {
   }
 };
 
-// Calls body(context, member) on every thread of a team of at most so many. No exception may leave a parallel region:
+// Calls body(context, member) on every thread of a team of at most `threads`. No exception may leave a parallel region:
 // the first one is kept, and thrown again when all threads are done.
 void run_team(int threads, void (*body)(const void* context, Member member), const void* context);
 
 namespace {
 
-// Each thread must find this many scalar operations, about 8 us of them, else waking it costs more than it saves.
+// Each thread must find this many scalar operations, about 8 us; with fewer, waking it costs more than it saves.
 constexpr int64_t kParallelWork = 1 << 17;
 
-// How many threads share items of so much work; 1 inside a team.
+// How many threads share the items; 1 inside a team.
 inline int threads_for(int64_t items, int64_t work_per_item) {
   const int64_t most = items * work_per_item / kParallelWork;
   const int64_t limit = most < items ? most : items;
@@ -54,7 +54,7 @@ inline void parallel_ranges(int64_t items, int64_t work_per_item, const Body& bo
   parallel_team(threads, [&](Member m) { body(items * m.index / m.count, items * (m.index + 1) / m.count); });
 }
 
-// Calls body(task) for every task in [0, tasks), each thread taking the next when it is done with one.
+// Calls body(task) for every task in [0, tasks). A thread takes the next task when it is done with one.
 template <class Body>
 inline void parallel_tasks(int64_t tasks, int64_t work_per_task, const Body& body) {
   const int threads = threads_for(tasks, work_per_task);

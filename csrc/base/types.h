@@ -1,4 +1,4 @@
-// What every op's arguments are made of. Arrays (K, N, D) and (K, N) are contiguous.
+// The parts of every op's arguments. Arrays (K, N, D) and (K, N) are contiguous.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace fastvae {
 
-// Contiguous rows, any stride apart.
+// Contiguous rows; `stride` leads from one to the next.
 template <class T>
 struct Matrix {
   const T* data;
@@ -15,8 +15,8 @@ struct Matrix {
   const T* row(int64_t n) const { return data + n * stride; }
 };
 
-// Strictly lower triangles: row i of Gaussian n holds i numbers, row_stride apart (0 where all rows are one), or
-// packed, one row after the other.
+// Strictly lower triangles: row i of Gaussian n holds i numbers. Dense rows are row_stride apart (0: all rows are one);
+// packed rows follow each other.
 template <class T>
 struct Tril {
   T* data;
@@ -32,7 +32,7 @@ struct Extent {
   int64_t samples, rows, columns;
 };
 
-// The seed that normals are drawn from or, where it is null, the normals themselves.
+// A seed that normals are drawn from; or, where it is null, the normals themselves.
 template <class T>
 struct NoiseSource {
   const int64_t* seed;
@@ -40,11 +40,11 @@ struct NoiseSource {
   int64_t row_offset;
 };
 
-// A masked linear layer as Python passes it: weight (out, in), kept where in_degrees[i] <= out_degrees[o].
+// A masked linear layer as Python passes it. A weight (out, in) counts where in_degrees[i] <= out_degrees[o].
 template <class T>
 struct MaskedLayer {
   const T *weight, *bias, *scale;  // bias and scale, a factor for each output, may be null
-  const T* norm;                   // with weight normalisation: scale is gain / norm of the row, and depends on weight
+  const T* norm;                   // with weight normalisation scale is gain / norm, and norm is the weight's
   const int64_t *in_degrees, *out_degrees;
   int64_t in, out, stride;
 };
@@ -57,16 +57,16 @@ struct NetworkSpec {
   bool residual, interleaved;
 };
 
-// Samples of a block of activations, whatever the instruction set: what is saved has one layout.
+// Samples of a block of activations. All instruction sets have the same, so that saved activations have one layout.
 constexpr int64_t kLanes = 64;
 
-// Where gradients of layers go; those of absent biases and factors are null.
+// A layer's gradients; those of absent biases and factors are null.
 template <class T>
 struct LayerGradients {
   T *d_weight, *d_bias, *d_scale;
 };
 
-// Images where they lie: number (n, c, h, w) is data[n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]].
+// Images of any strides: number (n, c, h, w) is data[n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]].
 template <class T>
 struct Images {
   T* data;
@@ -101,7 +101,7 @@ struct ConvSpec : ConvCall {
   const T& weight_of(int64_t o, int64_t group_i, int64_t tap) const {
     return weight[(o * group_in() + group_i) * kernel_height * kernel_width + tap];
   }
-  // Whether output o, by its number among all, sees input i at a tap.
+  // Whether output o sees input i at a tap; o counts the outputs of all groups.
   bool counts(int64_t tap, int64_t i, int64_t o) const { return tap != origin_tap || in_degrees[i] <= out_degrees[o]; }
 };
 

@@ -12,8 +12,8 @@
 
 #include "ops/dispatch.h"
 
-// Lists of numbers. The caster that nanobind has may not throw, and ends the process where memory is short: this one
-// takes the memory first, and throws when the function asks for the list.
+// Lists of numbers. Nanobind's own caster may not throw, and ends the process where memory is short. This one takes the
+// memory first, and throws when the function asks for the list.
 namespace nanobind::detail {
 
 template <class Entry>
@@ -86,7 +86,7 @@ NoiseSource<T> noise_source(Address noise, bool given, int64_t row_offset) {
 
 // Runs body with a float or a double, without the interpreter lock.
 template <class Body>
-void typed(bool is_double, const Body& body) {
+void with_type(bool is_double, const Body& body) {
   const nanobind::gil_scoped_release release;
   if (is_double)
     body(double{});
@@ -96,11 +96,11 @@ void typed(bool is_double, const Body& body) {
 
 using Integers = std::vector<int64_t>;
 
-// How many integers a struct of nothing else holds.
+// The number of integers in a struct that has nothing else.
 template <class Record>
 constexpr size_t fields_of = sizeof(Record) / sizeof(int64_t);
 
-// The integers that begin at `from`, by name.
+// The integers from `from` on as a struct.
 template <class Record>
 Record record(const int64_t* from) {
   static_assert(std::is_trivially_copyable_v<Record> && sizeof(Record) % sizeof(int64_t) == 0);
@@ -109,7 +109,7 @@ Record record(const int64_t* from) {
   return named;
 }
 
-// A list that holds one record after another.
+// All integers of a list as structs, one after another.
 template <class Record>
 std::vector<Record> records(const Integers& from) {
   if (from.size() % fields_of<Record>) throw nanobind::value_error("a list does not hold whole records");

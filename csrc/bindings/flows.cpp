@@ -1,6 +1,6 @@
-// The functions on flows' steps: addresses and sizes in for a step whose parameters are there, tensors in and new
-// tensors out where a network makes them. Python's launchers have checked device, dtype, layout and extent before a
-// call comes here.
+// The functions on flows' steps. A step with given parameters takes addresses and sizes and returns nothing; one whose
+// network makes the parameters takes tensors and returns new ones. Python's launchers check device, dtype, layout and
+// extent before a call.
 #include <initializer_list>
 #include <vector>
 
@@ -16,7 +16,7 @@ namespace {
 void affine_flow_fwd(bool is_double, int64_t kind, bool inverse, Address z, int64_t z_stride, Address shift,
                      int64_t shift_stride, Address scale_logit, int64_t scale_logit_stride, Address out,
                      Address log_det, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().affine_flow.fwd(kind, inverse, matrix<T>(z, z_stride), matrix<T>(shift, shift_stride),
                                       matrix<T>(scale_logit, scale_logit_stride), at<T>(out), at<T>(log_det), rows,
                                       columns);
@@ -27,22 +27,22 @@ void affine_flow_bwd(bool is_double, int64_t kind, bool inverse, Address d_out, 
                      int64_t z_stride, Address shift, int64_t shift_stride, Address scale_logit,
                      int64_t scale_logit_stride, Address d_z, Address d_shift, Address d_scale_logit, int64_t rows,
                      int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().affine_flow.bwd(kind, inverse, at<const T>(d_out), at<const T>(d_log_det), matrix<T>(z, z_stride),
                                       matrix<T>(shift, shift_stride), matrix<T>(scale_logit, scale_logit_stride),
                                       at<T>(d_z), at<T>(d_shift), at<T>(d_scale_logit), rows, columns);
   });
 }
 
-// A network out of one run of tensors, weights first. `present` says of the context's term, of each bias and of each
-// row's factors whether there is one.
+// A network's tensors, which come as one list, weights first. `present` says whether there is a context's term, each
+// bias and each layer's factors.
 struct NetworkViews {
   std::vector<LayerViews> layers;
   TensorView context_term;
   std::vector<bool> present;
   int64_t structure[6];
 
-  // What follows the weights: context term, biases and factors, or else factors, and with `normalized` norms.
+  // The tensors after the weights: context term, biases and factors; or factors, and with `normalized` norms.
   enum class Content { kParameters, kFactors };
 
   // numbers: features, parameters of each, activation, kind, residual, interleaved.
@@ -88,7 +88,8 @@ struct NetworkViews {
   bool has_scale(size_t layer) const { return present[1 + layers.size() + layer]; }
 };
 
-// The step, or its inverse: the output, log_det (empty for a network alone), and with keep the saved activations.
+// The step, or its inverse. Returns the output, log_det (empty for a network alone), and with `keep` the saved
+// activations.
 nb::tuple autoregressive_flow_fwd(bool inverse, nb::handle x, nb::handle tensors, nb::handle present,
                                   nb::handle degrees, nb::handle structure, bool keep) {
   const NetworkViews network(NetworkViews::Content::kParameters, tensors, present, false, degrees, structure);
@@ -112,8 +113,9 @@ nb::tuple autoregressive_flow_fwd(bool inverse, nb::handle x, nb::handle tensors
   return nb::make_tuple(out, log_det, saved);
 }
 
-// Gradients of the input, and a list of those of the forward pass's tensors in their order; `needs` says which are
-// wanted. That of a context's term is None where it is not, those of the layers where none of them is.
+// Returns the gradient of the input, and a list of the gradients of the forward pass's tensors in their order; `needs`
+// says which are wanted. The context's term has None where its gradient is not wanted; the layers have None where none
+// of theirs is.
 nb::tuple autoregressive_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle saved, nb::handle tensors,
                                   nb::handle present, bool normalized, nb::handle degrees, nb::handle structure,
                                   nb::handle needs) {
@@ -127,7 +129,7 @@ nb::tuple autoregressive_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::ha
   for (size_t i = 0; i < wanted.size(); ++i) of_layers |= wants(i) && !(network.present[0] && i == count);
   const nb::object d_x = new_tensor(d_out, g, {samples, network.structure[0]});
   nb::list gradients;
-  const auto added = [&](bool is_wanted, std::initializer_list<int64_t> shape) {
+  const auto add_gradient = [&](bool is_wanted, std::initializer_list<int64_t> shape) {
     const nb::object made = is_wanted ? new_tensor(d_out, g, shape) : nb::none();
     gradients.append(made);
     return view(made);
@@ -138,14 +140,14 @@ nb::tuple autoregressive_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::ha
   std::vector<Targets> to(count);
   TensorView to_context;
   for (size_t l = 0; l < count; ++l)
-    to[l].weight = added(of_layers, {network.width(l), network.layers[l].in_degrees.shape[0]});
-  if (network.present[0]) to_context = added(wants(count), {samples, network.width(0)});
+    to[l].weight = add_gradient(of_layers, {network.width(l), network.layers[l].in_degrees.shape[0]});
+  if (network.present[0]) to_context = add_gradient(wants(count), {samples, network.width(0)});
   for (size_t l = 0; l < count; ++l)
-    if (network.has_bias(l)) to[l].bias = added(of_layers, {network.width(l)});
+    if (network.has_bias(l)) to[l].bias = add_gradient(of_layers, {network.width(l)});
   for (size_t l = 0; l < count; ++l)
-    if (network.has_scale(l)) to[l].scale = added(of_layers, {network.width(l)});
+    if (network.has_scale(l)) to[l].scale = add_gradient(of_layers, {network.width(l)});
   const TensorView to_x = view(d_x);
-  typed(g.is_double(), [&]<class T>(T) {
+  with_type(g.is_double(), [&]<class T>(T) {
     std::vector<LayerGradients<T>> of_each;
     for (const Targets& t : to) of_each.push_back({t.weight.as<T>(), t.bias.as<T>(), t.scale.as<T>()});
     current().of<T>().autoregressive_flow.bwd(network.spec<T>(), g.as<const T>(), g_log_det.as<const T>(),
@@ -160,7 +162,7 @@ nb::object autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::
   const TensorView g = view(d_x), g_log_det = view(d_log_det), kept = view(saved);
   const nb::object d_z = new_tensor(d_x, g, {g.shape[0], g.shape[1]});
   const TensorView to = view(d_z);
-  typed(g.is_double(), [&]<class T>(T) {
+  with_type(g.is_double(), [&]<class T>(T) {
     current().of<T>().autoregressive_flow.inverse_bwd(network.spec<T>(), g.as<const T>(), g_log_det.as<const T>(),
                                                       kept.as<const T>(), to.as<T>(), g.shape[0]);
   });

@@ -1,5 +1,5 @@
-// The functions on Gaussians: addresses and sizes in, nothing out; Python's launchers have checked device, dtype,
-// layout and extent before a call comes here, and own all memory.
+// The functions on Gaussians take addresses and sizes, and return nothing. Python's launchers own all memory, and check
+// device, dtype, layout and extent before a call.
 #include "bindings/bindings.h"
 
 namespace nb = nanobind;
@@ -11,7 +11,7 @@ namespace {
 void diag_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
                        Address noise, bool given, Address z, Address log_q, Address kept, int64_t samples, int64_t rows,
                        int64_t columns, int64_t row_offset) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
                                         noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q), at<T>(kept),
                                         {samples, rows, columns});
@@ -20,7 +20,7 @@ void diag_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address lo
 
 void diag_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address kept, Address d_mu, Address d_log_sigma,
                        int64_t samples, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), at<const T>(kept), at<T>(d_mu),
                                         at<T>(d_log_sigma), {samples, rows, columns});
   });
@@ -29,7 +29,7 @@ void diag_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address kep
 void diag_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t mu_stride, Address log_sigma,
                                 int64_t log_sigma_stride, Address log_q, int64_t samples, int64_t rows,
                                 int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.log_prob_fwd(at<const T>(z), matrix<T>(mu, mu_stride),
                                                  matrix<T>(log_sigma, log_sigma_stride), at<T>(log_q),
                                                  {samples, rows, columns});
@@ -39,7 +39,7 @@ void diag_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t m
 void diag_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address z, Address mu, int64_t mu_stride,
                                 Address log_sigma, int64_t log_sigma_stride, Address d_z, Address d_mu,
                                 Address d_log_sigma, int64_t samples, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.log_prob_bwd(at<const T>(d_log_q), at<const T>(z), matrix<T>(mu, mu_stride),
                                                  matrix<T>(log_sigma, log_sigma_stride), at<T>(d_z), at<T>(d_mu),
                                                  at<T>(d_log_sigma), {samples, rows, columns});
@@ -48,7 +48,7 @@ void diag_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address z, Addr
 
 void diag_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
                           Address kl, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.kl_fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride), at<T>(kl),
                                            rows, columns);
   });
@@ -56,7 +56,7 @@ void diag_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address
 
 void diag_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
                           int64_t log_sigma_stride, Address d_mu, Address d_log_sigma, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.kl_bwd(at<const T>(d_kl), matrix<T>(mu, mu_stride),
                                            matrix<T>(log_sigma, log_sigma_stride), at<T>(d_mu), at<T>(d_log_sigma),
                                            rows, columns);
@@ -67,7 +67,7 @@ void diag_gaussian_kl_prior_fwd(bool is_double, Address mu, int64_t mu_stride, A
                                 int64_t log_sigma_stride, Address prior_mu, int64_t prior_mu_stride,
                                 Address prior_log_sigma, int64_t prior_log_sigma_stride, Address kl, int64_t rows,
                                 int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.kl_prior_fwd(
         matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride), matrix<T>(prior_mu, prior_mu_stride),
         matrix<T>(prior_log_sigma, prior_log_sigma_stride), at<T>(kl), rows, columns);
@@ -79,7 +79,7 @@ void diag_gaussian_kl_prior_bwd(bool is_double, Address d_kl, Address mu, int64_
                                 Address prior_log_sigma, int64_t prior_log_sigma_stride, Address d_mu,
                                 Address d_log_sigma, Address d_prior_mu, Address d_prior_log_sigma, int64_t rows,
                                 int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().diag_gaussian.kl_prior_bwd(
         at<const T>(d_kl), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
         matrix<T>(prior_mu, prior_mu_stride), matrix<T>(prior_log_sigma, prior_log_sigma_stride), at<T>(d_mu),
@@ -90,7 +90,7 @@ void diag_gaussian_kl_prior_bwd(bool is_double, Address d_kl, Address mu, int64_
 void tril_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
                        Address tril, int64_t tril_stride, int64_t tril_row_stride, Address noise, bool given, Address z,
                        Address log_q, Address eps, int64_t samples, int64_t rows, int64_t columns, int64_t row_offset) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
                                         {at<const T>(tril), tril_stride, tril_row_stride},
                                         noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q), at<T>(eps),
@@ -101,7 +101,7 @@ void tril_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address lo
 void tril_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log_sigma, int64_t log_sigma_stride,
                        Address eps, Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
                        int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), matrix<T>(log_sigma, log_sigma_stride),
                                         at<const T>(eps), at<T>(d_mu), at<T>(d_log_sigma),
                                         {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, {samples, rows, columns});
@@ -111,7 +111,7 @@ void tril_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log
 void tril_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t mu_stride, Address log_sigma,
                                 int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
                                 Address log_q, Address eps, int64_t samples, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.log_prob_fwd(
         at<const T>(z), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
         {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(log_q), at<T>(eps), {samples, rows, columns});
@@ -122,7 +122,7 @@ void tril_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address eps, Ad
                                 int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
                                 Address d_z, Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
                                 int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.log_prob_bwd(
         at<const T>(d_log_q), at<const T>(eps), matrix<T>(log_sigma, log_sigma_stride),
         {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(d_z), at<T>(d_mu), at<T>(d_log_sigma),
@@ -133,7 +133,7 @@ void tril_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address eps, Ad
 void tril_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
                           Address tril, int64_t tril_stride, int64_t tril_row_stride, Address kl, int64_t rows,
                           int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.kl_fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
                                            {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(kl), rows, columns);
   });
@@ -143,7 +143,7 @@ void tril_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_s
                           int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
                           Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
                           int64_t d_tril_row_stride, int64_t rows, int64_t columns) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().tril_gaussian.kl_bwd(
         at<const T>(d_kl), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
         {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(d_mu), at<T>(d_log_sigma),

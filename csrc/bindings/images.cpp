@@ -1,5 +1,5 @@
-// The functions on images - masked convolutions, gates, mixtures of logistics: addresses, strides and sizes in, nothing
-// out; Python's launchers have checked device, dtype, layout and extent before a call comes here, and own all memory.
+// The functions on images (masked convolutions, gates, mixtures of logistics) take addresses, strides and sizes, and
+// return nothing. Python's launchers own all memory, and check device, dtype, layout and extent before a call.
 #include "bindings/bindings.h"
 
 namespace nb = nanobind;
@@ -24,7 +24,7 @@ ConvSpec<T> conv_spec(const Integers& call, Address weight, Address bias, Addres
 void masked_conv2d_fwd(bool is_double, const Integers& call, Address x, const Integers& x_strides, Address weight,
                        Address bias, Address in_degrees, Address out_degrees, Address y, Address pre,
                        const Integers& y_strides) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().masked_conv2d.fwd(conv_spec<T>(call, weight, bias, in_degrees, out_degrees),
                                         images<const T>(x, x_strides), images<T>(y, y_strides), at<T>(pre));
   });
@@ -34,7 +34,7 @@ void masked_conv2d_bwd(bool is_double, const Integers& call, Address d_y, const 
                        Address activations, const Integers& activations_strides, Address x, const Integers& x_strides,
                        Address weight, Address in_degrees, Address out_degrees, Address d_x,
                        const Integers& d_x_strides, Address d_weight, Address d_bias) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().masked_conv2d.bwd(
         conv_spec<T>(call, weight, 0, in_degrees, out_degrees), images<const T>(d_y, d_y_strides),
         images<const T>(activations, activations_strides), images<const T>(x, x_strides), images<T>(d_x, d_x_strides),
@@ -44,7 +44,7 @@ void masked_conv2d_bwd(bool is_double, const Integers& call, Address d_y, const 
 
 void gated_activation_fwd(bool is_double, int64_t kind, const Integers& sizes, Address x, const Integers& x_strides,
                           Address condition, const Integers& condition_strides, Address y, const Integers& y_strides) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().gated_activation.fwd(kind, record<ImageExtent>(sizes.data()), images<const T>(x, x_strides),
                                            images<const T>(condition, condition_strides), images<T>(y, y_strides));
   });
@@ -53,7 +53,7 @@ void gated_activation_fwd(bool is_double, int64_t kind, const Integers& sizes, A
 void gated_activation_bwd(bool is_double, int64_t kind, const Integers& sizes, Address d_y, const Integers& d_y_strides,
                           Address x, const Integers& x_strides, Address condition, const Integers& condition_strides,
                           Address d_x, const Integers& d_x_strides) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().gated_activation.bwd(kind, record<ImageExtent>(sizes.data()), images<const T>(d_y, d_y_strides),
                                            images<const T>(x, x_strides), images<const T>(condition, condition_strides),
                                            images<T>(d_x, d_x_strides));
@@ -63,7 +63,7 @@ void gated_activation_bwd(bool is_double, int64_t kind, const Integers& sizes, A
 void logistic_mixture_fwd(bool is_double, const Integers& sizes, Address x, const Integers& x_strides, Address params,
                           const Integers& params_strides, Address log_prob, Address d_params,
                           const Integers& d_params_strides) {
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().logistic_mixture.fwd(record<MixtureSizes>(sizes.data()), images<const T>(x, x_strides),
                                            images<const T>(params, params_strides), at<T>(log_prob),
                                            images<T>(d_params, d_params_strides));

@@ -1,5 +1,5 @@
-// The functions on masked layers: tensors in, new tensors out. Python's launchers have checked device, dtype, layout
-// and extent before a call comes here.
+// The functions on masked layers take tensors, and return new ones. Python's launchers check device, dtype, layout and
+// extent before a call.
 #include "bindings/bindings.h"
 #include "bindings/layer_views.h"
 
@@ -9,12 +9,12 @@ using namespace nb::literals;
 namespace fastvae {
 namespace {
 
-// A layer without bias and norms, of which forward passes and gradients add what they have.
+// A layer without bias and norms; callers that have them add them.
 LayerViews layer_views(nb::handle weight, nb::handle scale, nb::handle in_degrees, nb::handle out_degrees) {
   return {view(weight), {}, view(scale), {}, view(in_degrees), view(out_degrees)};
 }
 
-// The output, and with keep_pre the pre-activation.
+// Returns the output, and with keep_pre the pre-activation.
 nb::tuple masked_linear_fwd(nb::handle x, nb::handle weight, nb::handle bias, nb::handle scale, nb::handle in_degrees,
                             nb::handle out_degrees, int64_t activation, bool keep_pre) {
   LayerViews layer = layer_views(weight, scale, in_degrees, out_degrees);
@@ -24,14 +24,14 @@ nb::tuple masked_linear_fwd(nb::handle x, nb::handle weight, nb::handle bias, nb
   const nb::object y = new_tensor(x, point, {samples, outputs});
   const nb::object pre = keep_pre ? new_tensor(x, point, {samples, outputs}) : nb::none();
   const TensorView y_view = view(y), pre_view = view(pre);
-  typed(point.is_double(), [&]<class T>(T) {
+  with_type(point.is_double(), [&]<class T>(T) {
     current().of<T>().masked_linear.fwd(layer.of<T>(), activation, rows_of<T>(point), y_view.as<T>(), pre_view.as<T>(),
                                         samples);
   });
   return nb::make_tuple(y, pre);
 }
 
-// Gradients of x, weight, bias (None unless it has one) and factors (None where there are none).
+// Returns the gradients of x, weight, bias and factors; None for an absent bias or absent factors.
 nb::tuple masked_linear_bwd(nb::handle d_y, nb::handle at, nb::handle x, nb::handle weight, nb::handle scale,
                             nb::handle in_degrees, nb::handle out_degrees, int64_t activation, bool has_bias) {
   const LayerViews layer = layer_views(weight, scale, in_degrees, out_degrees);
@@ -41,7 +41,7 @@ nb::tuple masked_linear_bwd(nb::handle d_y, nb::handle at, nb::handle x, nb::han
   const nb::object d_bias = has_bias ? new_tensor(d_y, g, {out}) : nb::none();
   const nb::object d_scale = layer.scale.given ? new_tensor(d_y, g, {out}) : nb::none();
   const TensorView to_x = view(d_x), to_weight = view(d_weight), to_bias = view(d_bias), to_scale = view(d_scale);
-  typed(g.is_double(), [&]<class T>(T) {
+  with_type(g.is_double(), [&]<class T>(T) {
     current().of<T>().masked_linear.bwd(layer.of<T>(), activation, g.as<const T>(), activations.as<const T>(),
                                         rows_of<T>(point), to_x.as<T>(),
                                         {to_weight.as<T>(), to_bias.as<T>(), to_scale.as<T>()}, samples);
@@ -53,8 +53,8 @@ nb::object masked_norm_fwd(nb::handle weight, nb::handle in_degrees, nb::handle 
   const LayerViews layer = layer_views(weight, nb::none(), in_degrees, out_degrees);
   const nb::object norm = new_tensor(weight, layer.weight, {layer.out_degrees.shape[0]});
   const TensorView to = view(norm);
-  typed(layer.weight.is_double(),
-        [&]<class T>(T) { current().of<T>().masked_linear.norm_fwd(layer.of<T>(), to.as<T>()); });
+  with_type(layer.weight.is_double(),
+            [&]<class T>(T) { current().of<T>().masked_linear.norm_fwd(layer.of<T>(), to.as<T>()); });
   return norm;
 }
 
@@ -64,7 +64,7 @@ nb::object masked_norm_bwd(nb::handle d_norm, nb::handle norm, nb::handle weight
   const TensorView g = view(d_norm), norms = view(norm);
   const nb::object d_weight = new_tensor(d_norm, g, {layer.out_degrees.shape[0], layer.in_degrees.shape[0]});
   const TensorView to = view(d_weight);
-  typed(g.is_double(), [&]<class T>(T) {
+  with_type(g.is_double(), [&]<class T>(T) {
     current().of<T>().masked_linear.norm_bwd(layer.of<T>(), g.as<const T>(), norms.as<const T>(), to.as<T>());
   });
   return d_weight;

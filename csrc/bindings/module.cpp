@@ -1,4 +1,4 @@
-// The extension's face: its instruction set, its blocks of memory, and the ops that the other files bind.
+// The extension's module: its instruction set, its blocks of memory, and the functions that the other files bind.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
@@ -31,8 +31,8 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-void set_isa(const std::string& name) {
-  if (!select(name.c_str()))
+void set_isa(const std::string& isa) {
+  if (!select(isa.c_str()))
     throw nb::value_error("isa must be one of available_isas(); this processor cannot run the one asked for");
 }
 
@@ -47,7 +47,7 @@ NB_MODULE(_C, m) {
   bind_sampler(m);
   m.def("isa", [] { return std::string(current().isa); });
   m.def("available_isas", available_isas);
-  m.def("set_isa", set_isa, "name"_a);
+  m.def("set_isa", set_isa, "isa"_a);
   m.def("empty", empty, "is_double"_a, "shape"_a);
   m.def("release_blocks", release_blocks);
 }

@@ -1,5 +1,5 @@
-// The cached sampler: records, addresses and numbers in, nothing out. Also the numbers by which Python names things,
-// for a test that both sides have the same.
+// The cached sampler takes records, addresses and numbers, and returns nothing. Python can also ask for the codes and
+// the records' fields: a test compares them with its own.
 #include <vector>
 
 #include "base/codes.h"
@@ -26,7 +26,7 @@ void causal_sampler(bool is_double, const Integers& sizes, const Integers& head,
                          scalars,
                          temperature,
                          uniforms == 0};
-  typed(is_double, [&]<class T>(T) {
+  with_type(is_double, [&]<class T>(T) {
     current().of<T>().causal_sampler.run(plan, at<T>(images), at<const uint8_t>(given), at<const T>(uniforms),
                                          at<T>(parameters));
   });

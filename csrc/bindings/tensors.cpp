@@ -13,7 +13,7 @@ namespace nb = nanobind;
 namespace fastvae {
 namespace {
 
-// The part that is used here of DLPack's structures and functions, version 1 (github.com/dmlc/dlpack, dlpack.h).
+// The structures and functions of DLPack, version 1, that are used here (github.com/dmlc/dlpack, dlpack.h).
 struct DlDevice {
   int32_t type, id;
 };
@@ -39,7 +39,7 @@ struct DlExchange {
 constexpr int32_t kDlCpu = 1;
 constexpr uint8_t kDlInt = 0, kDlFloat = 2, kDlBfloat = 4;
 
-// What is asked of torch once; never given back, as tensors may outlive every static object.
+// Torch's objects, looked up once. Never destroyed: tensors may outlive every static object.
 struct Torch {
   PyTypeObject *tensor, *parameter;
   nb::object float32, float64, int64, deterministic, is_neg;
@@ -76,7 +76,7 @@ bool is_negated(nb::handle tensor) {
   return answer.ptr() == Py_True;
 }
 
-// Whether there is memory behind a tensor: storage may be gone, or never have been, as that of a tensor of zeros.
+// Whether a tensor has memory. Its storage may be freed, or may never exist, as for a tensor of zeros.
 bool is_allocated(const void* data, const int64_t* shape, int32_t dims) {
   return data || std::find(shape, shape + dims, 0) != shape + dims;
 }
@@ -129,7 +129,7 @@ bool try_view(nb::handle tensor, TensorView& view) {
 }
 
 bool is_watched() {
-  // Asked through Python, since no header of torch's is used; looked up once.
+  // Python's functions, looked up once, since torch's headers are not used.
   struct Questions {
     nb::object modes, transforms, tracing, level_name, profiling_name;
     nb::dict forward_ad, profiler;
@@ -204,7 +204,7 @@ TensorView view(nb::handle tensor) {
 }
 
 nb::object new_tensor(nb::handle like, const TensorView& like_view, std::span<const int64_t> shape) {
-  // Outputs from this size on: the first touch of fresh pages would cost more than the kernel that fills them.
+  // From this size on outputs use blocks: the first touch of fresh pages costs more than the kernel that fills them.
   constexpr size_t block_bytes = 1 << 20;
   size_t bytes = like_view.is_double() ? sizeof(double) : sizeof(float);
   for (const int64_t size : shape) bytes = checked_bytes(bytes, static_cast<size_t>(size));
@@ -218,7 +218,7 @@ nb::object new_tensor(nb::handle like, const TensorView& like_view, std::span<co
         data, shape.size(), sizes, owner, nullptr, like_view.is_double() ? nb::dtype<double>() : nb::dtype<float>()));
   }
   static PyObject* const name = PyUnicode_InternFromString("new_empty");
-  // The tensor itself, then sizes as arguments of their own, for which torch takes less time than for a tuple.
+  // The tensor itself, then the sizes: torch reads them faster as single arguments than as a tuple.
   PyObject* arguments[1 + TensorView::kMostDims] = {like.ptr()};
   nb::object numbers[TensorView::kMostDims];
   for (size_t i = 0; i < shape.size(); ++i) {

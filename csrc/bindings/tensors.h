@@ -1,6 +1,6 @@
-// Torch's tensors as arguments and results of bindings. No header of torch's is needed: tensors are read through the
-// table of C functions that torch >= 2.10 hands out for them (DLPack's exchange API, 50 ns a tensor, where one method
-// of its Python object takes twice that), and by their methods where there is none.
+// Torch's tensors as arguments and results of bindings, without torch's headers. Torch >= 2.10 has a table of C
+// functions that read a tensor (DLPack's exchange API): 50 ns a tensor, half of what one method of the Python object
+// takes. With older versions the methods are called.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -25,7 +25,7 @@ struct TensorView {
 
   bool is_double() const { return scalar == Scalar::kDouble; }
   bool is_real() const { return scalar == Scalar::kFloat || scalar == Scalar::kDouble; }
-  // Whether the numbers of the last dimension lie side by side; where there is one at most they do.
+  // Whether the numbers of the last dimension are side by side, as one number always is.
   bool contiguous_rows() const { return dims == 0 || stride[dims - 1] == 1 || shape[dims - 1] <= 1; }
 
   template <class T>
@@ -34,12 +34,12 @@ struct TensorView {
   }
 };
 
-// Whether it is a tensor or a parameter, not of a subclass, which may want to see what is done with it.
+// Whether it is a tensor or a parameter itself. A subclass may want to see every op.
 bool is_plain(nanobind::handle tensor);
 // Whether torch's machinery must see every op: a dispatch mode, a transform, forward-mode differentiation, a trace or
 // the profiler.
 bool is_watched();
-// What tells tensors apart that need checks from those that need none.
+// The properties by which tensors need checks or do not.
 struct TensorKind {
   int floating = 0;               // a number for each floating-point type; 0 for others, and where there is no table
   int64_t rows = -1, width = -1;  // of a matrix with contiguous rows that are not empty
@@ -47,23 +47,23 @@ struct TensorKind {
   bool is_matrix() const { return width > 0; }
   bool operator==(const TensorKind&) const = default;
 };
-// Whether its numbers lie in the memory of the CPU as they are: strided, allocated, and not to be negated when read.
+// Whether a kernel can read the tensor as it is: strided, allocated in the memory of the CPU, and not negated lazily.
 bool is_readable(nanobind::handle tensor, TensorKind& kind);
 // The same, with its view.
 bool try_readable_view(nanobind::handle tensor, TensorView& view);
-// False for what is no tensor in the memory of the CPU; None is an absent one.
+// False unless it is a tensor in the memory of the CPU, or None, an absent one.
 bool try_view(nanobind::handle tensor, TensorView& view);
 // The same, or TypeError.
 TensorView view(nanobind::handle tensor);
 
-// An uninitialised tensor of `like`'s dtype; `like` is float32 or float64. Large ones live in blocks of the pool.
+// An uninitialised tensor of `like`'s dtype, float32 or float64. Large ones use blocks of the pool.
 nanobind::object new_tensor(nanobind::handle like, const TensorView& like_view, std::span<const int64_t> shape);
 inline nanobind::object new_tensor(nanobind::handle like, const TensorView& like_view,
                                    std::initializer_list<int64_t> shape) {
   return new_tensor(like, like_view, std::span<const int64_t>(shape.begin(), shape.size()));
 }
 
-// Whether torch's table is used where there is one; tests try both ways. Returns whether it is used now.
+// Switches torch's table on or off, so that tests try both ways. Returns whether it is used now.
 bool use_exchange(bool wanted);
 
 // The items of a list or tuple.

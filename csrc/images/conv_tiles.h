@@ -1,8 +1,7 @@
 // The products of a convolution: weights packed by blocks of outputs, and tiles of pixels and outputs in registers.
 //
-// A term of an output's sum is one number of the input at a fixed distance from the pixel's own position, times one
-// weight. Terms are added one after another, in the order of taps and channels, whatever the tile: a pixel computed
-// alone has the bits of one computed among others.
+// A term of an output's sum is one weight times one number of the input, at a fixed distance from the pixel. Every tile
+// adds the terms one by one in the order of taps and channels: a pixel has the same bits alone and among others.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +13,7 @@
 namespace fastvae {
 namespace {
 
-// Outputs of a tile in vectors, and its pixels, by what the registers hold.
+// The vectors of outputs, and the pixels, of a tile; the registers hold one tile.
 #if defined(__AVX512F__)
 constexpr int kTileVectors = 4;
 #elif defined(__AVX2__)
@@ -24,7 +23,7 @@ constexpr int kTileVectors = 1;
 #endif
 constexpr int kTilePixels = 6;
 
-// One term: where its number stands, from the pixel's position on, and which weight it has.
+// One term: how far its number is from the pixel, and its weight's tap and channel.
 struct Term {
   int64_t offset, tap, channel;
 };
@@ -38,8 +37,8 @@ class PackedProducts {
     T *weights, *start;
   };
 
-  // weight(column, term) for columns [0, columns); counts(column, term) says whether it is not masked; start(column)
-  // is what the sum begins with. A term that a whole block does not see is left out of it.
+  // weight(column, term) is a weight of columns [0, columns), and counts(column, term) says whether it is not masked.
+  // A column's sum begins with start(column). A block leaves out terms that none of its columns sees.
   template <class Weight, class Counts, class Start>
   PackedProducts(int64_t columns, const std::vector<Term>& terms, const Weight& weight, const Counts& counts,
                  const Start& start)
@@ -73,7 +72,7 @@ class PackedProducts {
   std::vector<Block> blocks;
 
  private:
-  // Not a Scratch, whose blocks have 2 MiB at least: there is one of these for each group.
+  // Not a Scratch: its blocks have 2 MiB at least, and every group has one of these.
   struct alignas(kVectorBytes) Line {
     T numbers[Simd<T>::kWidth];
   };
@@ -137,7 +136,8 @@ FASTVAE_INLINE void multiply_pixels(const typename PackedProducts<T>::Block& blo
   }
 }
 
-// The block's outputs of pixels that stand pixel_stride apart. offsets are the block's own, or others of its terms.
+// Computes the block's outputs for pixels that are pixel_stride apart. `offsets` are the block's, or others of the same
+// terms.
 template <class T>
 void multiply_block(const typename PackedProducts<T>::Block& block, const int64_t* offsets, const T* x,
                     int64_t pixel_stride, int64_t pixels, T* out, int64_t out_stride) {
@@ -157,7 +157,7 @@ void multiply_block(const typename PackedProducts<T>::Block& block, const int64_
   }
 }
 
-// Rows of pixels that the sums of a weight's gradient run over.
+// The rows of pixels over which a weight's gradient sums.
 struct PixelRows {
   int64_t rows, pixels;
 };
@@ -212,8 +212,8 @@ FASTVAE_INLINE void accumulate_terms(const int64_t* offsets, int64_t terms, cons
   }
 }
 
-// sums (terms, sums_stride) += products of inputs and adjoints over the pixels; whole vectors of d are read and of sums
-// are written, so that columns are rounded up to them.
+// sums (terms, sums_stride) += products of inputs and adjoints over the pixels. It reads whole vectors of d and writes
+// whole vectors of sums: columns are rounded up to them.
 template <class T>
 void accumulate_products(const std::vector<int64_t>& offsets, int64_t columns, const T* x, int64_t x_pixel,
                          int64_t x_row, const T* d, int64_t d_pixel, int64_t d_row, PixelRows extent, T* sums,

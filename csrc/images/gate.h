@@ -11,7 +11,7 @@ namespace {
 
 // tanh(a) sigmoid(b), or a sigmoid(b).
 template <Gate gate, class V>
-FASTVAE_INLINE V gated(V a, V b) {
+FASTVAE_INLINE V apply_gate(V a, V b) {
   if constexpr (gate == Gate::kTanh) return tanh(a) * sigmoid(b);
   return a * sigmoid(b);
 }

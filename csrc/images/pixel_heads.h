@@ -1,4 +1,4 @@
-// Drawing the values of a pixel from the parameters of their distribution and uniform numbers.
+// Draws the values of a pixel from the parameters of their distribution and uniform numbers.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +22,8 @@ class PixelHead {
         channels_(plan.sizes.channels),
         temperature_(static_cast<T>(plan.temperature)) {}
 
-  // values[c] of the channels listed, but for those that are given, from the pixel's parameters and its `columns`
-  // uniform numbers.
+  // Draws values[c] of the listed channels, except given ones, from the pixel's parameters and its `columns` uniform
+  // numbers.
   template <class Given>
   void draw(const T* params, const T* uniforms, const std::vector<int64_t>& channels, const Given& given,
             T* values) const {
@@ -39,7 +39,7 @@ class PixelHead {
   int64_t columns;
 
  private:
-  // The first category whose cumulated weight exceeds the uniform number's share of the total.
+  // The first category at which the cumulated weight exceeds the uniform number times the total.
   int64_t draw_category(const T* logits, int64_t count, T uniform) const {
     T largest = logits[0] / temperature_;
     for (int64_t k = 1; k < count; ++k) largest = std::max(largest, logits[k] / temperature_);
@@ -68,7 +68,7 @@ class PixelHead {
       const T u = uniforms[1 + c], scale = std::exp(std::max(log_scales[c * components + k], T(-7))) * temperature_;
       const T value = mean + scale * (std::log(u) - std::log1p(-u));
       const T level = std::nearbyint((value + 1) * static_cast<T>(0.5 * (levels_ - 1)));
-      // The product is rounded before the difference, as torch rounds it, or values would not be the image's own.
+      // The product is rounded before the difference, as in torch: otherwise the value is not exactly a level.
       const volatile T share =
           std::clamp(level, T(0), static_cast<T>(levels_ - 1)) * static_cast<T>(2.0 / (levels_ - 1));
       values[c] = share - 1;

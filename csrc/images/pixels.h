@@ -32,7 +32,7 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
     }
 }
 
-// Columns of a row of an image into pixels of `channels` numbers.
+// Reads a row of an image into pixels of `channels` numbers.
 template <class T>
 void gather_row(Images<const T> images, int64_t image, int64_t row, int64_t columns, int64_t channels, T* to) {
   const T* from = images.at(image, row, 0);
@@ -48,7 +48,7 @@ void gather_row(Images<const T> images, int64_t image, int64_t row, int64_t colu
   }
 }
 
-// Pixels of `channels` numbers into a row of an image.
+// Writes pixels of `channels` numbers into a row of an image.
 template <class T>
 void scatter_row(const T* from, int64_t columns, int64_t channels, Images<T> images, int64_t image, int64_t row) {
   T* to = images.at(image, row, 0);
@@ -64,12 +64,12 @@ void scatter_row(const T* from, int64_t columns, int64_t channels, Images<T> ima
   }
 }
 
-// A part of an image with what lies beyond its borders as zeros: row r of the window is row `row` + r of the image.
+// A part of an image, with zeros beyond the borders: row r of the window is row `row` + r of the image.
 struct Window {
   int64_t row, rows, column, columns;
 };
 
-// window_row(r, to) fills the image's columns of row r; the rest of `to`, (rows, columns, channels), becomes 0.
+// Calls window_row(r, to) to fill the image's columns of row r; the rest of `to`, (rows, columns, channels), becomes 0.
 template <class T, class Fill>
 void fill_window(Window window, int64_t height, int64_t width, int64_t channels, T* to, const Fill& fill) {
   const int64_t before = -window.column * channels, inside = width * channels, row = window.columns * channels;

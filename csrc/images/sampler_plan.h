@@ -9,7 +9,7 @@
 
 namespace fastvae {
 
-// What is not there, in every field that says where something is.
+// In a field that says where something is: there is nothing.
 constexpr int64_t kAbsent = -1;
 // Where a node has no pass of its own: it runs for whole rows; its channels belong to several passes.
 constexpr int64_t kRow = -1, kSeveral = -2;
@@ -35,7 +35,7 @@ struct SamplerPlan {
   std::vector<SamplerBuffer> buffers;
   std::vector<SamplerNode> nodes;
   std::vector<SamplerTap> taps;
-  // Memory and numbers, which the records name by their place here.
+  // Memory and numbers; the records hold places in these lists.
   std::vector<uint64_t> addresses;
   std::vector<double> scalars;
   double temperature;

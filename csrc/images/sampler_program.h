@@ -13,7 +13,7 @@ namespace fastvae {
 namespace {
 
 // Where a pixel begins in an image's memory. A buffer keeps its last rows in a ring; zeros are beside every row.
-inline int64_t place_of(const SamplerBuffer& buffer, int64_t row, int64_t column) {
+inline int64_t locate(const SamplerBuffer& buffer, int64_t row, int64_t column) {
   return buffer.first + row % buffer.rows * buffer.row_numbers + (column + buffer.left) * buffer.channels;
 }
 
@@ -32,7 +32,7 @@ struct ChannelSet {
 template <class T>
 struct Conv {
   PackedProducts<T> products;
-  // Of each block, for each position of the row in the source's ring: how far the terms are from the pixel.
+  // For each block, and each place of the row in the source's ring: how far the terms are from the pixel.
   std::vector<std::vector<std::vector<int64_t>>> offsets;
 };
 
@@ -53,7 +53,7 @@ class SamplerProgram {
     for (const SamplerNode& node : plan.nodes) add_node(node);
     const int64_t* passes_of_image = address<int64_t>(plan.buffers.front().passes);
     drawn.resize(plan.sizes.colors);
-    // A pass after its colour is drawn, a channel of the image can be read.
+    // The network can read a channel of the image from the pass after its colour on.
     for (int64_t c = 0; c < plan.sizes.channels; ++c) drawn[passes_of_image[c] - 1].push_back(c);
   }
 
@@ -66,7 +66,7 @@ class SamplerProgram {
   std::vector<Conv<T>> convs;
   std::vector<Job> row_jobs;
   std::vector<std::vector<Job>> passes;
-  // The jobs of all passes in the order of their nodes: so whole rows of a known image may be computed.
+  // The jobs of all passes in the order of their nodes, the order for whole rows of a known image.
   struct JobOfPass {
     int64_t pass, job;
   };

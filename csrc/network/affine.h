@@ -10,7 +10,7 @@ namespace fastvae {
 namespace {
 
 template <class V>
-FASTVAE_INLINE V clamped(V x, double low, double high) {
+FASTVAE_INLINE V clamp(V x, double low, double high) {
   return at_most(at_least(x, V{} + low), V{} + high);
 }
 
@@ -19,11 +19,11 @@ FASTVAE_INLINE DoubleVector log_of(DoubleVector x) {
   return each_lane(x, [](double v) { return std::log(v); });
 }
 
-FASTVAE_INLINE FloatVector clamped(FloatVector x, float low, float high) {
+FASTVAE_INLINE FloatVector clamp(FloatVector x, float low, float high) {
   return at_most(at_least(x, FloatVector{} + low), FloatVector{} + high);
 }
 
-// Of one scale logit: log a, a, d log a / ds, and c with which the shift is multiplied.
+// For one scale logit: log a, a, d log a / ds, and the factor c of the shift.
 template <class V>
 struct Scale {
   V log_a, a, slope, c;
@@ -42,14 +42,14 @@ template <FlowKind kind, class T, class V = typename Simd<T>::Vector>
 FASTVAE_INLINE Scale<V> scale_of(V s) {
   const V one = V{} + 1;
   if constexpr (kind == FlowKind::kGated) {
-    const V x = clamped(s, T(-kGateBound), T(kGateBound));
+    const V x = clamp(s, T(-kGateBound), T(kGateBound));
     const V rest = sigmoid(-x), log_a = -softplus(-x);
     return {log_a, sigmoid(x), rest * inside<T>(s, T(-kGateBound), T(kGateBound)), rest};
   } else if constexpr (kind == FlowKind::kExp) {
     const V size = s < 0 ? -s : s, shrunk = 1 + size * T(1 / kExpBound), log_a = s / shrunk;
     return {log_a, exp(log_a), 1 / (shrunk * shrunk), one};
   } else if constexpr (kind == FlowKind::kClampedExp) {
-    const V log_a = clamped(s, T(-5), T(3));
+    const V log_a = clamp(s, T(-5), T(3));
     return {log_a, exp(log_a), inside<T>(s, T(-5), T(3)), one};
   } else if constexpr (kind == FlowKind::kSoftplus) {
     const V a = softplus(s) + T(kLeastScale);
@@ -58,14 +58,14 @@ FASTVAE_INLINE Scale<V> scale_of(V s) {
     const V gate = sigmoid(s), a = gate + T(kLeastScale);
     return {log_of(a), a, gate * sigmoid(-s) / a, one};
   } else if constexpr (kind == FlowKind::kIafRelease) {
-    const V log_a = clamped(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a = exp(log_a);
+    const V log_a = clamp(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a = exp(log_a);
     return {log_a, a, inside<T>(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a * T(-kRelease)};
   } else {
     return {V{}, one, V{}, one};
   }
 }
 
-// What z turns about: d z' / ds = (d log a / ds) a (z - pivot).
+// The z that s does not move: d z' / ds = (d log a / ds) a (z - pivot).
 template <FlowKind kind, class T, class V = typename Simd<T>::Vector>
 FASTVAE_INLINE V pivot(V m) {
   if constexpr (kind == FlowKind::kGated) return m;

@@ -1,5 +1,5 @@
-// A masked network on blocks of lanes: its layers one range of units at a time, so that the parallel pass (all units of
-// a layer) and the sweeps (units of one degree) share them.
+// A masked network on blocks of lanes. A layer runs one range of units at a time: all units in the parallel pass, those
+// of one degree in a sweep.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@
 namespace fastvae {
 namespace {
 
-// body(offset) for the vectors of rows [begin, end).
+// Calls body(offset) for the vectors of rows [begin, end).
 template <class T, class Body>
 FASTVAE_INLINE void each_vector(int64_t begin, int64_t end, LaneRange lanes, const Body& body) {
   for (int64_t r = begin; r < end; ++r)
     for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) body(r * kLanes + lane);
 }
 
-// Where a block keeps what of a hidden layer: rows of kLanes numbers. -1: not kept.
+// The rows of a block that keep a hidden layer before and after its activation. -1: not kept.
 struct HiddenRows {
   int64_t pre, post;
 };
@@ -69,7 +69,7 @@ class Network : public RowLayout {
     hidden_layers = static_cast<int64_t>(layers.size()) - 1;
   }
 
-  // What a layer multiplies.
+  // The input of a layer.
   int64_t input_rows(int64_t l) const {
     if (l == 0) return 0;
     const HiddenRows& at = hidden[l - 1];
@@ -82,7 +82,8 @@ class Network : public RowLayout {
     return params + layers.back().outputs.place_of(output);
   }
 
-  // Units [begin, end) of hidden layer l out of the block's earlier rows; context_term, (H, kLanes), may be null.
+  // Computes units [begin, end) of hidden layer l from the block's earlier rows; context_term, (H, kLanes), may be
+  // null.
   void hidden_forward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* context_term, T* block) const {
     const Staircase<T>& s = layers[l];
     const T* carried = residual && l % 2 == 0 && l > 0 ? block + hidden[l - 2].pre * kLanes : nullptr;
@@ -103,7 +104,7 @@ class Network : public RowLayout {
         activated);
   }
 
-  // Outputs [begin, end) of the last layer, by degree.
+  // Computes outputs [begin, end) of the last layer, in the order of degrees.
   void params_forward(int64_t begin, int64_t end, LaneRange lanes, T* block) const {
     const Staircase<T>& s = layers.back();
     multiply_rows(s, block + input_rows(hidden_layers) * kLanes, begin, end, lanes,
@@ -112,7 +113,7 @@ class Network : public RowLayout {
                   });
   }
 
-  // A layer's outputs' adjoints times its rows' factors, for units [begin, end): what the product with W^T takes.
+  // Multiplies the adjoints of a layer's outputs [begin, end) by their rows' factors, for the product with W^T.
   void scale_adjoints(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* adjoint, T* scaled) const {
     if (!layers[l].layer.scale) return;
     each_vector<T>(begin, end, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
@@ -122,10 +123,10 @@ class Network : public RowLayout {
 
   int64_t adjoint_rows(int64_t l) const { return l == hidden_layers ? params : hidden_adjoint_rows(l); }
 
-  // Rows of hidden layer l's adjoint, that of its pre-activation, in a block of adjoints laid out as the activations.
+  // The rows of hidden layer l's pre-activation's adjoint. A block of adjoints has the layout of the activations.
   int64_t hidden_adjoint_rows(int64_t l) const { return hidden[l].pre < 0 ? hidden[l].post : hidden[l].pre; }
 
-  // Adjoints of units [begin, end) of hidden layer l out of those of the layers behind it. `scaled` stands in for the
+  // Computes the adjoints of units [begin, end) of hidden layer l from those of the next layers. `scaled` replaces the
   // adjoints of layers whose rows have factors.
   void hidden_backward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* block, T* adjoints,
                        T* scaled) const {
@@ -139,7 +140,7 @@ class Network : public RowLayout {
     multiply_columns(next, d_next, begin, end, lanes, [&](int64_t u, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
       store(out + u * kLanes + lane, sum);
     });
-    // A pass of its own: what it reads comes from far away, and is fetched ahead best in one stream.
+    // A pass of its own: its input is far away, and one stream is fetched ahead best.
     if (!last_stream)
       with_activation(activation, [&](auto a) {
         each_vector<T>(begin, end, lanes, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
@@ -159,7 +160,7 @@ class Network : public RowLayout {
   bool residual;
 
  private:
-  // Not inlined: products have many kinds of tiles, each of which would get a copy for every activation.
+  // Not inlined: each of the products' many kinds of tiles would get a copy for every activation.
   __attribute__((noinline)) void activate_rows(int64_t begin, int64_t end, LaneRange lanes, const T* pre,
                                                T* post) const {
     with_activation(activation, [&](auto a) {
@@ -173,7 +174,7 @@ class Network : public RowLayout {
   int64_t params_per_feature_;
 };
 
-// The lanes of one task: enough tasks for all threads, as wide as that allows.
+// The lanes of one task: the most that leave enough tasks for all threads.
 template <class T>
 int64_t lanes_per_task(int64_t samples) {
   int64_t lanes = kLanes;
@@ -193,7 +194,7 @@ void parallel_lanes(int64_t samples, int64_t work_per_sample, const Body& body) 
   });
 }
 
-// Multiplications of a sample, which parallel_tasks weighs; vectors do several at once.
+// The work of a sample, for parallel_tasks, in vectors of multiplications.
 template <class T>
 int64_t work_of(const Network<T>& network) {
   int64_t work = 0;

@@ -1,4 +1,4 @@
-// Products with a masked weight matrix: with units sorted by degree the mask is a staircase, and what it cuts off is
+// Products with a masked weight matrix. With units sorted by degree the mask is a staircase, and weights beyond it are
 // neither loaded nor multiplied. Activations are blocks of lanes (lanes.h), one row for each unit in sorted order.
 #pragma once
 
@@ -22,10 +22,10 @@ constexpr int kTileVectors = 4;  // with 6 rows 24 accumulators of 32 registers
 constexpr int kTileVectors = 2;  // 12 of 16
 #endif
 constexpr int kTileRows = 6;
-// How many rows ahead the backward product fetches, whose weights lie a row's stride apart.
+// How many rows ahead the backward product fetches: its weights are a row's stride apart.
 constexpr int64_t kAhead = 8;
 
-// A vector whose members are compiled anew in every source: those of a std::vector the linker could take from the copy
+// A vector whose members are compiled anew in every source. The linker could take those of a std::vector from the copy
 // for another instruction set.
 template <class X>
 struct LocalAllocator : std::allocator<X> {
@@ -37,12 +37,13 @@ struct LocalAllocator : std::allocator<X> {
 template <class X>
 using LocalVector = std::vector<X, LocalAllocator<X>>;
 
-// Units by ascending degree: order[k] is the k-th, place[u] where u stands; both empty when sorted as they are.
+// Units by ascending degree: order[k] is the k-th, and place[u] is the place of u. Both are empty where the units are
+// sorted as they are.
 struct Order {
   LocalVector<int32_t> order, place;
 
   Order(const int64_t* degrees, int64_t count) {
-    int64_t descents = 0;  // counted to the end, which vectorises
+    int64_t descents = 0;  // no early end: the loop vectorises
     for (int64_t u = 1; u < count; ++u) descents += degrees[u - 1] > degrees[u];
     if (descents == 0) return;
     order.resize(count);
@@ -106,7 +107,7 @@ FASTVAE_INLINE void multiply_add(const T* a, const T* in, typename Simd<T>::Vect
     for (int v = 0; v < vectors; ++v) acc[h][v] += a[h] * b[v];
 }
 
-// Sums over inputs of `count` outputs from r on; finish(row, offset of lanes, sum) takes each vector.
+// Sums over the inputs, for `count` outputs from r on; finish(row, offset of lanes, sum) takes each vector.
 template <int count, int vectors, bool sorted, class T, class Finish>
 FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, const Finish& finish) {
   typename Simd<T>::Vector acc[count][vectors] = {};
@@ -127,7 +128,7 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
     for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, acc[h][v]);
 }
 
-// Sums over outputs of `count` inputs from k on.
+// Sums over the outputs, for `count` inputs from k on.
 template <int count, int vectors, bool sorted, class T, class Finish>
 FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t k, const Finish& finish) {
   typename Simd<T>::Vector acc[count][vectors] = {};
@@ -165,7 +166,7 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
   for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
 }
 
-// done(begin, end) follows each group of rows, which the nearest cache still holds.
+// Calls done(begin, end) after each group of rows, while the nearest cache holds them.
 template <class T, class Tile, class Done>
 FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile, const Done& done) {
   int64_t row = begin;
@@ -183,7 +184,8 @@ FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const
   }
 }
 
-// (W o M) in, for outputs [begin, end): finish(output, lane, sum), and done(begin, end) for each group of them.
+// (W o M) in, for outputs [begin, end). Calls finish(output, lane, sum), and done(begin, end) for each group of
+// outputs.
 template <class T, class Finish, class Done>
 void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
                    const Finish& finish, const Done& done) {
@@ -204,7 +206,7 @@ void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t en
   multiply_rows(s, in, begin, end, lanes, finish, [](int64_t, int64_t) {});
 }
 
-// (W o M)^T d_out, for inputs [begin, end): finish(input, lane, sum).
+// (W o M)^T d_out, for inputs [begin, end). Calls finish(input, lane, sum).
 template <class T, class Finish>
 void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int64_t end, LaneRange lanes,
                       const Finish& finish) {

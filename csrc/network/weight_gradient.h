@@ -23,7 +23,7 @@ struct Blocks {
 template <class T>
 constexpr int64_t kPanel = kTileVectors * Simd<T>::kWidth;
 
-// A layer's inputs in panels of kPanel, a row of them for each sample: what the sums over samples multiply.
+// A layer's inputs in panels of kPanel, one row for each sample, as the sums over samples read them.
 template <class T>
 class PackedInputs {
  public:
@@ -32,7 +32,7 @@ class PackedInputs {
 
   const T* panel(int64_t first) const { return data_.get() + first * samples_; }
 
-  // Of a block, units in rows of kLanes, the samples in these lanes.
+  // Packs the samples in these lanes of a block, which has units in rows of kLanes.
   void pack(const T* units, int64_t block, LaneRange lanes) const {
     constexpr int64_t width = Simd<T>::kWidth;
     const int64_t end = std::min(lanes.end, lanes.count);
@@ -59,13 +59,13 @@ class PackedInputs {
   Scratch<T> data_;
 };
 
-// Where rows of a gradient go, in sorted order of their inputs. What masks cut off is zero there if all of a row is
-// written; otherwise only what counts is.
+// Where the rows of a gradient go. Their inputs are in sorted order. Either whole rows are written, with zeros for
+// masked weights, or only the weights that count.
 template <class T>
 struct GradientRows {
   T* data;
   int64_t stride, first_row;
-  const Order* order;  // of rows; null: as they come
+  const Order* order;  // of the rows; null: sorted order
   bool whole, streaming;
 
   T* row(int64_t r) const { return data + (order ? order->at(r) : r - first_row) * stride; }
@@ -115,7 +115,7 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
   store_gradient<count, vectors>(s, r, first, acc, to);
 }
 
-// No more vectors than the widest of the rows needs: on the stairs a whole panel would be a fifth too much.
+// Takes no more vectors than the widest of the rows needs: on the stairs whole panels would cost a fifth more.
 template <int count, class T>
 FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
                                   const GradientRows<T>& to) {
@@ -141,7 +141,7 @@ void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const PackedInputs<
   }
 }
 
-// Sums over samples of rows [begin, end), as many at once as a vector holds: alone, each would be folded up by itself.
+// Sums over samples of rows [begin, end), as many rows at once as a vector holds: they share the horizontal sum.
 template <class T>
 void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t end, T* d_bias) {
   constexpr int64_t width = Simd<T>::kWidth;
@@ -163,9 +163,9 @@ void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t
   }
 }
 
-// The rest of a row whose gradient g, without the row's factor, is in sorted order and still near: the gradient of the
-// factor, and the row itself where it belongs. Of normalised rows, factor gain / |w|, the former is that of the gain,
-// and the latter loses its part along w.
+// Finishes a row while its gradient g, in sorted order and without the row's factor, is in the nearest cache: computes
+// the gradient of the factor, and writes the row to its place. In a normalised row the factor is gain / |w|: the
+// gradient is that of the gain, and g loses its part along w.
 template <class T>
 void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradients<T>& to) {
   const int64_t output = s.outputs.at(r), kept = s.prefix[r];
@@ -174,7 +174,7 @@ void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradien
   const auto column = [&](int64_t k) { return s.inputs.at(k); };
   T turn = 0;
   if (s.layer.scale) {
-    // A masked weight may be NaN: it is left out, not multiplied by zero.
+    // A masked weight may be NaN, so it is left out, not multiplied by zero.
     const T along = s.inputs.sorted() ? sum_terms<T>(kept, [&](int64_t k) { return w[k] * g[k]; })
                                       : sum_terms<T>(kept, [&](int64_t k) { return w[column(k)] * g[k]; });
     const T norm = s.layer.norm ? s.layer.norm[output] : T(0), inverse = norm > 0 ? 1 / norm : T(0);
@@ -191,7 +191,7 @@ void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradien
   const bool streaming = streams(to.d_weight, s.layer.out, s.layer.in);
   for (int64_t k = 0; k < s.layer.in; k += width) {
     typename Simd<T>::Vector values{};
-    // No more than counts is read: behind it may be the end of the weights.
+    // Reads only weights that count: the next ones may be past the end of the array.
     if (k < kept) values = factor * (load_up_to(g + k, kept - k) - turn * load_up_to(w + k, kept - k));
     if (streaming)
       stream(row + k, values);
@@ -208,7 +208,7 @@ struct GradientOfLayer {
   Blocks<T> d_out;
   LayerGradients<T> to;
 
-  // Whether rows are finished one by one, from a buffer: they have factors, or are not in order.
+  // Whether rows are finished one by one from a buffer: they have factors, or are not sorted.
   bool buffered() const { return s.layer.scale || !s.inputs.sorted(); }
 
   void run(int64_t begin, int64_t end) const {
@@ -232,8 +232,8 @@ struct GradientTask {
   int64_t begin, end, work;
 };
 
-// Several tasks for each thread, of whole tiles, and such that a buffered one stays in the second-level cache; the long
-// ones first, lest the last one be long.
+// Several tasks for each thread, of whole tiles; a buffered one fits in the second-level cache. The long ones come
+// first, so that no thread begins a long one last.
 template <class T>
 LocalVector<GradientTask> gradient_tasks(const LocalVector<GradientOfLayer<T>>& layers) {
   constexpr int64_t tasks_per_thread = 6, least_rows = 4 * kTileRows, buffer_bytes = 512 << 10;
@@ -256,7 +256,7 @@ LocalVector<GradientTask> gradient_tasks(const LocalVector<GradientOfLayer<T>>& 
   return tasks;
 }
 
-// The gradients of all layers, side by side: a small layer alone would not keep all threads busy.
+// The gradients of all layers in one go: a small layer alone would not keep all threads busy.
 template <class T>
 void layer_gradients(const LocalVector<GradientOfLayer<T>>& layers) {
   const LocalVector<GradientTask> tasks = gradient_tasks(layers);

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kWorkPerNumber = 12;
 
-// body(i, count) for the vectors of a row; count is less than a vector at its end.
+// Calls body(i, count) for the vectors of a row; count is less than a vector at its end.
 template <class T, class Body>
 FASTVAE_INLINE void each_vector_of_row(int64_t columns, const Body& body) {
   constexpr int64_t width = Simd<T>::kWidth;
@@ -59,7 +59,7 @@ void bwd(int64_t kind, bool inverse, const T* d_out, const T* d_log_det, Matrix<
           const Vector value = load_up_to(x + i, count), turn = pivot<k, T>(location);
           const Vector shrink = k == FlowKind::kLocationOnly ? Vector{} + 1 : exp(-at.log_a);
           const Vector direct = inverse ? g * shrink : g * at.a;
-          // Of the inverse, out = (z - c m) / a turns the same way with the opposite sign.
+          // The inverse, out = (z - c m) / a, has the same slope with the opposite sign.
           const Vector arm = inverse ? turn - (value - at.c * location) * shrink : value - turn;
           const Vector lever = inverse ? g * arm : direct * arm;
           store_up_to(d_z + row + i, direct, count);

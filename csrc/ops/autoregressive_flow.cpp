@@ -11,7 +11,7 @@ int64_t blocks_of(int64_t samples) {
   return (samples + kLanes - 1) / kLanes;
 }
 
-// The context's term of a task's lanes, units in sorted order.
+// The context's term in a task's lanes, units in sorted order.
 template <class T>
 const T* context_lanes(const Network<T>& network, const T* context_term, int64_t block, LaneRange lanes, T* to) {
   if (!context_term) return nullptr;
@@ -20,7 +20,7 @@ const T* context_lanes(const Network<T>& network, const T* context_term, int64_t
   return to;
 }
 
-// log |det| of each sample, and z' in place of z (or z in place of z'), of one feature.
+// Runs one feature's step: adds to log |det| of each sample, and turns z into z', or z' into z.
 template <FlowKind kind, bool inverse, class T>
 FASTVAE_INLINE void step_feature(const Network<T>& network, int64_t feature, LaneRange lanes, const T* block,
                                  const T* from, T* to, T* log_det) {
@@ -75,7 +75,7 @@ void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out,
   });
 }
 
-// Of one feature: parameters' adjoints for upstream g, which a g replaces.
+// Computes the adjoints of one feature's parameters for the upstream gradient g, and replaces g by a g.
 template <FlowKind kind, class T>
 FASTVAE_INLINE void feature_backward(const Network<T>& network, int64_t feature, LaneRange lanes, const T* block,
                                      const T* d_log, T* adjoints, T* g) {
@@ -92,7 +92,8 @@ FASTVAE_INLINE void feature_backward(const Network<T>& network, int64_t feature,
   }
 }
 
-// Adjoints of all parameters of a block, and in d_x, (D, kLanes) in the order of features, the direct part a g.
+// Computes the adjoints of all parameters of a block. d_x, (D, kLanes) in the order of features, receives the direct
+// part a g.
 template <class T>
 void params_backward(const Network<T>& network, const T* d_out, const T* d_log_det, int64_t index, LaneRange lanes,
                      const T* block, T* adjoints, T* d_x) {
@@ -199,7 +200,7 @@ void inverse(const NetworkSpec<T>& spec, Matrix<T> z, const T* context_term, T* 
         step_feature<decltype(kind)::value, true>(network, first.inputs.at(place), lanes, block, given + place * kLanes,
                                                   block + place * kLanes, total);
       }
-      // What no feature needs is kept for the backward pass.
+      // Units that no feature needs are kept for the backward pass.
       if (saved)
         for (int64_t l = 0; l < last; ++l)
           network.hidden_forward(l, counts.end(l, d - 1), network.layers[l].layer.out, lanes, context, block);
@@ -233,7 +234,7 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, c
         const int64_t feature = first.inputs.at(place), degree = place + 1;
         for (int64_t l = last - 1; l >= 0; --l)
           network.hidden_backward(l, counts.begin(l, degree), counts.end(l, degree), lanes, block, adjoints, scaled);
-        // Upstream of the forward step: minus what is solved for; its direct part is a times that.
+        // The upstream gradient of the forward step is minus the solution; its direct part is a times that.
         T* minus = solved + feature * kLanes;
         multiply_columns(first, d_first, place, place + 1, lanes,
                          [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum) FASTVAE_INLINE_LAMBDA {

@@ -12,11 +12,11 @@
 namespace fastvae {
 namespace {
 
-// Images that one thread draws side by side: two tiles share every weight that is loaded, and what a pixel touches of
-// all layers stays in the second-level cache.
+// Images that one thread draws side by side: two tiles share every loaded weight, and a pixel's activations of all
+// layers fit in the second-level cache.
 constexpr int64_t kImagesAtOnce = 2 * kTilePixels;
 
-// Items that a job works on: the pixels of a row of one image, or one pixel of several images.
+// The items of a job: the pixels of a row of one image, or one pixel of several images.
 struct Place {
   int64_t image, row, column, items;
   bool along_images;
@@ -67,9 +67,9 @@ class Sampling {
   }
 
   T* at(int64_t buffer, int64_t image, int64_t row, int64_t column) const {
-    return memory_.get() + image * sizes_.image_numbers + place_of(plan_.buffers[buffer], row, column);
+    return memory_.get() + image * sizes_.image_numbers + locate(plan_.buffers[buffer], row, column);
   }
-  // That of the parameters.
+  // The parameters' buffer.
   int64_t last_buffer() const { return static_cast<int64_t>(plan_.buffers.size()) - 1; }
 
   // Where a place's first item is, and how far apart its items are. One function that returned both as a struct would
@@ -85,7 +85,7 @@ class Sampling {
   T& pixel_of(int64_t image, int64_t c, int64_t h, int64_t w) const {
     return images_[(((first_ + image) * sizes_.channels + c) * sizes_.height + h) * sizes_.width + w];
   }
-  // The value of a pixel's channel, where the network reads it.
+  // Copies the value of a pixel's channel to where the network reads it.
   void known(int64_t image, int64_t c, int64_t h, int64_t w) const { at(0, image, h, w)[c] = pixel_of(image, c, h, w); }
 
   void row(const Job& job, int64_t h) {
@@ -153,7 +153,7 @@ class Sampling {
     }
   }
 
-  // body(to, channel, count) for the vectors of every item's channels.
+  // Calls body(channel, count) for the vectors of an item's channels.
   template <class Body>
   FASTVAE_INLINE void each_vector(const ChannelSet& channels, const Body& body) const {
     constexpr int64_t width = Simd<T>::kWidth;
@@ -214,7 +214,7 @@ class Sampling {
             a += load_up_to(condition + c, count);
             b += load_up_to(condition + half + c, count);
           }
-          store_up_to(to + c, gated<chosen()>(a, b), count);
+          store_up_to(to + c, apply_gate<chosen()>(a, b), count);
         });
     });
   }

@@ -1,4 +1,4 @@
-// The table of kernels: one copy for each instruction set, the best that the processor has chosen at load.
+// The table of kernels, one for each instruction set. The best one that the processor can run is chosen at load.
 #pragma once
 
 #include "ops/affine_flow.h"
@@ -47,7 +47,7 @@ inline const Kernels<double>& Table::of() const {
 // Tables that this processor can run, slowest first.
 int available(const Table** tables, int capacity);
 const Table& current();
-// False when no available table has this name.
+// Chooses a table by name. False when no available table has this name.
 bool select(const char* isa);
 
 }  // namespace fastvae

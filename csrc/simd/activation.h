@@ -12,7 +12,7 @@
 namespace fastvae {
 namespace {
 
-// libm, lane by lane: for float64, whose users check gradients, and for what is rare.
+// libm, lane by lane: for float64, which serves to check gradients, and for rare functions.
 template <class V, class Function>
 FASTVAE_INLINE V each_lane(V x, const Function& function) {
   for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = function(x[i]);
@@ -78,7 +78,7 @@ FASTVAE_INLINE V normal_cdf(V x) {
   });
 }
 
-// Whether the derivative is computed from the pre-activation; from the activation itself otherwise.
+// Whether the derivative follows from the pre-activation; otherwise it follows from the activation.
 constexpr bool needs_pre(Activation a) { return a == Activation::kGelu || a == Activation::kSilu; }
 
 template <Activation a, class V>

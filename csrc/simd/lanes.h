@@ -1,4 +1,4 @@
-// Batches of samples side by side in vector lanes: a block holds, for each unit, kLanes samples.
+// Samples side by side in vector lanes: a block holds kLanes samples of each unit.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace fastvae {
 namespace {
 
-// Lanes [begin, end) of a block, whole vectors, of which the first count - begin hold samples.
+// Lanes [begin, end) of a block: whole vectors. Lanes from `count` on hold no samples.
 struct LaneRange {
   int64_t begin, end, count;
 };
@@ -62,8 +62,8 @@ FASTVAE_INLINE typename Simd<T>::Vector first_lanes(typename Simd<T>::Vector v, 
   return load_up_to(lanes, count);
 }
 
-// Rows of samples, `stride` apart, into lanes: column c becomes unit place[c] of the block (c where place is null).
-// Lanes beyond the samples become 0.
+// Turns rows of samples, `stride` apart, into lanes: column c becomes unit place[c] of the block (c where place is
+// null). Lanes beyond the samples become 0.
 template <class T>
 void samples_to_lanes(const T* samples, int64_t stride, int64_t units, const int32_t* place, LaneRange lanes,
                       T* block) {
@@ -82,7 +82,7 @@ void samples_to_lanes(const T* samples, int64_t stride, int64_t units, const int
     }
 }
 
-// Lanes back into rows of samples: column c is unit place[c] of the block.
+// Turns lanes back into rows of samples: column c is unit place[c] of the block.
 template <class T>
 void lanes_to_samples(const T* block, int64_t units, const int32_t* place, LaneRange lanes, T* samples,
                       int64_t stride) {

@@ -12,9 +12,9 @@
 namespace fastvae {
 namespace {
 
-// Counters of one step, which makes four vectors of normals of them.
+// Counters of one step; it makes four vectors of normals.
 constexpr int64_t kStep = Simd<float>::kWidth;
-// Counters per batch, a multiple of kStep: their words and normals stay in the first-level cache.
+// Counters of a batch, a multiple of kStep: their words and normals fit in the first-level cache.
 constexpr int64_t kBatch = 256;
 
 constexpr int kRounds = 10;
@@ -36,8 +36,8 @@ struct Step {
   PerCounter column, row, sample;
 };
 
-// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, 2011). Each 32-bit word stays in the low half of a 64-bit lane: a
-// product's low half is then already in place, and its garbage above is ignored by the next multiplication.
+// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, 2011). Each 32-bit word is the low half of a 64-bit lane: the low half of
+// a product is in place at once, and the next multiplication ignores the high half.
 class Philox {
  public:
   explicit Philox(uint64_t seed) {
@@ -50,8 +50,8 @@ class Philox {
     }
   }
 
-  // The four words of the counters of two steps: word w at out + w * kBatch. One step alone would leave the processor
-  // waiting for its products.
+  // The four words of the counters of two steps: word w goes to out + w * kBatch. With one step alone the processor
+  // would wait for its products.
   FASTVAE_INLINE void words(const Step& one, uint32_t* one_out, const Step& other, uint32_t* other_out) const {
     U64 c[4][4] = {{one.column.low, one.row.low, one.row.low >> 32, one.sample.low},
                    {one.column.high, one.row.high, one.row.high >> 32, one.sample.high},
@@ -59,8 +59,8 @@ class Philox {
                    {other.column.high, other.row.high, other.row.high >> 32, other.sample.high}};
     for (int round = 0; round < 2; ++round)
       for (auto& counters : c) turn(counters, keys_[round]);
-    // The compiler is not to know that these are the keys of the last call, too: with all of them in registers it would
-    // spill words at every round. The first two rounds' it may keep: much there depends on row or column alone.
+    // Hides from the compiler that the keys are those of the last call: with all keys in registers it would spill words
+    // in every round. It may keep those of the first two rounds, where much depends on row or column alone.
     const uint64_t (*keys)[2] = keys_;
     asm("" : "+r"(keys) : "r"(one_out));
 #pragma GCC unroll 10
@@ -86,11 +86,12 @@ class Philox {
   uint64_t keys_[kRounds][2];
 };
 
-// Two normals from two words (Box, Muller, 1958); the two high bits of b turn the angle of its low thirty by quarters.
+// Two normals from two words (Box, Muller, 1958). The low thirty bits of b are an angle; its two high bits turn it by
+// quarters.
 FASTVAE_INLINE void box_muller(U32 a, U32 b, FloatVector& even, FloatVector& odd) {
   constexpr int kBits = 31;
   const FloatVector u = to_floats((I32)(a >> 1)) + 0.5f;  // 2^31 times a uniform number
-  // sqrt(-2 ln u) (cos, sin), whose sqrt(2) cosine and sine contain.
+  // sqrt(-2 ln u) (cos, sin); the functions below give sqrt(2) cos and sqrt(2) sin.
   const FloatVector r = square_root(-log_unit<kBits>(u));
   const FloatVector angle = to_floats((I32)(b << 2)) * (1.11072073f * 0x1p-31f);  // sqrt(2) pi / 4
   const FloatVector c = sqrt2_cos(angle), s = sqrt2_sin(angle);
@@ -111,10 +112,10 @@ FASTVAE_INLINE void store_normals(const uint32_t* words, T* out, int64_t pitch) 
   }
 }
 
-// The noise of consecutive (row, sample) items, samples innermost, each item's D normals contiguous.
+// The noise of consecutive (row, sample) items, samples innermost. The D normals of an item are contiguous.
 //
-// Vectors are stored whole, so that some reach past a lane's end or a row's: items go forward, and what is written too
-// far is overwritten by what belongs there.
+// Vectors are stored whole, and some reach past the end of a lane or a row. Items go forward: the next one overwrites
+// what was written too far.
 template <class T>
 class NoiseRows {
  public:
@@ -124,7 +125,7 @@ class NoiseRows {
         quarter_((extent.columns + 3) / 4),
         padded_((quarter_ + kStep - 1) / kStep * kStep),
         philox_(source.seed ? static_cast<uint64_t>(*source.seed) : 0) {
-    // Rows on their own, unless a quarter of the normals drawn for them would not be used.
+    // Rows are drawn one by one, unless more than a fifth of the normals would then be thrown away.
     packed_ = padded_ * 4 > quarter_ * 5;
     most_ = std::max<int64_t>(1, kBatch / (packed_ ? quarter_ : padded_));
     if (!source_.seed) return;
@@ -141,11 +142,11 @@ class NoiseRows {
       }
   }
 
-  // Items that one call of draw takes at most.
+  // The most items that one call of draw takes.
   int64_t most() const { return most_; }
 
-  // Draws the normals of count items. Rows drawn on their own call meanwhile(item, i) for every 4 kStep columns i:
-  // what the caller fetches there arrives while the arithmetic goes on.
+  // Draws the normals of count items. Where rows are drawn one by one, calls meanwhile(item, i) for every 4 kStep
+  // columns i: what the caller fetches there arrives while the arithmetic goes on.
   template <class Meanwhile>
   void draw(int64_t item, int64_t count, const Meanwhile& meanwhile) {
     first_ = item;
@@ -174,8 +175,8 @@ class NoiseRows {
   int64_t row_of(int64_t item) const { return source_.row_offset + item / extent_.samples; }
   int64_t sample_of(int64_t item) const { return item % extent_.samples; }
 
-  // Counters [first, first + length) of each row; lane l of counter c is column l * quarter + c. What a step wrote too
-  // far is overwritten by the step before it, hence backwards.
+  // Draws counters [first, first + length) of each row; lane l of counter c is column l * quarter + c. It goes
+  // backwards: each step overwrites what the one behind it wrote too far.
   template <class Meanwhile>
   void draw_rows(int64_t item, int64_t count, int64_t first, int64_t length, const Meanwhile& meanwhile) {
     PerCounter start = all(first);
@@ -209,7 +210,7 @@ class NoiseRows {
     store_rows(count, first, length);
   }
 
-  // Compiled once: copies of it could fuse other products with sums, and a normal would depend on who draws it.
+  // Compiled once. Copies could fuse other products with sums: a normal would depend on who draws it.
   __attribute__((noinline)) void store_rows(int64_t count, int64_t first, int64_t length) {
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = length - kStep; c >= 0; c -= kStep)
@@ -219,7 +220,7 @@ class NoiseRows {
   void draw_packed(int64_t item, int64_t count) {
     const int64_t counters = count * quarter_;
     uint64_t *columns = counters_.get(), *rows = columns + kBatch, *samples = rows + kBatch;
-    // With one sample the rows of a batch follow each other: those of the first, 0, 1, ..., are moved along.
+    // With one sample a batch has consecutive rows: `moved` is added to 0, 1, ..., which `rows` keeps.
     const uint64_t moved = extent_.samples == 1 ? static_cast<uint64_t>(row_of(item)) : 0;
     if (extent_.samples > 1)
       for (int64_t r = 0; r < count; ++r) {

@@ -1,7 +1,8 @@
 // The few vector operations that a plain loop cannot express, on the compiler's own vector types.
 //
-// Every kernel source is compiled once per instruction set, FASTVAE_ISA naming it. All but the table lives in anonymous
-// namespaces, else the linker could merge an AVX-512 copy of an inline function into the baseline path.
+// Every kernel source is compiled once for each instruction set, which FASTVAE_ISA names. All but the table of kernels
+// is in anonymous namespaces: otherwise the linker could put an AVX-512 copy of an inline function into the baseline
+// path.
 #pragma once
 
 #include <cstdint>
@@ -88,7 +89,7 @@ FASTVAE_INLINE void fence_streams() {
 #endif
 }
 
-// The first count numbers at p and zeros; what stands behind them is not touched, be it NaN or no memory at all.
+// The first count numbers at p, then zeros. Nothing behind them is read: it may be NaN, or no memory at all.
 FASTVAE_INLINE FloatVector load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)
   return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
@@ -115,7 +116,7 @@ FASTVAE_INLINE DoubleVector load_first(const double* p, int64_t count) {
 #endif
 }
 
-// Writes the first count lanes at p and nothing behind them.
+// Writes the first count lanes to p, and nothing behind them.
 FASTVAE_INLINE void store_first(float* p, FloatVector v, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), (__m512)v);
@@ -146,8 +147,8 @@ FASTVAE_INLINE void store_as(double* p, FloatVector v) {
   __builtin_memcpy(p, &wide, sizeof(wide));
 }
 
-// x < bound ? bound : x and x > bound ? bound : x. NaN in x passes, as it does through the instructions, which
-// compilers do not take for such a selection between vectors.
+// x < bound ? bound : x and x > bound ? bound : x, so that NaN in x passes. Compilers do not find the instructions for
+// it in a selection between vectors.
 template <class V>
 FASTVAE_INLINE V at_least(V x, V bound) {
   return x < bound ? bound : x;
@@ -230,8 +231,8 @@ FASTVAE_INLINE T sum(typename Simd<T>::Vector v) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// The sum of term(i) over [0, count). In a plain loop the compiler may not reorder the additions, and adds a vector's
-// lanes up one by one at its end, which costs as much as a short row's own work.
+// The sum of term(i) over [0, count). In a plain loop the compiler may not reorder additions: it would add a vector's
+// lanes one by one at the end, and that costs as much as the terms of a short row.
 template <class T, class Term>
 FASTVAE_INLINE T sum_terms(int64_t count, const Term& term) {
   constexpr int64_t width = Simd<T>::kWidth, chunk = 16 * width;
@@ -248,7 +249,7 @@ FASTVAE_INLINE T sum_terms(int64_t count, const Term& term) {
   return sum<T>(total);
 }
 
-// What a Gaussian's log-density takes away from its constant: sum of eps^2 / 2 + log_sigma.
+// The constant of a Gaussian's log-density minus the density: sum of eps^2 / 2 + log_sigma.
 template <class T>
 FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
   constexpr int64_t width = Simd<T>::kWidth;

@@ -1,4 +1,4 @@
-// Writing past the caches what is larger than they are: it saves reading the lines first, and keeps the rest cached.
+// Writes past the caches, for arrays larger than they are: no line is read first, and the caches keep other data.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,11 @@
 namespace fastvae {
 namespace {
 
-// Arrays from this size on do not stay in a last-level cache of 32 MiB, beside all else, until they are read again.
+// A last-level cache of 32 MiB does not keep arrays from this size on until they are read again.
 constexpr int64_t kStreamBytes = 12 << 20;
 
-// Whether rows of d numbers from data on are written past the caches: all of it large, each row whole aligned vectors.
+// Whether rows of d numbers from data on are written past the caches: they are large together, and each row is whole
+// aligned vectors.
 template <class T>
 bool streams(const T* data, int64_t rows, int64_t d) {
   return rows * d * static_cast<int64_t>(sizeof(T)) >= kStreamBytes && d % Simd<T>::kWidth == 0 &&

@@ -1,4 +1,4 @@
-// Elementary functions as branch-free arithmetic, which compilers vectorise in a plain loop, unlike libm's.
+// Elementary functions as branch-free arithmetic: compilers vectorise it in a plain loop, libm's they do not.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ FASTVAE_INLINE To bit_cast(From value) {
   return __builtin_bit_cast(To, value);
 }
 
-// Every function takes a number, for plain loops, or a vector of them; Integers are those of the same layout.
+// Every function takes a number or a vector of numbers. Integers<V> has the layout of V.
 template <class V>
 struct IntegersOf;
 template <>
@@ -38,7 +38,7 @@ using Integers = typename IntegersOf<V>::Type;
 FASTVAE_INLINE float to_floats(int32_t n) { return static_cast<float>(n); }
 FASTVAE_INLINE FloatVector to_floats(I32 n) { return __builtin_convertvector(n, FloatVector); }
 
-// p 2^n in two factors, since 2^n itself leaves the normal range at both ends; n_as_float is n too.
+// p 2^n, by two factors: 2^n itself leaves the normal range at both ends. n_as_float is n.
 template <class V>
 FASTVAE_INLINE V scale_f32(V p, V /* n_as_float */, Integers<V> n) {
   const Integers<V> half = n >> 1;
@@ -67,7 +67,7 @@ FASTVAE_INLINE DoubleVector scale_f64(DoubleVector p, DoubleVector n_as_float, I
 template <class V>
 struct Reduced {
   V n, r;
-  Integers<V> bits;  // n in their low 22 bits, as a complement of two
+  Integers<V> bits;  // n in the low 22 bits, in two's complement
 };
 
 template <class V>
@@ -77,7 +77,7 @@ FASTVAE_INLINE Reduced<V> reduce(V x) {
   return {n, (x - n * 0.693359375f) + n * 2.12194440e-4f, bit_cast<Integers<V>>(shifted)};
 }
 
-// (e^r - 1 - r) / r^2 of a reduced r: the polynomial for which the greatest relative error of e^r is least, 4e-9.
+// (e^r - 1 - r) / r^2 of a reduced r. The polynomial minimises the greatest relative error of e^r, 4e-9.
 template <class V>
 FASTVAE_INLINE V exp_rest(V r) {
   V p = r * 1.38145988e-3f + 8.36871658e-3f;
@@ -142,8 +142,9 @@ FASTVAE_INLINE FloatVector log_unit(FloatVector u) {
   const FloatVector exponent = to_floats(bits >> 23);
   const FloatVector mantissa = bit_cast<FloatVector>((bits & 0x007FFFFF) + 0x3F3504F3);
 #ifdef __AVX512F__
-  // That interval in sixteenths: the reciprocals of their middles, which leave a factor 1 + f with |f| < 0.05, and the
-  // logarithms of these middles. The two next to 1 have the middle 1, so that small logarithms lose nothing.
+  // The interval in sixteenths. Dividing by a sixteenth's middle leaves 1 + f with |f| < 0.05; the tables hold the
+  // reciprocals of the middles and their logarithms. Both sixteenths at 1 have the middle 1: small logarithms stay
+  // exact.
   alignas(64) static constexpr float reciprocal[16] = {
       1.38363922f, 1.32629204f, 1.27350938f,  1.22476709f,  1.17961836f,  1.13768005f,  1.09862125f,  1.06215549f,
       1.0f,        1.0f,        0.934174716f, 0.882640958f, 0.836495638f, 0.794935584f, 0.757309794f, 0.723084867f};

@@ -16,12 +16,12 @@ from ..reference.masked_linear import ACTIVATIONS
 from ..structure import MadeStructure
 from . import _checks
 
-# The extension's numbers (csrc/activation.h, csrc/affine.h).
+# The extension's numbers (csrc/base/codes.h).
 ACTIVATION_IDS = {name: index for index, name in enumerate(ACTIVATIONS)}
 KIND_IDS = {None: 0} | {name: index for index, name in enumerate(KINDS, 1)}
 # Activations whose derivative needs the pre-activation; for the others it follows from their value.
 NEED_PRE = ("gelu", "silu")
-# Samples of a block of saved activations (csrc/lanes.h).
+# Samples of a block of saved activations (csrc/base/types.h).
 LANES = 64
 
 
@@ -68,7 +68,7 @@ def degrees_of(name: str, degrees: Sequence[int] | Tensor, count: int) -> tuple[
 
 
 def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
-    """A structure's numbers for the extension (csrc/types.h), made, and the kind checked, once for each kind."""
+    """A structure's numbers for the extension (csrc/base/types.h), made, and the kind checked, once for each kind."""
     fields = structure.fields.get(kind)
     if fields is not None:
         return fields
@@ -90,7 +90,7 @@ def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
 def saved_rows(widths: Sequence[int], activation: int, residual: bool) -> int:
     """Rows that a block of samples keeps: inputs, hidden layers before and after their activation, parameters.
 
-    ``widths`` are those of the inputs, the hidden layers and the outputs. As csrc/network.h lays them out.
+    ``widths`` are those of the inputs, the hidden layers and the outputs. As csrc/network/network.h lays them out.
     """
     rows, hidden = widths[0] + widths[-1], widths[1:-1]
     before = list(ACTIVATION_IDS)[activation] in NEED_PRE

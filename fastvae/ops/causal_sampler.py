@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @functools.lru_cache(maxsize=4096)
-def _integers_of(values: tuple[int, ...]) -> Tensor:
+def _keep_integers(values: tuple[int, ...]) -> Tensor:
     """Passes and degrees, which stay from call to call."""
     return torch.tensor(values, device="cpu")
 
@@ -59,57 +59,58 @@ class _Encoding:
         self.taps: list[TapRecord] = []
         layout, self.image_numbers = lay_out(plan, width)
         self.buffers = [
-            record._replace(passes=self._integers(buffer.passes))
+            record._replace(passes=self._add_integers(buffer.passes))
             for record, buffer in zip(layout, plan.buffers, strict=True)
         ]
         self.nodes = [
-            NodeRecord(OpCode[node.op.upper()], plan.when(node), *node.dst, **self._fields(node)) for node in plan.nodes
+            NodeRecord(OpCode[node.op.upper()], plan.when(node), *node.dst, **self._encode_fields(node))
+            for node in plan.nodes
         ]
 
-    def _address(self, t: Tensor, offset: int = 0) -> int:
+    def _add_address(self, t: Tensor, offset: int = 0) -> int:
         self.kept.append(t)
         self.addresses.append(t.data_ptr() + offset * t.element_size())
         return len(self.addresses) - 1
 
-    def _integers(self, values: tuple[int, ...] | None) -> int:
-        return ABSENT if values is None else self._address(_integers_of(values))
+    def _add_integers(self, values: tuple[int, ...] | None) -> int:
+        return ABSENT if values is None else self._add_address(_keep_integers(values))
 
-    def _scalar(self, value: float | None) -> int:
+    def _add_scalar(self, value: float | None) -> int:
         if value is None:
             return ABSENT
         self.scalars.append(value)
         return len(self.scalars) - 1
 
-    def _fields(self, node: Node) -> dict[str, int]:
+    def _encode_fields(self, node: Node) -> dict[str, int]:
         """What a node's op needs besides its destination."""
         if node.op == "constant":
             value = self.binding.constants[node.index]
-            return {"constant": self._address(value), "is_map": int(value.dim() == 4)}
+            return {"constant": self._add_address(value), "is_map": int(value.dim() == 4)}
         if node.op == "add" or node.op == "sub" or node.op == "mul":
-            return _source(node.a) | _other(node.b)
-        fields = _source(node.src)
+            return _encode_source(node.a) | _encode_other(node.b)
+        fields = _encode_source(node.src)
         if node.op == "conv":
-            fields |= self._conv(node)
+            fields |= self._encode_conv(node)
         elif node.op == "affine":
-            fields |= {"alpha": self._scalar(node.alpha), "beta": self._scalar(node.beta)}
+            fields |= {"alpha": self._add_scalar(node.alpha), "beta": self._add_scalar(node.beta)}
         elif node.op == "activation":
-            fields |= {"activation": ActivationCode[node.name.upper()], "slope": self._scalar(node.slope)}
+            fields |= {"activation": ActivationCode[node.name.upper()], "slope": self._add_scalar(node.slope)}
         elif node.op == "gate":
             fields |= {"gate": GateCode[node.kind.upper()]}
             if node.condition is not None:
-                fields |= _other(node.condition)
+                fields |= _encode_other(node.condition)
         return fields
 
-    def _conv(self, node: Conv) -> dict[str, int]:
+    def _encode_conv(self, node: Conv) -> dict[str, int]:
         first = node.group * node.dst.channels
         bias = self.binding.biases[node.layer]
         first_tap = len(self.taps)
         self.taps += (TapRecord(*tap) for tap in node.taps)
         return {
-            "weight": self._address(self.binding.weights[node.layer], first * node.src.channels * node.kernel_area),
-            "bias": ABSENT if bias is None else self._address(bias, first),
-            "in_degrees": self._integers(node.in_degrees),
-            "out_degrees": self._integers(node.out_degrees),
+            "weight": self._add_address(self.binding.weights[node.layer], first * node.src.channels * node.kernel_area),
+            "bias": ABSENT if bias is None else self._add_address(bias, first),
+            "in_degrees": self._add_integers(node.in_degrees),
+            "out_degrees": self._add_integers(node.out_degrees),
             "kernel_area": node.kernel_area,
             "origin_tap": node.origin_tap,
             "first_tap": first_tap,
@@ -118,15 +119,15 @@ class _Encoding:
         }
 
 
-def _source(span: Span) -> dict[str, int]:
+def _encode_source(span: Span) -> dict[str, int]:
     return {"src": span.buffer, "src_first": span.first, "src_channels": span.channels}
 
 
-def _other(span: Span) -> dict[str, int]:
+def _encode_other(span: Span) -> dict[str, int]:
     return {"other": span.buffer, "other_first": span.first}
 
 
-def _cpp(
+def _run_cpp(
     plan: Plan,
     binding: Binding,
     head: HeadRecord,
@@ -216,4 +217,4 @@ def causal_sampler(
 
         sample(plan, binding, head, images, given, uniforms, temperature, parameters)
         return
-    _cpp(plan, binding, head, images, given, uniforms, temperature, parameters)
+    _run_cpp(plan, binding, head, images, given, uniforms, temperature, parameters)

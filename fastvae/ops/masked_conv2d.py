@@ -53,7 +53,7 @@ def _geometry(
     groups: int,
     activation: str,
 ) -> list[int]:
-    """The sizes, for the extension: in the order of csrc/types.h."""
+    """The sizes, for the extension: in the order of csrc/base/types.h."""
     _, outputs, height, width = _sizes(x, weight, padding, dilation)
     return [
         *x.shape, outputs, height, width, *weight.shape[2:], *padding[:2], *dilation, groups,
