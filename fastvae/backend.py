@@ -89,7 +89,7 @@ class Route(NamedTuple):
 
 
 CPP, _REFERENCE = Route("cpp"), Route("reference")
-# By what the extension's look at tensors tells (csrc/bindings_networks.cpp); None: they are not plain.
+# By what the extension's look at tensors tells (csrc/bindings/looks.cpp); None: they are not plain.
 _SEEN = (None, CPP, Route("cpp", alike=True), Route("cpp", alike=True, rows=True))
 # Classes whose tensors hold their own numbers. `as_plain` turns buffers, and subclasses of Tensor without a dispatch
 # of their own, into their plain base.

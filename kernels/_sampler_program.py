@@ -1,35 +1,62 @@
-"""A sampler's plan as the tables of integers that its kernel reads, and where the kernel's numbers come from."""
+"""A sampler's plan as tables of integers for its kernel, and the selection of the numbers that the kernel reads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..structure.sampling_plan import Binding, Node, Plan, Span
+from ..structure.sampling_records import ABSENT, ActivationCode, GateCode, OpCode, flatten, lay_out
 
-_OPS = {"conv": 0, "add": 1, "sub": 2, "mul": 3, "affine": 4, "activation": 5, "copy": 5, "gate": 6, "constant": 7}
-# The job that draws the channels of a color.
-DRAW = 8
-_ACTIVATIONS = ("identity", "relu", "elu", "tanh", "softplus", "gelu", "silu", "sigmoid", "leaky_relu")
-# Integers of a job: op, channels, destination, its channels, two operands and theirs, terms, weights, bias, activation,
-# kind, slope; and of a buffer: where it begins, rows, numbers of a row, channels, margin on the left.
-JOB_FIELDS, BUFFER_FIELDS = 14, 5
+if TYPE_CHECKING:
+    from ..structure.sampling_plan import Binding, Conv, Gate, Node, Plan, Span
 
 Shape = tuple[int, ...]
 
 
-# Of each plan, which lives as long as its sampler: CUDA graphs read a program's tensors.
+class Job(NamedTuple):
+    """What a node computes for the channels of one pass, or a draw of the channels of one colour.
+
+    ``dst``, ``src`` and ``other`` are buffers. A list is a place in the program's lists, of as many channels as the job
+    has: those of a gate's operands are twice as long, and that of a convolution's terms holds how many rows and numbers
+    each is away from the pixel. ``weights``, ``bias``, ``slope``, ``alpha`` and ``beta`` are places among the program's
+    numbers. A constant begins at ``constant``, and the steps lead from it to other images, channels, rows and columns.
+    """
+
+    op: int
+    channels: int = 0
+    dst: int = 0
+    dst_list: int = 0
+    src: int = 0
+    src_list: int = 0
+    other: int = ABSENT
+    other_list: int = 0
+    terms: int = 0
+    weights: int = 0
+    bias: int = 0
+    activation: int = ActivationCode.IDENTITY
+    slope: int = 0
+    gate: int = 0
+    alpha: int = 0
+    beta: int = 0
+    constant: int = 0
+    image_step: int = 0
+    channel_step: int = 0
+    row_step: int = 0
+    column_step: int = 0
+    color: int = 0
+
+
+# Programs by plan. A plan lives as long as its sampler: CUDA graphs read a program's tensors.
 _PROGRAMS: WeakKeyDictionary[Plan, dict[Any, Program]] = WeakKeyDictionary()
 
 
-def program_of(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
-    """Made once for a plan and its shapes: a later call copies nothing to the device, and may stand in a CUDA graph."""
+def get_program(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
+    """The program of a plan and its shapes, made once: later calls copy nothing to the device, as CUDA graphs need."""
     weights = tuple(tuple(t.shape) for t in binding.weights)
     constants = tuple(tuple(t.shape[1:]) for t in binding.constants)
     key = weights, constants, tuple(b is not None for b in binding.biases), width, device
@@ -42,9 +69,9 @@ def program_of(plan: Plan, binding: Binding, width: int, device: torch.device) -
 class Program:
     """A plan as the kernel reads it, on ``device``.
 
-    Its numbers are a selection, in an order of their own, of what is fixed, the weights and the biases, one after
-    another: entry ``index[i]`` of these is number i. Entry 0 is a zero, which stands for what is masked or absent.
-    ``constants`` are the shapes of an image's part.
+    Fixed numbers, weights and biases follow each other in one array. The program's numbers are a selection of them:
+    number i is entry ``index[i]``. Entry 0 is a zero, for masked weights and absent biases. ``constants`` are shapes of
+    the constants of one image.
     """
 
     def __init__(
@@ -57,12 +84,7 @@ class Program:
         device: torch.device,
     ) -> None:
         self._lists = list[int]()
-        buffers: list[int] = []
-        self.image_numbers = 0
-        for buffer in plan.buffers:
-            row = (buffer.left + width + buffer.right) * buffer.channels
-            buffers += [self.image_numbers, buffer.rows, row, buffer.channels, buffer.left]
-            self.image_numbers += buffer.rows * row
+        buffers, self.image_numbers = lay_out(plan, width)
         scalars = [float(v) for node in plan.nodes if node.op == "affine" for v in (node.alpha, node.beta)]
         scalars += [float(node.slope) for node in plan.nodes if node.op == "activation" and node.slope is not None]
         self._fixed = {value: place for place, value in enumerate(dict.fromkeys([0.0, *scalars]))}
@@ -81,78 +103,91 @@ class Program:
             self._constant_numbers += math.prod(shape)
         self._parts, self._count = [torch.zeros(1, dtype=torch.long)], 1
 
-        by_pass: list[list[list[int]]] = [[] for _ in range(plan.num_colors + 2)]
+        by_pass: list[list[Job]] = [[] for _ in range(plan.num_colors + 2)]
         for node in plan.nodes:
             passes = plan.buffers[node.dst.buffer].passes_of(node.dst)
             for current in sorted(set(passes)):
                 chosen = [c for c, own in enumerate(passes) if own == current]
-                by_pass[current + 1].append(self._job(plan, node, chosen))
+                by_pass[current + 1].append(self._make_job(plan, node, chosen))
         for color in range(plan.num_colors):
-            by_pass[color + 1].append([DRAW, color, *[0] * (JOB_FIELDS - 2)])
+            by_pass[color + 1].append(Job(OpCode.DRAW, color=color))
         self.row_jobs, self.pixel_jobs = len(by_pass[0]), sum(len(jobs) for jobs in by_pass[1:])
 
         def integers(values: Sequence[int]) -> Tensor:
-            # One more: programs read lists in blocks, and an empty tensor has no address.
+            # One more: an empty tensor has no address.
             return torch.tensor([*values, 0], dtype=torch.int32).to(device)
 
-        self.jobs = integers([number for jobs in by_pass for job in jobs for number in job])
-        self.lists, self.buffers, self.colors = integers(self._lists), integers(buffers), integers(plan.image_colors)
+        self.jobs = integers(flatten(job for jobs in by_pass for job in jobs))
+        self.lists, self.colors = integers(self._lists), integers(plan.image_colors)
+        self.buffers = integers(flatten(buffers))
         self._index = torch.cat(self._parts).int().to(device)
         self._fixed_numbers = torch.tensor([*self._fixed], dtype=torch.float32).to(device)
         del self._parts, self._weights, self._biases, self._lists
 
-    def numbers(self, binding: Binding) -> Tensor:
+    def gather_numbers(self, binding: Binding) -> Tensor:
         parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
         return torch.cat([self._fixed_numbers, *(t.flatten() for t in parts)])[self._index]
 
-    def constants(self, binding: Binding) -> Tensor:
-        """An image's constants together."""
+    def gather_constants(self, binding: Binding) -> Tensor:
+        """The constants of each image, ``(N, numbers)``."""
         return torch.cat([t.flatten(1) for t in binding.constants], 1) if binding.constants else self._fixed_numbers
 
-    def _list(self, values: Sequence[int]) -> int:
+    def _add_list(self, values: Sequence[int]) -> int:
         self._lists += values
         return len(self._lists) - len(values)
 
-    def _numbers(self, entries: Tensor) -> int:
+    def _add_numbers(self, entries: Tensor) -> int:
         self._parts.append(entries.flatten())
         self._count += entries.numel()
         return self._count - entries.numel()
 
-    def _scalar(self, value: float) -> int:
-        return self._numbers(torch.tensor(self._fixed[float(value)]))
+    def _add_scalar(self, value: float) -> int:
+        return self._add_numbers(torch.tensor(self._fixed[float(value)]))
 
-    def _channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
-        return self._list([span.first + c for span in spans for c in chosen])
+    def _add_channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
+        return self._add_list([span.first + c for span in spans for c in chosen])
 
-    def _job(self, plan: Plan, node: Node, chosen: list[int]) -> list[int]:
-        count = len(chosen)
-        to = [_OPS[node.op], count, node.dst.buffer, self._channels([node.dst], chosen)]
+    def _make_job(self, plan: Plan, node: Node, chosen: list[int]) -> Job:
+        job = Job(OpCode[node.op.upper()], len(chosen), node.dst.buffer, self._add_channels([node.dst], chosen))
         if node.op == "conv":
-            return [*to, *self._conv(plan, node, chosen), 0, 0]
+            return job._replace(**self._make_conv(plan, node, chosen))
         if node.op == "constant":
             first, shape = self._constants[node.index]
             channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:3]
-            return [*to, 0, 0, -1, first, row, self._constant_numbers, channel, 0, column, 0]
+            return job._replace(
+                constant=first,
+                image_step=self._constant_numbers,
+                channel_step=channel,
+                row_step=row,
+                column_step=column,
+            )
+        if node.op == "add" or node.op == "sub" or node.op == "mul":
+            return job._replace(
+                src=node.a.buffer, src_list=self._add_channels([node.a], chosen),
+                other=node.b.buffer, other_list=self._add_channels([node.b], chosen),
+            )  # fmt: skip
         if node.op == "gate":
-            half = node.dst.channels
-            halves = [[span.part(i * half, half) for i in (0, 1)] for span in (node.src, node.condition) if span]
-            a, b = halves[0], halves[1] if node.condition else None
-            second = [-1, 0] if b is None else [b[0].buffer, self._channels(b, chosen)]
-            return [*to, a[0].buffer, self._channels(a, chosen), *second, 0, 0, 0, 0, int(node.kind != "tanh"), 0]
-        if node.op in ("affine", "activation", "copy"):
-            numbers, activation, slope = [0, 0], 0, 0
-            if node.op == "affine":
-                numbers = [self._scalar(node.alpha), self._scalar(node.beta)]
-            elif node.op == "activation":
-                activation = _ACTIVATIONS.index(node.name)
-                slope = 0 if node.slope is None else self._scalar(node.slope)
-            return [*to, node.src.buffer, self._channels([node.src], chosen), -1, 0, 0, *numbers, activation, 0, slope]
-        a, b = node.a, node.b
-        operands = [a.buffer, self._channels([a], chosen), b.buffer, self._channels([b], chosen)]
-        return [*to, *operands, 0, 0, 0, 0, 0, 0]
+            return job._replace(**self._make_gate(node, chosen))
+        job = job._replace(src=node.src.buffer, src_list=self._add_channels([node.src], chosen))
+        if node.op == "affine":
+            return job._replace(alpha=self._add_scalar(node.alpha), beta=self._add_scalar(node.beta))
+        if node.op == "activation":
+            slope = 0 if node.slope is None else self._add_scalar(node.slope)
+            return job._replace(activation=ActivationCode[node.name.upper()], slope=slope)
+        return job
 
-    def _conv(self, plan: Plan, node: Any, chosen: list[int]) -> list[int]:
-        """Source, its terms, weights (terms, outputs) and bias."""
+    def _make_gate(self, node: Gate, chosen: list[int]) -> dict[str, int]:
+        def add_halves(span: Span) -> int:
+            half = node.dst.channels
+            return self._add_channels([span.part(0, half), span.part(half, half)], chosen)
+
+        fields = {"gate": int(GateCode[node.kind.upper()]), "src": node.src.buffer, "src_list": add_halves(node.src)}
+        if node.condition is not None:
+            fields |= {"other": node.condition.buffer, "other_list": add_halves(node.condition)}
+        return fields
+
+    def _make_conv(self, plan: Plan, node: Conv, chosen: list[int]) -> dict[str, int]:
+        """The fields of source, terms, weights (terms, outputs) and bias."""
         first, inputs = node.group * node.dst.channels, node.src.channels
         rows = torch.tensor(chosen, dtype=torch.long)
         weight = self._weights[node.layer][first : first + node.dst.channels].flatten(2)
@@ -169,8 +204,11 @@ class Program:
         channels = plan.buffers[node.src.buffer].channels
         terms = [dy for _, dy, _ in node.taps for _ in range(inputs)]
         terms += [dx * channels + node.src.first + i for _, _, dx in node.taps for i in range(inputs)]
-        activation = _ACTIVATIONS.index(node.activation)
-        return [
-            node.src.buffer, self._list(terms), -1, 0, len(terms) // 2, self._numbers(matrix), self._numbers(offset),
-            activation,
-        ]  # fmt: skip
+        return {
+            "src": node.src.buffer,
+            "src_list": self._add_list(terms),
+            "terms": len(terms) // 2,
+            "weights": self._add_numbers(matrix),
+            "bias": self._add_numbers(offset),
+            "activation": ActivationCode[node.activation.upper()],
+        }

@@ -1,15 +1,15 @@
-#include "affine_flow.h"
+#include "ops/affine_flow.h"
 
-#include "../affine.h"
-#include "../lanes.h"
-#include "../parallel.h"
+#include "base/parallel.h"
+#include "network/affine.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {
 
 constexpr int64_t kWorkPerNumber = 12;
 
-// body(i, count) for the vectors of a row; count is less than a vector at its end.
+// Calls body(i, count) for the vectors of a row; count is less than a vector at its end.
 template <class T, class Body>
 FASTVAE_INLINE void each_vector_of_row(int64_t columns, const Body& body) {
   constexpr int64_t width = Simd<T>::kWidth;
@@ -22,17 +22,17 @@ template <class T>
 void fwd(int64_t kind, bool inverse, Matrix<T> z, Matrix<T> shift, Matrix<T> scale_logit, T* out, T* log_det,
          int64_t rows, int64_t columns) {
   using Vector = typename Simd<T>::Vector;
-  with_kind(static_cast<Kind>(kind), [&](auto chosen) {
-    constexpr Kind k = decltype(chosen)::value;
+  with_kind(static_cast<FlowKind>(kind), [&](auto chosen) {
+    constexpr FlowKind k = decltype(chosen)::value;
     parallel_ranges(rows, columns * kWorkPerNumber, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const T *x = z.row(n), *m = shift.row(n), *s = k == Kind::kLocationOnly ? m : scale_logit.row(n);
+        const T *x = z.row(n), *m = shift.row(n), *s = k == FlowKind::kLocationOnly ? m : scale_logit.row(n);
         T* to = out + n * columns;
         Vector total{};
         each_vector_of_row<T>(columns, [&](int64_t i, int64_t count) FASTVAE_INLINE_LAMBDA {
           const auto at = scale_of<k, T>(load_up_to(s + i, count));
           const Vector value = load_up_to(x + i, count), moved = at.c * load_up_to(m + i, count);
-          const Vector back = k == Kind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a);
+          const Vector back = k == FlowKind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a);
           store_up_to(to + i, inverse ? back : at.a * value + moved, count);
           total += count == Simd<T>::kWidth ? at.log_a : first_lanes<T>(at.log_a, count);
         });
@@ -46,25 +46,25 @@ template <class T>
 void bwd(int64_t kind, bool inverse, const T* d_out, const T* d_log_det, Matrix<T> z, Matrix<T> shift,
          Matrix<T> scale_logit, T* d_z, T* d_shift, T* d_scale_logit, int64_t rows, int64_t columns) {
   using Vector = typename Simd<T>::Vector;
-  with_kind(static_cast<Kind>(kind), [&](auto chosen) {
-    constexpr Kind k = decltype(chosen)::value;
+  with_kind(static_cast<FlowKind>(kind), [&](auto chosen) {
+    constexpr FlowKind k = decltype(chosen)::value;
     parallel_ranges(rows, columns * kWorkPerNumber, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const T *x = z.row(n), *m = shift.row(n), *s = k == Kind::kLocationOnly ? m : scale_logit.row(n);
+        const T *x = z.row(n), *m = shift.row(n), *s = k == FlowKind::kLocationOnly ? m : scale_logit.row(n);
         const T *upstream = d_out + n * columns, d_log = inverse ? -d_log_det[n] : d_log_det[n];
         const int64_t row = n * columns;
         each_vector_of_row<T>(columns, [&](int64_t i, int64_t count) FASTVAE_INLINE_LAMBDA {
           const auto at = scale_of<k, T>(load_up_to(s + i, count));
           const Vector g = load_up_to(upstream + i, count), location = load_up_to(m + i, count);
           const Vector value = load_up_to(x + i, count), turn = pivot<k, T>(location);
-          const Vector shrink = k == Kind::kLocationOnly ? Vector{} + 1 : exp(-at.log_a);
+          const Vector shrink = k == FlowKind::kLocationOnly ? Vector{} + 1 : exp(-at.log_a);
           const Vector direct = inverse ? g * shrink : g * at.a;
-          // Of the inverse, out = (z - c m) / a turns the same way with the opposite sign.
+          // The inverse, out = (z - c m) / a, has the same slope with the opposite sign.
           const Vector arm = inverse ? turn - (value - at.c * location) * shrink : value - turn;
           const Vector lever = inverse ? g * arm : direct * arm;
           store_up_to(d_z + row + i, direct, count);
           store_up_to(d_shift + row + i, inverse ? -(direct * at.c) : g * at.c, count);
-          if (k != Kind::kLocationOnly) store_up_to(d_scale_logit + row + i, at.slope * (lever + d_log), count);
+          if (k != FlowKind::kLocationOnly) store_up_to(d_scale_logit + row + i, at.slope * (lever + d_log), count);
         });
       }
     });

@@ -1,7 +1,7 @@
 // Affine flow step on rows: z' = a(s) z + c(s) m, log_det = sum of log a(s); and its inverse.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

@@ -1,7 +1,7 @@
-#include "autoregressive_flow.h"
+#include "ops/autoregressive_flow.h"
 
-#include "../network.h"
-#include "../weight_gradient.h"
+#include "network/network.h"
+#include "network/weight_gradient.h"
 
 namespace fastvae {
 namespace {
@@ -11,7 +11,7 @@ int64_t blocks_of(int64_t samples) {
   return (samples + kLanes - 1) / kLanes;
 }
 
-// The context's term of a task's lanes, units in sorted order.
+// The context's term in a task's lanes, units in sorted order.
 template <class T>
 const T* context_lanes(const Network<T>& network, const T* context_term, int64_t block, LaneRange lanes, T* to) {
   if (!context_term) return nullptr;
@@ -20,17 +20,17 @@ const T* context_lanes(const Network<T>& network, const T* context_term, int64_t
   return to;
 }
 
-// log |det| of each sample, and z' in place of z (or z in place of z'), of one feature.
-template <Kind kind, bool inverse, class T>
+// Runs one feature's step: adds to log |det| of each sample, and turns z into z', or z' into z.
+template <FlowKind kind, bool inverse, class T>
 FASTVAE_INLINE void step_feature(const Network<T>& network, int64_t feature, LaneRange lanes, const T* block,
                                  const T* from, T* to, T* log_det) {
   const T* m = block + network.param_row(0, feature) * kLanes;
-  const T* s = kind == Kind::kLocationOnly ? m : block + network.param_row(1, feature) * kLanes;
+  const T* s = kind == FlowKind::kLocationOnly ? m : block + network.param_row(1, feature) * kLanes;
   for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
     const auto at = scale_of<kind, T>(load(s + lane));
     const auto moved = at.c * load(m + lane), value = load(from + lane);
     if (inverse) {
-      store(to + lane, kind == Kind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a));
+      store(to + lane, kind == FlowKind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a));
       store(log_det + lane, load(log_det + lane) - at.log_a);
     } else {
       store(to + lane, at.a * value + moved);
@@ -59,7 +59,7 @@ void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out,
     for (int64_t l = 0; l < network.hidden_layers; ++l)
       network.hidden_forward(l, 0, network.layers[l].layer.out, lanes, context, block);
     network.params_forward(0, outputs, lanes, block);
-    if (network.kind == Kind::kNone) {
+    if (network.kind == FlowKind::kNone) {
       lanes_to_samples(block + network.params * kLanes, outputs, network.layers.back().outputs.places(), lanes,
                        out + index * kLanes * outputs, outputs);
       return;
@@ -75,30 +75,31 @@ void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out,
   });
 }
 
-// Of one feature: parameters' adjoints for upstream g, which a g replaces.
-template <Kind kind, class T>
+// Computes the adjoints of one feature's parameters for the upstream gradient g, and replaces g by a g.
+template <FlowKind kind, class T>
 FASTVAE_INLINE void feature_backward(const Network<T>& network, int64_t feature, LaneRange lanes, const T* block,
                                      const T* d_log, T* adjoints, T* g) {
   const int64_t shift = network.param_row(0, feature) * kLanes;
-  const int64_t logit = kind == Kind::kLocationOnly ? shift : network.param_row(1, feature) * kLanes;
+  const int64_t logit = kind == FlowKind::kLocationOnly ? shift : network.param_row(1, feature) * kLanes;
   const T* z = block + network.layers[0].inputs.place_of(feature) * kLanes;
   for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
     const auto at = scale_of<kind, T>(load(block + logit + lane));
     const auto upstream = load(g + lane), direct = upstream * at.a;
     const auto arm = load(z + lane) - pivot<kind, T>(load(block + shift + lane));
     store(adjoints + shift + lane, upstream * at.c);
-    if (kind != Kind::kLocationOnly) store(adjoints + logit + lane, at.slope * (direct * arm + load(d_log + lane)));
+    if (kind != FlowKind::kLocationOnly) store(adjoints + logit + lane, at.slope * (direct * arm + load(d_log + lane)));
     store(g + lane, direct);
   }
 }
 
-// Adjoints of all parameters of a block, and in d_x, (D, kLanes) in the order of features, the direct part a g.
+// Computes the adjoints of all parameters of a block. d_x, (D, kLanes) in the order of features, receives the direct
+// part a g.
 template <class T>
 void params_backward(const Network<T>& network, const T* d_out, const T* d_log_det, int64_t index, LaneRange lanes,
                      const T* block, T* adjoints, T* d_x) {
   const int64_t d = network.features, outputs = network.layers.back().layer.out;
   T* d_params = adjoints + network.params * kLanes;
-  if (network.kind == Kind::kNone) {
+  if (network.kind == FlowKind::kNone) {
     samples_to_lanes(d_out + index * kLanes * outputs, outputs, outputs, network.layers.back().outputs.places(), lanes,
                      d_params);
     std::fill_n(d_x, d * kLanes, T(0));
@@ -199,7 +200,7 @@ void inverse(const NetworkSpec<T>& spec, Matrix<T> z, const T* context_term, T* 
         step_feature<decltype(kind)::value, true>(network, first.inputs.at(place), lanes, block, given + place * kLanes,
                                                   block + place * kLanes, total);
       }
-      // What no feature needs is kept for the backward pass.
+      // Units that no feature needs are kept for the backward pass.
       if (saved)
         for (int64_t l = 0; l < last; ++l)
           network.hidden_forward(l, counts.end(l, d - 1), network.layers[l].layer.out, lanes, context, block);
@@ -233,13 +234,13 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, c
         const int64_t feature = first.inputs.at(place), degree = place + 1;
         for (int64_t l = last - 1; l >= 0; --l)
           network.hidden_backward(l, counts.begin(l, degree), counts.end(l, degree), lanes, block, adjoints, scaled);
-        // Upstream of the forward step: minus what is solved for; its direct part is a times that.
+        // The upstream gradient of the forward step is minus the solution; its direct part is a times that.
         T* minus = solved + feature * kLanes;
         multiply_columns(first, d_first, place, place + 1, lanes,
                          [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum) FASTVAE_INLINE_LAMBDA {
                            store(minus + lane, -(load(upstream + k * kLanes + lane) + sum));
                          });
-        const int64_t logit = network.param_row(decltype(kind)::value == Kind::kLocationOnly ? 0 : 1, feature);
+        const int64_t logit = network.param_row(decltype(kind)::value == FlowKind::kLocationOnly ? 0 : 1, feature);
         for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
           const auto at = scale_of<decltype(kind)::value, T>(load(block + logit * kLanes + lane));
           store(minus + lane, load(minus + lane) * exp(-at.log_a));

@@ -1,25 +1,22 @@
-#include "causal_sampler.h"
+#include "ops/causal_sampler.h"
 
 #include <algorithm>
 
-#include "../gate.h"
-#include "../lanes.h"
-#include "../memory.h"
-#include "../parallel.h"
-#include "../pixel_heads.h"
-#include "../sampler_program.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "images/gate.h"
+#include "images/pixel_heads.h"
+#include "images/sampler_program.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {
 
-// Images that one thread draws side by side: two tiles share every weight that is loaded, and what a pixel touches of
-// all layers stays in the second-level cache.
+// Images that one thread draws side by side: two tiles share every loaded weight, and a pixel's activations of all
+// layers fit in the second-level cache.
 constexpr int64_t kImagesAtOnce = 2 * kTilePixels;
 
-// As numbered by fastvae/ops/causal_sampler.py, beyond those that convolutions have.
-constexpr int64_t kSigmoid = 7, kLeakyRelu = 8;
-
-// Items that a job works on: the pixels of a row of one image, or one pixel of several images.
+// The items of a job: the pixels of a row of one image, or one pixel of several images.
 struct Place {
   int64_t image, row, column, items;
   bool along_images;
@@ -35,29 +32,30 @@ class Sampling {
            const T* uniforms, T* parameters, int64_t capacity)
       : program_(program),
         plan_(program.plan),
+        sizes_(program.plan.sizes),
         head_(head),
         images_(images),
         given_(given),
         uniforms_(uniforms),
         parameters_(parameters),
-        memory_(capacity * program.image_numbers),
-        scratch_(std::max(plan_.width, capacity) * program.most_channels),
-        values_(plan_.channels) {}
+        memory_(capacity * sizes_.image_numbers),
+        scratch_(std::max(sizes_.width, capacity) * program.most_channels),
+        values_(sizes_.channels) {}
 
   void run(int64_t first, int64_t count) {
     first_ = first;
     count_ = count;
-    std::fill_n(memory_.get(), count * program_.image_numbers, T(0));
-    for (int64_t h = 0; h < plan_.height; ++h) {
+    std::fill_n(memory_.get(), count * sizes_.image_numbers, T(0));
+    for (int64_t h = 0; h < sizes_.height; ++h) {
       for (const Job& job : program_.row_jobs) row(job, h);
       if (plan_.all_given) {
-        for (int64_t w = 0; w < plan_.width; ++w)
-          for (int64_t c = 0; c < plan_.channels; ++c) each_image([&](int64_t i) { known(i, c, h, w); });
+        for (int64_t w = 0; w < sizes_.width; ++w)
+          for (int64_t c = 0; c < sizes_.channels; ++c) each_image([&](int64_t i) { known(i, c, h, w); });
         for (const auto& [pass, job] : program_.by_node) row(program_.passes[pass][job], h);
         if (parameters_)
-          for (int64_t w = 0; w < plan_.width; ++w) keep_parameters(h, w);
+          for (int64_t w = 0; w < sizes_.width; ++w) keep_parameters(h, w);
       } else {
-        for (int64_t w = 0; w < plan_.width; ++w) pixel(h, w);
+        for (int64_t w = 0; w < sizes_.width; ++w) pixel(h, w);
       }
     }
   }
@@ -69,21 +67,29 @@ class Sampling {
   }
 
   T* at(int64_t buffer, int64_t image, int64_t row, int64_t column) const {
-    return memory_.get() + image * program_.image_numbers + program_.buffers[buffer].pixel(row, column);
+    return memory_.get() + image * sizes_.image_numbers + locate(plan_.buffers[buffer], row, column);
   }
-  T* at(int64_t buffer, const Place& place) const { return at(buffer, place.image, place.row, place.column); }
+  // The parameters' buffer.
+  int64_t last_buffer() const { return static_cast<int64_t>(plan_.buffers.size()) - 1; }
+
+  // Where a place's first item is, and how far apart its items are. One function that returned both as a struct would
+  // make GCC split the loops' blocks and fuse other products with sums: bits would not be those of the layers.
+  T* at(int64_t buffer, int64_t first, const Place& place) const {
+    return at(buffer, place.image, place.row, place.column) + first;
+  }
   int64_t step(int64_t buffer, const Place& place) const {
-    return place.along_images ? program_.image_numbers : program_.buffers[buffer].channels;
+    return place.along_images ? sizes_.image_numbers : plan_.buffers[buffer].channels;
   }
+  T scalar(int64_t index) const { return static_cast<T>(plan_.scalars[index]); }
 
   T& pixel_of(int64_t image, int64_t c, int64_t h, int64_t w) const {
-    return images_[(((first_ + image) * plan_.channels + c) * plan_.height + h) * plan_.width + w];
+    return images_[(((first_ + image) * sizes_.channels + c) * sizes_.height + h) * sizes_.width + w];
   }
-  // The value of a pixel's channel, where the network reads it.
+  // Copies the value of a pixel's channel to where the network reads it.
   void known(int64_t image, int64_t c, int64_t h, int64_t w) const { at(0, image, h, w)[c] = pixel_of(image, c, h, w); }
 
   void row(const Job& job, int64_t h) {
-    each_image([&](int64_t i) { run_job(job, {i, h, 0, plan_.width, false}); });
+    each_image([&](int64_t i) { run_job(job, {i, h, 0, sizes_.width, false}); });
   }
 
   void pixel(int64_t h, int64_t w) {
@@ -95,13 +101,12 @@ class Sampling {
   }
 
   void draw(int64_t image, int64_t h, int64_t w, const std::vector<int64_t>& channels) {
-    const int64_t n = first_ + image, position = h * plan_.width + w, area = plan_.height * plan_.width;
-    const int64_t parameters = static_cast<int64_t>(program_.buffers.size()) - 1;
+    const int64_t n = first_ + image, position = h * sizes_.width + w, area = sizes_.height * sizes_.width;
     const T* u = uniforms_ + (n * area + position) * head_.columns;
-    const auto is_given = [&](int64_t c) { return given_ && given_[(n * plan_.channels + c) * area + position]; };
+    const auto is_given = [&](int64_t c) { return given_ && given_[(n * sizes_.channels + c) * area + position]; };
     for (const int64_t c : channels)
       if (is_given(c)) values_[c] = pixel_of(image, c, h, w);
-    head_.draw(at(parameters, image, h, w), u, channels, is_given, values_.data());
+    head_.draw(at(last_buffer(), image, h, w), u, channels, is_given, values_.data());
     for (const int64_t c : channels) {
       pixel_of(image, c, h, w) = values_[c];
       known(image, c, h, w);
@@ -109,44 +114,46 @@ class Sampling {
   }
 
   void keep_parameters(int64_t h, int64_t w) const {
-    const int64_t last = static_cast<int64_t>(program_.buffers.size()) - 1, area = plan_.height * plan_.width;
+    const int64_t area = sizes_.height * sizes_.width;
     each_image([&](int64_t i) {
-      const T* from = at(last, i, h, w);
-      T* to = parameters_ + (first_ + i) * plan_.parameters * area + h * plan_.width + w;
-      for (int64_t p = 0; p < plan_.parameters; ++p) to[p * area] = from[p];
+      const T* from = at(last_buffer(), i, h, w);
+      T* to = parameters_ + (first_ + i) * sizes_.parameters * area + h * sizes_.width + w;
+      for (int64_t p = 0; p < sizes_.parameters; ++p) to[p * area] = from[p];
     });
   }
 
   void run_job(const Job& job, const Place& place) {
-    const int64_t* f = job.fields;
-    switch (job.op) {
-      case NodeOp::kConv:
+    const SamplerNode& node = job.node;
+    switch (job.op()) {
+      case SamplerOp::kConv:
         return convolve(job, place);
-      case NodeOp::kAdd:
-        return pointwise(job, place, f[0], f[1], f[2], f[3], [](Vector a, Vector b) { return a + b; });
-      case NodeOp::kSub:
-        return pointwise(job, place, f[0], f[1], f[2], f[3], [](Vector a, Vector b) { return a - b; });
-      case NodeOp::kMul:
-        return pointwise(job, place, f[0], f[1], f[2], f[3], [](Vector a, Vector b) { return a * b; });
-      case NodeOp::kAffine: {
-        const T alpha = static_cast<T>(plan_.scalars[f[2]]), beta = static_cast<T>(plan_.scalars[f[3]]);
+      case SamplerOp::kAdd:
+        return pointwise(job, place, node.src, node.src_first, node.other, node.other_first,
+                         [](Vector a, Vector b) { return a + b; });
+      case SamplerOp::kSub:
+        return pointwise(job, place, node.src, node.src_first, node.other, node.other_first,
+                         [](Vector a, Vector b) { return a - b; });
+      case SamplerOp::kMul:
+        return pointwise(job, place, node.src, node.src_first, node.other, node.other_first,
+                         [](Vector a, Vector b) { return a * b; });
+      case SamplerOp::kAffine: {
+        const T alpha = scalar(node.alpha), beta = scalar(node.beta);
         // Twice through memory: a fused product and sum would not round as torch's two do.
-        pointwise(job, place, f[0], f[1], f[0], f[1], [=](Vector a, Vector) { return a * alpha; });
-        return pointwise(job, place, job.dst, job.dst_offset, job.dst, job.dst_offset,
-                         [=](Vector a, Vector) { return a + beta; });
+        pointwise(job, place, node.src, node.src_first, [=](Vector a) { return a * alpha; });
+        return pointwise(job, place, node.dst, node.dst_first, [=](Vector a) { return a + beta; });
       }
-      case NodeOp::kActivation:
+      case SamplerOp::kActivation:
         return activation(job, place);
-      case NodeOp::kGate:
+      case SamplerOp::kGate:
         return gate(job, place);
-      case NodeOp::kCopy:
-        return pointwise(job, place, f[0], f[1], f[0], f[1], [](Vector a, Vector) { return a; });
-      case NodeOp::kConstant:
+      case SamplerOp::kCopy:
+        return pointwise(job, place, node.src, node.src_first, [](Vector a) { return a; });
+      case SamplerOp::kConstant:
         return constant(job, place);
     }
   }
 
-  // body(to, channel, count) for the vectors of every item's channels.
+  // Calls body(channel, count) for the vectors of an item's channels.
   template <class Body>
   FASTVAE_INLINE void each_vector(const ChannelSet& channels, const Body& body) const {
     constexpr int64_t width = Simd<T>::kWidth;
@@ -161,76 +168,82 @@ class Sampling {
   }
 
   template <class Function>
-  FASTVAE_INLINE void pointwise(const Job& job, const Place& place, int64_t a, int64_t a_offset, int64_t b,
-                                int64_t b_offset, const Function& function) const {
-    const T *x = at(a, place) + a_offset, *y = at(b, place) + b_offset;
-    T* to = at(job.dst, place) + job.dst_offset;
-    const int64_t x_step = step(a, place), y_step = step(b, place), to_step = step(job.dst, place);
+  FASTVAE_INLINE void pointwise(const Job& job, const Place& place, int64_t a, int64_t a_first, int64_t b,
+                                int64_t b_first, const Function& function) const {
+    const T *x = at(a, a_first, place), *y = at(b, b_first, place);
+    T* to = at(job.node.dst, job.node.dst_first, place);
+    const int64_t x_step = step(a, place), y_step = step(b, place), to_step = step(job.node.dst, place);
     for (int64_t i = 0; i < place.items; ++i, x += x_step, y += y_step, to += to_step)
       each_vector(job.channels, [&](int64_t c, int64_t count) FASTVAE_INLINE_LAMBDA {
         store_up_to(to + c, function(load_up_to(x + c, count), load_up_to(y + c, count)), count);
       });
   }
 
+  template <class Function>
+  FASTVAE_INLINE void pointwise(const Job& job, const Place& place, int64_t a, int64_t a_first,
+                                const Function& function) const {
+    pointwise(job, place, a, a_first, a, a_first, [&](Vector x, Vector) FASTVAE_INLINE_LAMBDA { return function(x); });
+  }
+
   void activation(const Job& job, const Place& place) const {
-    const int64_t *f = job.fields, chosen = f[2];
-    const auto apply = [&](const auto& function) {
-      pointwise(job, place, f[0], f[1], f[0], f[1], [&](Vector a, Vector) { return function(a); });
-    };
-    if (chosen == kSigmoid) return apply([](Vector a) { return sigmoid(a); });
-    if (chosen == kLeakyRelu) {
-      const T slope = static_cast<T>(plan_.scalars[f[3]]);
+    const SamplerNode& node = job.node;
+    const auto chosen = static_cast<Activation>(node.activation);
+    const auto apply = [&](const auto& function) { pointwise(job, place, node.src, node.src_first, function); };
+    if (chosen == Activation::kSigmoid) return apply([](Vector a) { return sigmoid(a); });
+    if (chosen == Activation::kLeakyRelu) {
+      const T slope = scalar(node.slope);
       return apply([=](Vector a) { return a > 0 ? a : a * slope; });
     }
-    with_activation(static_cast<Activation>(chosen),
-                    [&](auto a) { apply([](Vector v) { return activate<decltype(a)::value>(v); }); });
+    with_activation(chosen, [&](auto a) { apply([](Vector v) { return activate<decltype(a)::value>(v); }); });
   }
 
   void gate(const Job& job, const Place& place) const {
-    const int64_t *f = job.fields, channels = job.node_channels;
-    const bool conditioned = f[2] >= 0;
-    const T* x = at(f[0], place) + f[1];
-    const T* condition = conditioned ? at(f[2], place) + f[3] : nullptr;
-    T* to = at(job.dst, place) + job.dst_offset;
-    const int64_t x_step = step(f[0], place), to_step = step(job.dst, place);
-    const int64_t condition_step = conditioned ? step(f[2], place) : 0;
-    with_gate(static_cast<Gate>(f[4]), [&](auto chosen) {
+    const SamplerNode& node = job.node;
+    const int64_t half = node.channels;
+    const bool conditioned = node.other != kAbsent;
+    const T* x = at(node.src, node.src_first, place);
+    const T* condition = conditioned ? at(node.other, node.other_first, place) : nullptr;
+    T* to = at(node.dst, node.dst_first, place);
+    const int64_t x_step = step(node.src, place), to_step = step(node.dst, place);
+    const int64_t condition_step = conditioned ? step(node.other, place) : 0;
+    with_gate(static_cast<Gate>(node.gate), [&](auto chosen) {
       for (int64_t i = 0; i < place.items; ++i, x += x_step, condition += condition_step, to += to_step)
         each_vector(job.channels, [&](int64_t c, int64_t count) FASTVAE_INLINE_LAMBDA {
-          Vector a = load_up_to(x + c, count), b = load_up_to(x + channels + c, count);
+          Vector a = load_up_to(x + c, count), b = load_up_to(x + half + c, count);
           if (conditioned) {
             a += load_up_to(condition + c, count);
-            b += load_up_to(condition + channels + c, count);
+            b += load_up_to(condition + half + c, count);
           }
-          store_up_to(to + c, gated<chosen()>(a, b), count);
+          store_up_to(to + c, apply_gate<chosen()>(a, b), count);
         });
     });
   }
 
   void constant(const Job& job, const Place& place) const {
-    const int64_t *f = job.fields, channels = job.node_channels, area = plan_.height * plan_.width;
-    const T* from = program_.address(f[0]) + (first_ + place.image) * channels * (f[1] ? area : 1);
-    T* to = at(job.dst, place) + job.dst_offset;
-    const int64_t to_step = step(job.dst, place);
+    const int64_t channels = job.node.channels, area = sizes_.height * sizes_.width;
+    const bool is_map = job.node.is_map != 0;
+    const T* from = program_.address(job.node.constant) + (first_ + place.image) * channels * (is_map ? area : 1);
+    T* to = at(job.node.dst, job.node.dst_first, place);
+    const int64_t to_step = step(job.node.dst, place);
     for (int64_t i = 0; i < place.items; ++i, to += to_step)
-      for (int64_t c = 0; c < channels; ++c) to[c] = f[1] ? from[c * area + place.row * plan_.width + i] : from[c];
+      for (int64_t c = 0; c < channels; ++c) to[c] = is_map ? from[c * area + place.row * sizes_.width + i] : from[c];
   }
 
   void convolve(const Job& job, const Place& place) const {
-    const int64_t *f = job.fields, count = job.channels.count(), source_row = place.row % program_.buffers[f[0]].rows;
+    const SamplerNode& node = job.node;
+    const int64_t count = job.channels.count(), source_row = place.row % plan_.buffers[node.src].rows;
     const Conv<T>& conv = program_.convs[job.conv];
-    const T* x = at(f[0], place) + f[1];
-    T* to = at(job.dst, place) + job.dst_offset;
-    const int64_t to_step = step(job.dst, place);
+    const T* x = at(node.src, node.src_first, place);
+    T* to = at(node.dst, node.dst_first, place);
+    const int64_t x_step = step(node.src, place), to_step = step(node.dst, place);
     const bool direct = job.channels.contiguous;
     T* out = direct ? to + job.channels.first() : scratch_.get();
     const int64_t out_step = direct ? to_step : count;
     for (size_t b = 0; b < conv.products.blocks.size(); ++b) {
       const auto& block = conv.products.blocks[b];
-      multiply_block<T>(block, conv.offsets[b][source_row].data(), x, step(f[0], place), place.items, out + block.first,
-                        out_step);
+      multiply_block<T>(block, conv.offsets[b][source_row].data(), x, x_step, place.items, out + block.first, out_step);
     }
-    with_activation(static_cast<Activation>(f[7]), [&](auto a) {
+    with_activation(static_cast<Activation>(node.activation), [&](auto a) {
       constexpr Activation chosen = decltype(a)::value;
       if constexpr (chosen == Activation::kIdentity) return;
       constexpr int64_t width = Simd<T>::kWidth;
@@ -248,6 +261,7 @@ class Sampling {
 
   const SamplerProgram<T>& program_;
   const SamplerPlan& plan_;
+  const SamplerSizes& sizes_;
   const PixelHead<T>& head_;
   T* images_;
   const uint8_t* given_;
@@ -261,13 +275,14 @@ class Sampling {
 template <class T>
 void run(const SamplerPlan& plan, T* images, const uint8_t* given, const T* uniforms, T* parameters) {
   const SamplerProgram<T> program(plan);
-  const PixelHead<T> head(plan.head, plan.channels, plan.scalars[0]);
+  const PixelHead<T> head(plan);
   const int64_t threads = omp_get_max_threads();
-  const int64_t each = std::clamp<int64_t>((plan.images + threads - 1) / threads, 1, kImagesAtOnce);
-  const int64_t groups = (plan.images + each - 1) / each;
+  const int64_t count = plan.sizes.images;
+  const int64_t each = std::clamp<int64_t>((count + threads - 1) / threads, 1, kImagesAtOnce);
+  const int64_t groups = (count + each - 1) / each;
   parallel_tasks(groups, kParallelWork, [&](int64_t group) {
-    const int64_t first = group * each, count = std::min(each, plan.images - first);
-    Sampling<T>(program, head, images, given, uniforms, parameters, count).run(first, count);
+    const int64_t first = group * each, own = std::min(each, count - first);
+    Sampling<T>(program, head, images, given, uniforms, parameters, own).run(first, own);
   });
 }
 

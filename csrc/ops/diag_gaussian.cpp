@@ -1,22 +1,21 @@
-#include "diag_gaussian.h"
+#include "ops/diag_gaussian.h"
 
 #include <algorithm>
 
-#include "../memory.h"
-#include "../parallel.h"
-#include "../philox.h"
-#include "../stream.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "simd/philox.h"
+#include "simd/stream.h"
 
 namespace fastvae {
 namespace {
 
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
-// Scalar operations of one normal and its use: what parallel_ranges weighs.
+// Scalar operations to draw one normal and use it, for parallel_ranges.
 constexpr int64_t kWorkPerNormal = 12;
 
-// One sample of a row, z = mu + sigma eps, and sigma eps where kept is not null; returns, in parts still to be summed,
-// what its log-density takes away from the constant. sigma is null for a row's only sample: e^log_sigma is then taken
-// on the way.
+// Writes one sample of a row, z = mu + sigma eps, and sigma eps to `kept` unless it is null. Returns partial sums of
+// the constant minus the log-density. sigma is null for a row's only sample: then e^log_sigma is computed here.
 template <bool streaming, class T>
 FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sigma, const T* sigma, const T* eps, T* z,
                                                    T* kept, int64_t d) {
@@ -48,7 +47,7 @@ FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sig
   return T(0.5) * squares + logs;
 }
 
-// A row's samples are drawn next to each other, so that its parameters are read from memory once.
+// All samples of a row are drawn in turn: memory is read once for its parameters.
 template <bool streaming, class T>
 void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e,
                   int64_t begin, int64_t end) {
@@ -82,7 +81,7 @@ void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z
         taken[h] = sample_row<streaming>(mu.row(n), log_s, sigma, noise[item + h], z + at[h] * d,
                                          kept ? kept + at[h] * d : nullptr, d);
       }
-      // Four horizontal sums at once: alone they would cost as much as a short row.
+      // Four horizontal sums at once: each alone costs as much as a short row.
       const auto sums = sum_each<T>(taken[0], taken[1], taken[2], taken[3]);
       for (int64_t h = 0; h < count; ++h) log_q[at[h]] = static_cast<T>(constant - sums[h]);
     }
@@ -99,7 +98,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_
   });
 }
 
-// A row's only sample: d_log_sigma = d_z kept - d_log_q, rows of whole vectors written past the caches.
+// For a row's only sample: d_log_sigma = d_z kept - d_log_q, in whole vectors written past the caches.
 template <class T>
 FASTVAE_INLINE void stream_scale_gradient(const T* d_z, const T* kept, T d_density, T* d_log_sigma, int64_t d) {
   for (int64_t i = 0; i < d; i += Simd<T>::kWidth) stream(d_log_sigma + i, load(d_z + i) * load(kept + i) - d_density);
@@ -109,7 +108,7 @@ template <class T>
 void bwd(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma, Extent e) {
   const int64_t d = e.columns;
   const bool streaming = e.samples == 1 && streams(d_log_sigma, e.rows, d);
-  // Shared out as in fwd: what a core wrote there is read here by the same core, out of its own cache.
+  // The ranges are those of fwd: a core reads here what it wrote there, out of its own cache.
   parallel_ranges(e.rows, d * kWorkPerNormal * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       T* to_scale = d_log_sigma + n * d;

@@ -1,13 +1,13 @@
 // Diagonal Gaussian: z = mu + exp(log_sigma) eps and the densities that go with it.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 
 template <class T>
 struct DiagGaussian {
-  // kept, (K, N, D) or null, takes sigma eps, from which bwd is far cheaper than from the noise drawn again.
+  // kept, (K, N, D) or null, receives sigma eps: bwd reads it, which costs far less than drawing the noise again.
   void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> noise, T* z, T* log_q, T* kept, Extent extent);
   // d_mu may be null.
   void (*bwd)(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma, Extent extent);

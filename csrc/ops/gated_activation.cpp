@@ -1,25 +1,25 @@
-#include "gated_activation.h"
+#include "ops/gated_activation.h"
 
-#include "../gate.h"
-#include "../lanes.h"
-#include "../parallel.h"
+#include "base/parallel.h"
+#include "images/gate.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {
 
 constexpr int64_t kWorkPerNumber = 24;
 
-// How an operand goes on from one number of a run to the next; kNone where there is no operand.
+// The step of an operand from one number of a run to the next; kNone where there is no operand.
 enum class Step { kNone, kZero, kUnit, kAny };
 
-// Runs of numbers along one dimension, which three others enumerate.
+// Runs of numbers along one dimension; the other three dimensions count the runs.
 struct Runs {
   int64_t count[3], length;
 
   int64_t total() const { return count[0] * count[1] * count[2]; }
 };
 
-// An operand as runs; half is how far the second half of its channels lies from the first.
+// An operand as runs; `half` leads from the first half of its channels to the second.
 template <class T>
 struct Operand {
   T* data;
@@ -28,7 +28,7 @@ struct Operand {
   T* run(int64_t i, int64_t j, int64_t k) const { return data + i * stride[0] + j * stride[1] + k * stride[2]; }
 };
 
-// Along rows of pixels, or whole planes of them where every row follows the one before; or along channels.
+// The dimension of runs: rows of pixels, whole planes where rows follow each other without gaps, or channels.
 enum class Order { kRows, kPlanes, kChannels };
 
 template <class T>
@@ -50,7 +50,7 @@ Operand<T> operand_of(Order order, const Images<T>& images, const ImageExtent& e
   return {images.data, {s[0], s[1], s[2]}, s[3], half};
 }
 
-// The order of the longest runs without gaps in what all calls have, x and y or their gradients.
+// The order in which x and y, or their gradients, have the longest runs without gaps.
 template <class T, class U>
 Order order_of(const ImageExtent& extent, const Images<T>& x, const Images<U>& y, bool planes) {
   const bool channels = x.stride[1] == 1 && y.stride[1] == 1, columns = x.stride[3] == 1 && y.stride[3] == 1;
@@ -113,7 +113,7 @@ FASTVAE_INLINE void each_run(const Runs& runs, int64_t begin, int64_t end, const
   }
 }
 
-// body(i, count) for the vectors of a run; count is less than a vector at its end.
+// Calls body(i, count) for the vectors of a run; count is less than a vector at its end.
 template <class T, class Body>
 FASTVAE_INLINE void each_vector(int64_t length, const Body& body) {
   constexpr int64_t width = Simd<T>::kWidth;
@@ -159,7 +159,7 @@ void fwd(int64_t kind, ImageExtent extent, Images<const T> x, Images<const T> co
           T* to = y_at.run(i, j, k);
           each_vector<T>(runs.length, [&](int64_t at, int64_t count) FASTVAE_INLINE_LAMBDA {
             const auto [a, b] = halves_at<step(), with(), T>(from, and_from, x_at, c_at, at, count);
-            store_along<step()>(to, y_at.along, at, count, gated<gate()>(a, b));
+            store_along<step()>(to, y_at.along, at, count, apply_gate<gate()>(a, b));
           });
         });
       });

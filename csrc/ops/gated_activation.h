@@ -1,7 +1,7 @@
 // Gated activation of images: y = tanh(a) sigmoid(b) or a sigmoid(b), a and b the halves of x + condition.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 
@@ -14,7 +14,7 @@ template <class T>
 struct GatedActivation {
   // x is (N, 2F, H, W), y (N, F, H, W). condition is (N, 2F, H, W) with stride 0 where it is broadcast; null for none.
   void (*fwd)(int64_t kind, ImageExtent extent, Images<const T> x, Images<const T> condition, Images<T> y);
-  // d_x is that of the sum, hence also that of a condition which is not broadcast.
+  // d_x is the gradient of the sum, so it is also that of a condition that is not broadcast.
   void (*bwd)(int64_t kind, ImageExtent extent, Images<const T> d_y, Images<const T> x, Images<const T> condition,
               Images<T> d_x);
 };

@@ -1,20 +1,20 @@
-#include "logistic_mixture.h"
+#include "ops/logistic_mixture.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "../activation.h"
-#include "../lanes.h"
-#include "../parallel.h"
+#include "base/parallel.h"
+#include "simd/activation.h"
+#include "simd/lanes.h"
 
 namespace fastvae {
 namespace {
 
 constexpr int64_t kWorkPerTerm = 32;
-// Pixels that one task sums up, whatever the number of threads: sums do not depend on it.
+// Pixels of one task. It does not depend on the number of threads, and neither do the sums.
 constexpr int64_t kTaskPixels = 4 * kLanes;
 
-// (1 - e^-d) / d, the mean of e^-t over [0, d], as a quotient: dividing by both its terms at once saves a division.
+// (1 - e^-d) / d, the mean of e^-t over [0, d], as a quotient: the caller divides once for all its quotients.
 template <class V>
 struct Quotient {
   V numerator, denominator;
@@ -43,8 +43,7 @@ FASTVAE_INLINE DoubleVector log(DoubleVector x) {
   return each_lane(x, [](double v) { return std::log(v); });
 }
 
-// A channel of a vector of pixels. What lies below the lowest level's upper edge, or above the highest level's lower
-// edge, reaches to infinity.
+// A channel of a vector of pixels. The lowest level's bin reaches to minus infinity, the highest level's to infinity.
 template <class T>
 struct Channel {
   using Vector = typename Simd<T>::Vector;
@@ -61,7 +60,7 @@ struct Channel {
 // The logistic's log-probability of the bin is linear + log(ratio), with ratio from 1e-5 to 1.
 //
 // With a the distance from mean to bin and h half its width, both in scales: log sigma(h - a) + log sigma(h + a) +
-// log(1 - e^-2h). Of bins that reach to infinity, a is towards infinity, and only the first term is left.
+// log(1 - e^-2h). In bins that reach to infinity a points there, and only the first term remains.
 template <class T>
 struct Bin {
   using Vector = typename Simd<T>::Vector;
@@ -73,8 +72,8 @@ struct Bin {
     const Vector u = inverse_scale * (at.x - mean), h = inverse_scale * half, d = h + h;
     const Vector away = at.inside ? (u < 0 ? -one : one) : at.outwards;
     const Vector a = away * u, near = a - h;
-    // Of e^-(a - h), or of its inverse if the mean lies within the bin, of e^-(a + h) and of e^-d, one is the product
-    // of the others.
+    // Three exponentials: e^-(a - h), or its inverse if the mean is within the bin, e^-(a + h) and e^-d. Two are
+    // computed; the third is their product.
     const auto within = near < 0;
     const Vector near_tail = exp(within ? near : -near), factor = exp(-(within ? a + h : d));
     const Vector product = near_tail * factor;
@@ -101,7 +100,7 @@ struct Bin {
   static constexpr T kLeastLogScale = -7;
 };
 
-// Blocks of up to kLanes pixels side by side: row i of a tile holds map i.
+// Reads up to kLanes pixels side by side: row i of a tile holds map i.
 template <class T>
 void read(const T* from, const Images<const T>& maps, int64_t count, int64_t pixels, T* tile) {
   constexpr int64_t width = Simd<T>::kWidth;
@@ -143,8 +142,8 @@ void write(const T* tile, const Images<T>& maps, int64_t count, int64_t pixels, 
   }
 }
 
-// Log-likelihoods of a vector of pixels, whose parameters stand kLanes apart. With gradients they take the parameters'
-// place. Of each component, joint receives log(weight) + log p.
+// Log-likelihoods of a vector of pixels; their parameters are kLanes apart. Gradients, if any, replace the parameters.
+// joint receives log(weight) + log p of each component.
 template <class T, int channels, bool with_gradients>
 FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T* joint, int64_t components, T half,
                                                         T log_width) {
@@ -157,7 +156,10 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   const auto bin_of = [&](const Channel<T>& at, int c, int64_t i, Vector shift) FASTVAE_INLINE_LAMBDA {
     T *mean = means + c * block + i, *log_scale = log_scales + c * block + i;
     const Bin<T> bin(at, load(mean) + shift, load(log_scale), half, log_width);
-    if constexpr (with_gradients) store(mean, bin.d_mean), store(log_scale, bin.d_log_scale);
+    if constexpr (with_gradients) {
+      store(mean, bin.d_mean);
+      store(log_scale, bin.d_log_scale);
+    }
     return bin;
   };
 
@@ -190,8 +192,12 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   Vector sum_of_weights{}, total{};
   for (int64_t i = 0; i < block; i += kLanes) {
     const Vector weight = exp(load(params + i) - largest_logit), share = exp(load(joint + i) - largest);
-    sum_of_weights += weight, total += share;
-    if constexpr (with_gradients) store(params + i, weight), store(joint + i, share);
+    sum_of_weights += weight;
+    total += share;
+    if constexpr (with_gradients) {
+      store(params + i, weight);
+      store(joint + i, share);
+    }
   }
   if constexpr (with_gradients) {
     const Vector per_weight = 1 / sum_of_weights, per_share = 1 / total;
@@ -205,10 +211,13 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   return largest + log(total / sum_of_weights);
 }
 
-// What a row of pixels is when rows follow each other without a gap in all maps: the whole image.
+// Makes the whole image one row of pixels, where rows follow each other without gaps in all maps.
 template <class... Maps>
-MixtureSizes flattened(MixtureSizes sizes, const Maps&... maps) {
-  if (((maps.stride[2] == sizes.width * maps.stride[3]) && ...)) sizes.width *= sizes.height, sizes.height = 1;
+MixtureSizes flatten(MixtureSizes sizes, const Maps&... maps) {
+  if (((maps.stride[2] == sizes.width * maps.stride[3]) && ...)) {
+    sizes.width *= sizes.height;
+    sizes.height = 1;
+  }
   return sizes;
 }
 
@@ -253,11 +262,11 @@ void run(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_p
 template <class T>
 void fwd(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, Images<T> d_params) {
   if (d_params.data) {
-    sizes = flattened(sizes, x, params, d_params);
+    sizes = flatten(sizes, x, params, d_params);
     const auto chosen = sizes.channels == 3 ? run<T, 3, true> : run<T, 1, true>;
     return chosen(sizes, x, params, log_prob, d_params);
   }
-  sizes = flattened(sizes, x, params);
+  sizes = flatten(sizes, x, params);
   const auto chosen = sizes.channels == 3 ? run<T, 3, false> : run<T, 1, false>;
   chosen(sizes, x, params, log_prob, d_params);
 }

@@ -1,7 +1,7 @@
 // Log-likelihood of images under discretised mixtures of logistics, and its gradient.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 
@@ -14,7 +14,7 @@ struct MixtureSizes {
 
 template <class T>
 struct LogisticMixture {
-  // log_prob (N); unless d_params.data is null, also its derivatives: each image's with respect to its own params.
+  // Writes log_prob (N) and, unless d_params.data is null, the derivative of each image's by its own params.
   void (*fwd)(MixtureSizes sizes, Images<const T> x, Images<const T> params, T* log_prob, Images<T> d_params);
 };
 

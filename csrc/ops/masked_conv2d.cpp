@@ -1,13 +1,13 @@
-#include "masked_conv2d.h"
+#include "ops/masked_conv2d.h"
 
 #include <memory>
 #include <utility>
 
-#include "../activation.h"
-#include "../conv_tiles.h"
-#include "../memory.h"
-#include "../parallel.h"
-#include "../pixels.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "images/conv_tiles.h"
+#include "images/pixels.h"
+#include "simd/activation.h"
 
 namespace fastvae {
 namespace {
@@ -32,13 +32,13 @@ struct Bands {
   int64_t begin(int64_t band, int64_t height) const { return height * band / count; }
 };
 
-// Eight products count as one operation: they are vectors'.
+// Eight products count as one operation, as vectors compute them.
 template <class T>
 int64_t work_of_row(const ConvSpec<T>& s) {
   return s.out_width * s.out * s.group_in() * static_cast<int64_t>(s.taps.size()) / 8;
 }
 
-// The first and the last row of the kernel, dilated, that a tap stands in.
+// The first and the last row of the dilated kernel that has a tap.
 template <class T>
 struct Reach {
   int64_t first_row = 0, last_row = 0;
@@ -133,7 +133,7 @@ void fwd(const ConvSpec<T>& s, Images<const T> x, Images<T> y, T* pre) {
   });
 }
 
-// What one thread adds up of the gradients of weight and bias: for each group (terms, columns) and (columns).
+// One thread's sums of the gradients of weight and bias: for each group (terms, columns) and (columns).
 template <class T>
 class WeightSums {
  public:
@@ -143,7 +143,7 @@ class WeightSums {
         memory_(s.groups * group_size) {
     std::fill_n(memory_.get(), s.groups * group_size, T(0));
   }
-  // Term `terms` stands for the bias.
+  // The term after the last is the bias.
   T* of(int64_t group, int64_t term) { return memory_.get() + group * group_size + term * stride; }
 
   int64_t stride, group_size;
@@ -159,7 +159,7 @@ void add_rows(const T* d, int64_t count, int64_t stride, int64_t columns, T* sum
     for (int64_t c = 0; c < columns; ++c) sums[c] += d[p * stride + c];
 }
 
-// Where the adjoints of a band's outputs stand, beyond the borders zeros: those that its inputs' gradients are made of.
+// The columns of the adjoints that a band's input gradients need, zeros beyond the borders.
 template <class T>
 struct AdjointWindow {
   int64_t shift, columns;
@@ -221,9 +221,9 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
   const Bands bands(s.images, std::max(s.height, s.out_height), (x_row + d_row) * static_cast<int64_t>(sizeof(T)));
   const int64_t units = s.images * bands.count;
   std::vector<std::pair<int64_t, std::unique_ptr<WeightSums<T>>>> sums;
-  // One of each thread: adding to the list must not fail, since no exception may leave a critical section.
+  // Room for one of each thread: no exception may leave the critical section that adds to the list.
   sums.reserve(static_cast<size_t>(omp_get_max_threads()));
-  // The outputs whose adjoints a band needs: its own, and those that its inputs have gone into.
+  // The outputs whose adjoints a band needs: its own, and those that read its inputs.
   const auto adjoint_rows = [&](int64_t band) {
     const int64_t begin = bands.begin(band, s.out_height), end = bands.begin(band + 1, s.out_height);
     return RowRange{std::min(begin, bands.begin(band, s.height) + s.top - reach.last_row),
@@ -248,7 +248,7 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
       if (d_weight)
         fill_window({begin + reach.first_row - s.top, end - begin + reached, -s.left, x_columns}, s.height, s.width,
                     s.in, inputs, [&](int64_t h, T* to) { gather_row(x, image, h, s.width, s.in, to); });
-      // Two rows or so at a time: long enough sums, few enough adjoints for the first-level cache.
+      // About two rows at a time: the sums are long, and the adjoints fit in the first-level cache.
       const int64_t at_once = std::max<int64_t>(1, (16 << 10) / (s.out_width * s.out * sizeof(T) + 1));
       for (int64_t g = 0; g < s.groups; ++g)
         for (int64_t h = 0; h < end - begin; h += at_once) {
@@ -265,7 +265,7 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
     if (!d_x.data) return;
     for (int64_t h = in_begin; h < in_end; ++h) {
       const T* from = adjoints + (h + s.top - reach.last_row - first) * d_row;
-      // The mirrored offsets count columns from the kernel's last one on.
+      // The mirrored offsets count columns from the kernel's last column.
       const T* pixel = from + (adjoint.shift - (s.kernel_width - 1) * s.dilation_x) * s.out;
       for (int64_t g = 0; g < s.groups; ++g)
         for (const auto& block : groups[g].blocks)
@@ -292,7 +292,7 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
     }
     for (int64_t unit = begin; unit < end; ++unit) one_band(unit, inputs.get(), adjoints.get(), line.get(), total);
   });
-  // Threads finish in any order; their sums are added in that of their images.
+  // Threads finish in any order; their sums are added in the order of their images.
   std::sort(sums.begin(), sums.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   const auto total = [&](int64_t g, int64_t term, int64_t o) {
     T value = 0;

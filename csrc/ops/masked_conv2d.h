@@ -1,7 +1,7 @@
 // Masked convolution with bias and activation: only the taps that count are loaded and multiplied.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 

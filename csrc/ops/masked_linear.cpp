@@ -1,10 +1,10 @@
-#include "masked_linear.h"
+#include "ops/masked_linear.h"
 
 #include <cmath>
 
-#include "../activation.h"
-#include "../network.h"
-#include "../weight_gradient.h"
+#include "network/network.h"
+#include "network/weight_gradient.h"
+#include "simd/activation.h"
 
 namespace fastvae {
 namespace {

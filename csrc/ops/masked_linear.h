@@ -1,7 +1,7 @@
 // Masked linear layer with bias, factors of rows and activation: y = act(scale (W o M) x + b).
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 
@@ -13,7 +13,7 @@ struct MaskedLinear {
   // `layer_gradients`.
   void (*bwd)(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T* at, Matrix<T> x, T* d_x,
               LayerGradients<T> gradients, int64_t samples);
-  // Norms of the rows over the weights that count, and their gradient, zero where masked.
+  // Norms of the rows over the weights that count, and the weight's gradient, zero where masked.
   void (*norm_fwd)(const MaskedLayer<T>& layer, T* norm);
   void (*norm_bwd)(const MaskedLayer<T>& layer, const T* d_norm, const T* norm, T* d_weight);
 };

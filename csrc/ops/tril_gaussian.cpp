@@ -1,17 +1,17 @@
-#include "tril_gaussian.h"
+#include "ops/tril_gaussian.h"
 
 #include <algorithm>
 
-#include "../memory.h"
-#include "../parallel.h"
-#include "../philox.h"
-#include "../stream.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "simd/philox.h"
+#include "simd/stream.h"
 
 namespace fastvae {
 namespace {
 
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
-// Scalar operations of one normal and its use: what parallel_ranges weighs.
+// Scalar operations to draw one normal and use it, for parallel_ranges.
 constexpr int64_t kWorkPerNormal = 12;
 
 // sums[h] = sum over j < i + (ragged ? h : 0) of rows[h][j] x[j], for four rows: they share each load of x, and their
@@ -54,8 +54,8 @@ FASTVAE_INLINE void four_rows(Tril<T> tril, int64_t n, int64_t i, T** rows) {
   for (int h = 0; h < 3; ++h) rows[h + 1] = rows[h] + (tril.is_dense() ? tril.row_stride : i + h);
 }
 
-// Asks for rows i to i + 3 of a dense matrix that is worked on next: processors do not foresee rows that grow. Of short
-// rows all is fetched, though only what is below the diagonal is read: lines one after another they do foresee.
+// Fetches rows i to i + 3 of a dense matrix ahead: processors do not foresee rows that grow. Short rows are fetched
+// whole, not only below the diagonal, since processors do foresee consecutive lines.
 template <class T>
 FASTVAE_INLINE void fetch_four_rows(Tril<const T> tril, int64_t n, int64_t i, int64_t d) {
   constexpr int64_t line = 64 / sizeof(T), short_row = 8 * line;
@@ -103,7 +103,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
   });
 }
 
-// What stands on and above the diagonal of a dense gradient.
+// Zeros on and above the diagonal of a dense gradient.
 template <class T>
 FASTVAE_INLINE void clear_upper(Tril<T> tril, int64_t n, int64_t i, int64_t d) {
   if (tril.is_dense()) std::fill(tril.row(n, i) + i, tril.row(n, i) + d, T(0));
@@ -117,7 +117,7 @@ void clear(Tril<T> tril, int64_t n, int64_t d) {
   }
 }
 
-// Row i of a dense gradient, g x below the diagonal and zeros from it on, written past the caches.
+// Writes row i of a dense gradient past the caches: g x below the diagonal, zeros from it on.
 template <class T>
 FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, int64_t i, int64_t d) {
   using Vector = typename Simd<T>::Vector;
@@ -247,7 +247,8 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> t
   });
 }
 
-// w = L^-T y in place, from the last row up: each block of solved numbers leaves its multiples of its rows in the rest.
+// w = L^-T y in place, from the last row up: each block of solved numbers subtracts multiples of its rows from the
+// rest.
 template <class T>
 void solve_transposed(Tril<const T> tril, int64_t n, int64_t d, const T* sigma, T* w) {
   int64_t i = d;

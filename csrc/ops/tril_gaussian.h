@@ -1,13 +1,13 @@
 // Full-covariance Gaussian, L = strictly lower(tril) + diag(exp log_sigma): z = mu + L eps and its densities.
 #pragma once
 
-#include "../types.h"
+#include "base/types.h"
 
 namespace fastvae {
 
 template <class T>
 struct TrilGaussian {
-  // eps, (K, N, D), is what the backward pass takes: the noise drawn (not kept where null), or the whitened points.
+  // eps, (K, N, D), serves the backward pass: the drawn noise (not kept where null), or the whitened points.
   void (*fwd)(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> noise, T* z, T* log_q, T* eps,
               Extent extent);
   // d_mu, the sum of d_z over samples, may be null.

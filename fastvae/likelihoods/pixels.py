@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from ..ops.logistic_mixture import check_levels, logistic_mixture_log_prob
 from ..precision import check_dtype, compute_dtype, is_integral
 from ..reference.logistic_mixture import PARAMS_PER_COMPONENT, logistic_mixture_sample
 from ..structure.integers import integer
+from ..structure.sampling_records import HeadCode, HeadRecord
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "LogisticMixture", "PixelLikelihood", "resolve"]
 
@@ -39,8 +40,8 @@ class PixelLikelihood(ABC):
         """Uniform numbers that a pixel takes; with ``per_channel`` one for each channel."""
         return channels
 
-    def head(self, channels: int) -> list[int] | None:
-        """Kind, columns, components and levels for the kernels; None for a likelihood that no kernel knows."""
+    def head(self, channels: int) -> Sequence[int] | None:
+        """A :class:`fastvae.structure.sampling_records.HeadRecord`; None where only the reference draws."""
         return None
 
     @abstractmethod
@@ -178,8 +179,8 @@ class Bernoulli(_Levels):
     def parameter_channels(self, channels: int) -> int:
         return channels
 
-    def head(self, channels: int) -> list[int]:
-        return [0, channels, 1, 2]
+    def head(self, channels: int) -> HeadRecord:
+        return HeadRecord(HeadCode.BERNOULLI, channels, 1, 2)
 
     def draw(self, parameters: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         return (uniforms < torch.sigmoid(parameters / temperature)).to(parameters.dtype)
@@ -225,8 +226,8 @@ class Categorical(_Levels):
     def parameter_channels(self, channels: int) -> int:
         return channels * self.levels
 
-    def head(self, channels: int) -> list[int]:
-        return [1, channels, 1, self.levels]
+    def head(self, channels: int) -> HeadRecord:
+        return HeadRecord(HeadCode.CATEGORICAL, channels, 1, self.levels)
 
     def draw(self, parameters: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         logits = parameters.unflatten(-1, (-1, self.levels)) / temperature
@@ -288,8 +289,8 @@ class LogisticMixture(_Levels):
     def columns(self, channels: int) -> int:
         return 1 + channels
 
-    def head(self, channels: int) -> list[int]:
-        return [2, 1 + channels, self.components, self.levels]
+    def head(self, channels: int) -> HeadRecord:
+        return HeadRecord(HeadCode.LOGISTIC_MIXTURE, 1 + channels, self.components, self.levels)
 
     def draw(self, parameters: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         return logistic_mixture_sample(parameters, uniforms, temperature, self.levels)

@@ -153,8 +153,8 @@ def extension() -> Any:
     return backend._C
 
 
-# Outputs from this size on live in blocks of the extension, which it keeps (csrc/tensors.cpp, which has the same
-# number): the first touch of fresh pages would cost more than the kernel that fills them.
+# Outputs from this size on use blocks of the extension, as in csrc/bindings/tensors.cpp: the first touch of fresh pages
+# would cost more than the kernel that fills them.
 _BLOCK_BYTES = 1 << 20
 
 

@@ -16,7 +16,7 @@ from ..structure import MadeStructure
 from . import _checks
 from ._layers import ACTIVATION_IDS, KIND_IDS, NEED_PRE, check_kind
 
-# Samples of a block of saved activations (csrc/lanes.h).
+# Samples of a block of saved activations (csrc/base/types.h).
 LANES = 64
 
 

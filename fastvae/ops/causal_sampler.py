@@ -1,33 +1,13 @@
-"""Sampling from a causal network whose plan is known: which implementation runs, and how the extension is told.
+"""Sampling from a causal network whose plan is known: which implementation runs, and what the extension is given.
 
-One call of the extension draws a whole batch:
-``causal_sampler(is_double, sizes, buffers, nodes, addresses, scalars, head, images, given, uniforms, parameters)``.
+One call of the extension draws a whole batch: ``causal_sampler(is_double, sizes, head, buffers, nodes, taps, addresses,
+scalars, temperature, images, given, uniforms, parameters)``.
 
-- ``sizes``: N, C, H, W, P, number of colours, mode (0: sample; 1: all is given). ``images`` (N, C, H, W) is read and
-  written, zero where nothing is given; ``given`` uint8 of the same shape, or 0; ``uniforms`` (N, H W columns), or 0;
-  ``parameters`` (N, P, H, W), or 0: addresses of contiguous tensors.
-- ``addresses`` and ``scalars`` are lists that the others name places in, -1 for what is absent. Scalar 0 is the
-  temperature.
-- ``buffers``, six integers each: channels, kind (0 row, 1 pixel), rows, margin left, margin right, passes (address of
-  int64 (channels,), absent for rows). The image comes first, the parameters last.
-- ``nodes``: op, length (of all), when (pass, -1 row, -2 several passes), destination, its first channel, its channels,
-  and then by op:
-
-  ==========================  =========================================================================================
-  0 conv                      source, first, channels, weight, bias, in degrees, out degrees, activation, kernel area,
-                              origin tap, number of taps, and for each tap its flat index, dy, dx
-  1 add, 2 sub, 3 mul         first operand, its first channel, second operand, its first channel
-  4 affine                    source, first, alpha, beta (scalars)
-  5 activation                source, first, activation (0-6 as csrc/activation.h, 7 sigmoid, 8 leaky_relu), slope
-                              (scalar)
-  6 gate                      source, first, condition or -1, first, kind (0 tanh, 1 linear)
-  7 copy                      source, first
-  8 constant                  address, whether it is a map (N, channels, H, W) rather than (N, channels)
-  ==========================  =========================================================================================
-
-  A convolution has one node for each group; weight[o, i, tap] lies at (o inputs + i) area + tap from its address. At
-  the origin tap a weight counts where in degree <= out degree.
-- ``head``: kind (0 Bernoulli, 1 categorical, 2 mixture of logistics), columns, components, levels.
+- ``sizes`` to ``taps`` are records, see :mod:`fastvae.structure.sampling_records`; they name places in ``addresses``
+  and ``scalars``.
+- ``images`` (N, C, H, W) is read and written, zero where nothing is given; ``given`` is uint8 of the same shape;
+  ``uniforms`` (N, H W columns) is absent where all of ``images`` is given; ``parameters`` is (N, P, H, W). All are
+  addresses of contiguous tensors, 0 for what is absent.
 
 For each row the row nodes run; then for each pixel and each pass p the channels of pass p, after which the channels of
 the image of colour p are drawn. Pass ``num_colors`` serves later pixels. Outside the image all buffers are zero.
@@ -43,111 +23,127 @@ from torch import Tensor
 
 from .. import backend
 from ..reference import causal_sampler as reference
-from ..reference.gated_activation import KINDS
-from ._layers import ACTIVATION_IDS
+from ..structure.sampling_records import (
+    ABSENT,
+    ActivationCode,
+    GateCode,
+    HeadRecord,
+    NodeRecord,
+    OpCode,
+    SizesRecord,
+    TapRecord,
+    flatten,
+    lay_out,
+)
 from ._library import extension
 
 if TYPE_CHECKING:
     from ..structure.likelihood import PixelLikelihood
-    from ..structure.sampling_plan import Binding, Conv, Node, Plan
-
-_OPS = {
-    name: code
-    for code, name in enumerate(("conv", "add", "sub", "mul", "affine", "activation", "gate", "copy", "constant"))
-}
-_ACTIVATION_IDS = ACTIVATION_IDS | {"sigmoid": 7, "leaky_relu": 8}
-_ABSENT = -1
+    from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 
 
 @functools.lru_cache(maxsize=4096)
-def _integers_of(values: tuple[int, ...]) -> Tensor:
+def _keep_integers(values: tuple[int, ...]) -> Tensor:
     """Passes and degrees, which stay from call to call."""
     return torch.tensor(values, device="cpu")
 
 
 class _Encoding:
-    """A plan and the tensors of one call as integers; ``kept`` keeps alive what they point to."""
+    """A plan and the tensors of one call as records; ``kept`` keeps alive what the addresses point to."""
 
-    def __init__(self, plan: Plan, binding: Binding, temperature: float) -> None:
+    def __init__(self, plan: Plan, binding: Binding, width: int) -> None:
         self.plan, self.binding = plan, binding
         self.addresses: list[int] = []
-        self.scalars = [temperature]
+        self.scalars: list[float] = []
         self.kept: list[Tensor] = []
-        self.buffers = [number for index in range(len(plan.buffers)) for number in self._buffer(index)]
-        self.nodes = [number for node in plan.nodes for number in self._node(node)]
+        self.taps: list[TapRecord] = []
+        layout, self.image_numbers = lay_out(plan, width)
+        self.buffers = [
+            record._replace(passes=self._add_integers(buffer.passes))
+            for record, buffer in zip(layout, plan.buffers, strict=True)
+        ]
+        self.nodes = [
+            NodeRecord(OpCode[node.op.upper()], plan.when(node), *node.dst, **self._encode_fields(node))
+            for node in plan.nodes
+        ]
 
-    def _address(self, t: Tensor, offset: int = 0) -> int:
+    def _add_address(self, t: Tensor, offset: int = 0) -> int:
         self.kept.append(t)
         self.addresses.append(t.data_ptr() + offset * t.element_size())
         return len(self.addresses) - 1
 
-    def _integers(self, values: tuple[int, ...] | None) -> int:
-        return _ABSENT if values is None else self._address(_integers_of(values))
+    def _add_integers(self, values: tuple[int, ...] | None) -> int:
+        return ABSENT if values is None else self._add_address(_keep_integers(values))
 
-    def _scalar(self, value: float | None) -> int:
+    def _add_scalar(self, value: float | None) -> int:
         if value is None:
-            return _ABSENT
+            return ABSENT
         self.scalars.append(value)
         return len(self.scalars) - 1
 
-    def _buffer(self, index: int) -> list[int]:
-        b = self.plan.buffers[index]
-        return [b.channels, int(b.kind == "pixel"), b.rows, b.left, b.right, self._integers(b.passes)]
-
-    def _node(self, node: Node) -> list[int]:
-        fields = self._fields(node)
-        return [_OPS[node.op], 6 + len(fields), self.plan.when(node), *node.dst, *fields]
-
-    def _fields(self, node: Node) -> list[int]:
-        if node.op == "conv":
-            return self._conv(node)
-        if node.op == "affine":
-            return [*node.src[:2], self._scalar(node.alpha), self._scalar(node.beta)]
-        if node.op == "activation":
-            return [*node.src[:2], _ACTIVATION_IDS[node.name], self._scalar(node.slope)]
-        if node.op == "gate":
-            condition = (_ABSENT, 0) if node.condition is None else node.condition[:2]
-            return [*node.src[:2], *condition, KINDS.index(node.kind)]
-        if node.op == "copy":
-            return [*node.src[:2]]
+    def _encode_fields(self, node: Node) -> dict[str, int]:
+        """What a node's op needs besides its destination."""
         if node.op == "constant":
             value = self.binding.constants[node.index]
-            return [self._address(value), int(value.dim() == 4)]
-        return [*node.a[:2], *node.b[:2]]
+            return {"constant": self._add_address(value), "is_map": int(value.dim() == 4)}
+        if node.op == "add" or node.op == "sub" or node.op == "mul":
+            return _encode_source(node.a) | _encode_other(node.b)
+        fields = _encode_source(node.src)
+        if node.op == "conv":
+            fields |= self._encode_conv(node)
+        elif node.op == "affine":
+            fields |= {"alpha": self._add_scalar(node.alpha), "beta": self._add_scalar(node.beta)}
+        elif node.op == "activation":
+            fields |= {"activation": ActivationCode[node.name.upper()], "slope": self._add_scalar(node.slope)}
+        elif node.op == "gate":
+            fields |= {"gate": GateCode[node.kind.upper()]}
+            if node.condition is not None:
+                fields |= _encode_other(node.condition)
+        return fields
 
-    def _conv(self, node: Conv) -> list[int]:
+    def _encode_conv(self, node: Conv) -> dict[str, int]:
         first = node.group * node.dst.channels
         bias = self.binding.biases[node.layer]
-        return [
-            *node.src,
-            self._address(self.binding.weights[node.layer], first * node.src.channels * node.kernel_area),
-            _ABSENT if bias is None else self._address(bias, first),
-            self._integers(node.in_degrees),
-            self._integers(node.out_degrees),
-            _ACTIVATION_IDS[node.activation],
-            node.kernel_area,
-            node.origin_tap,
-            len(node.taps),
-            *(number for tap in node.taps for number in tap),
-        ]
+        first_tap = len(self.taps)
+        self.taps += (TapRecord(*tap) for tap in node.taps)
+        return {
+            "weight": self._add_address(self.binding.weights[node.layer], first * node.src.channels * node.kernel_area),
+            "bias": ABSENT if bias is None else self._add_address(bias, first),
+            "in_degrees": self._add_integers(node.in_degrees),
+            "out_degrees": self._add_integers(node.out_degrees),
+            "kernel_area": node.kernel_area,
+            "origin_tap": node.origin_tap,
+            "first_tap": first_tap,
+            "taps": len(node.taps),
+            "activation": ActivationCode[node.activation.upper()],
+        }
 
 
-def _cpp(
+def _encode_source(span: Span) -> dict[str, int]:
+    return {"src": span.buffer, "src_first": span.first, "src_channels": span.channels}
+
+
+def _encode_other(span: Span) -> dict[str, int]:
+    return {"other": span.buffer, "other_first": span.first}
+
+
+def _run_cpp(
     plan: Plan,
     binding: Binding,
-    head: list[int],
+    head: HeadRecord,
     images: Tensor,
     given: Tensor | None,
     uniforms: Tensor | None,
     temperature: float,
     parameters: Tensor | None,
 ) -> None:
-    encoding = _Encoding(plan, binding, temperature)
+    n, channels, height, width = images.shape
+    encoding = _Encoding(plan, binding, width)
+    sizes = SizesRecord(n, channels, height, width, plan.parameter_channels, plan.num_colors, encoding.image_numbers)
     kept = None if given is None else given.to(torch.uint8).contiguous()
     extension().causal_sampler(
-        images.dtype == torch.float64,
-        [*images.shape, plan.parameter_channels, plan.num_colors, int(uniforms is None)],
-        encoding.buffers, encoding.nodes, encoding.addresses, encoding.scalars, head, images.data_ptr(),
+        images.dtype == torch.float64, [*sizes], [*head], flatten(encoding.buffers), flatten(encoding.nodes),
+        flatten(encoding.taps), encoding.addresses, encoding.scalars, temperature, images.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in (kept, uniforms, parameters)),
     )  # fmt: skip
 
@@ -212,12 +208,13 @@ def causal_sampler(
     if chosen == "reference":
         reference.causal_sampler(plan, binding, likelihood, images, given, uniforms, temperature, parameters)
         return
-    head = likelihood.head(plan.in_channels)
-    assert head is not None
+    numbers = likelihood.head(plan.in_channels)
+    assert numbers is not None
+    head = HeadRecord(*numbers)
     if chosen == "triton":
         # Imported here so that CPU users never load Triton.
         from ..kernels.causal_sampler import causal_sampler as sample
 
         sample(plan, binding, head, images, given, uniforms, temperature, parameters)
         return
-    _cpp(plan, binding, head, images, given, uniforms, temperature, parameters)
+    _run_cpp(plan, binding, head, images, given, uniforms, temperature, parameters)

@@ -14,7 +14,7 @@ from . import _checks, _layout
 from ._contracts import Call
 from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
 
-# The extension's numbers (csrc/gate.h).
+# The extension's numbers (csrc/base/codes.h).
 KIND_IDS = {kind: index for index, kind in enumerate(reference.KINDS)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -15,7 +16,7 @@ class PixelLikelihood(Protocol):
     def columns(self, channels: int) -> int:
         """Uniform numbers that a pixel takes."""
 
-    def head(self, channels: int) -> list[int] | None:
+    def head(self, channels: int) -> Sequence[int] | None:
         """The numbers by which kernels know the likelihood, or None where they do not."""
 
     def draw(self, parameters: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:

@@ -13,11 +13,15 @@ struct Inputs {
 
   Inputs(int64_t k_, int64_t n_, int64_t d_, bool dense)
       : k(k_), n(n_), d(d_), tril_size(dense ? d * d : d * (d - 1) / 2), row_stride(dense ? d : Tril<T>::kPacked) {
-    mu = random_array<T>(n * d), log_sigma = random_array<T>(n * d);
-    prior_mu = random_array<T>(n * d), prior_log_sigma = random_array<T>(n * d);
+    mu = random_array<T>(n * d);
+    log_sigma = random_array<T>(n * d);
+    prior_mu = random_array<T>(n * d);
+    prior_log_sigma = random_array<T>(n * d);
     // Solves stay well conditioned.
-    tril = random_array<T>(n * tril_size, 0.3 / std::sqrt(static_cast<double>(d))), z = random_array<T>(k * n * d);
-    per_row = random_array<T>(n), per_sample = random_array<T>(k * n);
+    tril = random_array<T>(n * tril_size, 0.3 / std::sqrt(static_cast<double>(d)));
+    z = random_array<T>(k * n * d);
+    per_row = random_array<T>(n);
+    per_sample = random_array<T>(k * n);
   }
 };
 
@@ -34,9 +38,13 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   auto a = r.array(n * d), b = r.array(n * d), c = r.array(n * d), f = r.array(n * d), t = r.array(n * in.tril_size);
   const Tril<T> d_tril{t.get(), in.tril_size, in.row_stride};
   const auto keep = [&](bool with_samples, bool with_tril) {
-    if (with_samples) r.keep(samples, k * n * d), r.keep(density, k * n);
+    if (with_samples) {
+      r.keep(samples, k * n * d);
+      r.keep(density, k * n);
+    }
     if (with_tril) r.keep(t, n * in.tril_size);
-    r.keep(a, n * d), r.keep(b, n * d);
+    r.keep(a, n * d);
+    r.keep(b, n * d);
   };
 
   const auto& diag = kernels.diag_gaussian;
@@ -51,11 +59,15 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   keep(true, false);
   diag.kl_fwd(mu, log_sigma, rows.get(), n, d);
   diag.kl_bwd(in.per_row.get(), mu, log_sigma, a.get(), b.get(), n, d);
-  r.keep(rows, n), keep(false, false);
+  r.keep(rows, n);
+  keep(false, false);
   diag.kl_prior_fwd(mu, log_sigma, prior_mu, prior_log_sigma, rows.get(), n, d);
   diag.kl_prior_bwd(in.per_row.get(), mu, log_sigma, prior_mu, prior_log_sigma, a.get(), b.get(), c.get(), f.get(), n,
                     d);
-  r.keep(rows, n), r.keep(c, n * d), r.keep(f, n * d), keep(false, false);
+  r.keep(rows, n);
+  r.keep(c, n * d);
+  r.keep(f, n * d);
+  keep(false, false);
 
   const auto& full = kernels.tril_gaussian;
   auto eps = r.array(k * n * d);
@@ -68,7 +80,8 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   keep(true, true);
   full.kl_fwd(mu, log_sigma, tril, rows.get(), n, d);
   full.kl_bwd(in.per_row.get(), mu, log_sigma, tril, a.get(), b.get(), d_tril, n, d);
-  r.keep(rows, n), keep(false, true);
+  r.keep(rows, n);
+  keep(false, true);
   return r.values;
 }
 
@@ -160,9 +173,11 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
         {gradients[at - 3].get(), gradients[at - 2].get(), spec.layers[l].scale ? gradients[at - 1].get() : nullptr});
   }
   const auto keep_gradients = [&] {
-    r.keep(d_x, n * d), r.keep(d_context, n * width);
+    r.keep(d_x, n * d);
+    r.keep(d_context, n * width);
     for (size_t l = 0; l + 1 < in.sizes.size(); ++l) {
-      r.keep(gradients[3 * l], in.sizes[l] * in.sizes[l + 1]), r.keep(gradients[3 * l + 1], in.sizes[l + 1]);
+      r.keep(gradients[3 * l], in.sizes[l] * in.sizes[l + 1]);
+      r.keep(gradients[3 * l + 1], in.sizes[l + 1]);
       if (spec.layers[l].scale) r.keep(gradients[3 * l + 2], in.sizes[l + 1]);
     }
   };
@@ -176,7 +191,8 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
   if (!alone) {
     r.keep(log_det, n);
     flow.inverse(spec, x, context, out.get(), log_det.get(), saved.get(), n);
-    r.keep(out, out_size), r.keep(log_det, n);
+    r.keep(out, out_size);
+    r.keep(log_det, n);
     flow.inverse_bwd(spec, upstream, upstream, saved.get(), d_x.get(), n);
     r.keep(d_x, n * d);
   }
@@ -186,17 +202,22 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
   linear.fwd(layer, spec.activation, x, y.get(), pre.get(), n);
   r.keep(y, n * width);
   linear.bwd(layer, spec.activation, context, spec.activation >= 5 ? pre.get() : y.get(), x, d_x.get(), to[0], n);
-  r.keep(d_x, n * d), r.keep(gradients[0], d * width);
+  r.keep(d_x, n * d);
+  r.keep(gradients[0], d * width);
   linear.norm_fwd(layer, norm.get());
   linear.norm_bwd(layer, context, norm.get(), gradients[0].get());
-  r.keep(norm, width), r.keep(gradients[0], d * width);
+  r.keep(norm, width);
+  r.keep(gradients[0], d * width);
   if (alone) return r.values;
   auto d_shift = r.array(n * d), d_logit = r.array(n * d);
   for (bool inverse : {false, true}) {
     const auto& affine = kernels.affine_flow;
     affine.fwd(spec.kind, inverse, x, x, x, out.get(), log_det.get(), n, d);
     affine.bwd(spec.kind, inverse, upstream, upstream, x, x, x, d_x.get(), d_shift.get(), d_logit.get(), n, d);
-    r.keep(out, n * d), r.keep(log_det, n), r.keep(d_x, n * d), r.keep(d_shift, n * d);
+    r.keep(out, n * d);
+    r.keep(log_det, n);
+    r.keep(d_x, n * d);
+    r.keep(d_shift, n * d);
     if (spec.kind != 6) r.keep(d_logit, n * d);
   }
   return r.values;
@@ -246,7 +267,8 @@ int check_networks(const char* type, double tolerance) {
 
 int main() {
   const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
-                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) + check_images();
+                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) + check_images() +
+                       check_samplers();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

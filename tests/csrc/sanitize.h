@@ -8,12 +8,13 @@
 #include <random>
 #include <vector>
 
-#include "dispatch.h"
+#include "ops/dispatch.h"
 
 namespace fastvae {
 
-// Failures of the kernels on images: convolutions, gates, mixtures, samplers.
+// Failures of the kernels on images - convolutions, gates, mixtures - and of the sampler.
 int check_images();
+int check_samplers();
 
 namespace {
 

@@ -1,6 +1,6 @@
 """What is too large for the caches is written past them: the same numbers as in parts that are not.
 
-The C++ kernels stream arrays of 12 MiB and more (csrc/stream.h); each test's whole exceeds that, and its halves do not.
+The C++ kernels stream arrays from 12 MiB on (csrc/simd/stream.h); each test's whole exceeds that, its halves do not.
 """
 
 import pytest

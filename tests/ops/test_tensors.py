@@ -1,4 +1,4 @@
-"""How the extension reads tensors and makes its outputs (csrc/tensors.cpp), on the ops of masked networks."""
+"""How the extension reads tensors and makes its outputs (csrc/bindings/tensors.cpp), on the ops of masked networks."""
 
 import pytest
 import torch

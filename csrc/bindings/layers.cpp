@@ -1,0 +1,84 @@
+// The functions on masked layers take tensors, and return new ones. Python's launchers check device, dtype, layout and
+// extent before a call.
+#include "bindings/bindings.h"
+#include "bindings/layer_views.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace fastvae {
+namespace {
+
+// A layer without bias and norms; callers that have them add them.
+LayerViews layer_views(nb::handle weight, nb::handle scale, nb::handle in_degrees, nb::handle out_degrees) {
+  return {view(weight), {}, view(scale), {}, view(in_degrees), view(out_degrees)};
+}
+
+// Returns the output, and with keep_pre the pre-activation.
+nb::tuple masked_linear_fwd(nb::handle x, nb::handle weight, nb::handle bias, nb::handle scale, nb::handle in_degrees,
+                            nb::handle out_degrees, int64_t activation, bool keep_pre) {
+  LayerViews layer = layer_views(weight, scale, in_degrees, out_degrees);
+  layer.bias = view(bias);
+  const TensorView point = view(x);
+  const int64_t samples = point.shape[0], outputs = layer.out_degrees.shape[0];
+  const nb::object y = new_tensor(x, point, {samples, outputs});
+  const nb::object pre = keep_pre ? new_tensor(x, point, {samples, outputs}) : nb::none();
+  const TensorView y_view = view(y), pre_view = view(pre);
+  with_type(point.is_double(), [&]<class T>(T) {
+    current().of<T>().masked_linear.fwd(layer.of<T>(), activation, rows_of<T>(point), y_view.as<T>(), pre_view.as<T>(),
+                                        samples);
+  });
+  return nb::make_tuple(y, pre);
+}
+
+// Returns the gradients of x, weight, bias and factors; None for an absent bias or absent factors.
+nb::tuple masked_linear_bwd(nb::handle d_y, nb::handle at, nb::handle x, nb::handle weight, nb::handle scale,
+                            nb::handle in_degrees, nb::handle out_degrees, int64_t activation, bool has_bias) {
+  const LayerViews layer = layer_views(weight, scale, in_degrees, out_degrees);
+  const TensorView g = view(d_y), activations = view(at), point = view(x);
+  const int64_t samples = g.shape[0], in = layer.in_degrees.shape[0], out = layer.out_degrees.shape[0];
+  const nb::object d_x = new_tensor(d_y, g, {samples, in}), d_weight = new_tensor(d_y, g, {out, in});
+  const nb::object d_bias = has_bias ? new_tensor(d_y, g, {out}) : nb::none();
+  const nb::object d_scale = layer.scale.given ? new_tensor(d_y, g, {out}) : nb::none();
+  const TensorView to_x = view(d_x), to_weight = view(d_weight), to_bias = view(d_bias), to_scale = view(d_scale);
+  with_type(g.is_double(), [&]<class T>(T) {
+    current().of<T>().masked_linear.bwd(layer.of<T>(), activation, g.as<const T>(), activations.as<const T>(),
+                                        rows_of<T>(point), to_x.as<T>(),
+                                        {to_weight.as<T>(), to_bias.as<T>(), to_scale.as<T>()}, samples);
+  });
+  return nb::make_tuple(d_x, d_weight, d_bias, d_scale);
+}
+
+nb::object masked_norm_fwd(nb::handle weight, nb::handle in_degrees, nb::handle out_degrees) {
+  const LayerViews layer = layer_views(weight, nb::none(), in_degrees, out_degrees);
+  const nb::object norm = new_tensor(weight, layer.weight, {layer.out_degrees.shape[0]});
+  const TensorView to = view(norm);
+  with_type(layer.weight.is_double(),
+            [&]<class T>(T) { current().of<T>().masked_linear.norm_fwd(layer.of<T>(), to.as<T>()); });
+  return norm;
+}
+
+nb::object masked_norm_bwd(nb::handle d_norm, nb::handle norm, nb::handle weight, nb::handle in_degrees,
+                           nb::handle out_degrees) {
+  const LayerViews layer = layer_views(weight, nb::none(), in_degrees, out_degrees);
+  const TensorView g = view(d_norm), norms = view(norm);
+  const nb::object d_weight = new_tensor(d_norm, g, {layer.out_degrees.shape[0], layer.in_degrees.shape[0]});
+  const TensorView to = view(d_weight);
+  with_type(g.is_double(), [&]<class T>(T) {
+    current().of<T>().masked_linear.norm_bwd(layer.of<T>(), g.as<const T>(), norms.as<const T>(), to.as<T>());
+  });
+  return d_weight;
+}
+
+}  // namespace
+
+void bind_layers(nb::module_& m) {
+  m.def("masked_linear_fwd", masked_linear_fwd, "x"_a, "weight"_a, "bias"_a.none(), "scale"_a.none(), "in_degrees"_a,
+        "out_degrees"_a, "activation"_a, "keep_pre"_a);
+  m.def("masked_linear_bwd", masked_linear_bwd, "d_y"_a, "at"_a, "x"_a, "weight"_a, "scale"_a.none(), "in_degrees"_a,
+        "out_degrees"_a, "activation"_a, "has_bias"_a);
+  m.def("masked_norm_fwd", masked_norm_fwd, "weight"_a, "in_degrees"_a, "out_degrees"_a);
+  m.def("masked_norm_bwd", masked_norm_bwd, "d_norm"_a, "norm"_a, "weight"_a, "in_degrees"_a, "out_degrees"_a);
+}
+
+}  // namespace fastvae

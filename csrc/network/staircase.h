@@ -1,0 +1,225 @@
+// Products with a masked weight matrix. With units sorted by degree the mask is a staircase, and weights beyond it are
+// neither loaded nor multiplied. Activations are blocks of lanes (lanes.h), one row for each unit in sorted order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "base/types.h"
+#include "simd/lanes.h"
+#include "simd/simd.h"
+
+namespace fastvae {
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kTileVectors = 4;  // with 6 rows 24 accumulators of 32 registers
+#else
+constexpr int kTileVectors = 2;  // 12 of 16
+#endif
+constexpr int kTileRows = 6;
+// How many rows ahead the backward product fetches: its weights are a row's stride apart.
+constexpr int64_t kAhead = 8;
+
+// A vector whose members are compiled anew in every source. The linker could take those of a std::vector from the copy
+// for another instruction set.
+template <class X>
+struct LocalAllocator : std::allocator<X> {
+  template <class Y>
+  struct rebind {
+    using other = LocalAllocator<Y>;
+  };
+};
+template <class X>
+using LocalVector = std::vector<X, LocalAllocator<X>>;
+
+// Units by ascending degree: order[k] is the k-th, and place[u] is the place of u. Both are empty where the units are
+// sorted as they are.
+struct Order {
+  LocalVector<int32_t> order, place;
+
+  Order(const int64_t* degrees, int64_t count) {
+    int64_t descents = 0;  // no early end: the loop vectorises
+    for (int64_t u = 1; u < count; ++u) descents += degrees[u - 1] > degrees[u];
+    if (descents == 0) return;
+    order.resize(count);
+    place.resize(count);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return degrees[a] < degrees[b]; });
+    for (int64_t k = 0; k < count; ++k) place[order[k]] = static_cast<int32_t>(k);
+  }
+
+  bool sorted() const { return order.empty(); }
+  int64_t at(int64_t k) const { return order.empty() ? k : order[k]; }
+  int64_t place_of(int64_t unit) const { return place.empty() ? unit : place[unit]; }
+  const int32_t* places() const { return place.empty() ? nullptr : place.data(); }
+};
+
+template <class T>
+class Staircase {
+ public:
+  explicit Staircase(const MaskedLayer<T>& layer)
+      : layer(layer),
+        inputs(layer.in_degrees, layer.in),
+        outputs(layer.out_degrees, layer.out),
+        prefix(layer.out),
+        first_output(layer.in + 1),
+        rows(layer.out + kAhead) {
+    int64_t seen = 0;
+    for (int64_t r = 0; r < layer.out; ++r) {
+      const int64_t output = outputs.at(r), degree = layer.out_degrees[output];
+      for (; seen < layer.in && layer.in_degrees[inputs.at(seen)] <= degree; ++seen)
+        first_output[seen] = static_cast<int32_t>(r);
+      prefix[r] = static_cast<int32_t>(seen);
+      rows[r] = layer.weight + output * layer.stride;
+    }
+    for (; seen <= layer.in; ++seen) first_output[seen] = static_cast<int32_t>(layer.out);
+    std::fill(rows.begin() + layer.out, rows.end(), layer.weight);
+  }
+
+  T bias(int64_t r) const { return layer.bias ? layer.bias[outputs.at(r)] : T(0); }
+  T scale(int64_t r) const { return layer.scale ? layer.scale[outputs.at(r)] : T(1); }
+
+  MaskedLayer<T> layer;
+  Order inputs, outputs;
+  LocalVector<int32_t> prefix;        // inputs that each output sees, both in sorted order
+  LocalVector<int32_t> first_output;  // the first output that sees each input
+  LocalVector<const T*> rows;         // of the weight, by sorted output
+};
+
+// Calls body<0>(), ..., body<count - 1>().
+template <int count, class Body>
+FASTVAE_INLINE void each_number(const Body& body) {
+  [&]<int... number>(std::integer_sequence<int, number...>)
+      FASTVAE_INLINE_LAMBDA { (body.template operator()<number>(), ...); }(std::make_integer_sequence<int, count>{});
+}
+
+// acc[h] += a[h] * in for rows [first, first + count) of the accumulators.
+template <int first, int count, int rows, int vectors, class T>
+FASTVAE_INLINE void multiply_add(const T* a, const T* in, typename Simd<T>::Vector (&acc)[rows][vectors]) {
+  typename Simd<T>::Vector b[vectors];
+  for (int v = 0; v < vectors; ++v) b[v] = load(in + v * Simd<T>::kWidth);
+  for (int h = first; h < first + count; ++h)
+    for (int v = 0; v < vectors; ++v) acc[h][v] += a[h] * b[v];
+}
+
+// Sums over the inputs, for `count` outputs from r on; finish(row, offset of lanes, sum) takes each vector.
+template <int count, int vectors, bool sorted, class T, class Finish>
+FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, const Finish& finish) {
+  typename Simd<T>::Vector acc[count][vectors] = {};
+  const T* w[count];
+  for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
+  const int32_t* order = s.inputs.order.data();
+  int64_t k = 0;
+  // On the stairs fewer and fewer of the rows see an input: those from `first` on.
+  each_number<count>([&]<int first>() FASTVAE_INLINE_LAMBDA {
+    for (const int64_t end = s.prefix[r + first]; k < end; ++k) {
+      const int64_t i = sorted ? k : order[k];
+      T a[count];
+      for (int h = first; h < count; ++h) a[h] = w[h][i];
+      multiply_add<first, count - first>(a, in + k * kLanes, acc);
+    }
+  });
+  for (int h = 0; h < count; ++h)
+    for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, acc[h][v]);
+}
+
+// Sums over the outputs, for `count` inputs from k on.
+template <int count, int vectors, bool sorted, class T, class Finish>
+FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t k, const Finish& finish) {
+  typename Simd<T>::Vector acc[count][vectors] = {};
+  int64_t column[count];
+  for (int h = 0; h < count; ++h) column[h] = s.inputs.at(k + h);
+  int64_t r = s.first_output[k];
+  // On the stairs an output sees the first inputs only.
+  each_number<count - 1>([&]<int last>() FASTVAE_INLINE_LAMBDA {
+    for (const int64_t end = s.first_output[k + last + 1]; r < end; ++r) {
+      T a[count];
+      for (int h = 0; h <= last; ++h) a[h] = s.rows[r][column[h]];
+      multiply_add<0, last + 1>(a, d_out + r * kLanes, acc);
+    }
+  });
+  for (; r < s.layer.out; ++r) {
+    const T* row = s.rows[r];
+    __builtin_prefetch(s.rows[r + kAhead] + (sorted ? k : column[0]));
+    T a[count];
+    for (int h = 0; h < count; ++h) a[h] = row[sorted ? k + h : column[h]];
+    multiply_add<0, count>(a, d_out + r * kLanes, acc);
+  }
+  for (int h = 0; h < count; ++h)
+    for (int v = 0; v < vectors; ++v) finish(k + h, v * Simd<T>::kWidth, acc[h][v]);
+}
+
+// Calls tile<count, vectors>(first row, first lane) until rows [begin, end) and the lanes are covered.
+template <int count, class T, class Tile>
+FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  int64_t lane = lanes.begin;
+  for (; lane + kTileVectors * width <= lanes.end; lane += kTileVectors * width)
+    tile.template operator()<count, kTileVectors>(row, lane);
+  if constexpr (kTileVectors > 2)
+    for (; lane + 2 * width <= lanes.end; lane += 2 * width) tile.template operator()<count, 2>(row, lane);
+  for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
+}
+
+// Calls done(begin, end) after each group of rows, while the nearest cache holds them.
+template <class T, class Tile, class Done>
+FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile, const Done& done) {
+  int64_t row = begin;
+  for (; row + kTileRows <= end; row += kTileRows) {
+    tile_lanes<kTileRows, T>(row, lanes, tile);
+    done(row, row + kTileRows);
+  }
+  for (; row + 2 <= end; row += 2) {
+    tile_lanes<2, T>(row, lanes, tile);
+    done(row, row + 2);
+  }
+  if (row < end) {
+    tile_lanes<1, T>(row, lanes, tile);
+    done(row, end);
+  }
+}
+
+// (W o M) in, for outputs [begin, end). Calls finish(output, lane, sum), and done(begin, end) for each group of
+// outputs.
+template <class T, class Finish, class Done>
+void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
+                   const Finish& finish, const Done& done) {
+  const auto tile = [&]<int count, int vectors>(int64_t r, int64_t lane) {
+    const auto at_lane = [&](int64_t row, int64_t offset, typename Simd<T>::Vector sum)
+                             FASTVAE_INLINE_LAMBDA { finish(row, lane + offset, sum); };
+    if (s.inputs.sorted())
+      forward_tile<count, vectors, true>(s, in + lane, r, at_lane);
+    else
+      forward_tile<count, vectors, false>(s, in + lane, r, at_lane);
+  };
+  tile_rows<T>(begin, end, lanes, tile, done);
+}
+
+template <class T, class Finish>
+void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
+                   const Finish& finish) {
+  multiply_rows(s, in, begin, end, lanes, finish, [](int64_t, int64_t) {});
+}
+
+// (W o M)^T d_out, for inputs [begin, end). Calls finish(input, lane, sum).
+template <class T, class Finish>
+void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int64_t end, LaneRange lanes,
+                      const Finish& finish) {
+  const auto tile = [&]<int count, int vectors>(int64_t k, int64_t lane) {
+    const auto at_lane = [&](int64_t unit, int64_t offset, typename Simd<T>::Vector sum)
+                             FASTVAE_INLINE_LAMBDA { finish(unit, lane + offset, sum); };
+    if (s.inputs.sorted())
+      backward_tile<count, vectors, true>(s, d_out + lane, k, at_lane);
+    else
+      backward_tile<count, vectors, false>(s, d_out + lane, k, at_lane);
+  };
+  tile_rows<T>(begin, end, lanes, tile, [](int64_t, int64_t) {});
+}
+
+}  // namespace
+}  // namespace fastvae

@@ -1,0 +1,272 @@
+// The few vector operations that a plain loop cannot express, on the compiler's own vector types.
+//
+// Every kernel source is compiled once for each instruction set, which FASTVAE_ISA names. All but the table of kernels
+// is in anonymous namespaces: otherwise the linker could put an AVX-512 copy of an inline function into the baseline
+// path.
+#pragma once
+
+#include <cstdint>
+
+#define FASTVAE_INLINE inline __attribute__((always_inline))
+#define FASTVAE_INLINE_LAMBDA __attribute__((always_inline))
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fastvae {
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64;
+#else
+constexpr int kVectorBytes = 32;  // two registers without AVX
+#endif
+
+using U64 = uint64_t __attribute__((vector_size(kVectorBytes)));
+using I64 = int64_t __attribute__((vector_size(kVectorBytes)));
+using U32 = uint32_t __attribute__((vector_size(kVectorBytes)));
+using I32 = int32_t __attribute__((vector_size(kVectorBytes)));
+using FloatVector = float __attribute__((vector_size(kVectorBytes)));
+using DoubleVector = double __attribute__((vector_size(kVectorBytes)));
+
+// 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
+FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
+#if defined(__AVX512F__)
+  return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
+// The low halves of the lanes of a, then of b.
+FASTVAE_INLINE U32 low_halves(U64 a, U64 b) {
+#ifdef __AVX512F__
+  return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#else
+  return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6, 8, 10, 12, 14);
+#endif
+}
+
+// Vectors of T, a number or a word.
+template <class T>
+struct Simd {
+  static constexpr int64_t kWidth = kVectorBytes / sizeof(T);
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+};
+
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Vector load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+
+template <class T>
+FASTVAE_INLINE void store(T* p, typename Simd<T>::Vector v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+
+// A store past the caches, to an aligned address; fence_streams makes such stores visible to other threads.
+template <class T>
+FASTVAE_INLINE void stream(T* p, typename Simd<T>::Vector v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+
+FASTVAE_INLINE void fence_streams() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
+
+// The first count numbers at p, then zeros. Nothing behind them is read: it may be NaN, or no memory at all.
+FASTVAE_INLINE FloatVector load_first(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (FloatVector)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+#else
+  FloatVector v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+FASTVAE_INLINE DoubleVector load_first(const double* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+  return (DoubleVector)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
+#else
+  DoubleVector v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+// Writes the first count lanes to p, and nothing behind them.
+FASTVAE_INLINE void store_first(float* p, FloatVector v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), (__m512)v);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes), (__m256)v);
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+FASTVAE_INLINE void store_first(double* p, DoubleVector v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1u), (__m512d)v);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+  _mm256_maskstore_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes), (__m256d)v);
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+// Numbers drawn in single precision, stored as the kernel's.
+FASTVAE_INLINE void store_as(float* p, FloatVector v) { store(p, v); }
+FASTVAE_INLINE void store_as(double* p, FloatVector v) {
+  using Doubles = double __attribute__((vector_size(2 * kVectorBytes)));
+  const Doubles wide = __builtin_convertvector(v, Doubles);
+  __builtin_memcpy(p, &wide, sizeof(wide));
+}
+
+// x < bound ? bound : x and x > bound ? bound : x, so that NaN in x passes. Compilers do not find the instructions for
+// it in a selection between vectors.
+template <class V>
+FASTVAE_INLINE V at_least(V x, V bound) {
+  return x < bound ? bound : x;
+}
+template <class V>
+FASTVAE_INLINE V at_most(V x, V bound) {
+  return x > bound ? bound : x;
+}
+#if defined(__AVX512F__)
+FASTVAE_INLINE FloatVector at_least(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm512_max_ps((__m512)bound, (__m512)x);
+}
+FASTVAE_INLINE FloatVector at_most(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm512_min_ps((__m512)bound, (__m512)x);
+}
+FASTVAE_INLINE DoubleVector at_least(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm512_max_pd((__m512d)bound, (__m512d)x);
+}
+FASTVAE_INLINE DoubleVector at_most(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm512_min_pd((__m512d)bound, (__m512d)x);
+}
+#elif defined(__AVX2__)
+FASTVAE_INLINE FloatVector at_least(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm256_max_ps((__m256)bound, (__m256)x);
+}
+FASTVAE_INLINE FloatVector at_most(FloatVector x, FloatVector bound) {
+  return (FloatVector)_mm256_min_ps((__m256)bound, (__m256)x);
+}
+FASTVAE_INLINE DoubleVector at_least(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm256_max_pd((__m256d)bound, (__m256d)x);
+}
+FASTVAE_INLINE DoubleVector at_most(DoubleVector x, DoubleVector bound) {
+  return (DoubleVector)_mm256_min_pd((__m256d)bound, (__m256d)x);
+}
+#endif
+
+FASTVAE_INLINE FloatVector square_root(FloatVector v) {
+#if defined(__AVX512F__)
+  return (FloatVector)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (FloatVector)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < Simd<float>::kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+
+FASTVAE_INLINE Simd<float>::Four fold_to_four(FloatVector v) {
+#ifdef __AVX512F__
+  using Eight = float __attribute__((vector_size(32)));
+  const Eight half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#else
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#endif
+}
+
+FASTVAE_INLINE Simd<double>::Four fold_to_four(DoubleVector v) {
+#ifdef __AVX512F__
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  return v;
+#endif
+}
+
+// The sums of four vectors, each in its own lane.
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Four sum_each(typename Simd<T>::Vector a, typename Simd<T>::Vector b,
+                                               typename Simd<T>::Vector c, typename Simd<T>::Vector d) {
+  const auto fa = fold_to_four(a), fb = fold_to_four(b), fc = fold_to_four(c), fd = fold_to_four(d);
+  const auto ab = __builtin_shufflevector(fa, fb, 0, 4, 2, 6) + __builtin_shufflevector(fa, fb, 1, 5, 3, 7);
+  const auto cd = __builtin_shufflevector(fc, fd, 0, 4, 2, 6) + __builtin_shufflevector(fc, fd, 1, 5, 3, 7);
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+
+template <class T>
+FASTVAE_INLINE T sum(typename Simd<T>::Vector v) {
+  const auto four = fold_to_four(v);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// The sum of term(i) over [0, count). In a plain loop the compiler may not reorder additions: it would add a vector's
+// lanes one by one at the end, and that costs as much as the terms of a short row.
+template <class T, class Term>
+FASTVAE_INLINE T sum_terms(int64_t count, const Term& term) {
+  constexpr int64_t width = Simd<T>::kWidth, chunk = 16 * width;
+  alignas(kVectorBytes) T terms[chunk];
+  typename Simd<T>::Vector total{};
+  for (int64_t first = 0; first < count; first += chunk) {
+    const int64_t length = count - first < chunk ? count - first : chunk;
+#pragma omp simd
+    for (int64_t i = 0; i < length; ++i) terms[i] = term(first + i);
+    int64_t i = 0;
+    for (; i + width <= length; i += width) total += load(terms + i);
+    if (i < length) total += load_first(terms + i, length - i);
+  }
+  return sum<T>(total);
+}
+
+// The constant of a Gaussian's log-density minus the density: sum of eps^2 / 2 + log_sigma.
+template <class T>
+FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  typename Simd<T>::Vector squares{}, logs{};
+  int64_t i = 0;
+  for (; i + width <= count; i += width) {
+    const auto e = load(eps + i);
+    squares += e * e;
+    logs += load(log_sigma + i);
+  }
+  if (i < count) {
+    const auto e = load_first(eps + i, count - i);
+    squares += e * e;
+    logs += load_first(log_sigma + i, count - i);
+  }
+  return sum<T>(T(0.5) * squares + logs);
+}
+
+}  // namespace
+}  // namespace fastvae

@@ -1,0 +1,67 @@
+"""Drawing a pixel from the parameters of its distribution and uniform numbers, one program's images at a time."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._activations import activate
+from ._vecmath import exp
+
+_LEAST_LOG_SCALE = tl.constexpr(-7.0)
+
+
+@triton.jit
+def _load_logits(ptrs, exists, first, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    k = first + tl.arange(0, BLOCK)[None, :]
+    logit = tl.load(ptrs[:, None] + k, exists[:, None] & (k < COUNT), 0.0) / temperature
+    return tl.where(k < COUNT, logit, -float("inf"))
+
+
+@triton.jit
+def draw_category(ptrs, exists, u, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The first of COUNT logits up to which the probabilities add up to more than u."""
+    largest = tl.max(_load_logits(ptrs, exists, 0, temperature, COUNT, BLOCK), 1)
+    for first in range(BLOCK, COUNT, BLOCK):
+        largest = tl.maximum(largest, tl.max(_load_logits(ptrs, exists, first, temperature, COUNT, BLOCK), 1))
+    total = tl.zeros_like(u)
+    for first in range(0, COUNT, BLOCK):
+        logit = _load_logits(ptrs, exists, first, temperature, COUNT, BLOCK)
+        total += tl.sum(exp(logit - largest[:, None], tl.float32), 1)
+    before, passed = tl.zeros_like(u), tl.zeros(u.shape, tl.int32)
+    for first in range(0, COUNT, BLOCK):
+        weight = exp(_load_logits(ptrs, exists, first, temperature, COUNT, BLOCK) - largest[:, None], tl.float32)
+        cumulated = before[:, None] + tl.cumsum(weight, 1)
+        # Beyond COUNT sums stay what they are, and count only where all do.
+        passed += tl.sum((cumulated <= (u * total)[:, None]).to(tl.int32), 1)
+        before += tl.sum(weight, 1)
+    return tl.minimum(passed, COUNT - 1)
+
+
+@triton.jit
+def draw_mixture(params_ptrs, u_ptrs, exists, red, green, chosen, temperature, channel: tl.constexpr, C: tl.constexpr,
+           K: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
+    """Channel `channel` of a mixture's component, at the nearest level; halves, which have no probability, go up."""
+    mean = tl.load(params_ptrs + K * (1 + channel) + chosen, exists, 0.0)
+    t_ptrs = params_ptrs + K * (1 + 2 * C) + chosen
+    if channel == 1:
+        mean += activate(tl.load(t_ptrs, exists, 0.0), "tanh") * red
+    if channel == 2:
+        mean += activate(tl.load(t_ptrs + K, exists, 0.0), "tanh") * red
+        mean += activate(tl.load(t_ptrs + 2 * K, exists, 0.0), "tanh") * green
+    log_scale = tl.load(params_ptrs + K * (1 + C + channel) + chosen, exists, 0.0)
+    scale = exp(tl.maximum(log_scale, _LEAST_LOG_SCALE), tl.float32) * temperature
+    u = tl.load(u_ptrs + 1 + channel, exists, 0.5)
+    scaled = (mean + scale * tl.log(u / (1.0 - u)) + 1.0) * (0.5 * (LEVELS - 1))
+    level = tl.floor(tl.minimum(tl.maximum(scaled, 0.0), LEVELS - 1.0) + 0.5)
+    return level * (2.0 / (LEVELS - 1)) - 1.0
+
+
+@triton.jit
+def keep_value(value, image_ptrs, given_ptrs, seen_ptrs, exists, HAS_GIVEN: tl.constexpr):
+    """The value that a channel has in the end, a drawn one or the given one; kept in the image and for the network."""
+    if HAS_GIVEN:
+        value = tl.where(tl.load(given_ptrs, exists, 0) != 0, tl.load(image_ptrs, exists, 0.0), value)
+    tl.store(image_ptrs, value, exists)
+    tl.store(seen_ptrs, value, exists)
+    return value
