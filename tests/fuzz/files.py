@@ -22,10 +22,10 @@ import torch
 
 from fastvae.nn import GatedPixelCNN, PixelCNN
 from fastvae.recipes import RecipeError
-from fastvae.recipes.compress import compress_images, decompress_images
+from fastvae.recipes.uses.compress import compress_images, decompress_images
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.config_file import read_config_file
-from fastvae.recipes.static_data import load_static_mnist
+from fastvae.recipes.data.static_mnist import load_static_mnist
 from fastvae.sampling import Categorical
 
 from .draw import Draw

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.data import Mnist
+from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.training import load_checkpoint, train
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvae.recipes.data import Mnist
+from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.iaf_training import train_iaf_vae
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fastvae.recipes import data, files
-from fastvae.recipes.checkpoints import epochs_done, read_checkpoint
+from fastvae.recipes.training.checkpoints import epochs_done, read_checkpoint
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.training import train
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from fastvae.recipes import static_data
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.pixel_config import PixelVAEConfig
-from fastvae.recipes.static_data import BinaryImages, split_mnist
+from fastvae.recipes.data.static_mnist import BinaryImages, split_mnist
 
 SMALL_VAE = PixelVAEConfig(
     latent_features=3,

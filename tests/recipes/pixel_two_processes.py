@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvae.recipes.data import Mnist
+from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.iaf_config import EvaluationConfig
 from fastvae.recipes.pixel_config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.pixelvae_training import train_pixelvae
-from fastvae.recipes.static_data import split_mnist
+from fastvae.recipes.data.static_mnist import split_mnist
 
 
 def main(npz, folder):

@@ -15,19 +15,17 @@ import numpy as np
 import torch
 
 from fastvae import _C
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.data import Mnist
-from fastvae.recipes.densities2d import DENSITIES
-from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from fastvae.recipes.iaf_training import train_iaf_vae
-from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig, PixelVAEConfig, PixelVAETrainConfig
-from fastvae.recipes.pixelcnn_training import train_pixelcnn
-from fastvae.recipes.pixelvae_training import train_pixelvae
-from fastvae.recipes.posterior2d import FITS, Posterior2dConfig, fit_posterior
-from fastvae.recipes.static_data import split_mnist
-from fastvae.recipes.training import train
-from fastvae.recipes.vae import evaluate
+from fastvae.recipes.data.mnist import Mnist
+from fastvae.recipes.data.static_mnist import split_mnist
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.catalogue import find_system
+from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
+from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
+from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
+from fastvae.recipes.systems.posterior2d.densities import DENSITIES
+from fastvae.recipes.systems.posterior2d.task import fit_posterior
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 
 RECORD = Path(__file__).with_name("seeded_runs.json")
 FEW = EvaluationConfig(samples=5, log_p_images=20, image_chunk=16, sample_chunk=2)
@@ -116,41 +114,37 @@ def found_in(watch, model, samples, figures):
     }
 
 
-def vae(model_config, changes, folder):
-    watch, images = Watch(), digits()
-    config = TrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
-    run = train(model_config, config, folder, mnist=images, accelerator="cpu", progress=False, callbacks=[watch])
-    figures = evaluate(run.model, binarize_fixed(images.x_test), **asdict(FEW))
-    return found_in(watch, run.model, decoded(run.model), figures)
+def train(name, model, training, folder):
+    """A run of a system on its images; the watch and the run."""
+    system, watch = find_system(name), Watch()
+    evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
+    settings = system.settings(model=model, training=training, **evaluation)
+    images = split_mnist(digits()) if name.startswith("pixel") else digits()
+    run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
+    return watch, run
 
 
-def iaf_vae(model_config, changes, folder):
-    watch = Watch()
-    config = IAFTrainConfig(epochs=2, batch_size=60, average_decay=0.8, **changes)
-    run = train_iaf_vae(
-        model_config, config, folder, evaluation=FEW, mnist=digits(), accelerator="cpu", progress=False,
-        callbacks=[watch],
-    )  # fmt: skip
-    return found_in(watch, run.model, decoded(run.model), run.evaluation)
+def vae(model, changes, folder):
+    training = VAETrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
+    watch, run = train("vae", model, training, folder)
+    return found_in(watch, run.model, decoded(run.model), run.figures)
 
 
-def pixelcnn(model_config, changes, folder):
-    watch = Watch()
-    config = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
-    run = train_pixelcnn(
-        model_config, config, folder, images=split_mnist(digits()), accelerator="cpu", progress=False,
-        callbacks=[watch],
-    )  # fmt: skip
+def iaf_vae(model, changes, folder):
+    training = IAFTrainConfig(epochs=2, batch_size=60, average_decay=0.8, **changes)
+    watch, run = train("iaf_vae", model, training, folder)
+    return found_in(watch, run.model, decoded(run.model), run.figures)
+
+
+def pixelcnn(model, changes, folder):
+    training = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
+    watch, run = train("pixelcnn", model, training, folder)
     return found_in(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
-def pixelvae(model_config, changes, folder):
-    watch = Watch()
-    config = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
-    run = train_pixelvae(
-        model_config, config, folder, evaluation=FEW, images=split_mnist(digits()), accelerator="cpu",
-        progress=False, callbacks=[watch],
-    )  # fmt: skip
+def pixelvae(model, changes, folder):
+    training = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
+    watch, run = train("pixelvae", model, training, folder)
     return found_in(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 

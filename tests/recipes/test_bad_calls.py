@@ -14,10 +14,10 @@ from PIL import Image
 
 from fastvae import __main__ as cli
 from fastvae.recipes import compress_command, data, options, paths, posterior2d_command
-from fastvae.recipes.compress import compress_images
+from fastvae.recipes.uses.compress import compress_images
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
-from fastvae.recipes.pixelcnn import BinaryPixelCNN
+from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
 from fastvae.recipes.vae import VAE
 
 COMMANDS = (

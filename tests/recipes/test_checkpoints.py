@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastvae.recipes import RecipeError, checkpoints, files
-from fastvae.recipes.checkpoints import read_checkpoint, write_checkpoint
+from fastvae.recipes.training.checkpoints import read_checkpoint, write_checkpoint
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.training import load_checkpoint, train
 

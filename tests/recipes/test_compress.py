@@ -14,9 +14,9 @@ from PIL import Image
 from fastvae.nn.gated_pixelcnn import GatedPixelCNN
 from fastvae.nn.pixelcnn import PixelCNN
 from fastvae.recipes import RecipeError, compress_command, static_data
-from fastvae.recipes.compress import CRC, LAYOUT, OVERHEAD, compress_images, decompress_images, read_header
+from fastvae.recipes.uses.compress import CRC, LAYOUT, OVERHEAD, compress_images, decompress_images, read_header
 from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
-from fastvae.recipes.pixelcnn import BinaryPixelCNN
+from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
 from fastvae.sampling.likelihoods import Categorical, LogisticMixture
 from fastvae.sampling.sampler import CausalSampler
 

@@ -7,7 +7,7 @@ import pytest
 from fastvae.__main__ import main
 from fastvae.recipes import data
 from fastvae.recipes.config import DemoConfig, TrainConfig, VAEConfig
-from fastvae.recipes.demo import run_demo, step_times, table
+from fastvae.recipes.uses.demo import run_demo, step_times, table
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 ARGUMENTS = "--epochs 2 --batch-size 60 --hidden 16 --latent 4 --samples 6 --images 50 --manifold-epochs 1"

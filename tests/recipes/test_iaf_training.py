@@ -15,10 +15,10 @@ import torch
 
 from fastvae import __main__ as cli
 from fastvae.recipes import RecipeError, averaged, data, iaf_training
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.iaf_training import IAFTask, load_averaged, load_model, train_iaf_vae
-from fastvae.recipes.iaf_vae import IAFVAE
+from fastvae.recipes.systems.iaf_vae.model import IAFVAE
 from fastvae.recipes.vae import VAE, evaluate
 
 SMALL = IAFVAEConfig(latent_features=3, depth=2, width=8, feature_maps=(2,), dense_features=8)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from fastvae.distributions import StandardNormal
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from fastvae.recipes.iaf_layers import ResidualBlock, halved, initialize_from_data, weight_normed
-from fastvae.recipes.iaf_vae import IAFVAE, FlowPosterior, training_step
+from fastvae.recipes.systems.iaf_vae.layers import ResidualBlock, halved, initialize_from_data, weight_normed
+from fastvae.recipes.systems.iaf_vae.model import IAFVAE, FlowPosterior, training_step
 from fastvae.recipes.vae import evaluate
 
 SMALL = IAFVAEConfig(latent_features=3, depth=2, width=12, feature_maps=(2, 4), dense_features=10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.config import POSTERIORS, VAEConfig
 from fastvae.recipes.pictures import (
     draw_learning_curves,

@@ -8,13 +8,13 @@ import torch
 
 from fastvae import __main__ as cli
 from fastvae.recipes import RecipeError, averaged, data, pixelcnn_training
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.pixel_evaluation import spread
 from fastvae.recipes.pixel_training import PixelTask
-from fastvae.recipes.pixelcnn import BinaryPixelCNN
+from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
 from fastvae.recipes.pixelcnn_training import load_pixelcnn, train_pixelcnn
-from fastvae.recipes.static_data import split_mnist
+from fastvae.recipes.data.static_mnist import split_mnist
 from tests.recipes.pixel_support import Crash, assert_same_run, is_png, keep, metrics, static_images
 
 SMALL = PixelCNNConfig(layers=2, maps=4, filter_size=3, first_filter_size=5)

@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from fastvae.objectives import LogMeanExp
 from fastvae.recipes.pixel_config import PixelVAEConfig
 from fastvae.recipes.pixel_evaluation import evaluate_pixelvae
-from fastvae.recipes.pixel_gaussian import GaussianPixels, GaussianPrior
-from fastvae.recipes.pixelvae import PixelVAE
+from fastvae.recipes.systems.pixelvae.prior import GaussianPixels, GaussianPrior
+from fastvae.recipes.systems.pixelvae.model import PixelVAE
 from tests.recipes.pixel_support import SMALL_VAE, VARIANTS, static_images
 
 

@@ -17,7 +17,7 @@ from fastvae.recipes import data, pixelvae_training
 from fastvae.recipes.iaf_config import EvaluationConfig
 from fastvae.recipes.pixel_config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.pixel_evaluation import evaluate_pixelvae
-from fastvae.recipes.pixelvae import PixelVAE
+from fastvae.recipes.systems.pixelvae.model import PixelVAE
 from fastvae.recipes.pixelvae_training import load_pixelvae, train_pixelvae
 from tests.recipes.pixel_support import SMALL_VAE as SMALL
 from tests.recipes.pixel_support import VARIANTS, Crash, assert_same_run, is_png, keep, metrics, static_images

@@ -9,8 +9,8 @@ import torch
 from matplotlib.image import imread
 
 from fastvae import __main__ as cli
-from fastvae.recipes.densities2d import DENSITIES, grid, log_normalizer
-from fastvae.recipes.pictures2d import CELLS, SHOWN, density_of
+from fastvae.recipes.systems.posterior2d.densities import DENSITIES, grid, log_normalizer
+from fastvae.recipes.systems.posterior2d.pictures import CELLS, SHOWN, density_of
 from fastvae.recipes.posterior2d import FITS, Posterior2d, Posterior2dConfig, fit_posterior, table
 
 QUICK = Posterior2dConfig(depth=2, width=8, steps=150, batch_size=64, learning_rate=0.03, samples=4000, starts=2)

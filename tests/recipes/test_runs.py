@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastvae.recipes import RecipeError, checkpoints, files, iaf_training, runs
-from fastvae.recipes.checkpoints import epochs_done, read_checkpoint
+from fastvae.recipes.training.checkpoints import epochs_done, read_checkpoint
 from fastvae.recipes.config import TrainConfig, VAEConfig
 from fastvae.recipes.files import held
 from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig

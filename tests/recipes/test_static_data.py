@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastvae.recipes import RecipeError, data, static_data
-from fastvae.recipes.batches import BinarizedImages, JointBatches, binarize_fixed
-from fastvae.recipes.static_data import load_binary_images, load_static_mnist, split_mnist
+from fastvae.recipes.data.batches import BinarizedImages, JointBatches, binarize_fixed
+from fastvae.recipes.data.static_mnist import load_binary_images, load_static_mnist, split_mnist
 from tests.recipes.pixel_support import keep, packed, static_images
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastvae.recipes import RecipeError, data
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.config import POSTERIORS, TrainConfig, VAEConfig
 from fastvae.recipes.training import load_checkpoint, read_history, train
 from fastvae.recipes.vae import evaluate

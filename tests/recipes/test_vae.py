@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastvae.functional as F
-from fastvae.recipes.batches import binarize_fixed
+from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.config import POSTERIORS, DemoConfig, TrainConfig, VAEConfig
 from fastvae.recipes.vae import VAE, evaluate
 

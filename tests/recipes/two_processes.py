@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 
 from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.data import Mnist
+from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.training import train
 
 CASES = {

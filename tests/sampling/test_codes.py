@@ -9,7 +9,7 @@ import torch
 import fastvae.functional as F
 from fastvae._levels import tells_apart
 from fastvae.nn import GatedPixelCNN, PixelCNN, PixelCNNpp
-from fastvae.recipes.pixel_gaussian import GaussianPixels, GaussianPrior
+from fastvae.recipes.systems.pixelvae.prior import GaussianPixels, GaussianPrior
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
 from tests.causal_stacks import Plain, scaled
 

@@ -1,139 +1,193 @@
-"""Pieces of the command line that its recipes share."""
+"""Options of the command line out of dataclasses of settings."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Callable
-from dataclasses import fields
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import torch
+import docstring_parser
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
 
-from .. import backend
-from . import RecipeError
-from .config import MOST_SEED, MOST_WHOLE
+__all__ = ["Option", "list_options", "parse", "refuse", "to_arguments"]
 
-__all__ = [
-    "MOST_SEED",
-    "Parser",
-    "add_accelerator",
-    "add_folder",
-    "build",
-    "built",
-    "check_impl",
-    "given",
-    "natural",
-    "one_line",
-    "option_adder",
-    "positive",
-    "quieten",
-    "seed",
-]
+SettingsT = TypeVar("SettingsT")
+
+# Python converts no number of more than some thousand digits.
+MOST_DIGITS = 30
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the options of the command."""
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line.
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {one_line(message)}; {self.prog} --help says more\n")
+    Args:
+        name: of the field.
+        flags: how the option is spelled, the usual spelling first; empty where it has none but its place.
+        kind: the field's type.
+        default: the field's default.
+    """
 
-
-def one_line(message: str) -> str:
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
-
-
-def option_adder(parser: argparse.ArgumentParser, title: str, config: type) -> Callable[..., None]:
-    """Adds options of a configuration; one that is not given stays absent, the default being its own."""
-    group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
-    defaults = {field.name: field.default for field in fields(config)}
-
-    def add(option: str, name: str, text: str, **kwargs: Any) -> None:
-        default = defaults[name]
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        group.add_argument(option, dest=name, help=f"{text} (default: {shown})", **kwargs)
-
-    return add
+    name: str
+    flags: tuple[str, ...]
+    kind: Any
+    default: Any
 
 
-def add_accelerator(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--accelerator",
-        "--device",
-        choices=("auto", "cpu", "gpu", "cuda"),
-        default="auto",
-        help="device (default: %(default)s)",
-    )
+def list_options(settings: type, without: Sequence[str] = ()) -> Iterator[Option]:
+    """The options of settings, and of the settings within.
+
+    Args:
+        settings: a dataclass.
+        without: names of fields that are no options.
+    """
+    hints = get_type_hints(settings)
+    for field in fields(settings):
+        if is_dataclass(hints[field.name]):
+            yield from list_options(hints[field.name], without)
+        elif field.name not in without:
+            name = field.metadata.get("option") or field.name.replace("_", "-")
+            flags = () if field.metadata.get("positional") else (f"--{name}", *field.metadata.get("aliases", ()))
+            yield Option(field.name, flags, hints[field.name], field.default)
 
 
-def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help="where everything is written (default: %(default)s)",
-    )
+def to_arguments(values: Mapping[str, Any], options: Sequence[Option]) -> list[str]:
+    """Arguments of the command line that set these fields."""
+    flags, found = {option.name: option.flags[0] for option in options if option.flags}, []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            found.append(flags[name] if value else f"--no-{flags[name][2:]}")
+        elif isinstance(value, tuple):
+            found += [flags[name], *map(str, value)]
+        else:
+            found.append(f"{flags[name]}={value}")
+    return found
 
 
-def positive(text: str) -> int:
-    return at_least(text, 1)
+def parse(
+    settings: type[SettingsT],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: SettingsT | None = None,
+    without: Sequence[str] = (),
+) -> SettingsT:
+    """The settings that arguments of the command line ask for.
 
-
-def natural(text: str) -> int:
-    return at_least(text, 0)
-
-
-def seed(text: str) -> int:
-    return at_least(text, 0, MOST_SEED)
-
-
-def at_least(text: str, least: int, most: int = MOST_WHOLE) -> int:
-    value = -1
-    if text.isdecimal():
-        # Python converts no number of more than some thousand digits.
-        value = int(text) if len(text) <= 20 else most + 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
-    if value > most:
-        raise argparse.ArgumentTypeError(f"must be a whole number <= {most}, got {text!r}")
-    return value
-
-
-def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
-    """The options that were given and are fields of ``config``."""
-    return {field.name: getattr(options, field.name) for field in fields(config) if hasattr(options, field.name)}
-
-
-def build(options: argparse.Namespace, config: type) -> Any:
-    return built(options, config, given(options, config))
-
-
-def built(options: argparse.Namespace, config: type, chosen: dict[str, Any]) -> Any:
-    """A configuration of what was chosen for it; what does not fit is an error of the command line."""
-    try:
-        return config(**{field.name: chosen[field.name] for field in fields(config) if field.name in chosen})
-    except ValueError as error:
-        options.parser.error(str(error))
-
-
-def check_impl(impl: str, accelerator: str) -> None:
-    """Refuses an implementation that cannot run, before anything else is done.
+    Args:
+        settings: a dataclass, whose fields may be dataclasses.
+        arguments: the arguments.
+        prog: the command's name.
+        description: what its help begins with.
+        default: what options that are not given are left at.
+        without: names of fields that are no options.
 
     Raises:
-        RecipeError: it cannot run on the device of ``accelerator``, or there is no such device.
+        SystemExit: the arguments do not fit, status 2, after one line on the standard error; or they ask for help.
     """
-    from .trainer import device_of
-
+    said = io.StringIO()
     try:
-        backend.resolve(impl, torch.empty(0, device=device_of(accelerator)))
-    except RecipeError:
-        raise
-    except RuntimeError as error:
-        raise RecipeError(f"{error}; choose another one: --impl auto takes the best that runs") from None
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                settings,
+                prog=prog,
+                description=description,
+                args=list(arguments),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                registry=make_registry(without),
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        refuse(prog, condense(said.getvalue()))
 
 
-def quieten() -> None:
-    """Lightning announces every trainer's hardware and its maker's other products at level INFO."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+def refuse(prog: str, message: str) -> NoReturn:
+    """Ends the program: the arguments of a command do not fit."""
+    print(f"{prog}: error: {' '.join(message.split())}; {prog} --help says more", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def condense(box: str) -> str:
+    """The message in the box that tyro draws."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    end = next((index for index, line in enumerate(lines) if line and not line.strip("─")), len(lines))
+    message = " ".join(lines[:end]) or box
+    # Values that do not go together name their fields; an option does not know its own.
+    return re.sub(r"^Error parsing (\S+): ", lambda match: f"{match[1]}: " if match[1][0] == "-" else "", message)
+
+
+def make_registry(without: Sequence[str]) -> ConstructorRegistry:
+    """How tyro makes options of fields, and values of words."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def settings_rule(info: Any) -> StructConstructorSpec | None:
+        if not is_dataclass(info.type):
+            return None
+        given = info.default if isinstance(info.default, info.type) else None
+        kept = [field for field in fields(info.type) if field.name not in without]
+        specs = tuple(specify(info.type, field, given) for field in kept)
+        return StructConstructorSpec(instantiate=info.type, fields=specs)
+
+    @registry.primitive_rule
+    def whole_rule(info: Any) -> PrimitiveConstructorSpec[Any] | None:
+        return spell(info.type, int, to_whole, "N") or spell(info.type, Path, Path, "PATH")
+
+    return registry
+
+
+def specify(settings: type, field: Any, given: Any) -> StructFieldSpec:
+    default = getattr(given, field.name) if given is not None else field.default
+    if default is MISSING:
+        default = tyro.MISSING if field.default_factory is MISSING else field.default_factory()
+    kind: Any = get_type_hints(settings)[field.name]
+    aliases, name = field.metadata.get("aliases"), field.metadata.get("option")
+    kind = Annotated[kind, tyro.conf.arg(name=name, aliases=aliases, metavar=field.metadata.get("metavar"))]
+    if field.metadata.get("positional"):
+        kind = tyro.conf.Positional[kind]
+    text = None if is_dataclass(default) else explain(settings, field.name)
+    return StructFieldSpec(field.name, kind, default, helptext=text)
+
+
+def explain(settings: type, name: str) -> str:
+    """What the docstring says of a field, or of the settings that it is inherited from."""
+    for kind in settings.__mro__:
+        for entry in docstring_parser.parse(kind.__doc__ or "").params:
+            if entry.arg_name == name:
+                text = re.sub(r":\w+:`~?([^`]*)`", lambda match: match[1].rpartition(".")[2], entry.description or "")
+                return " ".join(text.replace("`", "").split()).rstrip(".")
+    return ""
+
+
+def spell(kind: Any, wanted: type, convert: Any, metavar: str) -> PrimitiveConstructorSpec[Any] | None:
+    """How a value of the type ``wanted``, or of that or None, is read from one word."""
+    inner = (
+        [part for part in get_args(kind) if part is not type(None)] if get_origin(kind) in (Union, UnionType) else []
+    )
+    if kind is not wanted and inner != [wanted]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: convert(words[0]),
+        is_instance=lambda value: isinstance(value, wanted) or (bool(inner) and value is None),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def to_whole(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise ValueError(f"must be a whole number, got {text!r}")
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"must be a whole number of at most {MOST_DIGITS} digits, got {text[:MOST_DIGITS]}...")
+    return int(text)

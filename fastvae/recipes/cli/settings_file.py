@@ -1,4 +1,4 @@
-"""Configurations out of TOML and JSON files."""
+"""Settings out of TOML and JSON files."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from . import RecipeError
-from .paths import read_bounded
+from ..errors import RecipeError
+from ..files import read_bounded
 
-__all__ = ["read_config_file"]
+__all__ = ["read_settings_file"]
 
 MOST_BYTES = 1 << 20
 
 
-def read_config_file(path: Path, recipe: str, configs: Sequence[type]) -> dict[str, Any]:
-    """The values that a file sets, by field of the dataclasses ``configs``.
+def read_settings_file(path: Path, name: str, settings: Sequence[type]) -> dict[str, Any]:
+    """The values that a file sets, by field of the dataclasses ``settings``.
 
     Its keys are names of fields, at the top or in tables, whatever those are called; a key ``recipe`` must name the
-    recipe. The ``config.json`` that a run writes is such a file.
+    system. The ``config.json`` that a run writes is such a file.
 
     Args:
         path: ends in ``.toml`` or ``.json``.
-        recipe: name of the recipe.
-        configs: dataclasses whose fields have defaults and differ in name.
+        name: of the system.
+        settings: dataclasses whose fields have defaults and differ in name.
 
     Raises:
-        RecipeError: the file cannot be read, is for another recipe, sets what is no field or sets it twice, or a
+        RecipeError: the file cannot be read, is for another system, sets what is no field or sets it twice, or a
             value is of another type than the field's default or not finite.
     """
-    defaults = {field.name: field.default for config in configs for field in fields(config)}
+    defaults = {field.name: field.default for part in settings for field in fields(part)}
     values: dict[str, Any] = {}
-    for name, value in _settings(_parse(path)):
-        if name == "recipe":
-            if value != recipe:
-                raise RecipeError(f"{path} is for the recipe {value!r}, not for {recipe!r}")
+    for key, value in _list_settings(_parse(path)):
+        if key == "recipe":
+            if value != name:
+                raise RecipeError(f"{path} is for the recipe {value!r}, not for {name!r}")
             continue
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, 1)
             raise RecipeError(
-                f"{path}: there is no {name!r}; it must be one of {', '.join(sorted(defaults))}"
+                f"{path}: there is no {key!r}; it must be one of {', '.join(sorted(defaults))}"
                 + (f"; the nearest is {near[0]!r}" if near else "")
             )
-        if name in values:
-            raise RecipeError(f"{path} sets {name!r} twice")
-        values[name] = _of_type(value, defaults[name], f"{path}: {name}")
+        if key in values:
+            raise RecipeError(f"{path} sets {key!r} twice")
+        values[key] = _to_type(value, defaults[key], f"{path}: {key}")
     return values
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    parse: Any = _json
+    parse: Any = _parse_json
     if path.suffix == ".toml":
         try:
             parse = importlib.import_module("tomllib").loads
@@ -74,12 +74,12 @@ def _parse(path: Path) -> dict[str, Any]:
     return content
 
 
-def _json(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     """As ``json.loads``, which takes the last value of a key that comes twice."""
-    return json.loads(text, object_pairs_hook=_table)
+    return json.loads(text, object_pairs_hook=_make_table)
 
 
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
@@ -88,15 +88,15 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _settings(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _list_settings(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         if isinstance(value, dict):
-            yield from _settings(value)
+            yield from _list_settings(value)
         else:
             yield name, value
 
 
-def _of_type(value: Any, default: Any, what: str) -> Any:
+def _to_type(value: Any, default: Any, what: str) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, list) or not all(type(entry) is type(default[0]) for entry in value):
             raise RecipeError(f"{what} must be a list of {type(default[0]).__name__}, got {value!r}")

@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from . import RecipeError
-from .paths import read_up_to, reason
+from ..errors import RecipeError
+from ..files import explain, read_up_to
 
 __all__ = ["MOST_BYTES", "parse_idx", "read_npz"]
 
@@ -44,7 +44,7 @@ def read_npz(path: Path, names: Iterable[str], what: str) -> dict[str, np.ndarra
         with zipfile.ZipFile(path) as archive:
             return {name: _member(archive, name, f"{path} is corrupted or not {what}: {name}") for name in names}
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read ({reason(error)}); {REMEDY}") from None
+        raise RecipeError(f"{path} cannot be read ({explain(error)}); {REMEDY}") from None
     except RecipeError:
         raise
     except (

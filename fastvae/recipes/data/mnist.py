@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from . import RecipeError
+from ..errors import RecipeError
+from ..files import read_bounded
 from .array_files import MOST_BYTES, parse_idx, read_npz
-from .paths import read_bounded
 
 __all__ = ["Mnist", "load_mnist"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import RecipeError
+from ..errors import RecipeError
 from .array_files import read_npz
-from .data import Mnist, cache_folder, load_mnist
+from .mnist import Mnist, cache_folder, load_mnist
 
 __all__ = ["DATA_KINDS", "BinaryImages", "load_binary_images", "load_static_mnist", "split_mnist"]
 

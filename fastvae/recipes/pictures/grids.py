@@ -1,26 +1,30 @@
-"""Pictures of a trained VAE, as PNG files."""
+"""Grids of images, as PNG files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .files import replacing
-from .vae import LatentVariableModel
+from ..files import replacing
 
-__all__ = ["draw_learning_curves", "draw_manifold", "draw_reconstructions", "draw_samples"]
-
-QUANTITIES = {"elbo": ("ELBO", "evidence lower bound"), "log_p": ("log p(x)", "log-likelihood")}
-IMAGES = {"test": "test", "valid": "validation"}
-COLORS = ("#1f6fb4", "#d1571b", "#3b8f4a", "#7a4fa3")
+__all__ = [
+    "draw_grid",
+    "draw_inpainting",
+    "draw_pixel_samples",
+    "draw_reconstructions",
+    "draw_sampled_reconstructions",
+    "draw_samples",
+    "save",
+    "show",
+    "tile",
+]
 
 
 def tile(images: Tensor, rows: int, columns: int, gap: int = 2) -> Tensor:
@@ -45,9 +49,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_samples(
-    models: Mapping[str, LatentVariableModel], path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0
-) -> None:
+def draw_samples(models: Mapping[str, Any], path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0) -> None:
     """Means of p(x | z) for z drawn from the prior, the same z for each model."""
     figure = Figure(figsize=(3.6 * len(models), 3.9), layout="constrained")
     for axes, (name, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
@@ -60,7 +62,7 @@ def draw_samples(
 
 
 @torch.no_grad()
-def draw_reconstructions(models: Mapping[str, LatentVariableModel], x: Tensor, path: Path, *, seed: int = 0) -> None:
+def draw_reconstructions(models: Mapping[str, Any], x: Tensor, path: Path, *, seed: int = 0) -> None:
     """Binary images ``(N, pixels)`` above what each model decodes from one sample of their posterior."""
     lines = {"test image": x}
     for name, model in models.items():
@@ -74,82 +76,66 @@ def draw_reconstructions(models: Mapping[str, LatentVariableModel], x: Tensor, p
     save(figure, path)
 
 
-@torch.no_grad()
-def draw_manifold(model: LatentVariableModel, path: Path, *, size: int = 20) -> None:
-    r"""Means of p(x | z) over a latent plane.
-
-    .. math::
-        z = \Phi^{-1}\left(\frac{i + 1/2}{n}\right) \quad \text{on both axes}
-
-    Args:
-        model: a model with two latent dimensions.
-        path: the PNG file.
-        size: n, images along an axis.
-
-    Raises:
-        ValueError: the latent space of ``model`` has not two dimensions.
-    """
-    if model.config.latent_features != 2:
-        raise ValueError(f"model must have 2 latent features, got {model.config.latent_features}")
-    quantiles = (torch.arange(size) + 0.5) / size
-    grid = torch.special.ndtri(quantiles)
-    # Rows run downwards in a picture, z2 upwards.
-    z = torch.stack(torch.meshgrid(grid.flip(0), grid, indexing="ij")[::-1], -1).reshape(-1, 2)
-    picture = tile(model.decode(z).sigmoid(), size, size, gap=0)
-    figure = Figure(figsize=(6.2, 6.4), layout="constrained")
+def draw_grid(images: Tensor, rows: int, columns: int, title: str, path: Path) -> None:
+    """``(rows * columns, pixels)`` in rows."""
+    figure = Figure(figsize=(0.5 * columns + 0.4, 0.5 * rows + 0.6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, 1, 0, 1), interpolation="nearest")
-    ticks = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    labels = [f"{z:.2g}".replace("-", "\u2212") for z in torch.special.ndtri(ticks).tolist()]
-    axes.set_xticks(ticks.tolist(), labels)
-    axes.set_yticks(ticks.tolist(), labels)
-    axes.set_xlabel("$z_1$")
-    axes.set_ylabel("$z_2$")
-    axes.set_title("Mean of p(x | z) over the latent plane, at quantiles of the prior", fontsize=11)
+    show(axes, tile(images, rows, columns))
+    figure.suptitle(title, fontsize=9)
     save(figure, path)
 
 
-def draw_learning_curves(
-    histories: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
-    steps_per_epoch: int,
-    path: Path,
-    *,
-    quantity: str = "elbo",
-    measured: str = "test",
+def draw_pixel_samples(
+    sample: Callable[..., Tensor], path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0
 ) -> None:
-    """Training and test ELBO against the epoch, one colour a model.
+    """Binary images of a model.
 
     Args:
-        histories: what :func:`~fastvae.recipes.training.read_history` returned, by model name.
-        steps_per_epoch: to turn steps into epochs.
+        sample: draws ``n`` images with a ``generator``: a model's ``sample``.
         path: the PNG file.
-        quantity: ``"elbo"`` or ``"log_p"``, which ends the names of the curves.
-        measured: ``"test"`` or ``"valid"``, which begins the name of the second.
+        rows: of images.
+        columns: of images.
+        seed: of the noise.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    shown = []
-    for color, (name, history) in zip(COLORS, histories.items(), strict=False):
-        # The training ELBO is the mean over an epoch: its middle is where it belongs.
-        train = [((step + 1) / steps_per_epoch - 0.5, value) for step, value in history[f"train_{quantity}"]]
-        test = [((step + 1) / steps_per_epoch, value) for step, value in history[f"{measured}_{quantity}"]]
-        # A line through one point cannot be seen.
-        marker = "o" if len(test) == 1 else None
-        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4}
-        axes.plot(*zip(*train, strict=True), **style, linewidth=1, linestyle=":", label=f"{name}, training")
-        axes.plot(*zip(*test, strict=True), **style, linewidth=1.8, label=f"{name}, {IMAGES[measured]}")
-        shown += [value for epoch, value in test if epoch > 0.1 * test[-1][0]]
-    low, high = min(shown), max(shown)
-    span = max(high - low, 1.0)
-    axes.set_ylim(low - 0.03 * span, high + 0.15 * span)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    short, title = QUANTITIES[quantity]
-    axes.set_ylabel(f"{short} (nats)")
-    axes.set_title(f"Binarised MNIST: {title}", fontsize=11)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    save(figure, path)
+    images = sample(rows * columns, generator=torch.Generator().manual_seed(seed))
+    draw_grid(images, rows, columns, "Samples: x ~ p(x)", path)
+
+
+def draw_inpainting(model: Any, x: Tensor, path: Path, *, draws: int = 6, seed: int = 0) -> None:
+    """Test images ``(N, pixels)``, and completions of their upper halves, a row for each image.
+
+    Args:
+        model: its ``sample`` completes the images ``given``, which are NaN where a pixel is to be drawn.
+        x: the images.
+        path: the PNG file.
+        draws: completions of each image.
+        seed: of the noise.
+    """
+    given = x.repeat_interleave(draws, 0)
+    given[:, x.shape[1] // 2 :] = torch.nan
+    drawn = model.sample(len(given), given=given, generator=torch.Generator().manual_seed(seed))
+    upper = x.clone()
+    upper[:, x.shape[1] // 2 :] = 0.0
+    lines = torch.cat([x[:, None], upper[:, None], drawn.unflatten(0, (-1, draws))], 1)
+    columns = 2 + draws
+    title = "Test image, its upper half, and lower halves drawn given it"
+    draw_grid(lines.flatten(0, 1), len(x), columns, title, path)
+
+
+@torch.no_grad()
+def draw_sampled_reconstructions(
+    reconstruct: Callable[..., Tensor], x: Tensor, path: Path, *, draws: int = 4, seed: int = 0
+) -> None:
+    """Test images ``(N, pixels)`` above several x ~ p(x | z), each with a z ~ q(z | x) of its own.
+
+    Args:
+        reconstruct: draws images like those it is given, with a ``generator``: a model's ``reconstruct``.
+        x: the images.
+        path: the PNG file.
+        draws: reconstructions of each image.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lines = [x, *(reconstruct(x, generator=generator) for _ in range(draws))]
+    title = "Test images, and below them x ~ p(x | z), z ~ q(z | x)"
+    draw_grid(torch.cat(lines), 1 + draws, len(x), title, path)

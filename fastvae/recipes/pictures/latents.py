@@ -1,79 +1,62 @@
-"""Pictures of trained ``pixelcnn`` and ``pixelvae``, as PNG files."""
+"""Pictures of latent spaces, as PNG files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .pictures import save, show, tile
-from .pixelcnn import BinaryPixelCNN
-from .pixelvae import PixelVAE
+from .grids import draw_grid, save, tile
 
-__all__ = ["draw_inpainting", "draw_interpolations", "draw_pixel_samples", "draw_sampled_reconstructions"]
-
-
-def draw_grid(images: Tensor, rows: int, columns: int, title: str, path: Path) -> None:
-    """``(rows * columns, pixels)`` in rows."""
-    figure = Figure(figsize=(0.5 * columns + 0.4, 0.5 * rows + 0.6), layout="constrained")
-    axes = figure.subplots()
-    show(axes, tile(images, rows, columns))
-    figure.suptitle(title, fontsize=9)
-    save(figure, path)
-
-
-def draw_pixel_samples(
-    sample: Callable[..., Tensor], path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0
-) -> None:
-    """Binary images of a model.
-
-    Args:
-        sample: draws ``n`` images with a ``generator``: a model's ``sample``.
-        path: the PNG file.
-        rows: of images.
-        columns: of images.
-        seed: of the noise.
-    """
-    images = sample(rows * columns, generator=torch.Generator().manual_seed(seed))
-    draw_grid(images, rows, columns, "Samples: x ~ p(x)", path)
-
-
-def draw_inpainting(model: BinaryPixelCNN, x: Tensor, path: Path, *, draws: int = 6, seed: int = 0) -> None:
-    """Test images ``(N, pixels)``, and completions of their upper halves, a row for each image."""
-    given = x.repeat_interleave(draws, 0)
-    given[:, x.shape[1] // 2 :] = torch.nan
-    drawn = model.sample(len(given), given=given, generator=torch.Generator().manual_seed(seed))
-    upper = x.clone()
-    upper[:, x.shape[1] // 2 :] = 0.0
-    lines = torch.cat([x[:, None], upper[:, None], drawn.unflatten(0, (-1, draws))], 1)
-    columns = 2 + draws
-    title = "Test image, its upper half, and lower halves drawn given it"
-    draw_grid(lines.flatten(0, 1), len(x), columns, title, path)
+__all__ = ["draw_interpolations", "draw_manifold"]
 
 
 @torch.no_grad()
-def draw_sampled_reconstructions(model: PixelVAE, x: Tensor, path: Path, *, draws: int = 4, seed: int = 0) -> None:
-    """Test images ``(N, pixels)`` above several x ~ p(x | z), each with a z ~ q(z | x) of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    lines = [x]
-    for _ in range(draws):
-        latents, _ = model.draw(model.encode(x), generator=generator)
-        lines.append(model.sample_images(latents[0], generator=generator))
-    title = "Test images, and below them x ~ p(x | z), z ~ q(z | x)"
-    draw_grid(torch.cat(lines), 1 + draws, len(x), title, path)
+def draw_manifold(model: Any, path: Path, *, size: int = 20) -> None:
+    r"""Means of p(x | z) over a latent plane.
+
+    .. math::
+        z = \Phi^{-1}\left(\frac{i + 1/2}{n}\right) \quad \text{on both axes}
+
+    Args:
+        model: a model with two latent dimensions.
+        path: the PNG file.
+        size: n, images along an axis.
+
+    Raises:
+        ValueError: the latent space of ``model`` has not two dimensions.
+    """
+    if model.config.latent_features != 2:
+        raise ValueError(f"model must have 2 latent features, got {model.config.latent_features}")
+    quantiles = (torch.arange(size) + 0.5) / size
+    grid = torch.special.ndtri(quantiles)
+    # Rows run downwards in a picture, z2 upwards.
+    z = torch.stack(torch.meshgrid(grid.flip(0), grid, indexing="ij")[::-1], -1).reshape(-1, 2)
+    picture = tile(model.decode(z).sigmoid(), size, size, gap=0)
+    figure = Figure(figsize=(6.2, 6.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, 1, 0, 1), interpolation="nearest")
+    ticks = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    labels = [f"{z:.2g}".replace("-", "\u2212") for z in torch.special.ndtri(ticks).tolist()]
+    axes.set_xticks(ticks.tolist(), labels)
+    axes.set_yticks(ticks.tolist(), labels)
+    axes.set_xlabel("$z_1$")
+    axes.set_ylabel("$z_2$")
+    axes.set_title("Mean of p(x | z) over the latent plane, at quantiles of the prior", fontsize=11)
+    save(figure, path)
 
 
 @torch.no_grad()
 def draw_interpolations(
-    model: PixelVAE, first: Tensor, second: Tensor, path: Path, *, steps: int = 8, seed: int = 0
+    model: Any, first: Tensor, second: Tensor, path: Path, *, steps: int = 8, seed: int = 0
 ) -> None:
     r"""Images between pairs of test images: x ~ p(x | z) with z on the line between the means of q(z | x).
 
     Args:
-        model: the model.
+        model: the lowest latent of its ``encode`` has a mean; ``sample_images`` draws images of such a latent.
         first: images ``(N, pixels)`` to begin with.
         second: images to end with.
         path: the PNG file.

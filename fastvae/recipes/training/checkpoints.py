@@ -18,21 +18,26 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor, nn
 
-from . import RecipeError
-from .files import replacing
+from ..errors import RecipeError
+from ..files import replacing
 
 __all__ = [
     "CHECKPOINT",
     "KEEP",
     "WholeCheckpoints",
+    "check_system",
     "epochs_done",
     "model_of",
     "read_checkpoint",
+    "system_of",
+    "weights_of",
     "write_checkpoint",
 ]
 
 CHECKPOINT = "last.ckpt"
 KEEP = "keep"
+# The system of checkpoints that name none.
+FIRST = "vae"
 
 # A checkpoint is the zip archive of torch.save, with the checksum of all before it as the archive's comment.
 LABEL = b"fastvae sha256 "
@@ -253,6 +258,31 @@ def check_tensors(content: Any) -> None:
             left += value
         elif isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise BadCheckpointError(f"a tensor {tuple(value.shape)} in it has more elements than are stored")
+
+
+def system_of(content: dict[str, Any]) -> str:
+    """The name of the system that a checkpoint is of; the oldest ones do not say it."""
+    return str(content["hyper_parameters"].get("recipe", FIRST))
+
+
+def check_system(content: dict[str, Any], name: str, path: Path) -> None:
+    """Checks what a checkpoint is of.
+
+    Raises:
+        RecipeError: it is of another system.
+    """
+    if system_of(content) != name:
+        raise RecipeError(f"{path} is no checkpoint of {name}: its recipe is {system_of(content)}")
+
+
+def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights in what a checkpoint holds: the averaged ones, where there are any."""
+    weights = content["state_dict"].items()
+    for prefix in ("averaged.", "model."):
+        found = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
+        if found:
+            return found
+    return {}
 
 
 def epochs_done(content: dict[str, Any]) -> int:

@@ -1,10 +1,10 @@
-"""One run in its folder: what it may replace, what it continues, and what a signal leaves of it."""
+"""What a signal leaves of a run: a checkpoint after the last whole epoch, and an exit that says how to go on."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,93 +13,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from . import RecipeError
-from .checkpoints import CHECKPOINT, KEEP, WholeCheckpoints, epochs_done, read_checkpoint
-from .files import held, leads
+from .checkpoints import KEEP, WholeCheckpoints
 
-__all__ = ["LastCheckpoint", "Stopped", "run_folder", "stoppable"]
+__all__ = ["LastCheckpoint", "Stopped", "stoppable"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def run_folder(
-    folder: Path, resume: Path | None, settings: Mapping[str, Any], *, recipe: str = "vae", overwrite: bool = False
-) -> Iterator[int]:
-    """Holds the folder of a run, and looks at what the run continues and what it would replace.
-
-    Args:
-        folder: where everything of the run goes; it is made if it is absent.
-        resume: a checkpoint to continue from.
-        settings: ``"model"`` and ``"training"`` of this run, as plain data.
-        recipe: its name.
-        overwrite: whether an unfinished run in ``folder`` may be replaced.
-
-    Returns:
-        The epochs that are done.
-
-    Raises:
-        RecipeError: another run holds the folder, which cannot be written or has an unfinished run that ``resume``
-            does not continue; or ``resume`` cannot be read or is of other settings.
-    """
-    with held(folder):
-        done = 0 if resume is None else check_continued(resume, settings, recipe)
-        if leads() and not overwrite:
-            check_replaced(folder / CHECKPOINT, resume)
-        yield done
-
-
-def check_replaced(path: Path, resume: Path | None) -> None:
-    """Checks that a checkpoint may be replaced: its run is finished, or continued.
-
-    Raises:
-        RecipeError: it may not.
-    """
-    if not path.exists() or (resume is not None and resume.samefile(path)):
-        return
-    ways = "give another folder (--out), or remove it"
-    try:
-        content = read_checkpoint(path)
-        done, epochs = epochs_done(content), int(content["hyper_parameters"]["training"]["epochs"])
-    except (RecipeError, KeyError, TypeError, ValueError):
-        raise RecipeError(f"{path} is damaged, or of another program: {ways}") from None
-    if done < epochs:
-        raise RecipeError(
-            f"{path} holds a run that is not finished, {done} of {epochs} epochs: continue it (--resume {path}), {ways}"
-        )
-
-
-def check_continued(path: Path, settings: Mapping[str, Any], recipe: str) -> int:
-    """Checks that a checkpoint is of a run with these settings; returns the epochs that are done.
-
-    Raises:
-        RecipeError: it is not, or cannot be read.
-    """
-    content = read_checkpoint(path)
-    plain = content["hyper_parameters"]
-    if plain.get("recipe", "vae") != recipe:
-        raise RecipeError(f"{path} is no checkpoint of {recipe}: its recipe is {plain.get('recipe', 'vae')}")
-    for part in ("model", "training"):
-        theirs = plain.get(part)
-        if not isinstance(theirs, dict):
-            raise RecipeError(f"{path} is no checkpoint of {recipe}: it has no settings of its {part}")
-        for name, value in settings[part].items():
-            if name in theirs and listed(theirs[name]) != listed(value):
-                raise RecipeError(f"{path} is of a run with {name} = {theirs[name]!r}; it cannot become {value!r}")
-    epochs = settings["training"]["epochs"]
-    try:
-        done = epochs_done(content)
-    except (KeyError, TypeError, ValueError):
-        raise RecipeError(f"{path} cannot be continued: it holds no state of a training") from None
-    if not 0 <= done <= epochs:
-        raise RecipeError(f"{path} cannot be continued: it claims {done} of {epochs} epochs")
-    if done == epochs and leads():
-        print(f"{path} holds all {epochs} epochs: nothing is left to train", flush=True)
-    return done
-
-
-def listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 class Stopped(SystemExit):

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..nn.gated_pixelcnn import GatedPixelCNN
-from ..nn.pixelcnn import PixelCNN, PixelNetwork
-from ..ops.causal_sampler import resolve
-from ..sampling.likelihoods import Bernoulli, Categorical
-from ..sampling.sampler import CausalSampler
-from . import RecipeError
+from ...nn.gated_pixelcnn import GatedPixelCNN
+from ...nn.pixelcnn import PixelCNN, PixelNetwork
+from ...ops.causal_sampler import resolve
+from ...sampling.likelihoods import Bernoulli, Categorical
+from ...sampling.sampler import CausalSampler
+from ..errors import RecipeError
 from .compressed_file import (
     CRC,
     LAYOUT,
@@ -134,7 +134,7 @@ def decompress_images(network: PixelNetwork, data: bytes, context: Tensor | None
     payload = _Payload(coder, np.frombuffer(data, "<u4", header.words, LAYOUT.size).astype(np.uint32))
     images = torch.empty(0, *header.shape[1:], dtype=torch.int32)
     if header.images:
-        decoded = (coder.decoded(payload, header.shape[1:], _of_image(context, index, header.images))
+        decoded = (coder.decode(payload, header.shape[1:], _of_image(context, index, header.images))
                    for index in range(header.images))  # fmt: skip
         images = torch.stack(list(decoded))
     if _checksum(images) != header.checksum:
@@ -204,7 +204,7 @@ class _Coder:
             logits = np.concatenate([np.zeros_like(logits), logits], 1)
         return np.exp(logits - logits.max(1, keepdims=True))
 
-    def decoded(self, payload: _Payload, shape: tuple[int, int, int], context: Tensor | None) -> Tensor:
+    def decode(self, payload: _Payload, shape: tuple[int, int, int], context: Tensor | None) -> Tensor:
         """The next image of a file, ``(C, H, W)`` levels.
 
         Only a window is guessed: the rows that hold the decoded pixels and a few more, or part of the first row. What

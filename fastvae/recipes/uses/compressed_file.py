@@ -22,8 +22,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from . import RecipeError
-from .paths import read_up_to, reason
+from ..errors import RecipeError
+from ..files import explain, read_up_to
 
 __all__ = ["CRC", "LAYOUT", "OVERHEAD", "Header", "least_bits", "read_file", "read_header"]
 
@@ -38,8 +38,8 @@ class Header(NamedTuple):
     Args:
         magic: marks such files.
         version: of the format.
-        impl: number in :data:`~fastvae.recipes.compress.IMPLEMENTATIONS` of the sampler that made the numbers.
-        likelihood: number in :data:`~fastvae.recipes.compress.LIKELIHOODS`.
+        impl: number in :data:`~fastvae.recipes.uses.compress.IMPLEMENTATIONS` of the sampler that made the numbers.
+        likelihood: number in :data:`~fastvae.recipes.uses.compress.LIKELIHOODS`.
         levels: values that a pixel takes.
         images, channels, height, width: the shape.
         model: digest of the network's weights.
@@ -90,7 +90,7 @@ def read_file(path: Path) -> bytes:
             # One byte more than the header says, so that a file that is too long shows.
             return head + read_up_to(file, _header(head).size - len(head) + 1)
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {reason(error)}") from None
+        raise RecipeError(f"{path} cannot be read: {explain(error)}") from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 

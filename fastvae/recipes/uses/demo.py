@@ -5,30 +5,66 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import backend
-from .._version import __version__
-from .batches import BinarizedImages, JointBatches, binarize_fixed
-from .config import POSTERIORS, DemoConfig, TrainConfig, VAEConfig
-from .data import Mnist, load_mnist
-from .files import held, write_json
-from .pictures import draw_learning_curves, draw_manifold, draw_reconstructions, draw_samples
-from .trainer import device_of
-from .training import load_checkpoint, read_history, train
-from .vae import VAE, evaluate
+from ... import backend
+from ..._version import __version__
+from ..data.batches import BinarizedImages, JointBatches, binarize_fixed
+from ..data.mnist import Mnist, load_mnist
+from ..evaluation.config import EvaluationConfig
+from ..files import write_json
+from ..pictures.curves import draw_learning_curves
+from ..pictures.grids import draw_reconstructions, draw_samples
+from ..pictures.latents import draw_manifold
+from ..settings import check_whole
+from ..systems.vae.config import POSTERIORS, VAEConfig, VAESettings, VAETrainConfig
+from ..systems.vae.model import VAE
+from ..systems.vae.system import SYSTEM
+from ..training.folder import held
+from ..training.history import curves_of
+from ..training.run import Run
+from ..training.trainer import device_of
 
-__all__ = ["run_demo", "step_times"]
+__all__ = ["DemoConfig", "DemoSettings", "format_table", "measure_steps", "run_demo"]
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demonstration does besides training and evaluation, as plain data.
+
+    Args:
+        manifold_epochs: epochs of the model with two latent dimensions.
+        timed_steps: training steps timed for each implementation.
+
+    Raises:
+        ValueError: a number is below 1 or above :data:`~fastvae.recipes.settings.MOST_WHOLE`.
+    """
+
+    manifold_epochs: int = 8
+    timed_steps: int = 150
+
+    def __post_init__(self) -> None:
+        check_whole(self, manifold_epochs=1, timed_steps=1)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Everything that a demonstration is made from; the posterior of ``model`` is set to each in turn."""
+
+    model: VAEConfig = field(default_factory=VAEConfig)
+    training: VAETrainConfig = field(default_factory=VAETrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    demonstration: DemoConfig = field(default_factory=DemoConfig)
 
 
 def run_demo(
     folder: Path,
-    config: DemoConfig | None = None,
+    settings: DemoSettings | None = None,
     *,
     mnist: Mnist | None = None,
     accelerator: str = "auto",
@@ -40,8 +76,8 @@ def run_demo(
 
     Args:
         folder: where checkpoints, pictures and results go.
-        config: what to do.
-        mnist: the images; looked for by :func:`~fastvae.recipes.data.load_mnist` if None.
+        settings: what to do.
+        mnist: the images; looked for by :func:`~fastvae.recipes.data.mnist.load_mnist` if None.
         accelerator: Lightning's: ``"auto"``, ``"cpu"``, ``"gpu"``.
         progress: whether to show progress bars.
 
@@ -51,90 +87,76 @@ def run_demo(
     Raises:
         RecipeError: MNIST cannot be had, ``folder`` is in use or cannot be written, or a training fails.
     """
-    config = DemoConfig() if config is None else config
-    with held(folder):
-        return demonstrate(folder, config, mnist, accelerator, progress)
-
-
-def demonstrate(
-    folder: Path, config: DemoConfig, mnist: Mnist | None, accelerator: str, progress: bool
-) -> dict[str, Any]:
+    settings = DemoSettings() if settings is None else settings
     started = time.perf_counter()
-    device = device_of(accelerator)
-    mnist = load_mnist(progress=progress) if mnist is None else mnist
-    print(
-        backend.report(),
-        f"threads: {torch.get_num_threads()}",
-        f"MNIST: {mnist.source}",
-        sep="\n",
-        flush=True,
-    )
-    x_test = binarize_fixed(mnist.x_test)
-    models, histories, rows = {}, {}, {}
-    for posterior in POSTERIORS:
-        print(
-            f"\n{posterior} posterior: {config.training.epochs} epochs on {len(mnist.x_train)} images",
-            flush=True,
-        )
-        model_config = replace(config.model, posterior=posterior)
-        result = train(
-            model_config,
-            config.training,
-            folder / posterior,
-            mnist=mnist,
-            accelerator=accelerator,
-            progress=progress,
-            overwrite=True,
-        )
-        models[posterior], _ = load_checkpoint(result.checkpoint)
-        histories[posterior] = read_history(result.log_folder)
-        evaluation = evaluate(
-            models[posterior].to(device),
-            x_test,
-            samples=config.samples,
-            log_p_images=config.log_p_images,
-            progress=progress,
-        )
-        models[posterior].cpu()
-        times = step_times(model_config, config.training, mnist, config.timed_steps, device=device)
-        rows[posterior] = asdict(evaluation) | {
-            "images_per_second": result.images_per_second,
-            "step_ms": times["fastvae"],
-            "reference_step_ms": times["reference"],
-            "checkpoint": str(result.checkpoint.relative_to(folder)),
+    with held(folder):
+        device = device_of(accelerator)
+        mnist = load_mnist(progress=progress) if mnist is None else mnist
+        announce(mnist)
+        how = {"images": mnist, "accelerator": accelerator, "progress": progress, "overwrite": True}
+        runs, rows = {}, {}
+        for posterior in POSTERIORS:
+            runs[posterior], rows[posterior] = show_posterior(posterior, folder, settings, device, how)
+        plane = show_plane(folder, settings, how)
+        draw_all(runs, plane, mnist, folder)
+        results = {
+            "posteriors": rows,
+            "config": asdict(settings),
+            "seconds": time.perf_counter() - started,
+            "versions": {"fastvae": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "threads": torch.get_num_threads(),
+            "mnist": mnist.source,
         }
-    print(f"\n2-D manifold: {config.manifold_epochs} epochs with two latent dimensions", flush=True)
-    plane = train(
-        replace(config.model, latent_features=2),
-        replace(config.training, epochs=config.manifold_epochs),
-        folder / "manifold",
-        mnist=mnist,
-        accelerator=accelerator,
-        progress=progress,
-        overwrite=True,
-    )
-    draw_samples(models, folder / "samples.png")
-    draw_reconstructions(models, x_test[:12], folder / "reconstructions.png")
-    draw_manifold(plane.model, folder / "manifold.png")
-    steps_per_epoch = len(mnist.x_train) // config.training.batch_size
-    draw_learning_curves(histories, steps_per_epoch, folder / "learning_curves.png")
-    results = {
-        "posteriors": rows,
-        "config": asdict(config),
-        "seconds": time.perf_counter() - started,
-        "versions": {"fastvae": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "mnist": mnist.source,
-    }
-    write_json(folder / "results.json", results)
-    print("\n" + table(rows))
+        write_json(folder / "results.json", results)
+    print("\n" + format_table(rows))
     print(f"\n{results['seconds']:.0f} s in all; pictures, checkpoints and results.json are in {folder}")
     return results
 
 
-def step_times(
+def announce(mnist: Mnist) -> None:
+    print(backend.report(), f"threads: {torch.get_num_threads()}", f"MNIST: {mnist.source}", sep="\n", flush=True)
+
+
+def show_posterior(
+    posterior: Any, folder: Path, settings: DemoSettings, device: torch.device, how: dict[str, Any]
+) -> tuple[Run, dict[str, Any]]:
+    """Trains a model with this posterior; its run, and its row of the table."""
+    images = how["images"]
+    print(f"\n{posterior} posterior: {settings.training.epochs} epochs on {len(images.x_train)} images", flush=True)
+    model = replace(settings.model, posterior=posterior)
+    run = SYSTEM.run(VAESettings(model, settings.training, settings.evaluation), folder / posterior, **how)
+    times = measure_steps(model, settings.training, images, settings.demonstration.timed_steps, device=device)
+    return run, asdict(run.figures) | {
+        "images_per_second": run.images_per_second,
+        "step_ms": times["fastvae"],
+        "reference_step_ms": times["reference"],
+        "checkpoint": str(run.checkpoint.relative_to(folder)),
+    }
+
+
+def show_plane(folder: Path, settings: DemoSettings, how: dict[str, Any]) -> VAE:
+    """Trains a model with two latent dimensions."""
+    epochs = settings.demonstration.manifold_epochs
+    print(f"\n2-D manifold: {epochs} epochs with two latent dimensions", flush=True)
+    plane = VAESettings(replace(settings.model, latent_features=2), replace(settings.training, epochs=epochs))
+    model: VAE = SYSTEM.run(plane, folder / "manifold", finish=False, **how).model
+    return model
+
+
+def draw_all(runs: dict[str, Run], plane: VAE, mnist: Mnist, folder: Path) -> None:
+    """Draws both posteriors side by side, and the plane."""
+    models = {name: run.model for name, run in runs.items()}
+    draw_samples(models, folder / "samples.png")
+    draw_reconstructions(models, binarize_fixed(mnist.x_test)[:12], folder / "reconstructions.png")
+    draw_manifold(plane, folder / "manifold.png")
+    histories = {name: curves_of(run.history, ("train_elbo", "test_elbo")) for name, run in runs.items()}
+    first = next(iter(runs.values()))
+    draw_learning_curves(histories, int(first.history[0]["step"]), folder / "learning_curves.png")
+
+
+def measure_steps(
     model_config: VAEConfig,
-    config: TrainConfig,
+    config: VAETrainConfig,
     mnist: Mnist,
     steps: int,
     *,
@@ -155,11 +177,11 @@ def step_times(
     times: dict[str, list[float]] = {name: [] for name in stepping}
     for _ in range(warmup + steps):
         for name, (model, optimizer) in stepping.items():
-            times[name].append(timed_step(model, optimizer, x))
+            times[name].append(time_step(model, optimizer, x))
     return {name: statistics.median(values[warmup:]) for name, values in times.items()}
 
 
-def timed_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor) -> float:
+def time_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor) -> float:
     start = time.perf_counter()
     optimizer.zero_grad()
     (-model.bound(x).mean()).backward()
@@ -169,7 +191,7 @@ def timed_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor) -> float
     return (time.perf_counter() - start) * 1e3
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def format_table(rows: dict[str, dict[str, Any]]) -> str:
     """One line for each quantity, one column for each posterior."""
     first = next(iter(rows.values()))
     lines = [

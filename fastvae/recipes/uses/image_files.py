@@ -1,116 +1,28 @@
-"""The commands ``fastvae compress`` and ``fastvae decompress``."""
+"""Image files as tensors, and tensors as image files."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import math
 import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import RecipeError
-from .paths import check_target, reason, replace_file
+from ..data.static_mnist import load_static_mnist
+from ..errors import RecipeError
+from ..files import explain, replace_file
 
-__all__ = ["add_to", "read_images", "write_images"]
+__all__ = ["read_images", "write_images"]
 
 # Of Pillow, for images of one and of three channels.
 MODES = {1: "L", 3: "RGB"}
 # Pillow's names of the formats that are read; readers of other ones run programs, or follow paths in the file.
 FORMATS = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 1 << 24
-
-
-def add_to(commands: Any) -> None:
-    """Adds both commands to what ``add_subparsers`` returned."""
-    command = commands.add_parser(
-        "compress",
-        help="compress images without loss, with a trained pixelcnn",
-        description="Compress images without loss: a range coder takes the probabilities that a network over pixels "
-        "gives. All images, of one size, go into one file. What decompresses must compute the same numbers: the same "
-        "checkpoint, machine, torch and build of fastvae.",
-    )
-    command.set_defaults(command=compress, parser=command)
-    command.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="an image file, black and white for a network of binary images, or the number of a test image of static "
-        "binarised MNIST",
-    )
-    add_files(command, "FILE", "the compressed file")
-
-    command = commands.add_parser(
-        "decompress",
-        help="the images of a compressed file",
-        description="Write the images of a file that fastvae compress made, as PNG.",
-    )
-    command.set_defaults(command=decompress, parser=command)
-    command.add_argument("file", type=Path, metavar="FILE", help="what fastvae compress wrote")
-    add_files(command, "OUT.png", "the image; several images are OUT-0.png, OUT-1.png, ...")
-
-
-def add_files(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    command.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="CHECKPOINT", help="what fastvae train pixelcnn wrote"
-    )
-    command.add_argument(
-        "--impl",
-        choices=("auto", "cpp", "reference"),
-        help="instead of the checkpoint's own; the same for both commands",
-    )
-    command.add_argument("-o", "--out", type=Path, required=True, metavar=metavar, help=text)
-
-
-def compress(options: argparse.Namespace) -> None:
-    from .compress import OVERHEAD, compress_images, levels_of
-
-    check_target(options.out)
-    network = load_network(options.checkpoint, options.impl)
-    try:
-        x = read_images(options.images, levels_of(network))
-        data = compress_images(network, x)
-        with torch.no_grad():
-            ideal = -network.log_prob(x).double().sum().item() / math.log(2)
-    except (RuntimeError, ValueError) as error:
-        raise RecipeError(str(error)) from None
-    replace_file(options.out, data)
-    bits = 8 * (len(data) - OVERHEAD)
-    print(f"{len(x)} of {tuple(x.shape[1:])} in {len(data)} bytes, of which {OVERHEAD} describe and check the file")
-    print(f"coded      {bits} bits, {bits / x.numel():.4f} for each number")
-    print(f"-log2 p(x) {ideal:.1f} bits, {ideal / x.numel():.4f} for each number")
-
-
-def decompress(options: argparse.Namespace) -> None:
-    from .compress import decompress_images, levels_of
-    from .compressed_file import read_file
-
-    check_target(options.out)
-    data = read_file(options.file)
-    network = load_network(options.checkpoint, options.impl)
-    try:
-        images = decompress_images(network, data)
-    except (RuntimeError, ValueError) as error:
-        raise RecipeError(f"{options.file}: {error}") from None
-    for path in write_images(images, levels_of(network), options.out):
-        print(path)
-
-
-def load_network(path: Path, impl: str | None) -> Any:
-    """The network over pixels of a checkpoint, with another implementation unless that is None.
-
-    Raises:
-        RecipeError: the file cannot be read or is no checkpoint of ``pixelcnn``.
-    """
-    from .pixelcnn_training import load_pixelcnn
-
-    return load_pixelcnn(path, impl=impl)[0].network
 
 
 def read_images(sources: Sequence[str], levels: int) -> Tensor:
@@ -166,8 +78,6 @@ def _shades(levels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _test_image(index: int) -> np.ndarray:
-    from .static_data import load_static_mnist
-
     images = load_static_mnist().x_test
     if index >= len(images):
         raise RecipeError(f"the number of a test image must be below {len(images)}, got {index}")
@@ -194,7 +104,7 @@ def _picture(path: Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise RecipeError(f"{path} must have at most {MOST_PIXELS} pixels, got far more") from None
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read as an image: {reason(error)}") from None
+        raise RecipeError(f"{path} cannot be read as an image: {explain(error)}") from None
     except (SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         # How Pillow's readers refuse damaged files, besides OSError.
         raise RecipeError(f"{path} cannot be read as an image: it is damaged ({error})") from None

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-__all__ = ["ResidualBlock", "halved", "initialize_from_data", "weight_normed"]
+__all__ = ["ResidualBlock", "apply_weight_norm", "halve", "initialize_from_data"]
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 RESIDUAL_SCALE = 0.1
 
 
-def weight_normed(layer: LayerT) -> LayerT:
+def apply_weight_norm(layer: LayerT) -> LayerT:
     r"""The layer with weights :math:`w = g\, v / \lVert v \rVert`, one gain g for each output feature or map."""
     return parametrizations.weight_norm(layer, dim=_output_dim(layer))
 
@@ -25,7 +25,7 @@ def _output_dim(layer: nn.Module) -> int:
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
-def halved(side: int) -> int:
+def halve(side: int) -> int:
     """The side of an image after a convolution of stride 2."""
     return (side + 1) // 2
 
@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
         self.second: nn.Module
         if transposed_to is not None:
             # A transposed convolution of an image of side n leads to 2n - 1 and what is added on one side.
-            added = transposed_to - (2 * halved(transposed_to) - 1)
+            added = transposed_to - (2 * halve(transposed_to) - 1)
             self.first = _convolution(in_maps, in_maps)
             self.second, self.skip = (_transposed(in_maps, out_maps, added) for _ in range(2))
         else:
@@ -71,11 +71,11 @@ class ResidualBlock(nn.Module):
 
 
 def _convolution(in_maps: int, out_maps: int, stride: int = 1) -> nn.Conv2d:
-    return weight_normed(nn.Conv2d(in_maps, out_maps, 3, stride, padding=1))
+    return apply_weight_norm(nn.Conv2d(in_maps, out_maps, 3, stride, padding=1))
 
 
 def _transposed(in_maps: int, out_maps: int, added: int) -> nn.ConvTranspose2d:
-    return weight_normed(nn.ConvTranspose2d(in_maps, out_maps, 3, 2, padding=1, output_padding=added))
+    return apply_weight_norm(nn.ConvTranspose2d(in_maps, out_maps, 3, 2, padding=1, output_padding=added))
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def initialize_from_data(
     initialisation. One without a bias keeps its mean; an output that does not vary keeps its gain.
 
     Args:
-        model: holds the layers that :func:`weight_normed` made.
+        model: holds the layers that :func:`apply_weight_norm` made.
         run: runs the model on a first batch.
         target_std: standard deviation c of layers that shall have another than 1.
 
@@ -100,7 +100,7 @@ def initialize_from_data(
         Kingma, 2016).
 
     Example:
-        >>> layer, x = weight_normed(nn.Linear(5, 3)), torch.randn(100, 5)
+        >>> layer, x = apply_weight_norm(nn.Linear(5, 3)), torch.randn(100, 5)
         >>> initialize_from_data(layer, lambda: layer(x))
         >>> torch.allclose(layer(x).std(0, correction=0), torch.ones(3), atol=1e-4)
         True

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from .. import functional as F
-from ..distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
-from ..likelihoods import bernoulli_log_prob
-from ..nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
-from ..objectives import free_bits, standard_normal_log_prob
-from .iaf_config import IAFVAEConfig
-from .iaf_layers import ResidualBlock, halved, initialize_from_data, weight_normed
+from .... import functional as F
+from ....distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from ....likelihoods import bernoulli_log_prob
+from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
+from ....objectives import free_bits, standard_normal_log_prob
+from ...evaluation.latents import OneLatent
+from .config import IAFVAEConfig
+from .layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
 
 __all__ = ["IAFVAE", "FlowPosterior", "training_step"]
 
@@ -42,7 +43,7 @@ class FlowPosterior:
         return z, log_q - log_det
 
 
-class IAFVAE(nn.Module):
+class IAFVAE(OneLatent):
     r"""The MNIST experiment of the paper below: residual networks, p(z) = N(0, I), and p(x | z) is Bernoulli.
 
     The encoder halves the image once for each entry of ``feature_maps``, by a residual block of stride 2, which a
@@ -70,7 +71,7 @@ class IAFVAE(nn.Module):
     def __init__(self, config: IAFVAEConfig) -> None:
         super().__init__()
         self.config = config
-        sides = list(itertools.accumulate(config.feature_maps, lambda side, _: halved(side), initial=config.image_side))
+        sides = list(itertools.accumulate(config.feature_maps, lambda side, _: halve(side), initial=config.image_side))
         maps, dense, latent = (1, *config.feature_maps), config.dense_features, config.latent_features
         smallest = (maps[-1], sides[-1], sides[-1])
         flat = maps[-1] * sides[-1] ** 2
@@ -79,13 +80,13 @@ class IAFVAE(nn.Module):
             *_encoder_blocks(maps),
             nn.ELU(),
             nn.Flatten(),
-            weight_normed(nn.Linear(flat, dense)),
+            apply_weight_norm(nn.Linear(flat, dense)),
             nn.ELU(),
         )
         self.decoder = nn.Sequential(
-            weight_normed(nn.Linear(latent, dense)),
+            apply_weight_norm(nn.Linear(latent, dense)),
             nn.ELU(),
-            weight_normed(nn.Linear(dense, flat)),
+            apply_weight_norm(nn.Linear(dense, flat)),
             nn.ELU(),
             nn.Unflatten(-1, smallest),
             *_decoder_blocks(maps, sides),
@@ -98,7 +99,7 @@ class IAFVAE(nn.Module):
             self.head = TriangularGaussianHead(dense, latent, tril_init_scale=1.0, impl=config.impl)
         else:
             self.head = DiagonalGaussianHead(dense, latent, impl=config.impl)
-        weight_normed(self.head.linear)
+        apply_weight_norm(self.head.linear)
         self.flow: InverseAutoregressiveFlow | None = None
         if config.posterior == "iaf":
             self.flow = InverseAutoregressiveFlow(
@@ -112,7 +113,7 @@ class IAFVAE(nn.Module):
             )
             for network in self.flow.steps():
                 assert network.context_layer is not None
-                weight_normed(network.context_layer)
+                apply_weight_norm(network.context_layer)
         self.prior = StandardNormal(latent, impl=config.impl)
 
     @torch.no_grad()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .pixel_config import PixelCNNConfig
-from .pixel_layers import SIDE, network_of, to_images
+from .config import PixelCNNConfig
+from .layers import SIDE, make_network, to_images
 
 __all__ = ["BinaryPixelCNN"]
 
@@ -36,16 +36,23 @@ class BinaryPixelCNN(nn.Module):
     def __init__(self, config: PixelCNNConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = network_of(config)
+        self.network = make_network(config)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) of binary images ``(N, 784)``: ``(N,)``, nats."""
         return self.network.log_prob(to_images(x))
 
-    def measure(self, x: Tensor, **noise: Any) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> None:
+        """There are no latents."""
+
+    def measure(self, x: Tensor, posterior: None = None, **noise: Any) -> tuple[Tensor, Tensor]:
         """log p(x), ``(N,)``, and no KL term, ``(N, 0)``."""
         log_p = self.log_prob(x)
         return log_p, log_p.new_zeros(len(x), 0)
+
+    def log_weights(self, x: Tensor, posterior: None, samples: int, **noise: Any) -> Tensor:
+        """log p(x), whatever would be drawn, ``(samples, N)``."""
+        return self.log_prob(x).expand(samples, -1)
 
     def sample(
         self,

@@ -1,4 +1,4 @@
-"""Training of the recipe ``pixelcnn``."""
+"""The system ``pixelcnn``: a network over pixels, without latents; and what systems over pixels share."""
 
 from __future__ import annotations
 
@@ -8,69 +8,66 @@ from typing import Any
 
 from torch import Tensor
 
-from .pixel_config import PixelCNNConfig, PixelTrainConfig
-from .pixel_evaluation import PixelCNNFigures, evaluate_pixelcnn, spread
-from .pixel_pictures import draw_inpainting, draw_pixel_samples
-from .pixel_training import PixelRun, load_pixels, train_pixels
-from .pixelcnn import BinaryPixelCNN
-from .static_data import BinaryImages
+from ...data.batches import binarize_fixed
+from ...data.loaders import ImageBatches
+from ...data.static_mnist import BinaryImages, load_binary_images
+from ...evaluation.bounds import Likelihoods, evaluate_exact, spread
+from ...evaluation.speed import measure_sampling
+from ...evaluation.wording import describe_likelihoods
+from ...pictures.grids import draw_inpainting, draw_pixel_samples
+from ...system import System
+from .config import PixelCNNConfig, PixelCNNEvaluationConfig, PixelCNNSettings, PixelTrainConfig
+from .model import BinaryPixelCNN
+from .task import PixelTask
 
-__all__ = ["load_pixelcnn", "train_pixelcnn"]
-
-RECIPE = "pixelcnn"
-
-
-def train_pixelcnn(
-    model_config: PixelCNNConfig, config: PixelTrainConfig, folder: Path, *, progress: bool = True, **options: Any
-) -> PixelRun[BinaryPixelCNN]:
-    """Trains on binary images, evaluates and draws ``samples.png`` and ``inpainting.png``.
-
-    Args:
-        model_config: the model.
-        config: the training.
-        folder: where everything goes, see :func:`~fastvae.recipes.pixel_training.train_pixels`.
-        progress: whether to show progress bars.
-        options: ``images``, ``resume``, ``limit_epochs``, ``accelerator`` and ``callbacks`` of that function.
-
-    Returns:
-        The model with averaged weights on the CPU; its figures are
-        :class:`~fastvae.recipes.pixel_evaluation.PixelCNNFigures`.
-
-    Raises:
-        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite,
-            ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of another configuration.
-    """
-
-    def evaluate(model: BinaryPixelCNN, images: BinaryImages) -> PixelCNNFigures:
-        return evaluate_pixelcnn(model, images, progress=progress)
-
-    return train_pixels(
-        RECIPE,
-        lambda **changes: BinaryPixelCNN(replace(model_config, **changes)),
-        config,
-        folder,
-        evaluate=evaluate,
-        draw=draw,
-        settings={"model": model_config.as_dict(), "training": asdict(config)},
-        progress=progress,
-        **options,
-    )
+__all__ = ["SYSTEM", "PixelCNNSystem", "PixelSystem"]
 
 
-def draw(model: BinaryPixelCNN, x: Tensor, folder: Path) -> None:
-    draw_pixel_samples(model.sample, folder / "samples.png")
-    draw_inpainting(model, spread(x, 10), folder / "inpainting.png")
+class PixelSystem(System):
+    """A system on binary images in three parts: training, validation and test."""
+
+    def make_task(self, model: Any, config: PixelTrainConfig, folder: Path) -> PixelTask:
+        return PixelTask(self.name, model, config, folder)
+
+    def load_images(self, config: PixelTrainConfig, *, progress: bool) -> BinaryImages:
+        images = load_binary_images(config.data, progress=progress)
+        return images.with_validation() if config.add_validation else images
+
+    def make_batches(self, config: PixelTrainConfig, images: Any = None) -> ImageBatches:
+        if images is not None and config.add_validation:
+            images = images.with_validation()
+        return super().make_batches(config, images)
 
 
-def load_pixelcnn(path: Path, *, impl: str | None = None) -> tuple[BinaryPixelCNN, PixelTrainConfig]:
-    """The model with averaged weights, and how it was trained, out of a checkpoint of :func:`train_pixelcnn`.
+class PixelCNNSystem(PixelSystem):
+    """A PixelCNN or a gated PixelCNN."""
 
-    Args:
-        path: the checkpoint.
-        impl: implementation of the ops; that of the training if None.
+    name = "pixelcnn"
+    settings = PixelCNNSettings
 
-    Raises:
-        RecipeError: the file cannot be read or is no such checkpoint.
-    """
-    chosen = {} if impl is None else {"impl": impl}
-    return load_pixels(path, RECIPE, lambda plain: BinaryPixelCNN(PixelCNNConfig(**plain | chosen)), PixelTrainConfig)
+    def make_model(self, config: PixelCNNConfig) -> BinaryPixelCNN:
+        return BinaryPixelCNN(config)
+
+    def evaluate(
+        self,
+        model: BinaryPixelCNN,
+        images: BinaryImages,
+        config: PixelCNNEvaluationConfig,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Likelihoods:
+        x, valid = binarize_fixed(images.x_test, seed), binarize_fixed(images.x_valid, seed)
+        figures = evaluate_exact(model, x, valid=valid, **asdict(config), progress=progress)
+        speed = measure_sampling(model.sample, next(model.parameters()).device)
+        return replace(figures, sampled_images_per_second=speed)
+
+    def describe(self, figures: Likelihoods) -> list[str]:
+        return describe_likelihoods(figures)
+
+    def draw(self, model: BinaryPixelCNN, x: Tensor, folder: Path) -> None:
+        draw_pixel_samples(model.sample, folder / "samples.png")
+        draw_inpainting(model, spread(x, 10), folder / "inpainting.png")
+
+
+SYSTEM = PixelCNNSystem()

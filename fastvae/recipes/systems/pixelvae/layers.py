@@ -1,69 +1,21 @@
-"""Convolutional parts of the recipes over binary images of 28 x 28 pixels, 7 x 7 and 4 x 4 positions within."""
+"""Encoders and upsamplers of images of 28 x 28 pixels, with 7 x 7 and 4 x 4 positions within."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..nn.gated_pixelcnn import GatedPixelCNN
-from ..nn.pixelcnn import PixelCNN, PixelNetwork
-from .pixel_config import PixelCNNConfig, PixelVAEConfig
+__all__ = ["MAP_SIDE", "bottom_encoder", "top_encoder", "upsampler_of_map", "upsampler_of_vector"]
 
-__all__ = [
-    "MAP_SIDE",
-    "SIDE",
-    "able_to_sample",
-    "bottom_encoder",
-    "network_of",
-    "to_images",
-    "top_encoder",
-    "upsampler_of_map",
-    "upsampler_of_vector",
-]
-
-NetworkT = TypeVar("NetworkT", bound=PixelNetwork)
-
-SIDE, MAP_SIDE, SMALL_SIDE = 28, 7, 4
-
-
-def to_images(x: Tensor) -> Tensor:
-    """Rows of pixels ``(N, 784)`` as ``(N, 1, 28, 28)``."""
-    return x.unflatten(-1, (1, SIDE, SIDE))
-
-
-def network_of(config: PixelCNNConfig | PixelVAEConfig, **context: int) -> PixelNetwork:
-    """The network over pixels; ``context`` is ``context_features`` or ``context_channels``."""
-    kinds: dict[str, Any] = {"gated": GatedPixelCNN, "plain": PixelCNN}
-    network = kinds[config.network](
-        1,
-        config.maps,
-        config.layers,
-        config.filter_size,
-        first_kernel_size=config.first_filter_size,
-        head_channels=config.head_maps or None,
-        impl=config.impl,
-        **context,
-    )
-    return able_to_sample(network)
-
-
-def able_to_sample(network: NetworkT) -> NetworkT:
-    """The network, whose sampler is chosen by itself unless its ops are the reference's.
-
-    Not every sampler draws every likelihood on every device: an explicit ``impl`` of the ops would fail after training.
-    """
-    if network.impl != "reference":
-        network.impl = "auto"
-    return network
+MAP_SIDE, SMALL_SIDE = 7, 4
 
 
 def _convolution(before: int, after: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()
 
 
-def _doubled(before: int, after: int, added: int = 1) -> nn.Module:
+def _upsample(before: int, after: int, added: int = 1) -> nn.Module:
     """A side of n to one of 2 n - 1 + added."""
     return nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=added)
 
@@ -92,10 +44,10 @@ def upsampler_of_map(in_maps: int, maps: Sequence[int], out_maps: int) -> nn.Seq
     a, b, _ = maps
     return nn.Sequential(
         *_convolution(in_maps, b),
-        _doubled(b, a),
+        _upsample(b, a),
         nn.ReLU(),
         *_convolution(a, a),
-        _doubled(a, out_maps),
+        _upsample(a, out_maps),
         nn.ReLU(),
     )
 
@@ -108,7 +60,7 @@ def upsampler_of_vector(in_features: int, maps: Sequence[int], out_maps: int) ->
         nn.ReLU(),
         nn.Unflatten(-1, (c, SMALL_SIDE, SMALL_SIDE)),
         *_convolution(c, c),
-        _doubled(c, b, 0),
+        _upsample(c, b, 0),
         nn.ReLU(),
         *upsampler_of_map(b, maps, out_maps),
     )

@@ -10,25 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ..distributions import DiagonalGaussian, StandardNormal
-from ..likelihoods import bernoulli_log_prob
-from ..nn import DiagonalGaussianHead
-from ..nn.gaussian import bound_log_sigma
-from ..nn.pixelcnn import PixelNetwork
-from ..objectives import standard_normal_log_prob
-from .pixel_config import PixelVAEConfig
-from .pixel_gaussian import GaussianPrior
-from .pixel_layers import (
-    MAP_SIDE,
-    SIDE,
-    able_to_sample,
-    bottom_encoder,
-    network_of,
-    to_images,
-    top_encoder,
-    upsampler_of_map,
-    upsampler_of_vector,
-)
+from ....distributions import DiagonalGaussian, StandardNormal
+from ....likelihoods import bernoulli_log_prob
+from ....nn import DiagonalGaussianHead
+from ....nn.gaussian import bound_log_sigma
+from ....nn.pixelcnn import PixelNetwork
+from ....objectives import standard_normal_log_prob
+from ..pixelcnn.layers import SIDE, make_network, to_images, use_any_sampler
+from .config import PixelVAEConfig
+from .layers import MAP_SIDE, bottom_encoder, top_encoder, upsampler_of_map, upsampler_of_vector
+from .prior import GaussianPrior
 
 __all__ = ["PixelVAE"]
 
@@ -81,7 +72,7 @@ class PixelVAE(nn.Module):
             self.vector_head = DiagonalGaussianHead(maps[2] * 16, config.latent_features, impl=impl)
         self.prior: GaussianPrior | None = None
         if config.prior == "pixelcnn":
-            self.prior = able_to_sample(
+            self.prior = use_any_sampler(
                 GaussianPrior(
                     config.latent_maps,
                     config.prior_maps,
@@ -102,9 +93,9 @@ class PixelVAE(nn.Module):
         if config.decoder == "conv":
             self.to_logits = nn.Conv2d(config.decoder_maps, 1, 3, padding=1)
         elif config.decoder == "upsampling":
-            self.network = network_of(config, context_channels=config.decoder_maps)
+            self.network = make_network(config, context_channels=config.decoder_maps)
         else:
-            self.network = network_of(config, context_features=config.latent_features)
+            self.network = make_network(config, context_features=config.latent_features)
 
     @property
     def kl_names(self) -> tuple[str, ...]:
@@ -190,14 +181,17 @@ class PixelVAE(nn.Module):
     def _logits(self, z: Tensor) -> Tensor:
         return cast(nn.Module, self.to_logits)(self.context(z)).flatten(1)
 
-    def measure(self, x: Tensor, **noise: Any) -> tuple[Tensor, Tensor]:
+    def measure(
+        self, x: Tensor, posterior: Sequence[DiagonalGaussian] | None = None, **noise: Any
+    ) -> tuple[Tensor, Tensor]:
         """log p(x | z) of one sample, ``(N,)``, and the KL divergence for each latent, ``(N, levels)``, nats.
 
         Args:
             x: binary images ``(N, 784)``.
+            posterior: what :meth:`encode` returned for them; computed if None.
             noise: as of :meth:`draw`.
         """
-        posteriors = self.encode(x)
+        posteriors = self.encode(x) if posterior is None else posterior
         latents, _ = self.draw(posteriors, **noise)
         return self.log_likelihood(x, latents[0]), self.kl(posteriors, latents)
 
@@ -206,16 +200,16 @@ class PixelVAE(nn.Module):
         log_p_x, kl = self.measure(x, **noise)
         return log_p_x - kl.sum(-1)
 
-    def log_weights(self, x: Tensor, posteriors: Sequence[DiagonalGaussian], samples: int, **noise: Any) -> Tensor:
+    def log_weights(self, x: Tensor, posterior: Sequence[DiagonalGaussian], samples: int, **noise: Any) -> Tensor:
         """log p(x, z) - log q(z | x) of new samples z, ``(samples, N)``, nats.
 
         Args:
             x: binary images ``(N, 784)``.
-            posteriors: what :meth:`encode` returned for them.
+            posterior: what :meth:`encode` returned for them.
             samples: number of samples for each image.
             noise: as of :meth:`draw`.
         """
-        latents, log_q = self.draw(posteriors, (samples,), **noise)
+        latents, log_q = self.draw(posterior, (samples,), **noise)
         rows = [z.flatten(0, 1) for z in latents]
         repeated = x.expand(samples, *x.shape).flatten(0, 1)
         log_p = self.log_likelihood(repeated, rows[0]) + self.log_prior(rows)
@@ -243,3 +237,9 @@ class PixelVAE(nn.Module):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Binary images ``(n, 784)`` from the model."""
         return self.sample_images(self.sample_latents(n, generator=generator), generator=generator)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Binary images ``(N, 784)`` from p(x | z), each with a z ~ q(z | x)."""
+        latents, _ = self.draw(self.encode(x), generator=generator)
+        return self.sample_images(latents[0], generator=generator)

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import functional as F
-from ..nn.gated_pixelcnn import GatedPixelCNN
-from ..nn.gaussian import bound_log_sigma
-from ..sampling.likelihoods import PixelLikelihood
+from .... import functional as F
+from ....nn.gated_pixelcnn import GatedPixelCNN
+from ....nn.gaussian import bound_log_sigma
+from ....sampling.likelihoods import PixelLikelihood
 
 __all__ = ["GaussianPixels", "GaussianPrior"]
 

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .densities2d import DENSITIES, grid
-from .pictures import save
+from ...pictures.grids import save
+from .densities import DENSITIES, grid
 
 __all__ = ["draw_posteriors"]
 
@@ -25,7 +25,7 @@ def draw_posteriors(samples: Mapping[str, Mapping[str, Tensor]], results: Mappin
 
     Args:
         samples: points ``(N, 2)`` by density and kind of posterior.
-        results: what :func:`~fastvae.recipes.posterior2d.run_posterior2d` found, by density.
+        results: what :func:`~fastvae.recipes.systems.posterior2d.system.Posterior2dSystem.run` found, by density.
         path: the PNG file.
     """
     kinds = list(next(iter(samples.values())))
