@@ -77,13 +77,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     :func:`~fastvae.recipes.training.folder.held` does. A link stays, and what it leads to is replaced.
 
     Args:
-        path: the target; its folder is made.
+        path: the target, in a folder that exists.
 
     Raises:
         RecipeError: the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         target = Path(os.path.realpath(path))
         part = target.with_name(PART + secrets.token_hex(8))
         try:

@@ -87,10 +87,18 @@ class System:
 
     def reconstruct(self, model: Any, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Intensities ``(N, pixels)`` of what binary images ``(N, pixels)`` become through the latents."""
-        if not hasattr(model, "reconstruct"):
-            raise RecipeError(f"{self.name} has no latents to reconstruct images from")
+        self.check_reconstruct(model)
         found: Tensor = model.reconstruct(x, generator=generator)
         return found
+
+    def check_reconstruct(self, model: Any) -> None:
+        """Checks that images can be reconstructed.
+
+        Raises:
+            RecipeError: the model has no latents of images.
+        """
+        if not hasattr(model, "reconstruct"):
+            raise RecipeError(f"{self.name} has no latents to reconstruct images from")
 
     def draw_samples(self, model: Any, path: Path, *, count: int, labels: Tensor | None = None, seed: int = 0) -> None:
         """Draws new images of a model on the CPU in a grid."""
@@ -100,8 +108,12 @@ class System:
         blank = images.new_zeros(rows * columns - count, images.shape[1])
         draw_grid(torch.cat([images, blank]), rows, columns, f"Samples of {self.label(model.config)}", path)
 
-    def draw_reconstructions(self, model: Any, images: Any, path: Path, *, count: int, seed: int = 0) -> None:
-        """Draws test images, evenly spread, above what they become."""
+    def draw_reconstructions(
+        self, model: Any, settings: Any, path: Path, *, count: int, seed: int = 0, images: Images | None = None
+    ) -> None:
+        """Draws test images, evenly spread, above what they become; they are looked for if they are None."""
+        self.check_reconstruct(model)
+        images = self.load_images(settings.training, progress=True) if images is None else images
         x = spread(binarize_fixed(images.x_test), count)
         found = self.reconstruct(model, x, generator=torch.Generator().manual_seed(seed))
         draw_grid(torch.cat([x, found]), 2, len(x), "Test images, and their reconstructions", path)

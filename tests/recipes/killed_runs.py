@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastvae.recipes import data, files
+from fastvae.recipes import files
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 from fastvae.recipes.training.checkpoints import epochs_done, read_checkpoint
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.training import train
+from tests.recipes.training_support import train
 
 MODEL = VAEConfig(latent_features=8, hidden_features=(300,))
-TRAINING = TrainConfig(epochs=4, batch_size=60, learning_rate=1e-3)
+TRAINING = VAETrainConfig(epochs=4, batch_size=60, learning_rate=1e-3)
 # What is done to a run at one of its saves: a kill in a write, on a full disk no kill, before and after the calls
 # that end the save, and at any moment after its begin.
 TROUBLES = ("write", "disk", "replace", "fsync", "replaced", "moment")
@@ -36,7 +38,8 @@ def run(folder, **options):
     images = rng.randint(0, 256, (360, 28, 28)).astype(np.uint8)
     labels = np.zeros(360, np.uint8)
     mnist = data.Mnist(images[:300], labels[:300], images[300:], labels[300:], source="noise")
-    return train(MODEL, TRAINING, folder, mnist=mnist, accelerator="cpu", progress=False, **options)
+    few = EvaluationConfig(samples=2)
+    return train("vae", MODEL, TRAINING, folder, evaluation=few, images=mnist, **options)
 
 
 class Trouble:

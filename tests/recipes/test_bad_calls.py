@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastvae import __main__ as cli
 from fastvae.recipes import compress_command, data, options, paths, posterior2d_command
-from fastvae.recipes.uses.compress import compress_images
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
+from fastvae.recipes.cli import main as cli
+from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
-from fastvae.recipes.vae import VAE
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.systems.vae.model import VAE
+from fastvae.recipes.uses.compress import compress_images
 
 COMMANDS = (
     "train vae",
@@ -56,7 +56,7 @@ def files(canonical, tmp_path, monkeypatch):
         plain = {"model": model.config.as_dict(), "training": asdict(training)} | more
         torch.save({"hyper_parameters": plain, "state_dict": weights}, tmp_path / name)
 
-    save("vae.ckpt", model, TrainConfig(), "model")
+    save("vae.ckpt", model, VAETrainConfig(), "model")
     save("pixelcnn.ckpt", network, PixelTrainConfig(), "averaged", recipe="pixelcnn")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "white.png")
     (tmp_path / "one.fvpx").write_bytes(compress_images(network.network, torch.zeros(1, 1, 4, 4)))

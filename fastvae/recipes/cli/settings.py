@@ -147,15 +147,16 @@ def make_registry(without: Sequence[str]) -> ConstructorRegistry:
 
 
 def specify(settings: type, field: Any, given: Any) -> StructFieldSpec:
-    default = getattr(given, field.name) if given is not None else field.default
-    if default is MISSING:
-        default = tyro.MISSING if field.default_factory is MISSING else field.default_factory()
     kind: Any = get_type_hints(settings)[field.name]
+    default = getattr(given, field.name) if given is not None else field.default
+    # Defaults of settings within are those of their fields: an instance has chosen what it was free to choose.
+    if default is MISSING:
+        default = tyro.MISSING_NONPROP if field.default_factory in (MISSING, kind) else field.default_factory()
     aliases, name = field.metadata.get("aliases"), field.metadata.get("option")
     kind = Annotated[kind, tyro.conf.arg(name=name, aliases=aliases, metavar=field.metadata.get("metavar"))]
     if field.metadata.get("positional"):
         kind = tyro.conf.Positional[kind]
-    text = None if is_dataclass(default) else explain(settings, field.name)
+    text = None if is_dataclass(get_type_hints(settings)[field.name]) else explain(settings, field.name)
     return StructFieldSpec(field.name, kind, default, helptext=text)
 
 

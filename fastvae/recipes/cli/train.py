@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..system import System
 from ..systems.catalogue import CATALOGUE, find_system
@@ -56,36 +56,37 @@ def choose_settings(system: System, words: Sequence[str]) -> tuple[RunOptions, A
         SystemExit: an option does not fit, or would change what a checkpoint is resumed with.
     """
     prog, entry = f"fastvae train {system.name}", CATALOGUE[system.name]
-    out = Path(FOLDERS.get(system.name, f"{system.name}-out"))
-    kind = make_command(system.settings)
-    about = {"prog": prog, "description": f"{entry.description} {PROCESSES.format(system.name)}"}
-    first = parse(kind, words, default=kind(run=RunOptions(out), settings=system.settings()), **about)
-    options, kept = first.run, None
-    if options.config is None and options.resume is None:
-        return options, first.settings
+    run = RunOptions(Path(FOLDERS.get(system.name, f"{system.name}-out")))
+    kind, description = make_command(system.settings, run), f"{entry.description} {PROCESSES.format(system.name)}"
+
+    def choose(words: Sequence[str], kept: Any = None) -> tuple[RunOptions, Any]:
+        default = None if kept is None else kind(run, **vars(kept))
+        parts = vars(parse(kind, words, default=default, prog=prog, description=description))
+        return parts["run"], system.settings(**{name: part for name, part in parts.items() if name != "run"})
+
+    options, settings = choose(words)
     if options.config is not None:
-        parts = [type(getattr(first.settings, part.name)) for part in fields(first.settings)]
-        values = read_settings_file(options.config, system.name, parts)
+        values = read_settings_file(options.config, system.name, [type(part) for part in vars(settings).values()])
         words = [*to_arguments(values, list(list_options(kind))), *words]
-    if options.resume is not None:
-        kept = system.read_settings(options.resume)
-    default = kind(run=RunOptions(out), settings=system.settings() if kept is None else kept)
-    settings = parse(kind, words, default=default, **about).settings
-    if kept is not None:
-        check_resumed(prog, kept, settings)
+    if options.resume is None:
+        return choose(words)
+    kept = system.read_settings(options.resume)
+    options, settings = choose(words, kept)
+    check_resumed(prog, kept, settings)
     return options, settings
 
 
-def make_command(settings: type) -> Any:
-    """The options of the run, and the settings, as one dataclass."""
-    return make_dataclass("Command", [("run", RunOptions), ("settings", settings)], frozen=True)
+def make_command(settings: type, run: RunOptions) -> Any:
+    """The options of a run, with these defaults, and the parts of the settings, as one dataclass."""
+    parts = get_type_hints(settings)
+    named = [(part.name, parts[part.name], field(default_factory=parts[part.name])) for part in fields(settings)]
+    return make_dataclass("Command", [("run", RunOptions, field(default_factory=lambda: run)), *named], frozen=True)
 
 
 def check_resumed(prog: str, kept: Any, settings: Any) -> None:
     """Ends the program where the settings of model or training are not those of the checkpoint."""
     for part in ("model", "training"):
         theirs, ours = getattr(kept, part, None), getattr(settings, part, None)
-        for field in fields(theirs) if theirs is not None else ():
-            old, new = getattr(theirs, field.name), getattr(ours, field.name)
-            if old != new:
-                refuse(prog, f"--resume continues a run with {field.name} = {old!r}; it cannot become {new!r}")
+        for name, old in vars(theirs).items() if theirs is not None else ():
+            if (new := getattr(ours, name)) != old:
+                refuse(prog, f"--resume continues a run with {name} = {old!r}; it cannot become {new!r}")

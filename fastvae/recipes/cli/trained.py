@@ -17,7 +17,9 @@ from ..training.trainer import device_of
 from .run_options import DEVICE, Accelerator, check_impl
 from .settings import parse
 
-__all__ = ["evaluate", "reconstruct", "sample"]
+__all__ = ["EvaluateOptions", "ReconstructOptions", "SampleOptions", "evaluate", "reconstruct", "sample"]
+
+PICTURE = {"aliases": ("-o",), "metavar": "FILE"}
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,37 @@ class DrawOptions:
         checkpoint: what fastvae train or demo wrote.
         out: the PNG file.
         count: how many images.
-        labels: classes to draw images of, where the model has classes: one for each image.
         seed: of the noise.
-        impl: implementation instead of the checkpoint's own.
+        impl: implementation of the ops.
     """
 
     checkpoint: Path = field(metadata={"positional": True, "metavar": "CHECKPOINT"})
-    out: Path = field(default=Path("samples.png"), metadata={"aliases": ("-o",), "metavar": "FILE"})
+    out: Path = field(default=Path("samples.png"), metadata=PICTURE)
     count: int = 64
-    labels: tuple[int, ...] = ()
     seed: int = 0
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
         check_whole(self, count=1, seed=0)
+
+
+@dataclass(frozen=True)
+class SampleOptions(DrawOptions):
+    """The picture.
+
+    Args:
+        labels: classes to draw images of, where the model has classes: one for each image.
+    """
+
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReconstructOptions(DrawOptions):
+    """The picture."""
+
+    out: Path = field(default=Path("reconstructions.png"), metadata=PICTURE)
+    count: int = 10
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -126,7 +145,7 @@ def change_evaluation(name: str, config: Any, options: EvaluateOptions) -> Any:
 def sample(words: Sequence[str]) -> None:
     """Draws new images."""
     options = parse(
-        DrawOptions, words, prog="fastvae sample", description="Draw new images of a checkpoint of any system."
+        SampleOptions, words, prog="fastvae sample", description="Draw new images of a checkpoint of any system."
     )
     check_target(options.out)
     check_impl(options.impl, "cpu")
@@ -139,16 +158,13 @@ def sample(words: Sequence[str]) -> None:
 def reconstruct(words: Sequence[str]) -> None:
     """Draws test images beside what they become."""
     options = parse(
-        DrawOptions,
+        ReconstructOptions,
         words,
         prog="fastvae reconstruct",
         description="Draw test images, and below them what they become through the latents of a checkpoint.",
-        default=None,
-        without=("labels",),
     )
     check_target(options.out)
     check_impl(options.impl, "cpu")
     system, model, settings = load_checkpoint(options.checkpoint, impl=options.impl)
-    images = system.load_images(getattr(settings, "training", None), progress=True)
-    system.draw_reconstructions(model, images, options.out, count=options.count, seed=options.seed)
+    system.draw_reconstructions(model, settings, options.out, count=options.count, seed=options.seed)
     print(options.out)

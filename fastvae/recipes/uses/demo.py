@@ -21,7 +21,7 @@ from ..files import write_json
 from ..pictures.curves import draw_learning_curves
 from ..pictures.grids import draw_reconstructions, draw_samples
 from ..pictures.latents import draw_manifold
-from ..settings import check_whole
+from ..settings import check_whole, to_plain
 from ..systems.vae.config import POSTERIORS, VAEConfig, VAESettings, VAETrainConfig
 from ..systems.vae.model import VAE
 from ..systems.vae.system import SYSTEM
@@ -126,7 +126,7 @@ def show_posterior(
     model = replace(settings.model, posterior=posterior)
     run = SYSTEM.run(VAESettings(model, settings.training, settings.evaluation), folder / posterior, **how)
     times = measure_steps(model, settings.training, images, settings.demonstration.timed_steps, device=device)
-    return run, asdict(run.figures) | {
+    return run, to_plain(run.figures) | {
         "images_per_second": run.images_per_second,
         "step_ms": times["fastvae"],
         "reference_step_ms": times["reference"],

@@ -26,7 +26,7 @@ Kind = Literal["gated", "exp", "clamped_exp", "softplus", "sigmoid", "location_o
 
 @dataclass(frozen=True)
 class IAFVAEConfig:
-    """What defines an :class:`~fastvae.recipes.systems.iaf_vae.model.IAFVAE`, as plain data.
+    """What defines the model, as plain data.
 
     Args:
         posterior: q(z | x): ``"diagonal"``, ``"triangular"`` (full covariance) or ``"iaf"``.

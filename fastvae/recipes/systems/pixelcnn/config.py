@@ -22,7 +22,7 @@ NETWORKS = ("gated", "plain")
 
 @dataclass(frozen=True)
 class PixelCNNConfig:
-    """What defines the network over pixels, as plain data.
+    """What defines the model, a network over pixels, as plain data.
 
     Args:
         network: kind of PixelCNN over the image: ``"gated"``, :class:`~fastvae.nn.gated_pixelcnn.GatedPixelCNN`, or

@@ -14,7 +14,7 @@ __all__ = ["PixelVAEConfig", "PixelVAESettings", "PixelVAETrainConfig"]
 
 @dataclass(frozen=True)
 class PixelVAEConfig:
-    """What defines a :class:`~fastvae.recipes.systems.pixelvae.model.PixelVAE`, as plain data.
+    """What defines the model, as plain data.
 
     Args:
         levels: levels of latents: 1, or 2 for the hierarchical model: z1 is a map and z2, above it, a vector.

@@ -24,7 +24,7 @@ POSTERIORS = ("diagonal", "triangular")
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """What defines a :class:`~fastvae.recipes.systems.vae.model.VAE`, as plain data.
+    """What defines the model, as plain data.
 
     Args:
         posterior: covariance of q(z | x): ``"diagonal"`` or ``"triangular"``, which is full.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastvae.recipes import RecipeError
-from fastvae.recipes.config_file import read_config_file
+from fastvae.recipes.cli.settings_file import read_settings_file
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Rates:
 
 
 def read(path):
-    return read_config_file(path, "mine", [Sizes, Rates])
+    return read_settings_file(path, "mine", [Sizes, Rates])
 
 
 def write(folder, content):
