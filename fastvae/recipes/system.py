@@ -151,10 +151,15 @@ class System:
             settings = self.to_settings({name: plain[name] for name in ("model", "training")})
             if impl is not None:
                 settings = replace(settings, model=replace(settings.model, impl=impl))
-            model = model_of(lambda: self.make_model(settings.model), plain["model"], weights_of(content))
+            sizes = self.list_sizes(plain["model"])
+            model = model_of(lambda: self.make_model(settings.model), sizes, weights_of(content))
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"{path} is no checkpoint of {self.name}: {error}") from None
         return model.eval(), settings
+
+    def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Those of a model's settings that no model with fewer weights can have."""
+        return plain
 
     def read_settings(self, path: Path) -> Any:
         """The settings of a checkpoint, which may be of an unfinished run.

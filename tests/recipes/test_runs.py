@@ -23,7 +23,7 @@ from fastvae.recipes.training.checkpoints import epochs_done, read_checkpoint
 from fastvae.recipes.training.folder import held
 from tests.recipes import killed_runs
 from tests.recipes.training_support import assert_same_weights as assert_same
-from tests.recipes.training_support import train
+from tests.recipes.training_support import train, watched_saves
 
 SMALL = VAEConfig(latent_features=4, hidden_features=(16,))
 SHORT = VAETrainConfig(epochs=3, batch_size=60, learning_rate=1e-2)
@@ -128,13 +128,13 @@ def test_signal_during_a_save_loses_neither_checkpoint(call, tiny, tmp_path, mon
     sound, calls = getattr(os, call), []
 
     def signalled(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
+        calls.extend(saving)
+        if saving and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return sound(*arguments)
 
     monkeypatch.setattr(files.os, call, signalled)
-    with pytest.raises(SystemExit) as stop:
+    with watched_saves() as saving, pytest.raises(SystemExit) as stop:
         run(tiny, tmp_path / "out")
     monkeypatch.undo()
     assert stop.value.code == 143
@@ -210,7 +210,7 @@ def test_unfinished_run_is_not_replaced_unasked(tiny, tmp_path):
     with pytest.raises(RecipeError, match=message):
         run_flow(tiny, tmp_path / "out")
     assert checkpoint.read_bytes() == before
-    assert not (tmp_path / "out" / "config.json").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["recipe"] == "vae"
     run(tiny, tmp_path / "out", overwrite=True)
     # A finished one is.
     run(tiny, tmp_path / "out", replace(SHORT, epochs=1))

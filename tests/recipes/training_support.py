@@ -1,11 +1,13 @@
 """Small runs of the systems, and what tests look at in them."""
 
+import contextlib
 import csv
 
 import lightning as L
 import torch
 
 from fastvae.recipes.systems.catalogue import find_system
+from fastvae.recipes.training import checkpoints
 
 
 def train(name, model, training, folder, *, evaluation=None, **options):
@@ -30,6 +32,25 @@ class Crash(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         if (trainer.current_epoch, index) == self.when:
             raise RuntimeError("power failure")
+
+
+@contextlib.contextmanager
+def watched_saves():
+    """A list that is not empty while a checkpoint is written."""
+    sound, active = checkpoints.WholeCheckpoints.write_kept, []
+
+    def write_kept(writer, path):
+        active.append(path)
+        try:
+            return sound(writer, path)
+        finally:
+            active.clear()
+
+    checkpoints.WholeCheckpoints.write_kept = write_kept
+    try:
+        yield active
+    finally:
+        checkpoints.WholeCheckpoints.write_kept = sound
 
 
 def metrics(folder):

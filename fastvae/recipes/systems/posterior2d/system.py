@@ -91,6 +91,9 @@ class Posterior2dSystem(System):
             raise RecipeError(f"{path} is no checkpoint of {self.name}: {error}") from None
         return found
 
+    def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
+        return {name: plain[name] for name in ("depth", "width")}
+
     def load_images(self, config: Any, *, progress: bool) -> None:
         """There are none."""
 

@@ -47,7 +47,7 @@ class VAETask(EpochTask):
 
     def one_cycle(self, step: int) -> float:
         """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
-        progress = step / self.steps
+        progress = step / max(self.steps, 1)
         return min(progress / 0.1 + 0.01, 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
