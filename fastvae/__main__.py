@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from .recipes.cli.main import main
+from ._interrupts import end_command
+
+try:
+    from .recipes.cli.main import main
+except KeyboardInterrupt as interrupt:
+    raise end_command(interrupt) from None
 
 __all__ = ["main"]
 

@@ -116,3 +116,15 @@ def test_error_without_traceback(canonical, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("fastvae: error: there is no checkpoint")
     assert "Traceback" not in error
+
+
+def test_interrupt_while_modules_load(tmp_path):
+    """Torch takes a second to load, in which an interrupt ends the command with one line."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    for program, line in ((["-m", "fastvae", "report"], 1), (["-c", "import fastvae"], 0)):
+        ended = subprocess.run(
+            [sys.executable, *program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+        assert (ended.stderr == "fastvae: error: stopped by SIGINT\n") == line, ended.stderr
+        assert (ended.returncode == 130) == line

@@ -19,7 +19,7 @@ from fastvae.recipes.evaluation.bounds import evaluate
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig, VAETrainConfig
 from fastvae.recipes.training.history import curves_of
-from tests.recipes.training_support import Crash, load, train
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
 
 SMALL = VAEConfig(latent_features=4, hidden_features=(16,))
 SHORT = VAETrainConfig(epochs=4, batch_size=60, learning_rate=1e-2)
@@ -221,3 +221,26 @@ def test_two_processes_have_the_losses_of_one_with_the_joint_batch(losses_of):
             assert two[name][kind] == pytest.approx(one[name][kind], rel=tolerance), (name, kind)
     # The cases differ among themselves by far more.
     assert abs(one["diagonal"]["train"][-1] / one["reference"]["train"][-1] - 1) > 1e6 * tolerance
+
+
+def test_what_a_run_leaves_behind(tiny, tmp_path):
+    result = run(tiny, tmp_path, VAETrainConfig(epochs=2, batch_size=60, check_every=2))
+    rows = metrics(tmp_path)
+    assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(1, 5), (2, 10)]
+    assert [bool(row["test_elbo"]) for row in rows] == [False, True]
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert (found["recipe"], found["samples"], found["elbo"]) == ("vae", 4, result.figures.elbo)
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["check_every"] == 2
+    for name in ("samples", "reconstructions", "learning_curves"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_run_in_parts_ends_as_an_unbroken_one(tiny, tmp_path):
+    expected = run(tiny, tmp_path / "whole")
+    part = run(tiny, tmp_path / "parts", limit_epochs=3)
+    assert (part.epochs, part.planned_epochs, part.figures) == (3, 4, None)
+    found = run(tiny, tmp_path / "parts", limit_epochs=3, resume=part.checkpoint)
+    assert_same_run(found, expected)
+    again = run(tiny, tmp_path / "parts", resume=found.checkpoint)
+    assert again.images_per_second is None
+    assert_same_run(again, expected)

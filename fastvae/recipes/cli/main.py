@@ -5,20 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ... import backend
+from ..._interrupts import STOPPED
 from ..._version import __version__
-from ..errors import RecipeError
 from ..systems.catalogue import CATALOGUE
+from .errors import TRACEBACK, explain, fail, refuse
 
 __all__ = ["main"]
 
 EXTRA = ("filelock", "lightning", "matplotlib", "tqdm", "tyro")
-TRACEBACK = "FASTVAE_TRACEBACK"
-STOPPED = 130
 WHERE = "MNIST is looked for in $FASTVAE_DATA and in the user's cache before it is downloaded."
 
 
@@ -87,7 +86,7 @@ def run_command(words: list[str]) -> int:
     return 0
 
 
-def choose(words: list[str], choices: dict[str, Command], prog: str, what: str) -> str:
+def choose(words: list[str], choices: Mapping[str, Any], prog: str, what: str) -> str:
     """The first word, which is one of the choices; otherwise the program ends with an error or with help."""
     lines = [f"  {name:<12} {entry.help}" for name, entry in choices.items()]
     usage = "\n".join([f"usage: {prog} {what} [OPTIONS]", "", *lines, "", f"{prog} {what} --help says more. {WHERE}"])
@@ -98,7 +97,7 @@ def choose(words: list[str], choices: dict[str, Command], prog: str, what: str) 
     return words[0]
 
 
-def leave(prog: str, usage: str, words: list[str], message: str = "") -> None:
+def leave(prog: str, usage: str, words: list[str], message: str = "") -> NoReturn:
     """Ends the program with help or its version, if that is asked for, or with an error."""
     if words[0] in ("-h", "--help"):
         print(usage)
@@ -107,38 +106,3 @@ def leave(prog: str, usage: str, words: list[str], message: str = "") -> None:
         print(f"fastvae {__version__}")
         raise SystemExit(0)
     refuse(prog, message or f"unrecognized arguments: {' '.join(words)}")
-
-
-def refuse(prog: str, message: str) -> None:
-    """Ends the program: the arguments do not fit."""
-    print(f"{prog}: error: {to_line(message)}; {prog} --help says more", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def explain(error: Exception) -> str:
-    """What the person at the command line reads of an error."""
-    said = str(error)
-    if isinstance(error, RecipeError):
-        return said
-    if isinstance(error, MemoryError) or "allocate memory" in said:
-        return f"there is not enough memory: choose smaller sizes or batches ({said or 'MemoryError'})"
-    if isinstance(error, BrokenPipeError):
-        # Python would try to write the rest at its end, and complain.
-        sys.stdout = open(os.devnull, "w")
-        return "the output was closed before all of it was written"
-    if isinstance(error, OSError):
-        said = error.strerror or said
-        return f"{error.filename}: {said}" if error.filename is not None else f"reading or writing failed: {said}"
-    # Values that do not fit, and implementations that cannot run, explain themselves.
-    if type(error) in (RuntimeError, TypeError, ValueError) and said:
-        return said
-    return f"unexpected {type(error).__name__}: {said}; {TRACEBACK}=1 shows where: please report it"
-
-
-def fail(message: str) -> int:
-    print(f"fastvae: error: {to_line(message)}", file=sys.stderr)
-    return 1
-
-
-def to_line(message: str) -> str:
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())

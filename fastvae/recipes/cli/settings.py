@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
 
-__all__ = ["Option", "list_options", "parse", "refuse", "to_arguments"]
+from .errors import refuse
+
+__all__ = ["Option", "list_options", "parse", "to_arguments"]
 
 SettingsT = TypeVar("SettingsT")
 
@@ -93,28 +94,24 @@ def parse(
     Raises:
         SystemExit: the arguments do not fit, status 2, after one line on the standard error; or they ask for help.
     """
-    said = io.StringIO()
+    said, more = io.StringIO(), {} if default is None else {"default": default}
+    make: Any = tyro.cli
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            found: SettingsT = make(
                 settings,
                 prog=prog,
                 description=description,
                 args=list(arguments),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
                 registry=make_registry(without),
-                **({} if default is None else {"default": default}),
+                **more,
             )
+            return found
     except SystemExit as stop:
         if not stop.code:
             raise
         refuse(prog, condense(said.getvalue()))
-
-
-def refuse(prog: str, message: str) -> NoReturn:
-    """Ends the program: the arguments of a command do not fit."""
-    print(f"{prog}: error: {' '.join(message.split())}; {prog} --help says more", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def condense(box: str) -> str:
@@ -134,10 +131,10 @@ def make_registry(without: Sequence[str]) -> ConstructorRegistry:
     def settings_rule(info: Any) -> StructConstructorSpec | None:
         if not is_dataclass(info.type):
             return None
-        given = info.default if isinstance(info.default, info.type) else None
-        kept = [field for field in fields(info.type) if field.name not in without]
-        specs = tuple(specify(info.type, field, given) for field in kept)
-        return StructConstructorSpec(instantiate=info.type, fields=specs)
+        kind: Any = info.type
+        given = info.default if isinstance(info.default, kind) else None
+        kept = [field for field in fields(kind) if field.name not in without]
+        return StructConstructorSpec(instantiate=kind, fields=tuple(specify(kind, field, given) for field in kept))
 
     @registry.primitive_rule
     def whole_rule(info: Any) -> PrimitiveConstructorSpec[Any] | None:
@@ -155,7 +152,7 @@ def specify(settings: type, field: Any, given: Any) -> StructFieldSpec:
     aliases, name = field.metadata.get("aliases"), field.metadata.get("option")
     kind = Annotated[kind, tyro.conf.arg(name=name, aliases=aliases, metavar=field.metadata.get("metavar"))]
     if field.metadata.get("positional"):
-        kind = tyro.conf.Positional[kind]
+        kind = Annotated[kind, tyro.conf.Positional]
     text = None if is_dataclass(get_type_hints(settings)[field.name]) else explain(settings, field.name)
     return StructFieldSpec(field.name, kind, default, helptext=text)
 

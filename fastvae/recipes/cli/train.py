@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 from ..system import System
 from ..systems.catalogue import CATALOGUE, find_system
 from ..training.folder import leads
+from .errors import refuse
 from .run_options import RunOptions, check_impl, quieten
-from .settings import list_options, parse, refuse, to_arguments
+from .settings import list_options, parse, to_arguments
 from .settings_file import read_settings_file
 
 __all__ = ["choose_settings", "train"]

@@ -171,8 +171,8 @@ def evaluate(
         The means. The bound takes one sample of each image.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(stream_seed(seed, EVALUATION, 0))
-    how = {"chunk": image_chunk, "generator": generator, "progress": progress}
-    importance = {"samples": samples, "sample_chunk": sample_chunk}
+    how: dict[str, Any] = {"chunk": image_chunk, "generator": generator, "progress": progress}
+    importance: dict[str, Any] = {"samples": samples, "sample_chunk": sample_chunk}
     separate, count = passes == "separate", min(log_p_images, len(x))
     valid_elbo = None
     if valid is not None:

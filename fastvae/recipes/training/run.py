@@ -134,7 +134,8 @@ def draw_all(system: System, settings: Any, model: Any, task: Any, images: Any, 
     found = curves_of(task.history, (task.terms[0], task.measured))
     if found[task.measured]:
         measured, _, quantity = task.measured.partition("_")
-        steps_per_epoch = int(task.history[0]["step"])
+        first = task.history[0]
+        steps_per_epoch = int(first["step"] // first["epoch"])
         path = folder / "learning_curves.png"
         draw_learning_curves(
             {system.label(settings.model): found}, steps_per_epoch, path, quantity=quantity, measured=measured

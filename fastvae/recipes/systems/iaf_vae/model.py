@@ -216,10 +216,10 @@ def _decoder_blocks(maps: Sequence[int], sides: Sequence[int]) -> Iterator[nn.Mo
 
 
 def training_step(
-    posterior: str = "iaf",
+    posterior: Any = "iaf",
     depth: int = 2,
     width: int = 320,
-    impl: str = "auto",
+    impl: Any = "auto",
     *,
     batch_size: int = 128,
     device: torch.device | str = "cpu",

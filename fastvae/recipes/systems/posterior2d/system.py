@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Posterior2dSystem(System):
         accelerator: str = "auto",
         progress: bool = True,
         overwrite: bool = False,
+        **options: Any,
     ) -> Run:
         """Fits; writes ``config.json``, ``metrics.csv``, ``last.ckpt``, ``result.json`` and ``posteriors.png``.
 
@@ -57,6 +58,7 @@ class Posterior2dSystem(System):
             accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"cuda"``.
             progress: whether to show progress bars.
             overwrite: whether an unfinished run in ``folder`` may be replaced.
+            options: those of :func:`~fastvae.recipes.training.run.run` that a fit has no use for.
 
         Raises:
             RecipeError: a bound is not finite, or folder or checkpoint are refused.
@@ -94,8 +96,9 @@ class Posterior2dSystem(System):
     def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
         return {name: plain[name] for name in ("depth", "width")}
 
-    def load_images(self, config: Any, *, progress: bool) -> None:
+    def load_images(self, config: Any, *, progress: bool) -> Any:
         """There are none."""
+        return None
 
     def evaluate(
         self, model: Posteriors2d, images: None, config: Any, *, seed: int = 0, progress: bool = False
@@ -106,7 +109,7 @@ class Posterior2dSystem(System):
         for density, kinds in model.items():
             log_z = log_normalizer(DENSITIES[density])
             found[density] = {"log_normalizer": log_z, "posteriors": {}}
-            for kind, posterior in kinds.items():
+            for kind, posterior in cast(Any, kinds).items():
                 fit = measure_fit(posterior, DENSITIES[density], model.config.samples, generator)
                 row = {"bound": fit.bound, "standard_error": fit.standard_error, "gap": log_z - fit.bound}
                 found[density]["posteriors"][kind] = row
@@ -121,7 +124,10 @@ class Posterior2dSystem(System):
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         samples = {
-            density: {kind: posterior.rsample_with_log_prob(count, generator)[0] for kind, posterior in kinds.items()}
+            density: {
+                kind: posterior.rsample_with_log_prob(count, generator)[0]
+                for kind, posterior in cast(Any, kinds).items()
+            }
             for density, kinds in model.items()
         }
         draw_posteriors(samples, self.evaluate(model, None, None, seed=seed).densities, path)
