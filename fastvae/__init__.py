@@ -6,10 +6,15 @@ which implementation runs, ``fastvae.sampling`` the cached sampler of pixel netw
 neither Triton nor CUDA.
 """
 
-import torch  # noqa: F401  # first: the extension shares the OpenMP runtime that torch brings
-
-from . import backend, distributions, functional, likelihoods, nn, objectives, rng, sampling
+from ._interrupts import end_command
 from ._version import __version__
+
+try:
+    import torch  # noqa: F401  # first: the extension shares the OpenMP runtime that torch brings
+
+    from . import backend, distributions, functional, likelihoods, nn, objectives, rng, sampling
+except KeyboardInterrupt as interrupt:
+    raise end_command(interrupt) from None
 
 __all__ = [
     "__version__",

@@ -16,14 +16,14 @@ SHAPES = {"cpu": (Shape(100, 32), Shape(512, 64)), "cuda": (Shape(100, 32), Shap
 
 
 def _config(case: Case, impl: str = "auto") -> Any:
-    from fastvae.recipes.config import VAEConfig
+    from fastvae.recipes.systems.vae.config import VAEConfig
 
     return VAEConfig(posterior=case.variant, latent_features=case.shape.columns, impl=impl)
 
 
 def _step(case: Case, impl: str, wrap: Callable[..., Any] = lambda function: function) -> Function:
     """A step on a batch; the parameters move from call to call, as in training."""
-    from fastvae.recipes.vae import VAE
+    from fastvae.recipes.systems.vae.model import VAE
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -73,7 +73,7 @@ IAF_DEPTH, IAF_WIDTH = 4, 1920
 
 
 def _iaf_step(case: Case, impl: str, compiled: bool = False) -> Function:
-    from fastvae.recipes.iaf_vae import training_step
+    from fastvae.recipes.systems.iaf_vae.model import training_step
 
     step = training_step("iaf", IAF_DEPTH, IAF_WIDTH, impl, batch_size=case.shape.rows, device=case.device)
     step = torch.compile(step) if compiled else step
@@ -84,8 +84,8 @@ def _iaf_work(case: Case) -> Work:
     """Products of the eager model's step, less what masks cut off; and the optimiser's pass over the weights."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fastvae.recipes.iaf_config import IAFVAEConfig
-    from fastvae.recipes.iaf_vae import IAFVAE, training_step
+    from fastvae.recipes.systems.iaf_vae.config import IAFVAEConfig
+    from fastvae.recipes.systems.iaf_vae.model import IAFVAE, training_step
     from fastvae.reference.masked_linear import mask_of
 
     rows = case.shape.rows

@@ -10,7 +10,7 @@ from ..reference.affine_flow import KINDS
 from ..structure import ACTIVATION_NAMES
 from ..structure.integers import integer
 
-# The extension's numbers (csrc/activation.h, csrc/affine.h).
+# The extension's numbers (csrc/base/codes.h).
 ACTIVATION_IDS = {name: index for index, name in enumerate(ACTIVATION_NAMES)}
 KIND_IDS = {None: 0} | {name: index for index, name in enumerate(KINDS, 1)}
 # The derivatives of these activations need the pre-activation; those of the others follow from the value.

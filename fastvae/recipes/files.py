@@ -1,4 +1,4 @@
-"""Files that a run leaves: each is written beside its target and renamed, in a folder that one run holds at a time."""
+"""Files: what is read is bounded, what is written is whole or absent."""
 
 from __future__ import annotations
 
@@ -6,58 +6,99 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from filelock import FileLock, Timeout
+from .errors import RecipeError
 
-from . import RecipeError
+__all__ = [
+    "check_folder",
+    "check_target",
+    "explain",
+    "read_bounded",
+    "read_up_to",
+    "replace_file",
+    "replacing",
+    "write_json",
+]
 
-__all__ = ["held", "leads", "replacing", "write_json"]
-
+BLOCK = 1 << 20
 PART = ".fastvae-part-"
-LOCK = ".fastvae-lock"
 
 
-def leads() -> bool:
-    """Whether this process is the only one, or the first of those that ``torchrun`` started: it writes the files."""
-    return os.environ.get("RANK", "0") == "0"
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def explain(error: OSError) -> str:
+    """Why a file operation failed, in the words of the system."""
+    return error.strerror or str(error)
+
+
+def read_up_to(file: Readable, most: int) -> bytes:
+    """The next ``most`` bytes of a file, fewer at its end; memory grows with what comes, not with ``most``."""
+    blocks, left = [], most
+    while left > 0 and (block := file.read(min(left, BLOCK))):
+        blocks.append(block)
+        left -= len(block)
+    return b"".join(blocks)
+
+
+def read_bounded(path: Path, most: int, what: str) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        what: names its kind in errors.
+
+    Raises:
+        RecipeError: it cannot be read, or is longer.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = read_up_to(file, most + 1)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read as {what}: {explain(error)}") from None
+    if len(content) > most:
+        raise RecipeError(f"{path} cannot be read as {what}: it must have at most {most} bytes, and has more")
+    return content
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` at the end of the block.
 
-    Whatever happens, ``path`` holds what it held before or all that the block wrote: the file is beside ``path``,
-    flushed to the disk and renamed. An exception removes it; after a kill :func:`held` does.
+    Whatever happens, ``path`` holds what it held before or all that the block wrote: the file is beside its target,
+    flushed to the disk and renamed. An exception removes it; after a kill
+    :func:`~fastvae.recipes.training.folder.held` does. A link stays, and what it leads to is replaced.
 
     Args:
-        path: the target; its folder is made.
+        path: the target, in a folder that exists.
 
     Raises:
         RecipeError: the file cannot be written.
     """
-    part = path.with_name(PART + secrets.token_hex(8))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(os.path.realpath(path))
+        part = target.with_name(PART + secrets.token_hex(8))
         try:
             # Made by open, it has the permissions of every new file, unlike those of tempfile.
             with open(part, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            os.replace(part, target)
         except BaseException:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise RecipeError(
-            f"{path} cannot be written: {error.strerror or error}; what was there before is whole"
-        ) from error
-    sync_folder(path.parent)
+        raise RecipeError(f"{path} cannot be written: {explain(error)}; what was there before is whole") from error
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -70,57 +111,72 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file that a user named, as :func:`replacing`; a device or a pipe is written to as it is.
+
+    Raises:
+        RecipeError: it cannot be written; nothing is left behind.
+    """
+    try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            path.write_bytes(content)
+            return
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written: {explain(error)}") from None
+    with replacing(path) as file:
+        file.write(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes plain data as JSON, what is not finite as null.
 
     Raises:
         RecipeError: the file cannot be written.
     """
-    with replacing(path) as file:
-        file.write((json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(to_finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
-def finite(value: Any) -> Any:
+def to_finite(value: Any) -> Any:
     """Plain data with None for every number that is not finite, which JSON cannot say."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: to_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [to_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a folder for one run; what a killed run had half written there is removed.
-
-    The lock ends with the process that has it, however that ends. Processes that ``torchrun`` started beside the
-    first take none.
-
-    Args:
-        folder: it is made if it is absent.
+def check_target(path: Path) -> None:
+    """Refuses an output file that could not be written, before the work that fills it.
 
     Raises:
-        RecipeError: another run holds it, or it cannot be written.
+        RecipeError: its folder does not exist or cannot be written into, or ``path`` is a folder.
     """
-    if not leads():
-        yield
-        return
-    lock = FileLock(folder / LOCK)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RecipeError(
-            f"another run is writing in {folder}: wait for its end, or give this one another folder (--out)"
-        ) from None
+        if path.is_dir():
+            raise RecipeError(f"{path} cannot be written: it is a folder; name a file")
+        if not path.exists():
+            _probe(path.parent)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written: {explain(error)}; name a file in a folder of yours") from None
+
+
+def check_folder(path: Path) -> None:
+    """Makes an output folder with its parents and refuses one that cannot be written into, before the work.
+
+    Raises:
+        RecipeError: it cannot be made or written into.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _probe(path)
     except OSError as error:
         raise RecipeError(
-            f"nothing can be written in {folder}: {error.strerror or error}; give another folder (--out)"
-        ) from error
-    try:
-        for part in folder.glob(PART + "*"):
-            with suppress(OSError):
-                part.unlink()
-        yield
-    finally:
-        lock.release()
+            f"the folder {path} cannot be written into: {explain(error)}; name another folder with --out"
+        ) from None
+
+
+def _probe(folder: Path) -> None:
+    probe = folder / f"{PART}{secrets.token_hex(8)}"
+    with open(probe, "xb"):
+        pass
+    probe.unlink()

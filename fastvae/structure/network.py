@@ -13,7 +13,7 @@ from .constants import IntegerConstants
 
 __all__ = ["ACTIVATION_NAMES", "LAYOUTS", "MadeStructure", "hidden_degrees_of", "spread_degrees"]
 
-# In the order of the kernels' numbers (csrc/activation.h).
+# In the order of the kernels' numbers (csrc/base/codes.h).
 ACTIVATION_NAMES = ("identity", "relu", "elu", "tanh", "softplus", "gelu", "silu")
 LAYOUTS = ("blocked", "interleaved")
 

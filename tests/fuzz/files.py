@@ -22,10 +22,10 @@ import torch
 
 from fastvae.nn import GatedPixelCNN, PixelCNN
 from fastvae.recipes import RecipeError
-from fastvae.recipes.compress import compress_images, decompress_images
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.config_file import read_config_file
-from fastvae.recipes.static_data import load_static_mnist
+from fastvae.recipes.cli.settings_file import read_settings_file
+from fastvae.recipes.data.static_mnist import load_static_mnist
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.uses.compress import compress_images, decompress_images
 from fastvae.sampling import Categorical
 
 from .draw import Draw
@@ -176,7 +176,7 @@ def checkpoint(case: str, folder: Path) -> None:
 def configuration(case: str, folder: Path) -> None:
     draw = Draw(case)
     suffix = draw.choice((".json", ".json", ".toml"))
-    plain = asdict(VAEConfig()) | asdict(TrainConfig())
+    plain = asdict(VAEConfig()) | asdict(VAETrainConfig())
     if suffix == ".json":
         data = json.dumps({"recipe": "vae", "model": plain}, indent=draw.choice((None, 2))).encode()
     else:
@@ -194,7 +194,7 @@ def configuration(case: str, folder: Path) -> None:
     described = f"configuration {suffix}: {said}"
     with bounded(described):
         try:
-            values = read_config_file(path, "vae", (VAEConfig, TrainConfig))
+            values = read_settings_file(path, "vae", (VAEConfig, VAETrainConfig))
         except RecipeError as error:
             return _check_message(error, described)
     for name, value in values.items():

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from fastvae.recipes import data
+from fastvae.recipes.data import mnist as data
 
 
 @pytest.fixture

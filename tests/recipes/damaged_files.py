@@ -16,7 +16,7 @@ import torch
 
 from fastvae.nn.pixelcnn import PixelCNN
 from fastvae.recipes import RecipeError
-from fastvae.recipes.compress import CRC, LAYOUT, compress_images, decompress_images, read_header
+from fastvae.recipes.uses.compress import CRC, LAYOUT, compress_images, decompress_images, read_header
 
 SIZES = (0, 1, 2, 7, 28, 300, 4096, 65535)
 FOREIGN = (b"\x89PNG\r\n\x1a\n", b"PK\3\4", b"\x1f\x8b\x08", b"FVPX", b"FVPX\1", b"FVPX\2", b"\0" * 60, b"")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvae.recipes.data import Mnist
-from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from fastvae.recipes.iaf_training import train_iaf_vae
+from fastvae.recipes.data.mnist import Mnist
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from tests.recipes.training_support import train
 
 
 def main(npz, folder):
@@ -20,15 +21,8 @@ def main(npz, folder):
     config = IAFTrainConfig(epochs=2, batch_size=60, free_bits=0.05, precision="64-true")
     for posterior in ("triangular", "iaf"):
         model = IAFVAEConfig(posterior, latent_features=3, width=8, feature_maps=(2,), dense_features=8)
-        train_iaf_vae(
-            model,
-            config,
-            Path(folder) / posterior,
-            evaluation=EvaluationConfig(samples=2),
-            mnist=mnist,
-            accelerator="cpu",
-            progress=False,
-        )
+        few = EvaluationConfig(samples=2)
+        train("iaf_vae", model, config, Path(folder) / posterior, evaluation=few, images=mnist)
 
 
 if __name__ == "__main__":

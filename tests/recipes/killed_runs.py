@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastvae.recipes import data, files
-from fastvae.recipes.checkpoints import epochs_done, read_checkpoint
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.training import train
+from fastvae.recipes import files
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.training.checkpoints import epochs_done, read_checkpoint
+from tests.recipes.training_support import train, watched_saves
 
 MODEL = VAEConfig(latent_features=8, hidden_features=(300,))
-TRAINING = TrainConfig(epochs=4, batch_size=60, learning_rate=1e-3)
+TRAINING = VAETrainConfig(epochs=4, batch_size=60, learning_rate=1e-3)
 # What is done to a run at one of its saves: a kill in a write, on a full disk no kill, before and after the calls
 # that end the save, and at any moment after its begin.
 TROUBLES = ("write", "disk", "replace", "fsync", "replaced", "moment")
@@ -36,20 +38,21 @@ def run(folder, **options):
     images = rng.randint(0, 256, (360, 28, 28)).astype(np.uint8)
     labels = np.zeros(360, np.uint8)
     mnist = data.Mnist(images[:300], labels[:300], images[300:], labels[300:], source="noise")
-    return train(MODEL, TRAINING, folder, mnist=mnist, accelerator="cpu", progress=False, **options)
+    few = EvaluationConfig(samples=2)
+    return train("vae", MODEL, TRAINING, folder, evaluation=few, images=mnist, **options)
 
 
 class Trouble:
     """Stands in for ``open`` and ``os`` of the module that writes files; makes trouble at one of the saves."""
 
     def __init__(self, kind, save, share):
-        self.kind, self.save, self.share, self.saves = kind, save, share, 0
+        self.kind, self.save, self.share, self.saves, self.saving = kind, save, share, 0, []
 
     def __getattr__(self, name):
         return getattr(os, name)
 
     def now(self, kind):
-        return self.kind == kind and self.saves == self.save
+        return bool(self.saving) and self.kind == kind and self.saves == self.save
 
     def kill(self):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -57,6 +60,8 @@ class Trouble:
     def open(self, path, *arguments):
         if not str(path).rpartition("/")[2].startswith(files.PART):
             return os.open(path, *arguments)
+        if not self.saving:
+            return open(path, *arguments)
         self.saves += 1
         if self.now("moment"):
             print("saving", flush=True)
@@ -98,7 +103,8 @@ class File(io.FileIO):
 def child(folder, kind, save, share):
     trouble = Trouble(kind, int(save), float(share))
     files.os, files.open = trouble, trouble.open
-    run(Path(folder))
+    with watched_saves() as trouble.saving:
+        run(Path(folder))
 
 
 def one_round(folder, kind, save, share, elsewhere, delay):

@@ -1,16 +1,13 @@
 """Small models, small binary images in three parts, and a file of them that passes for static binarised MNIST."""
 
-import csv
 import hashlib
 
-import lightning as L
 import numpy as np
-import torch
 
-from fastvae.recipes import static_data
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.pixel_config import PixelVAEConfig
-from fastvae.recipes.static_data import BinaryImages, split_mnist
+from fastvae.recipes.data import static_mnist
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.data.static_mnist import BinaryImages, split_mnist
+from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig
 
 SMALL_VAE = PixelVAEConfig(
     latent_features=3,
@@ -58,30 +55,11 @@ def packed(images):
 def keep(images, folder, monkeypatch):
     """Writes the file into ``folder``; its checksums become the ones that are asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / static_data.FILE, **packed(images))
+    np.savez(folder / static_mnist.FILE, **packed(images))
     digests = {
         name: hashlib.sha256(np.unpackbits(rows, axis=1).tobytes()).hexdigest() for name, rows in packed(images).items()
     }
-    monkeypatch.setattr(static_data, "BITS_SHA256", digests)
-
-
-class Crash(L.Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if (trainer.current_epoch, index) == (1, 1):
-            raise RuntimeError("power failure")
-
-
-def metrics(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_run(found, expected):
-    for name, value in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], value), name
-    for name, value in vars(expected.figures).items():
-        if name != "sampled_images_per_second":
-            assert getattr(found.figures, name) == value, name
+    monkeypatch.setattr(static_mnist, "BITS_SHA256", digests)
 
 
 def is_png(path):

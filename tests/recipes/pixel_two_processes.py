@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvae.recipes.data import Mnist
-from fastvae.recipes.iaf_config import EvaluationConfig
-from fastvae.recipes.pixel_config import PixelVAEConfig, PixelVAETrainConfig
-from fastvae.recipes.pixelvae_training import train_pixelvae
-from fastvae.recipes.static_data import split_mnist
+from fastvae.recipes.data.mnist import Mnist
+from fastvae.recipes.data.static_mnist import split_mnist
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
+from tests.recipes.training_support import train
 
 
 def main(npz, folder):
@@ -35,15 +35,8 @@ def main(npz, folder):
             filter_size=3,
             maps=4,
         )
-        train_pixelvae(
-            model,
-            config,
-            Path(folder) / str(levels),
-            evaluation=EvaluationConfig(samples=2, log_p_images=10),
-            images=images,
-            accelerator="cpu",
-            progress=False,
-        )
+        few = EvaluationConfig(samples=2, log_p_images=10)
+        train("pixelvae", model, config, Path(folder) / str(levels), evaluation=few, images=images)
 
 
 if __name__ == "__main__":

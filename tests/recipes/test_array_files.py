@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastvae.recipes import RecipeError
-from fastvae.recipes.array_files import MOST_BYTES, parse_idx, read_npz
+from fastvae.recipes.data.array_files import MOST_BYTES, parse_idx, read_npz
 
 MIB = 2**20
 

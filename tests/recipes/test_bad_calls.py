@@ -1,24 +1,35 @@
 """Every command with every option it has: whatever does not fit ends in one line and a status, never in a traceback."""
 
-import argparse
 import os
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastvae import __main__ as cli
-from fastvae.recipes import compress_command, data, options, paths, posterior2d_command
-from fastvae.recipes.compress import compress_images
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
-from fastvae.recipes.pixelcnn import BinaryPixelCNN
-from fastvae.recipes.vae import VAE
+from fastvae import backend
+from fastvae.recipes import RecipeError
+from fastvae.recipes import files as paths
+from fastvae.recipes.cli import compression, run_options, trained
+from fastvae.recipes.cli import demo as demo_command
+from fastvae.recipes.cli import main as cli
+from fastvae.recipes.cli.run_options import RunOptions
+from fastvae.recipes.cli.settings import list_options
+from fastvae.recipes.cli.train import make_command
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.systems.catalogue import CATALOGUE, find_system
+from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
+from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.systems.vae.model import VAE
+from fastvae.recipes.uses import image_files
+from fastvae.recipes.uses.compress import compress_images
 
 COMMANDS = (
     "train vae",
@@ -27,18 +38,25 @@ COMMANDS = (
     "train pixelvae",
     "train posterior2d",
     "evaluate {vae}",
+    "sample {vae} -o {out}",
+    "reconstruct {vae} -o {out}",
     "compress {picture} --checkpoint {pixelcnn} -o {out}",
     "decompress {compressed} --checkpoint {pixelcnn} -o {out}",
     "demo",
 )
-NUMBERS = ("-1", "1.5", "many", "", "nan", str(2**64), "9" * 5000)
-# By the type of an option.
+# By the type of an option. Some whole numbers may be 0.
 BAD_VALUES = {
-    options.positive: (*NUMBERS, "0"),
-    options.natural: NUMBERS,
-    options.seed: (*NUMBERS, str(2**32)),
+    int: ("-1", "1.5", "many", "", "nan", str(2**64), "9" * 5000),
     float: ("many", "nan", "inf", "-inf", "-1", ""),
 }
+OF_COMMANDS = {
+    "evaluate": trained.EvaluateOptions,
+    "sample": trained.SampleOptions,
+    "reconstruct": trained.ReconstructOptions,
+    "compress": compression.CompressOptions,
+    "decompress": compression.DecompressOptions,
+    "demo": demo_command.DemoOptions,
+} | {f"train {name}": make_command(find_system(name).settings, RunOptions()) for name in CATALOGUE}
 INPUTS = ("absent", "empty", "foreign", "folder", "below a file", "nul")
 TARGETS = {"--out": ("below a file", "in proc"), "--json": ("below a file", "absent folder", "folder", "in proc")}
 
@@ -56,7 +74,7 @@ def files(canonical, tmp_path, monkeypatch):
         plain = {"model": model.config.as_dict(), "training": asdict(training)} | more
         torch.save({"hyper_parameters": plain, "state_dict": weights}, tmp_path / name)
 
-    save("vae.ckpt", model, TrainConfig(), "model")
+    save("vae.ckpt", model, VAETrainConfig(), "model")
     save("pixelcnn.ckpt", network, PixelTrainConfig(), "averaged", recipe="pixelcnn")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "white.png")
     (tmp_path / "one.fvpx").write_bytes(compress_images(network.network, torch.zeros(1, 1, 4, 4)))
@@ -80,20 +98,24 @@ def files(canonical, tmp_path, monkeypatch):
     }
 
 
-def parser_of(command):
-    """The parser of a command, of which ``command`` begins with the name."""
-    parser = cli.build_parser()
-    for word in command.split():
-        choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        if not choices or word not in choices[0]:
-            break
-        parser = choices[0][word]
-    return parser
+def options_of(command):
+    """The options of a command, which begins with its name, but for those that have only a place."""
+    words = command.split()
+    kind = OF_COMMANDS[" ".join(words[: 2 if words[0] == "train" else 1])]
+    without = ("posterior",) if words[0] == "demo" else ()
+    return [option for option in list_options(kind, without) if option.flags]
 
 
-def actions_of(command):
-    parser = parser_of(command)
-    return [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+def base_of(option):
+    """The type of an option, of its parts where there are several, and without None."""
+    kind = option.kind
+    if get_origin(kind) in (Union, UnionType, tuple):
+        kind = get_args(kind)[0]
+    return kind
+
+
+def is_choice(option):
+    return get_origin(base_of(option)) is Literal
 
 
 def refused(capsys, arguments, *, status=(1, 2)):
@@ -116,38 +138,40 @@ def words(command, files):
 
 
 OPTIONS = [
-    (command, action.option_strings[0])
+    (command, option.name)
     for command in COMMANDS
-    for action in actions_of(command)
-    if action.option_strings and (action.choices is not None or action.type in BAD_VALUES)
+    for option in options_of(command)
+    # Labels, which no model has, are none of a range.
+    if (is_choice(option) or base_of(option) in BAD_VALUES) and option.name != "labels"
 ]
 
 
-@pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_values_out_of_range(command, option, files, capsys):
-    [action] = [action for action in actions_of(command) if option in action.option_strings]
-    for value in ("none-such",) if action.choices is not None else BAD_VALUES[action.type]:
+@pytest.mark.parametrize(("command", "name"), OPTIONS)
+def test_values_out_of_range(command, name, files, capsys):
+    [option] = [option for option in options_of(command) if name == option.name]
+    for value in ("none-such",) if is_choice(option) else BAD_VALUES[base_of(option)]:
         # A value that begins with a dash must not look like an option.
-        joined = [f"{option}={value}"] if action.nargs is None else [option, value]
-        said = refused(capsys, [*words(command, files), *joined])
-        assert option in said or action.dest in said, value
+        said = refused(capsys, [*words(command, files), f"{option.flags[0]}={value}"])
+        assert any(flag in said for flag in option.flags) or name in said, value
     assert not Path("out.png").exists()
     assert not list(Path().glob("*-out"))
 
 
 def test_every_option_has_bad_values():
     without = {
-        action.option_strings[0]
+        option.name
         for command in COMMANDS
-        for action in actions_of(command)
-        if action.option_strings and action.nargs != 0 and action.choices is None and action.type not in BAD_VALUES
+        for option in options_of(command)
+        if not is_choice(option) and base_of(option) not in (*BAD_VALUES, bool)
     }
     # Paths, which other tests go through.
-    assert without == {"--out", "--resume", "--config", "--json", "--checkpoint", "-o"}
+    assert without == {"out", "resume", "config", "json", "checkpoint"}
 
 
 CALLS = {
     "evaluate {}": "evaluate {bad} --accelerator cpu",
+    "sample {}": "sample {bad} -o {out}",
+    "reconstruct {}": "reconstruct {bad} -o {out}",
     "decompress {}": "decompress {bad} --checkpoint {pixelcnn} -o {out}",
     "decompress --checkpoint": "decompress {compressed} --checkpoint {bad} -o {out}",
     "compress {}": "compress {bad} --checkpoint {pixelcnn} -o {out}",
@@ -157,7 +181,6 @@ CALLS = {
     for command in COMMANDS
     if command.startswith("train")
     for option in ("--resume", "--config")
-    if option in parser_of(command)._option_string_actions
 }
 
 
@@ -184,9 +207,9 @@ def test_targets(command, target, files, capsys):
 
 
 def test_figures_are_not_computed_for_a_file_that_cannot_be_written(files, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "replace_file", None)
+    monkeypatch.setattr(trained, "load_checkpoint", None)
     assert "it is a folder; name a file" in refused(capsys, ["evaluate", "vae.ckpt", "--json", "folder"])
-    monkeypatch.setattr(posterior2d_command, "run_posterior2d", None)
+    monkeypatch.setattr(type(find_system("posterior2d")), "make_model", None)
     assert "name another folder with --out" in refused(capsys, ["train", "posterior2d", "--out", "empty"])
 
 
@@ -219,7 +242,7 @@ def test_implementation_that_cannot_run(files, capsys, monkeypatch):
     def resolve(impl, *tensors):
         raise RuntimeError(f"impl={impl!r} cannot run on cpu tensors here")
 
-    monkeypatch.setattr(options.backend, "resolve", resolve)
+    monkeypatch.setattr(run_options.backend, "resolve", resolve)
     for command in [command for command in COMMANDS if command.split()[0] in ("train", "evaluate", "demo")]:
         said = refused(capsys, [*words(command, files), "--impl", "triton", "--accelerator", "cpu"])
         assert "impl='triton' cannot run on cpu tensors here; choose another one: --impl auto" in said
@@ -242,7 +265,7 @@ def test_whatever_a_command_raises(error, message, status, capsys, monkeypatch):
     def report():
         raise error
 
-    monkeypatch.setattr(cli.backend, "report", report)
+    monkeypatch.setattr(backend, "report", report)
     monkeypatch.delenv(cli.TRACEBACK, raising=False)
     assert message in refused(capsys, ["report"], status=(status,))
     monkeypatch.setenv(cli.TRACEBACK, "1")
@@ -274,7 +297,7 @@ def test_files_are_whole_or_as_they_were(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(paths.os, "fsync", full)
-    with pytest.raises(cli.RecipeError, match="result cannot be written: No space left on device"):
+    with pytest.raises(RecipeError, match="result cannot be written: No space left on device"):
         paths.replace_file(target, b"new")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["result"]
@@ -298,14 +321,14 @@ def test_devices_are_written_to_and_stay(tmp_path):
 def test_pictures_that_expand_beyond_reason(tmp_path, monkeypatch):
     path = tmp_path / "large.png"
     Image.new("1", (5000, 5000)).save(path)
-    with pytest.raises(cli.RecipeError, match=r"large\.png must have at most 16777216 pixels, got 5000 x 5000"):
-        compress_command.read_images([str(path)], 2)
+    with pytest.raises(RecipeError, match=r"large\.png must have at most 16777216 pixels, got 5000 x 5000"):
+        image_files.read_images([str(path)], 2)
     content = path.read_bytes()
     for length in (0, 8, 20, 40, len(content) // 2):
         path.write_bytes(content[:length])
-        monkeypatch.setattr(compress_command, "MOST_PIXELS", 1 << 25)
-        with pytest.raises(cli.RecipeError, match="cannot be read as an image"):
-            compress_command.read_images([str(path)], 2)
+        monkeypatch.setattr(image_files, "MOST_PIXELS", 1 << 25)
+        with pytest.raises(RecipeError, match="cannot be read as an image"):
+            image_files.read_images([str(path)], 2)
 
 
 @pytest.mark.parametrize("fault", ["empty", "foreign", "folder", "idx", "no folder"])

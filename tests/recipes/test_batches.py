@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae.recipes.batches import (
+from fastvae.recipes.data.batches import (
     BinarizedImages,
     FixedChunks,
     JointBatches,

@@ -13,13 +13,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fastvae.recipes import RecipeError, checkpoints, files
-from fastvae.recipes.checkpoints import read_checkpoint, write_checkpoint
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.training import load_checkpoint, train
+from fastvae.recipes import RecipeError, files
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.training import checkpoints
+from fastvae.recipes.training.checkpoints import read_checkpoint, write_checkpoint
+from tests.recipes.training_support import Crash, load, train
 
 SMALL = VAEConfig(latent_features=4, hidden_features=(16,))
-SHORT = TrainConfig(epochs=3, batch_size=60, learning_rate=1e-2)
+SHORT = VAETrainConfig(epochs=3, batch_size=60, learning_rate=1e-2)
 CONTENT = {"hyper_parameters": {"x": 1}, "state_dict": {"weight": torch.arange(1000.0)}}
 
 pytestmark = [
@@ -29,15 +31,7 @@ pytestmark = [
 
 
 def run(tiny, folder, **options):
-    return train(SMALL, SHORT, folder, mnist=tiny, accelerator="cpu", progress=False, **options)
-
-
-class Crash(L.Callback):
-    """A failure in the second epoch."""
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if (trainer.current_epoch, index) == (1, 1):
-            raise RuntimeError("power failure")
+    return train("vae", SMALL, SHORT, folder, images=tiny, evaluation=EvaluationConfig(samples=2), **options)
 
 
 @pytest.fixture
@@ -361,8 +355,8 @@ def test_what_a_killed_run_left_is_removed(tiny, tmp_path):
 )
 def test_settings_larger_than_the_weights_are_refused(change, broken):
     edit(broken, lambda content: content["hyper_parameters"]["model"].update(change))
-    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of a fastvae recipe: ") as error:
-        load_checkpoint(broken)
+    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of vae: ") as error:
+        load("vae", broken)
     assert "\n" not in str(error.value)
 
 
@@ -377,12 +371,12 @@ def test_model_of_endless_parts_is_refused_before_it_is_made(name, value):
 
 def test_weights_that_are_no_tensors_are_refused(broken):
     edit(broken, lambda content: content["state_dict"].update({"model.head.weight": 3}))
-    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of a fastvae recipe: "):
-        load_checkpoint(broken)
+    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of vae: "):
+        load("vae", broken)
 
 
 def test_checkpoint_of_a_run_has_a_checksum(broken):
     with zipfile.ZipFile(broken) as archive:
         assert archive.comment.startswith(checkpoints.LABEL)
-    model, config = load_checkpoint(broken)
+    model, config = load("vae", broken)
     assert (model.config, config) == (SMALL, SHORT)

@@ -1,6 +1,5 @@
 """Images that are compressed come back bit for bit, at the size that the network promises, or not at all."""
 
-import argparse
 import math
 import sys
 import zlib
@@ -13,10 +12,13 @@ from PIL import Image
 
 from fastvae.nn.gated_pixelcnn import GatedPixelCNN
 from fastvae.nn.pixelcnn import PixelCNN
-from fastvae.recipes import RecipeError, compress_command, static_data
-from fastvae.recipes.compress import CRC, LAYOUT, OVERHEAD, compress_images, decompress_images, read_header
-from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
-from fastvae.recipes.pixelcnn import BinaryPixelCNN
+from fastvae.recipes import RecipeError
+from fastvae.recipes.cli import compression
+from fastvae.recipes.data.static_mnist import BinaryImages
+from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
+from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
+from fastvae.recipes.uses import image_files
+from fastvae.recipes.uses.compress import CRC, LAYOUT, OVERHEAD, compress_images, decompress_images, read_header
 from fastvae.sampling.likelihoods import Categorical, LogisticMixture
 from fastvae.sampling.sampler import CausalSampler
 
@@ -263,10 +265,8 @@ def test_missing_coder_is_named(monkeypatch):
 
 
 def command(*arguments):
-    parser = argparse.ArgumentParser()
-    compress_command.add_to(parser.add_subparsers())
-    options = parser.parse_args([str(argument) for argument in arguments])
-    options.command(options)
+    name, *words = map(str, arguments)
+    {"compress": compression.compress, "decompress": compression.decompress}[name](words)
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_commands_bring_a_picture_back(checkpoint, tmp_path, capsys):
 
 def test_commands_take_numbers_of_test_images(checkpoint, tmp_path, monkeypatch):
     images = np.random.RandomState(0).choice(np.array([0, 255], np.uint8), (3, 8, 8), p=[0.95, 0.05])
-    monkeypatch.setattr(static_data, "load_static_mnist", lambda: static_data.BinaryImages(*[images] * 3, source=""))
+    monkeypatch.setattr(image_files, "load_static_mnist", lambda: BinaryImages(*[images] * 3, source=""))
     command("compress", 2, 0, "--checkpoint", checkpoint, "-o", tmp_path / "two")
     command("decompress", tmp_path / "two", "--checkpoint", checkpoint, "-o", tmp_path / "back.png")
     for name, index in (("back-0.png", 2), ("back-1.png", 0)):
@@ -325,14 +325,14 @@ def test_commands_take_numbers_of_test_images(checkpoint, tmp_path, monkeypatch)
 def test_pictures_hold_every_level(levels, channels, tmp_path):
     level = torch.arange(levels * channels).reshape(1, levels, 1, channels).permute(0, 3, 1, 2) % levels
     images = level / (levels - 1)
-    (path,) = compress_command.write_images(images, levels, tmp_path / "image.png")
-    assert torch.equal(compress_command.read_images([str(path)], levels), images)
+    (path,) = image_files.write_images(images, levels, tmp_path / "image.png")
+    assert torch.equal(image_files.read_images([str(path)], levels), images)
 
 
 def test_bad_pictures(checkpoint, tmp_path):
     def refused(*sources):
         with pytest.raises(RecipeError) as error:
-            compress_command.read_images([str(source) for source in sources], 2)
+            image_files.read_images([str(source) for source in sources], 2)
         return str(error.value)
 
     grey = drawn(tmp_path / "grey.png", np.full((4, 4), 100, np.uint8))
@@ -345,9 +345,9 @@ def test_bad_pictures(checkpoint, tmp_path):
     assert "there is no image" in refused(tmp_path / "absent.png")
     assert "cannot be read as an image" in refused(checkpoint)
     with pytest.raises(RecipeError, match="a PNG must have 1 or 3 channels of up to 256 levels, got 2 channels of 2"):
-        compress_command.write_images(torch.zeros(1, 2, 4, 4), 2, tmp_path / "out.png")
+        image_files.write_images(torch.zeros(1, 2, 4, 4), 2, tmp_path / "out.png")
     with pytest.raises(RecipeError, match="cannot be written"):
-        compress_command.write_images(torch.zeros(1, 1, 4, 4), 2, tmp_path / "absent" / "out.png")
+        image_files.write_images(torch.zeros(1, 1, 4, 4), 2, tmp_path / "absent" / "out.png")
 
 
 def test_bad_files_are_named(checkpoint, tmp_path):

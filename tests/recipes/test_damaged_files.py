@@ -12,8 +12,8 @@ import torch
 from fastvae.nn.gated_pixelcnn import GatedPixelCNN
 from fastvae.nn.pixelcnn import PixelCNN
 from fastvae.recipes import RecipeError
-from fastvae.recipes.compress import OVERHEAD, _reach, _window, compress_images, decompress_images
-from fastvae.recipes.compressed_file import least_bits, read_file, read_header
+from fastvae.recipes.uses.compress import OVERHEAD, _reach, _window, compress_images, decompress_images
+from fastvae.recipes.uses.compressed_file import least_bits, read_file, read_header
 from fastvae.sampling.likelihoods import Categorical
 from fastvae.sampling.sampler import CausalSampler
 from tests.recipes.damaged_files import damage, example, outcome, rewritten

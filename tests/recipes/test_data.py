@@ -11,7 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from fastvae.recipes import RecipeError, data
+from fastvae.recipes import RecipeError
+from fastvae.recipes.data import mnist as data
 
 
 def write_idx(folder, mnist, suffix=""):

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from fastvae.__main__ import main
-from fastvae.recipes import data
-from fastvae.recipes.config import DemoConfig, TrainConfig, VAEConfig
-from fastvae.recipes.demo import run_demo, step_times, table
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.uses.demo import DemoConfig, DemoSettings, format_table, measure_steps, run_demo
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 ARGUMENTS = "--epochs 2 --batch-size 60 --hidden 16 --latent 4 --samples 6 --images 50 --manifold-epochs 1"
@@ -40,12 +41,11 @@ def test_demo(kept, tmp_path, capsys):
 
 
 def test_demo_checkpoint_evaluates_to_the_printed_figures(canonical, kept, tmp_path, capsys):
-    config = DemoConfig(
+    config = DemoSettings(
         model=VAEConfig(latent_features=4, hidden_features=(16,)),
-        training=TrainConfig(epochs=1, batch_size=60),
-        manifold_epochs=1,
-        samples=6,
-        timed_steps=2,
+        training=VAETrainConfig(epochs=1, batch_size=60),
+        evaluation=EvaluationConfig(samples=6),
+        demonstration=DemoConfig(manifold_epochs=1, timed_steps=2),
     )
     results = run_demo(tmp_path / "out", config, mnist=canonical, accelerator="cpu", progress=False)
     capsys.readouterr()
@@ -59,12 +59,11 @@ def test_demo_checkpoint_evaluates_to_the_printed_figures(canonical, kept, tmp_p
 
 
 def test_demo_can_be_repeated(canonical, tmp_path):
-    config = DemoConfig(
+    config = DemoSettings(
         model=VAEConfig(latent_features=4, hidden_features=(16,)),
-        training=TrainConfig(epochs=1, batch_size=60),
-        manifold_epochs=1,
-        samples=2,
-        timed_steps=1,
+        training=VAETrainConfig(epochs=1, batch_size=60),
+        evaluation=EvaluationConfig(samples=2),
+        demonstration=DemoConfig(manifold_epochs=1, timed_steps=1),
     )
     first, second = (
         run_demo(tmp_path / "out", config, mnist=canonical, accelerator="cpu", progress=False) for _ in "12"
@@ -75,7 +74,7 @@ def test_demo_can_be_repeated(canonical, tmp_path):
 
 def test_step_times_of_both_implementations(tiny):
     config = VAEConfig(latent_features=4, hidden_features=(16,))
-    times = step_times(config, TrainConfig(batch_size=60), tiny, steps=3, warmup=1)
+    times = measure_steps(config, VAETrainConfig(batch_size=60), tiny, steps=3, warmup=1)
     assert times.keys() == {"fastvae", "reference"}
     assert all(milliseconds > 0 for milliseconds in times.values())
 
@@ -92,7 +91,7 @@ def test_table():
         "step_ms": 4.0,
         "reference_step_ms": 5.0,
     }
-    lines = table({"diagonal": row, "triangular": row | {"elbo": -94.0}}).splitlines()
+    lines = format_table({"diagonal": row, "triangular": row | {"elbo": -94.0}}).splitlines()
     assert lines[0].split() == ["diagonal", "triangular"]
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split()[-2:] == ["-95.12", "-94.00"]

@@ -1,6 +1,5 @@
 """Training of the recipe ``iaf_vae``: what it leaves behind, how it resumes, what its command line says."""
 
-import csv
 import json
 import os
 import subprocess
@@ -13,13 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import __main__ as cli
-from fastvae.recipes import RecipeError, averaged, data, iaf_training
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.iaf_config import EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from fastvae.recipes.iaf_training import IAFTask, load_averaged, load_model, train_iaf_vae
-from fastvae.recipes.iaf_vae import IAFVAE
-from fastvae.recipes.vae import VAE, evaluate
+from fastvae.recipes import RecipeError
+from fastvae.recipes.cli import main as cli
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.bounds import evaluate
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.iaf_vae.model import IAFVAE
+from fastvae.recipes.systems.iaf_vae.system import IAFVAESystem
+from fastvae.recipes.systems.iaf_vae.task import IAFTask
+from fastvae.recipes.systems.loading import load_checkpoint
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.systems.vae.model import VAE
+from fastvae.recipes.training import history
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
 
 SMALL = IAFVAEConfig(latent_features=3, depth=2, width=8, feature_maps=(2,), dense_features=8)
 SHORT = IAFTrainConfig(epochs=4, batch_size=60, average_decay=0.8)
@@ -33,26 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 
 
 def run(tiny, folder, config=SHORT, model=SMALL, **options):
-    return train_iaf_vae(
-        model, config, folder, evaluation=FEW, mnist=tiny, accelerator="cpu", progress=False, **options
-    )
-
-
-class Crash(L.Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if (trainer.current_epoch, index) == (2, 1):
-            raise RuntimeError("power failure")
-
-
-def metrics(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_run(found, expected):
-    for name, value in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], value), name
-    assert found.evaluation == expected.evaluation
+    return train("iaf_vae", model, config, folder, evaluation=FEW, images=tiny, **options)
 
 
 def test_what_a_run_leaves_behind(tiny, tmp_path):
@@ -64,8 +52,8 @@ def test_what_a_run_leaves_behind(tiny, tmp_path):
     assert float(rows[-1]["train_elbo"]) > float(rows[0]["train_elbo"]) + 10
     assert float(rows[-1]["test_elbo"]) > float(rows[0]["test_elbo"])
     result = json.loads((out / "result.json").read_text())
-    assert result["elbo"] == found.evaluation.elbo
-    assert result["log_p"] == found.evaluation.log_p
+    assert result["elbo"] == found.figures.elbo
+    assert result["log_p"] == found.figures.log_p
     wanted = {"samples": 3, "log_p_images": 20, "elbo_images": 60, "train_images": 300, "epochs": 4, "seed": 0}
     assert wanted.items() <= result.items()
     assert result["versions"]["torch"] == torch.__version__
@@ -89,7 +77,7 @@ def test_gaussian_posteriors_train(posterior, tiny, tmp_path):
 def test_resumed_run_ends_as_an_unbroken_one(tiny, tmp_path):
     expected = run(tiny, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="power failure"):
-        run(tiny, tmp_path / "broken", callbacks=[Crash()])
+        run(tiny, tmp_path / "broken", callbacks=[Crash(2)])
     found = run(tiny, tmp_path / "broken", resume=tmp_path / "broken" / "last.ckpt")
     assert_same_run(found, expected)
     for ours, theirs in zip(metrics(tmp_path / "broken"), metrics(tmp_path / "whole"), strict=True):
@@ -103,7 +91,7 @@ def test_run_in_parts_ends_as_an_unbroken_one(tiny, tmp_path):
     expected = run(tiny, tmp_path / "whole", config)
     assert [bool(row["test_elbo"]) for row in metrics(tmp_path / "whole")] == [False, False, True, False]
     part = run(tiny, tmp_path / "parts", config, limit_epochs=2)
-    assert (part.epochs, part.evaluation) == (2, None)
+    assert (part.epochs, part.figures) == (2, None)
     assert not (tmp_path / "parts" / "result.json").exists()
     found = run(tiny, tmp_path / "parts", config, limit_epochs=2, resume=part.checkpoint)
     assert found.epochs == 4
@@ -127,13 +115,13 @@ def test_moving_average_is_what_is_tested_and_kept(tiny, tmp_path):
     average = weights.seen[0]
     for current in weights.seen[1:]:
         average = [0.8 * old + 0.2 * new for old, new in zip(average, current, strict=True)]
-    model, config = load_averaged(found.checkpoint)
+    model, config = load("iaf_vae", found.checkpoint)
     assert config == replace(SHORT, epochs=1)
     torch.testing.assert_close(list(model.parameters()), average)
     x = binarize_fixed(tiny.x_test)
-    assert evaluate(model, x, samples=3, log_p_images=20) == found.evaluation
+    assert evaluate(model, x, samples=3, log_p_images=20) == found.figures
     with torch.no_grad():
-        task = IAFTask(model, config, tmp_path)
+        task = IAFTask("iaf_vae", model, config, tmp_path)
         bound = task.averaged.bound(x, **task.test_noise(x, 0, 60)).mean().item()
     assert float(metrics(tmp_path)[0]["test_elbo"]) == pytest.approx(bound)
 
@@ -160,9 +148,9 @@ def test_free_bits_are_not_penalised(tiny, tmp_path):
 
 
 def test_learning_rate_decays_geometrically():
-    task = IAFTask(IAFVAE(SMALL), replace(SHORT, learning_rate=1e-2, final_learning_rate=1e-4), folder=None)
+    task = IAFTask("iaf_vae", IAFVAE(SMALL), replace(SHORT, learning_rate=1e-2, final_learning_rate=1e-4), folder=None)
     task.steps = 100
-    assert [task.decayed(step) for step in (0, 50, 75, 100, 120)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+    assert [task.decay(step) for step in (0, 50, 75, 100, 120)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
 
 
 def test_compile_is_asked_of_encoder_and_decoder(tiny, tmp_path, monkeypatch):
@@ -170,11 +158,11 @@ def test_compile_is_asked_of_encoder_and_decoder(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     found = run(tiny, tmp_path, replace(SHORT, epochs=1, compile=True))
     assert len(compiled) == 2
-    assert load_averaged(found.checkpoint)[1].compile
+    assert load("iaf_vae", found.checkpoint)[1].compile
 
 
 def test_without_tensorboard(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(averaged, "find_spec", lambda name: None)
+    monkeypatch.setattr(history, "find_spec", lambda name: None)
     run(tiny, tmp_path, replace(SHORT, epochs=1))
     assert "tensorboard is not installed: the losses go to CSV files only" in capsys.readouterr().out
     assert not (tmp_path / "tensorboard").exists()
@@ -188,20 +176,17 @@ def test_loss_that_is_not_finite(tiny, tmp_path):
 
 
 def test_checkpoint_of_another_recipe(tiny, tmp_path):
-    from fastvae.recipes.config import TrainConfig, VAEConfig
-    from fastvae.recipes.training import load_checkpoint, train
-
     model = VAEConfig(latent_features=3, hidden_features=(8,))
-    plain = train(model, TrainConfig(1, 60), tmp_path / "a", mnist=tiny, accelerator="cpu", progress=False)
-    assert isinstance(load_model(plain.checkpoint), VAE)
+    plain = train("vae", model, VAETrainConfig(1, 60), tmp_path / "a", images=tiny, evaluation=FEW)
+    assert isinstance(load_checkpoint(plain.checkpoint)[1], VAE)
     with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of iaf_vae: its recipe is vae"):
-        load_averaged(plain.checkpoint)
+        load("iaf_vae", plain.checkpoint)
     ours = run(tiny, tmp_path / "b", replace(SHORT, epochs=1))
-    model = load_model(ours.checkpoint, impl="reference")
+    _, model, _ = load_checkpoint(ours.checkpoint, impl="reference")
     assert isinstance(model, IAFVAE)
     assert (model.config.impl, model.flow.impl) == ("reference", "reference")
-    with pytest.raises(RecipeError, match="is no checkpoint of a fastvae recipe"):
-        load_checkpoint(ours.checkpoint)
+    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of vae: its recipe is iaf_vae"):
+        load("vae", ours.checkpoint)
 
 
 def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
@@ -257,31 +242,30 @@ def test_command_line_in_parts_then_evaluate(kept, tmp_path, capsys):
 def test_command_line_wins_over_the_file(kept, tmp_path, monkeypatch):
     seen = []
 
-    def record(*arguments, **options):
-        seen.append((*arguments, options))
+    def record(system, settings, folder, **options):
+        seen.append(settings)
         raise RecipeError("enough")
 
-    monkeypatch.setattr(iaf_training, "train_iaf_vae", record)
+    monkeypatch.setattr(IAFVAESystem, "run", record)
     (tmp_path / "c.json").write_text(
         json.dumps({"recipe": "iaf_vae", "depth": 3, "model": {"width": 64, "feature_maps": [4, 8]}, "samples": 7})
     )
     arguments = ["train", "iaf_vae", "--config", str(tmp_path / "c.json"), "--depth", "5", "--compile"]
     assert cli.main(arguments) == 1
-    model, training, _, options = seen[0]
-    assert model == IAFVAEConfig(depth=5, width=64, feature_maps=(4, 8))
-    assert training == IAFTrainConfig(compile=True)
-    assert options["evaluation"] == EvaluationConfig(samples=7)
+    assert seen[0].model == IAFVAEConfig(depth=5, width=64, feature_maps=(4, 8))
+    assert seen[0].training == IAFTrainConfig(compile=True)
+    assert seen[0].evaluation == EvaluationConfig(samples=7)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--depth 0", "--depth: must be a whole number >= 1, got '0'"),
-        ("--posterior flow", "invalid choice: 'flow'"),
+        ("--depth 0", "depth must be >= 1, got 0"),
+        ("--posterior flow", "invalid choice 'flow' for argument '--posterior'"),
         ("--learning-rate 0", "learning_rate must be > 0 and finite, got 0.0"),
         ("--free-bits -1", "free_bits must be >= 0 and finite, got -1.0"),
-        ("--precision bf16", "invalid choice: 'bf16'"),
-        ("--device tpu", "invalid choice: 'tpu'"),
+        ("--precision bf16", "invalid choice 'bf16' for argument '--precision'"),
+        ("--device tpu", "invalid choice 'tpu' for argument '--device"),
     ],
 )
 def test_bad_option(arguments, message, capsys):
@@ -298,6 +282,7 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "iaf_vae", "--help"])
     assert stop.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "free nats in every latent dimension (default: 0.01)" in said
-    assert "feature maps of the encoder's stages (default: 16 32 32)" in said
+    assert "feature maps of the encoder's stages, each of which halves the image; the decoder mirrors them" in said
+    assert "(default: 16 32 32)" in said

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from fastvae.distributions import StandardNormal
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.iaf_config import IAF_BASES, IAF_POSTERIORS, EvaluationConfig, IAFTrainConfig, IAFVAEConfig
-from fastvae.recipes.iaf_layers import ResidualBlock, halved, initialize_from_data, weight_normed
-from fastvae.recipes.iaf_vae import IAFVAE, FlowPosterior, training_step
-from fastvae.recipes.vae import evaluate
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.bounds import evaluate
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.iaf_vae.config import IAF_BASES, IAF_POSTERIORS, IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.iaf_vae.layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
+from fastvae.recipes.systems.iaf_vae.model import IAFVAE, FlowPosterior, training_step
 
 SMALL = IAFVAEConfig(latent_features=3, depth=2, width=12, feature_maps=(2, 4), dense_features=10)
 
@@ -48,7 +49,7 @@ def normalised_layers(model):
 def test_block_and_its_mirror_image(side):
     x = torch.randn(2, 3, side, side)
     down, up = ResidualBlock(3, 5, stride=2), ResidualBlock(5, 3, transposed_to=side)
-    assert down(x).shape == (2, 5, halved(side), halved(side))
+    assert down(x).shape == (2, 5, halve(side), halve(side))
     assert up(down(x)).shape == x.shape
     assert ResidualBlock(3, 3)(x).shape == x.shape
 
@@ -64,7 +65,7 @@ def test_block_is_the_formula():
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3), nn.ConvTranspose2d(6, 4, 3)])
 def test_data_dependent_initialisation_of_a_layer(layer):
     x = 3.0 + 2.0 * torch.randn(200, 6, *([5, 5] if not isinstance(layer, nn.Linear) else []))
-    layer = weight_normed(layer)
+    layer = apply_weight_norm(layer)
     initialize_from_data(layer, lambda: layer(x), target_std={layer: 0.5})
     y = layer(x)
     dims = [0, 2, 3][: y.dim() - 1]
@@ -74,7 +75,7 @@ def test_data_dependent_initialisation_of_a_layer(layer):
 
 
 def test_initialisation_of_a_layer_without_bias_and_of_a_constant_output():
-    layer, x = weight_normed(nn.Linear(3, 2, bias=False)), 1.0 + torch.randn(100, 3)
+    layer, x = apply_weight_norm(nn.Linear(3, 2, bias=False)), 1.0 + torch.randn(100, 3)
     initialize_from_data(layer, lambda: layer(x))
     torch.testing.assert_close(layer(x).std(0, correction=0), torch.ones(2))
     before = layer.weight.clone()

@@ -4,16 +4,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.config import POSTERIORS, VAEConfig
-from fastvae.recipes.pictures import (
-    draw_learning_curves,
-    draw_manifold,
-    draw_reconstructions,
-    draw_samples,
-    tile,
-)
-from fastvae.recipes.vae import VAE
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.pictures.curves import draw_learning_curves
+from fastvae.recipes.pictures.grids import draw_reconstructions, draw_samples, tile
+from fastvae.recipes.pictures.latents import draw_manifold
+from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig
+from fastvae.recipes.systems.vae.model import VAE
 
 
 @pytest.fixture

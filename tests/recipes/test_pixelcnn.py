@@ -6,16 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastvae import __main__ as cli
-from fastvae.recipes import RecipeError, averaged, data, pixelcnn_training
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.pixel_config import PixelCNNConfig, PixelTrainConfig
-from fastvae.recipes.pixel_evaluation import spread
-from fastvae.recipes.pixel_training import PixelTask
-from fastvae.recipes.pixelcnn import BinaryPixelCNN
-from fastvae.recipes.pixelcnn_training import load_pixelcnn, train_pixelcnn
-from fastvae.recipes.static_data import split_mnist
-from tests.recipes.pixel_support import Crash, assert_same_run, is_png, keep, metrics, static_images
+from fastvae.recipes import RecipeError
+from fastvae.recipes.cli import main as cli
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.data.static_mnist import split_mnist
+from fastvae.recipes.evaluation.bounds import spread
+from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
+from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
+from fastvae.recipes.systems.pixelcnn.system import PixelCNNSystem
+from fastvae.recipes.systems.pixelcnn.task import PixelTask
+from fastvae.recipes.training import history
+from tests.recipes.pixel_support import is_png, keep, static_images
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
 
 SMALL = PixelCNNConfig(layers=2, maps=4, filter_size=3, first_filter_size=5)
 SHORT = PixelTrainConfig(epochs=3, batch_size=50, average_decay=0.8, learning_rate=1e-2)
@@ -29,7 +32,7 @@ def images(tiny):
 
 
 def run(images, folder, config=SHORT, model=SMALL, **options):
-    return train_pixelcnn(model, config, folder, images=images, accelerator="cpu", progress=False, **options)
+    return train("pixelcnn", model, config, folder, images=images, **options)
 
 
 def test_log_prob_is_a_product_of_bernoullis():
@@ -103,7 +106,7 @@ def test_run_in_parts(images, tmp_path):
 
 def test_checkpoint_holds_the_averaged_model(images, tmp_path):
     found = run(images, tmp_path, replace(SHORT, epochs=1))
-    model, config = load_pixelcnn(found.checkpoint, impl="reference")
+    model, config = load("pixelcnn", found.checkpoint, impl="reference")
     assert (config.epochs, model.config.impl) == (1, "reference")
     for name, value in model.state_dict().items():
         assert torch.equal(value, found.model.state_dict()[name])
@@ -121,11 +124,11 @@ def test_learning_rate_decays_geometrically():
     config = replace(SHORT, learning_rate=1e-2, final_learning_rate=1e-4)
     task = PixelTask("pixelcnn", BinaryPixelCNN(SMALL), config, folder=None)
     task.steps = 100
-    assert [task.decayed(step) for step in (0, 50, 75, 100, 120)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+    assert [task.decay(step) for step in (0, 50, 75, 100, 120)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
 
 
 def test_without_tensorboard(images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(averaged, "find_spec", lambda name: None)
+    monkeypatch.setattr(history, "find_spec", lambda name: None)
     run(images, tmp_path, replace(SHORT, epochs=1))
     assert "tensorboard is not installed: the losses go to CSV files only" in capsys.readouterr().out
     assert not (tmp_path / "tensorboard").exists()
@@ -221,11 +224,9 @@ def test_images_that_are_absent(monkeypatch, tmp_path, capsys):
 
 
 def test_checkpoint_of_another_recipe(images, tmp_path, capsys):
-    from fastvae.recipes.pixelvae_training import load_pixelvae
-
     checkpoint = run(images, tmp_path, replace(SHORT, epochs=1)).checkpoint
     with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of pixelvae: its recipe is pixelcnn"):
-        load_pixelvae(checkpoint)
+        load("pixelvae", checkpoint)
     assert cli.main(["train", "pixelvae", "--resume", str(checkpoint)]) == 1
     assert "is no checkpoint of pixelvae" in capsys.readouterr().err
 
@@ -233,24 +234,26 @@ def test_checkpoint_of_another_recipe(images, tmp_path, capsys):
 def test_command_line_wins_over_the_file(tmp_path, monkeypatch):
     seen = []
 
-    def record(*arguments, **options):
-        seen.append(arguments)
+    def record(system, settings, folder, **options):
+        seen.append(settings)
         raise RecipeError("enough")
 
-    monkeypatch.setattr(pixelcnn_training, "train_pixelcnn", record)
+    monkeypatch.setattr(PixelCNNSystem, "run", record)
     (tmp_path / "c.json").write_text(json.dumps({"layers": 3, "model": {"maps": 64}, "training": {"seed": 5}}))
     arguments = ["train", "pixelcnn", "--config", str(tmp_path / "c.json"), "--layers", "5", "--add-validation"]
     assert cli.main(arguments) == 1
-    assert seen[0][:2] == (PixelCNNConfig(layers=5, maps=64), PixelTrainConfig(seed=5, add_validation=True))
+    settings = seen[0]
+    assert settings.model == PixelCNNConfig(layers=5, maps=64)
+    assert settings.training == PixelTrainConfig(seed=5, add_validation=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--layers 0", "--layers: must be a whole number >= 1, got '0'"),
+        ("--layers 0", "layers must be >= 1, got 0"),
         ("--filter 4", "filter_size must be odd, got 4"),
-        ("--network deep", "invalid choice: 'deep'"),
-        ("--data cifar", "invalid choice: 'cifar'"),
+        ("--network deep", "invalid choice 'deep' for argument '--network'"),
+        ("--data cifar", "invalid choice 'cifar' for argument '--data'"),
         ("--learning-rate nan", "learning_rate must be > 0 and finite, got nan"),
     ],
 )
@@ -262,6 +265,6 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "pixelcnn", "--help"])
     assert stop.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "kernel of its first layer (default: 7)" in said
-    assert "static binarised MNIST, or MNIST binarised for every batch (default: static)" in said
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "kernel of its first layer, odd (default: 7)" in said
+    assert 'static binarised MNIST, or "dynamic", MNIST binarised for every batch (default: static)' in said

@@ -9,10 +9,11 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fastvae.objectives import LogMeanExp
-from fastvae.recipes.pixel_config import PixelVAEConfig
-from fastvae.recipes.pixel_evaluation import evaluate_pixelvae
-from fastvae.recipes.pixel_gaussian import GaussianPixels, GaussianPrior
-from fastvae.recipes.pixelvae import PixelVAE
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.bounds import evaluate
+from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig
+from fastvae.recipes.systems.pixelvae.model import PixelVAE
+from fastvae.recipes.systems.pixelvae.prior import GaussianPixels, GaussianPrior
 from tests.recipes.pixel_support import SMALL_VAE, VARIANTS, static_images
 
 
@@ -192,7 +193,8 @@ def test_estimate_of_log_p_is_above_the_bound(tiny):
     model = model_of("vector")
     # A posterior far from the true one, which a decoder that hardly looks at z has close to the prior.
     model.vector_head.linear.bias[:3] = 1.5
-    figures = evaluate_pixelvae(model, static_images(tiny), samples=200, sample_chunk=50, log_p_images=40)
+    x = binarize_fixed(static_images(tiny).x_test)
+    figures = evaluate(model, x, samples=200, sample_chunk=50, log_p_images=40, passes="separate")
     assert figures.kl > 3
     assert figures.log_p > figures.elbo + 2
     assert 1 <= figures.effective_samples <= 200
@@ -209,10 +211,10 @@ def test_what_is_chosen_by_itself():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"levels": 3}, "levels must be 1 or 2, got 3"),
-        ({"latent": "tree"}, "latent must be one of vector, map, got 'tree'"),
-        ({"prior": "flow"}, "prior must be one of normal, pixelcnn, got 'flow'"),
-        ({"decoder": "deconv"}, "decoder must be one of bias, upsampling, conv, got 'deconv'"),
+        ({"levels": 3}, "levels must be one of 1, 2, got 3"),
+        ({"latent": "tree"}, "latent must be one of auto, vector, map, got 'tree'"),
+        ({"prior": "flow"}, "prior must be one of auto, normal, pixelcnn, got 'flow'"),
+        ({"decoder": "deconv"}, "decoder must be one of auto, bias, upsampling, conv, got 'deconv'"),
         ({"levels": 2, "latent": "vector"}, "latent must be 'map' for levels=2"),
         ({"levels": 2, "latent": "map", "prior": "normal", "decoder": "conv"}, "prior must be 'pixelcnn' for levels=2"),
         ({"prior": "pixelcnn"}, "prior must be 'normal' for latent='vector'"),

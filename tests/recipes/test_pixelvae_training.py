@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import __main__ as cli
-from fastvae.recipes import data, pixelvae_training
-from fastvae.recipes.iaf_config import EvaluationConfig
-from fastvae.recipes.pixel_config import PixelVAEConfig, PixelVAETrainConfig
-from fastvae.recipes.pixel_evaluation import evaluate_pixelvae
-from fastvae.recipes.pixelvae import PixelVAE
-from fastvae.recipes.pixelvae_training import load_pixelvae, train_pixelvae
+from fastvae.recipes.cli import main as cli
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.bounds import evaluate
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
+from fastvae.recipes.systems.pixelvae.model import PixelVAE
+from fastvae.recipes.systems.pixelvae.system import PixelVAESystem
 from tests.recipes.pixel_support import SMALL_VAE as SMALL
-from tests.recipes.pixel_support import VARIANTS, Crash, assert_same_run, is_png, keep, metrics, static_images
+from tests.recipes.pixel_support import VARIANTS, is_png, keep, static_images
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
 
 SHORT = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, learning_rate=1e-2, kl_warmup=4)
 FEW = EvaluationConfig(samples=3, log_p_images=20)
@@ -34,9 +36,7 @@ def images(tiny):
 
 
 def run(images, folder, config=SHORT, model=SMALL, **options):
-    return train_pixelvae(
-        model, config, folder, evaluation=FEW, images=images, accelerator="cpu", progress=False, **options
-    )
+    return train("pixelvae", model, config, folder, evaluation=FEW, images=images, **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -62,9 +62,10 @@ def test_what_a_run_leaves_behind(images, tmp_path):
     wanted = {"recipe": "pixelvae", "samples": 3, "log_p_images": 20, "elbo_images": 60, "train_images": 250}
     assert wanted.items() <= result.items()
     assert (result["elbo"], result["log_p"]) == (found.figures.elbo, found.figures.log_p)
-    model, config = load_pixelvae(found.checkpoint)
+    model, config = load("pixelvae", found.checkpoint)
     assert (model.config, config) == (SMALL, replace(SHORT, epochs=4))
-    again = evaluate_pixelvae(model, images, samples=3, log_p_images=20)
+    x, valid = binarize_fixed(images.x_test), binarize_fixed(images.x_valid)
+    again = evaluate(model, x, valid=valid, samples=3, log_p_images=20, passes="separate")
     assert (again.elbo, again.log_p) == (found.figures.elbo, found.figures.log_p)
 
 
@@ -156,29 +157,28 @@ def test_command_line(images, monkeypatch, tmp_path, capsys):
 def test_command_line_wins_over_the_file(tmp_path, monkeypatch):
     seen = []
 
-    def record(*arguments, **options):
-        seen.append((*arguments, options))
+    def record(system, settings, folder, **options):
+        seen.append(settings)
         raise SystemExit(0)
 
-    monkeypatch.setattr(pixelvae_training, "train_pixelvae", record)
+    monkeypatch.setattr(PixelVAESystem, "run", record)
     settings = {"recipe": "pixelvae", "model": {"maps": 64, "encoder_maps": [2, 3, 4]}, "samples": 7, "kl_warmup": 3}
     (tmp_path / "c.json").write_text(json.dumps(settings))
     with pytest.raises(SystemExit):
         cli.main(["train", "pixelvae", "--config", str(tmp_path / "c.json"), "--latent", "map", "--epochs", "5"])
-    model, training, _, options = seen[0]
-    assert model == PixelVAEConfig(latent="map", maps=64, encoder_maps=(2, 3, 4))
-    assert training == PixelVAETrainConfig(epochs=5, kl_warmup=3)
-    assert options["evaluation"] == EvaluationConfig(samples=7)
+    assert seen[0].model == PixelVAEConfig(latent="map", maps=64, encoder_maps=(2, 3, 4))
+    assert seen[0].training == PixelVAETrainConfig(epochs=5, kl_warmup=3)
+    assert seen[0].evaluation == EvaluationConfig(samples=7)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--levels 3", "invalid choice: 3"),
+        ("--levels 3", "invalid choice '3' for argument '--levels'"),
         ("--decoder bias --latent map", "decoder must be 'upsampling' or 'conv' for latent='map'"),
-        ("--encoder-maps 2 3", "expected 3 arguments"),
-        ("--kl-warmup -1", "--kl-warmup: must be a whole number >= 0, got '-1'"),
-        ("--samples 0", "--samples: must be a whole number >= 1, got '0'"),
+        ("--encoder-maps 2 3", "'--encoder-maps'. Expected 3 values"),
+        ("--kl-warmup -1", "kl_warmup must be >= 0, got -1"),
+        ("--samples 0", "samples must be >= 1, got 0"),
     ],
 )
 def test_bad_option(arguments, message, capsys):
@@ -192,6 +192,6 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "pixelvae", "--help"])
     assert stop.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "steps until the KL terms have weight 1 (default: 10000)" in said
-    assert "of the encoder's stages (default: 32 64 64)" in said
+    assert "widths of the encoder's three stages (default: 32 64 64)" in said

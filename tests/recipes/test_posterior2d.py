@@ -8,10 +8,13 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from fastvae import __main__ as cli
-from fastvae.recipes.densities2d import DENSITIES, grid, log_normalizer
-from fastvae.recipes.pictures2d import CELLS, SHOWN, density_of
-from fastvae.recipes.posterior2d import FITS, Posterior2d, Posterior2dConfig, fit_posterior, table
+from fastvae.recipes.cli import main as cli
+from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
+from fastvae.recipes.systems.posterior2d.densities import DENSITIES, grid, log_normalizer
+from fastvae.recipes.systems.posterior2d.model import Posterior2d
+from fastvae.recipes.systems.posterior2d.pictures import CELLS, SHOWN, density_of
+from fastvae.recipes.systems.posterior2d.system import format_table
+from fastvae.recipes.systems.posterior2d.task import fit_posterior
 
 QUICK = Posterior2dConfig(depth=2, width=8, steps=150, batch_size=64, learning_rate=0.03, samples=4000, starts=2)
 
@@ -126,7 +129,7 @@ def test_command(tmp_path, capsys):
 
 def test_table_lines_are_even():
     row = {"log_normalizer": 1.0, "posteriors": {kind: {"bound": -2.0} for kind in FITS}}
-    lines = table({"ring": row, "crescents": row}, FITS).splitlines()
+    lines = format_table({"ring": row, "crescents": row}, FITS).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split() == ["ring", "1.000", "-2.000", "-2.000", "-2.000"]
 
@@ -135,7 +138,7 @@ def test_table_lines_are_even():
     ("changes", "message"),
     [
         ({"densities": ()}, "densities must name one or more densities, got none"),
-        ({"densities": ("square",)}, "densities must be out of ring, banana, crescents, ridge, got 'square'"),
+        ({"densities": ("square",)}, "densities must be one of ring, banana, crescents, ridge, got 'square'"),
         ({"impl": "cuda"}, "impl must be one of"),
         ({"starts": 0}, "starts must be >= 1, got 0"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
@@ -150,7 +153,7 @@ def test_bad_configuration(changes, message):
 
 
 def test_bad_options(capsys):
-    for arguments, message in (("--densities square", "invalid choice: 'square'"), ("--steps 0", "must be a whole")):
+    for arguments, message in (("--densities square", "invalid choice 'square'"), ("--steps 0", "steps must be >= 1")):
         with pytest.raises(SystemExit):
             cli.main(["train", "posterior2d", *arguments.split()])
         assert message in capsys.readouterr().err

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae.recipes import RecipeError, data, static_data
-from fastvae.recipes.batches import BinarizedImages, JointBatches, binarize_fixed
-from fastvae.recipes.static_data import load_binary_images, load_static_mnist, split_mnist
+from fastvae.recipes import RecipeError
+from fastvae.recipes.data import mnist as data
+from fastvae.recipes.data import static_mnist
+from fastvae.recipes.data.batches import BinarizedImages, JointBatches, binarize_fixed
+from fastvae.recipes.data.static_mnist import load_binary_images, load_static_mnist, split_mnist
 from tests.recipes.pixel_support import keep, packed, static_images
 
 
@@ -103,9 +105,9 @@ def test_kind_that_does_not_exist():
 
 def test_the_true_file():
     """Where it is at hand: its checksums, and what is known of it."""
-    path = Path(os.environ.get("FASTVAE_DATA", "")) / static_data.FILE
+    path = Path(os.environ.get("FASTVAE_DATA", "")) / static_mnist.FILE
     if not path.is_file():
-        pytest.skip(f"there is no {static_data.FILE} in $FASTVAE_DATA")
+        pytest.skip(f"there is no {static_mnist.FILE} in $FASTVAE_DATA")
     found = load_static_mnist()
     assert [len(x) for x in (found.x_train, found.x_valid, found.x_test)] == [50_000, 10_000, 10_000]
     assert (found.x_train / 255).mean() == pytest.approx(0.13056, abs=1e-5)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 import fastvae.functional as F
-from fastvae.recipes.batches import binarize_fixed
-from fastvae.recipes.config import POSTERIORS, DemoConfig, TrainConfig, VAEConfig
-from fastvae.recipes.vae import VAE, evaluate
+from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.bounds import evaluate
+from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig, VAETrainConfig
+from fastvae.recipes.systems.vae.model import VAE
+from fastvae.recipes.uses.demo import DemoConfig
 
 SMALL = VAEConfig(latent_features=3, hidden_features=(16, 12))
 
@@ -155,12 +158,13 @@ def test_evaluation_leaves_no_gradient(tiny):
         (VAEConfig, {"latent_features": 0}, "latent_features must be >= 1, got 0"),
         (VAEConfig, {"tril_scale": 0.0}, "tril_scale must be > 0 and finite, got 0.0"),
         (VAEConfig, {"hidden_features": ()}, r"hidden_features must be one or more sizes >= 1, got \(\)"),
-        (TrainConfig, {"epochs": 0}, "epochs must be >= 1, got 0"),
-        (TrainConfig, {"batch_size": -1}, "batch_size must be >= 1, got -1"),
-        (TrainConfig, {"learning_rate": float("nan")}, "learning_rate must be > 0, got nan"),
-        (TrainConfig, {"kl_warmup": -0.5}, "kl_warmup must be >= 0, got -0.5"),
-        (TrainConfig, {"precision": "8"}, "precision must be one of .*, got '8'"),
-        (DemoConfig, {"samples": 0}, "samples must be >= 1, got 0"),
+        (VAETrainConfig, {"epochs": 0}, "epochs must be >= 1, got 0"),
+        (VAETrainConfig, {"batch_size": -1}, "batch_size must be >= 1, got -1"),
+        (VAETrainConfig, {"learning_rate": float("nan")}, "learning_rate must be > 0 and finite, got nan"),
+        (VAETrainConfig, {"kl_warmup": -0.5}, "kl_warmup must be >= 0, got -0.5"),
+        (VAETrainConfig, {"precision": "8"}, "precision must be one of .*, got '8'"),
+        (EvaluationConfig, {"samples": 0}, "samples must be >= 1, got 0"),
+        (DemoConfig, {"manifold_epochs": 0}, "manifold_epochs must be >= 1, got 0"),
     ],
 )
 def test_bad_configuration(config, changes, message):

@@ -11,9 +11,9 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 
-from fastvae.recipes.config import TrainConfig, VAEConfig
-from fastvae.recipes.data import Mnist
-from fastvae.recipes.training import train
+from fastvae.recipes.data.mnist import Mnist
+from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from tests.recipes.training_support import train
 
 CASES = {
     "diagonal": VAEConfig("diagonal", 5, (16,)),
@@ -38,19 +38,11 @@ def main(npz, folder):
     with np.load(npz) as archive:
         mnist = Mnist(**archive, source=npz)
     # float64 leaves nothing but the order of summation to differ.
-    config = TrainConfig(epochs=2, batch_size=60, precision="64-true")
+    config = VAETrainConfig(epochs=2, batch_size=60, precision="64-true")
     found = {}
     for name, model in CASES.items():
         losses = Losses()
-        train(
-            model,
-            config,
-            Path(folder) / name,
-            mnist=mnist,
-            accelerator="cpu",
-            progress=False,
-            callbacks=[losses],
-        )
+        train("vae", model, config, Path(folder) / name, images=mnist, callbacks=[losses])
         found[name] = {"train": losses.train, "test": losses.test}
     if os.environ.get("RANK", "0") == "0":
         (Path(folder) / "losses.json").write_text(json.dumps(found))

@@ -9,7 +9,7 @@ import torch
 import fastvae.functional as F
 from fastvae.nn import GatedPixelCNN, PixelCNN, PixelCNNpp
 from fastvae.precision import tells_apart
-from fastvae.recipes.pixel_gaussian import GaussianPixels, GaussianPrior
+from fastvae.recipes.systems.pixelvae.prior import GaussianPixels, GaussianPrior
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
 from tests.support.causal_networks import Plain
 from tests.support.causal_stacks import scaled

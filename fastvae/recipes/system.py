@@ -1,0 +1,170 @@
+"""What a system is: a name, settings, and how its model is made, trained, evaluated and drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .data.batches import binarize_fixed
+from .data.loaders import ImageBatches, Images
+from .errors import RecipeError
+from .evaluation.bounds import spread
+from .pictures.grids import draw_grid
+from .training.checkpoints import check_system, model_of, read_checkpoint, weights_of
+from .training.run import Run, run
+from .training.task import EpochTask
+
+__all__ = ["System"]
+
+
+class System:
+    """One system of the lecture.
+
+    A subclass says what is its own; ``settings`` is a frozen dataclass with the fields ``model``, ``training`` and
+    ``evaluation``, each a frozen dataclass of settings with defaults. What trains it with Lightning is
+    :func:`~fastvae.recipes.training.run.run`.
+
+    A model is a module with ``config``; what evaluation asks of it is
+    :class:`~fastvae.recipes.evaluation.bounds.LatentModel`.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[Any]
+
+    # What the system is made of
+
+    def make_model(self, config: Any) -> nn.Module:
+        """A new model of its settings."""
+        raise NotImplementedError
+
+    def make_task(self, model: Any, config: Any, folder: Path) -> EpochTask:
+        """The loss, the optimiser, and what is measured during training."""
+        raise NotImplementedError
+
+    def load_images(self, config: Any, *, progress: bool) -> Images:
+        """The images, and labels where it needs some, of the settings of a training."""
+        raise NotImplementedError
+
+    def make_batches(self, config: Any, images: Images | None = None) -> ImageBatches:
+        """Batches of the images, which are looked for if they are None."""
+        return ImageBatches(config, lambda progress: self.load_images(config, progress=progress), images)
+
+    def run(self, settings: Any, folder: Path, **options: Any) -> Run:
+        """Trains, evaluates and draws: :func:`~fastvae.recipes.training.run.run`."""
+        return run(self, settings, folder, **options)
+
+    # What is done with a trained model
+
+    def evaluate(self, model: Any, images: Any, config: Any, *, seed: int = 0, progress: bool = False) -> Any:
+        """The figures of a model, a dataclass; the seed is that of binarisation and noise."""
+        raise NotImplementedError
+
+    def describe(self, figures: Any) -> list[str]:
+        """The figures in lines for the terminal."""
+        raise NotImplementedError
+
+    def draw(self, model: Any, x: Tensor, folder: Path) -> None:
+        """Draws a model on the CPU, given binary test images ``(N, pixels)``, into a folder."""
+        raise NotImplementedError
+
+    def label(self, config: Any) -> str:
+        """What a curve of a model with these settings is called."""
+        return self.name
+
+    def sample(
+        self, model: Any, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Intensities ``(n, pixels)`` of new images, of given classes where the model has classes."""
+        if labels is not None:
+            raise RecipeError(f"{self.name} has no classes to draw images of")
+        found: Tensor = model.sample(n, generator=generator)
+        return found
+
+    def reconstruct(self, model: Any, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Intensities ``(N, pixels)`` of what binary images ``(N, pixels)`` become through the latents."""
+        self.check_reconstruct(model)
+        found: Tensor = model.reconstruct(x, generator=generator)
+        return found
+
+    def check_reconstruct(self, model: Any) -> None:
+        """Checks that images can be reconstructed.
+
+        Raises:
+            RecipeError: the model has no latents of images.
+        """
+        if not hasattr(model, "reconstruct"):
+            raise RecipeError(f"{self.name} has no latents to reconstruct images from")
+
+    def draw_samples(self, model: Any, path: Path, *, count: int, labels: Tensor | None = None, seed: int = 0) -> None:
+        """Draws new images of a model on the CPU in a grid."""
+        images = self.sample(model, count, labels=labels, generator=torch.Generator().manual_seed(seed))
+        columns = math.ceil(math.sqrt(count))
+        rows = math.ceil(count / columns)
+        blank = images.new_zeros(rows * columns - count, images.shape[1])
+        draw_grid(torch.cat([images, blank]), rows, columns, f"Samples of {self.label(model.config)}", path)
+
+    def draw_reconstructions(
+        self, model: Any, settings: Any, path: Path, *, count: int, seed: int = 0, images: Images | None = None
+    ) -> None:
+        """Draws test images, evenly spread, above what they become; they are looked for if they are None."""
+        self.check_reconstruct(model)
+        images = self.load_images(settings.training, progress=True) if images is None else images
+        x = spread(binarize_fixed(images.x_test), count)
+        found = self.reconstruct(model, x, generator=torch.Generator().manual_seed(seed))
+        draw_grid(torch.cat([x, found]), 2, len(x), "Test images, and their reconstructions", path)
+
+    # Checkpoints
+
+    def to_settings(self, plain: dict[str, Any]) -> Any:
+        """The settings of plain data, as checkpoints and ``config.json`` have them; what is absent has its default.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are none of this system.
+        """
+        known = {part.name for part in fields(self.settings)}
+        defaults = self.settings()
+        parts = {name: type(getattr(defaults, name))(**plain[name]) for name in known & plain.keys()}
+        return replace(defaults, **parts)
+
+    def load(self, path: Path, *, impl: str | None = None, content: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        """A trained model on the CPU, and its settings, out of a checkpoint.
+
+        Nothing but tensors and plain data is read from the file.
+
+        Args:
+            path: the checkpoint.
+            impl: implementation of the ops; that of the training if None.
+            content: what the checkpoint holds, if it was read already.
+
+        Raises:
+            RecipeError: the file cannot be read or is no checkpoint of this system.
+        """
+        content = read_checkpoint(path) if content is None else content
+        check_system(content, self.name, path)
+        plain = content["hyper_parameters"]
+        try:
+            settings = self.to_settings({name: plain[name] for name in ("model", "training")})
+            if impl is not None:
+                settings = replace(settings, model=replace(settings.model, impl=impl))
+            sizes = self.list_sizes(plain["model"])
+            model = model_of(lambda: self.make_model(settings.model), sizes, weights_of(content))
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(f"{path} is no checkpoint of {self.name}: {error}") from None
+        return model.eval(), settings
+
+    def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Those of a model's settings that no model with fewer weights can have."""
+        return plain
+
+    def read_settings(self, path: Path) -> Any:
+        """The settings of a checkpoint, which may be of an unfinished run.
+
+        Raises:
+            RecipeError: the file cannot be read or is no checkpoint of this system.
+        """
+        return self.load(path)[1]

@@ -1,0 +1,1 @@
+"""The systems, a folder each; ``catalogue.py`` lists them."""

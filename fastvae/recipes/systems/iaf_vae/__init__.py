@@ -1,0 +1,1 @@
+"""A convolutional VAE with a flow posterior."""

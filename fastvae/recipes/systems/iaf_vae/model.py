@@ -1,0 +1,261 @@
+"""A convolutional variational auto-encoder of binary images whose posterior is an inverse autoregressive flow."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from .... import functional as F
+from ....distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from ....likelihoods import bernoulli_log_prob
+from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
+from ....objectives import free_bits, standard_normal_log_prob
+from ...evaluation.latents import OneLatent
+from .config import IAFVAEConfig
+from .layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
+
+__all__ = ["IAFVAE", "FlowPosterior", "training_step"]
+
+HEAD_STD = 0.1
+
+
+class FlowPosterior:
+    r"""A Gaussian carried on by a flow: :math:`\log q(z) = \log q(z_0) - \log|\det \partial z/\partial z_0|`.
+
+    Args:
+        base: the Gaussian of z0, batch shape ``(N,)``.
+        flow: maps z0 to z.
+        context: what the flow is told, ``(N, context_features)``.
+    """
+
+    def __init__(self, base: DiagonalGaussian | TriangularGaussian, flow: nn.Module, context: Tensor) -> None:
+        self.base, self.flow, self.context = base, flow, context
+
+    def rsample_with_log_prob(self, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor]:
+        """A sample ``(*sample_shape, N, D)`` and its log-density ``(*sample_shape, N)``; ``noise`` as of the base."""
+        z, log_q = self.base.rsample_with_log_prob(sample_shape, **noise)
+        z, log_det = self.flow(z, self.context)
+        return z, log_q - log_det
+
+
+class IAFVAE(OneLatent):
+    r"""The MNIST experiment of the paper below: residual networks, p(z) = N(0, I), and p(x | z) is Bernoulli.
+
+    The encoder halves the image once for each entry of ``feature_maps``, by a residual block of stride 2, which a
+    block of stride 1 follows; then comes a dense layer. The decoder mirrors it with transposed convolutions. All
+    layers are weight-normalised, activations are ELU. Every step of the flow is told the dense layer's output.
+
+    Args:
+        config: sizes, posterior and implementation.
+
+    Note:
+        A new model must meet a first batch, :meth:`initialize_from`, before it is trained.
+
+    Reference:
+        *Improving Variational Inference with Inverse Autoregressive Flow* (Kingma, Salimans, Jozefowicz, Chen,
+        Sutskever, Welling, 2016), appendix B.
+
+    Example:
+        >>> model = IAFVAE(IAFVAEConfig(latent_features=4, depth=2, width=16, feature_maps=(4, 8)))
+        >>> x = torch.rand(6, 784).round()
+        >>> model.initialize_from(x)
+        >>> model.bound(x).shape
+        torch.Size([6])
+    """
+
+    def __init__(self, config: IAFVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        sides = list(itertools.accumulate(config.feature_maps, lambda side, _: halve(side), initial=config.image_side))
+        maps, dense, latent = (1, *config.feature_maps), config.dense_features, config.latent_features
+        smallest = (maps[-1], sides[-1], sides[-1])
+        flat = maps[-1] * sides[-1] ** 2
+        self.encoder = nn.Sequential(
+            nn.Unflatten(-1, (1, config.image_side, config.image_side)),
+            *_encoder_blocks(maps),
+            nn.ELU(),
+            nn.Flatten(),
+            apply_weight_norm(nn.Linear(flat, dense)),
+            nn.ELU(),
+        )
+        self.decoder = nn.Sequential(
+            apply_weight_norm(nn.Linear(latent, dense)),
+            nn.ELU(),
+            apply_weight_norm(nn.Linear(dense, flat)),
+            nn.ELU(),
+            nn.Unflatten(-1, smallest),
+            *_decoder_blocks(maps, sides),
+            nn.Flatten(),
+        )
+        self.head: DiagonalGaussianHead | TriangularGaussianHead
+        gaussian = config.base if config.posterior == "iaf" else config.posterior
+        if gaussian == "triangular":
+            # Rows of zeros have no direction that could be normalised.
+            self.head = TriangularGaussianHead(dense, latent, tril_init_scale=1.0, impl=config.impl)
+        else:
+            self.head = DiagonalGaussianHead(dense, latent, impl=config.impl)
+        apply_weight_norm(self.head.linear)
+        self.flow: InverseAutoregressiveFlow | None = None
+        if config.posterior == "iaf":
+            self.flow = InverseAutoregressiveFlow(
+                latent,
+                (config.width, config.width),
+                steps=config.depth,
+                context_features=dense,
+                weight_norm=True,
+                kind=config.kind,
+                impl=config.impl,
+            )
+            for network in self.flow.steps():
+                assert network.context_layer is not None
+                apply_weight_norm(network.context_layer)
+        self.prior = StandardNormal(latent, impl=config.impl)
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, **noise: Any) -> None:
+        """Data-dependent initialisation from a first batch of binary images ``(N, pixels)``, in training mode.
+
+        Args:
+            x: binary images.
+            noise: as of :meth:`bound`.
+        """
+        self.train()
+        initialize_from_data(self, lambda: self.bound(x, **noise), target_std={self.head.linear: HEAD_STD})
+
+    def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
+        """The posterior q(z | x) of binary images ``(N, pixels)``."""
+        features = self.encoder(x)
+        # A posterior's parameters, and what is drawn from it, stay in full precision under autocast.
+        with torch.autocast(features.device.type, enabled=False):
+            full = features.to(self.head.linear.bias.dtype)
+            base: DiagonalGaussian | TriangularGaussian
+            if isinstance(self.head, TriangularGaussianHead):
+                mu, log_sigma, tril = self.head.posterior_parameters(full)
+                base = TriangularGaussian(mu, log_sigma, self.config.tril_scale * tril, impl=self.config.impl)
+            else:
+                base = self.head(full)
+        return base if self.flow is None else FlowPosterior(base, self.flow, features)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits ``(*, pixels)`` of p(x | z) for z ``(*, D)``."""
+        return self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
+
+    def kl_by_group(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
+        r"""The KL divergence of q from the prior in parts that add up to it, ``(N, groups)``, nats.
+
+        Of a diagonal Gaussian: one for each dimension. Of a triangular one, too: the divergence of
+        :math:`q(z_i \mid z_{<i})`. Of a flow, whose log-density is known as a sum only, one group, estimated from the
+        sample.
+        """
+        if isinstance(q, FlowPosterior):
+            return (log_q - standard_normal_log_prob(z)).unsqueeze(-1)
+        if isinstance(q, TriangularGaussian):
+            return 0.5 * (q.variance + q.mu.square() - 1.0) - q.log_sigma
+        return F.diag_gaussian_kl(q.mu.unsqueeze(-1), q.log_sigma.unsqueeze(-1), impl=self.config.impl)
+
+    def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
+        """The KL divergence of q from the prior, ``(N,)``: in closed form, or of a flow, from the sample."""
+        if isinstance(q, FlowPosterior):
+            return log_q - standard_normal_log_prob(z)
+        return kl_divergence(q, self.prior)
+
+    def bound(self, x: Tensor, **noise: Any) -> Tensor:
+        """The evidence lower bound of every image of ``(N, pixels)`` from one sample: ``(N,)``, nats.
+
+        Args:
+            x: binary images.
+            noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_log_prob``.
+        """
+        q = self.encode(x)
+        z, log_q = q.rsample_with_log_prob(**noise)
+        return bernoulli_log_prob(x, self.decode(z)) - self.kl(q, z, log_q)
+
+    def loss(self, x: Tensor, minimum: float = 0.0, *, all_processes: bool = False, **noise: Any) -> tuple[Tensor, ...]:
+        r"""What training minimises, and the means of the bound and its KL part, all 0-d, nats.
+
+        .. math::
+            -\frac1N \sum_n \log p(x_n \mid z_n) + \sum_j \max\left(\lambda_j,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
+
+        over the groups of :meth:`kl_by_group`; :math:`\lambda_j` is ``minimum`` for each dimension in the group: of
+        a flow, the floor is under the total.
+
+        Args:
+            x: binary images ``(N, pixels)``.
+            minimum: free bits, nats in every latent dimension.
+            all_processes: whether the mean of the KL divergence is one over all processes.
+            noise: as of :meth:`bound`.
+        """
+        q = self.encode(x)
+        z, log_q = q.rsample_with_log_prob(**noise)
+        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
+        if minimum == 0:
+            kl = self.kl(q, z, log_q).mean()
+            return kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
+        groups = self.kl_by_group(q, z, log_q)
+        share = minimum * self.config.latent_features / groups.shape[-1]
+        kl = groups.detach().sum(-1).mean()
+        loss = free_bits(groups, share, all_processes=all_processes) - log_p_x
+        return loss, log_p_x.detach() - kl, kl
+
+
+def _encoder_blocks(maps: Sequence[int]) -> Iterator[nn.Module]:
+    for before, after in itertools.pairwise(maps):
+        yield ResidualBlock(before, after, stride=2)
+        yield ResidualBlock(after, after)
+
+
+def _decoder_blocks(maps: Sequence[int], sides: Sequence[int]) -> Iterator[nn.Module]:
+    for stage in range(len(maps) - 1, 0, -1):
+        yield ResidualBlock(maps[stage], maps[stage])
+        yield ResidualBlock(maps[stage], maps[stage - 1], transposed_to=sides[stage - 1])
+
+
+def training_step(
+    posterior: Any = "iaf",
+    depth: int = 2,
+    width: int = 320,
+    impl: Any = "auto",
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Callable[[], Tensor]:
+    """A training step of the recipe on synthetic images, for benchmarks: loss, gradients, Adamax.
+
+    Args:
+        posterior: ``"diagonal"``, ``"triangular"`` or ``"iaf"``.
+        depth: number of flow steps.
+        width: width of the hidden layers of the flow's networks.
+        impl: implementation of every op of the library.
+        batch_size: images in a step.
+        device: where it runs.
+        seed: of weights and images.
+
+    Returns:
+        A function without arguments that makes one step and returns its loss, 0-d.
+
+    Example:
+        >>> step = training_step("diagonal", batch_size=4)
+        >>> step().shape
+        torch.Size([])
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = IAFVAE(IAFVAEConfig(posterior, depth=depth, width=width, impl=impl)).to(device)
+        x = (torch.rand(batch_size, model.config.data_features) < 0.13).float().to(device)
+        model.initialize_from(x)
+    optimizer = torch.optim.Adamax(model.parameters(), lr=1e-4, capturable=x.is_cuda)
+
+    def step() -> Tensor:
+        loss, *_ = model.loss(x, 0.01)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step

@@ -1,0 +1,1 @@
+"""PixelCNN over binary images."""

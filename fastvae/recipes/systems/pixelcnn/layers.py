@@ -1,0 +1,47 @@
+"""Networks over binary images of 28 x 28 pixels."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ....nn.gated_pixelcnn import GatedPixelCNN
+from ....nn.pixelcnn import PixelCNN, PixelNetwork
+
+__all__ = ["SIDE", "make_network", "to_images", "use_any_sampler"]
+
+NetworkT = TypeVar("NetworkT", bound=PixelNetwork)
+
+SIDE = 28
+
+
+def to_images(x: Tensor) -> Tensor:
+    """Rows of pixels ``(N, 784)`` as ``(N, 1, 28, 28)``."""
+    return x.unflatten(-1, (1, SIDE, SIDE))
+
+
+def make_network(config: Any, **context: int) -> PixelNetwork:
+    """The network over pixels of these settings; ``context`` is ``context_features`` or ``context_channels``."""
+    kinds: dict[str, Any] = {"gated": GatedPixelCNN, "plain": PixelCNN}
+    network = kinds[config.network](
+        1,
+        config.maps,
+        config.layers,
+        config.filter_size,
+        first_kernel_size=config.first_filter_size,
+        head_channels=config.head_maps or None,
+        impl=config.impl,
+        **context,
+    )
+    return use_any_sampler(network)
+
+
+def use_any_sampler(network: NetworkT) -> NetworkT:
+    """The network, whose sampler is chosen by itself unless its ops are the reference's.
+
+    Not every sampler draws every likelihood on every device: an explicit ``impl`` of the ops would fail after training.
+    """
+    if network.impl != "reference":
+        network.impl = "auto"
+    return network

@@ -1,0 +1,73 @@
+"""The system ``pixelcnn``: a network over pixels, without latents; and what systems over pixels share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...data.batches import binarize_fixed
+from ...data.loaders import ImageBatches
+from ...data.static_mnist import BinaryImages, load_binary_images
+from ...evaluation.bounds import Likelihoods, evaluate_exact, spread
+from ...evaluation.speed import measure_sampling
+from ...evaluation.wording import describe_likelihoods
+from ...pictures.grids import draw_inpainting, draw_pixel_samples
+from ...system import System
+from .config import PixelCNNConfig, PixelCNNEvaluationConfig, PixelCNNSettings, PixelTrainConfig
+from .model import BinaryPixelCNN
+from .task import PixelTask
+
+__all__ = ["SYSTEM", "PixelCNNSystem", "PixelSystem"]
+
+
+class PixelSystem(System):
+    """A system on binary images in three parts: training, validation and test."""
+
+    def make_task(self, model: Any, config: PixelTrainConfig, folder: Path) -> PixelTask:
+        return PixelTask(self.name, model, config, folder)
+
+    def load_images(self, config: PixelTrainConfig, *, progress: bool) -> BinaryImages:
+        images = load_binary_images(config.data, progress=progress)
+        return images.with_validation() if config.add_validation else images
+
+    def make_batches(self, config: PixelTrainConfig, images: Any = None) -> ImageBatches:
+        if images is not None and config.add_validation:
+            images = images.with_validation()
+        return super().make_batches(config, images)
+
+
+class PixelCNNSystem(PixelSystem):
+    """A PixelCNN or a gated PixelCNN."""
+
+    name = "pixelcnn"
+    settings = PixelCNNSettings
+
+    def make_model(self, config: PixelCNNConfig) -> BinaryPixelCNN:
+        return BinaryPixelCNN(config)
+
+    def evaluate(
+        self,
+        model: BinaryPixelCNN,
+        images: BinaryImages,
+        config: PixelCNNEvaluationConfig,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Likelihoods:
+        x, valid = binarize_fixed(images.x_test, seed), binarize_fixed(images.x_valid, seed)
+        figures = evaluate_exact(model, x, valid=valid, **asdict(config), progress=progress)
+        speed = measure_sampling(model.sample, next(model.parameters()).device)
+        return replace(figures, sampled_images_per_second=speed)
+
+    def describe(self, figures: Likelihoods) -> list[str]:
+        return describe_likelihoods(figures)
+
+    def draw(self, model: BinaryPixelCNN, x: Tensor, folder: Path) -> None:
+        draw_pixel_samples(model.sample, folder / "samples.png")
+        draw_inpainting(model, spread(x, 10), folder / "inpainting.png")
+
+
+SYSTEM = PixelCNNSystem()

@@ -1,0 +1,67 @@
+"""How models over pixels are trained, with latents or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ....objectives import LinearSchedule, free_bits
+from ...training.task import AveragedTask
+from .config import PixelTrainConfig
+
+__all__ = ["PixelModel", "PixelTask"]
+
+
+class PixelModel(Protocol):
+    """What the task asks of a model, a module.
+
+    ``quantity`` is ``"log_p"`` or ``"elbo"``, ``kl_names`` names the KL terms, ``noise_features`` is the number of
+    normals that one image takes; ``measure`` returns log p(x | z), ``(N,)``, and the KL terms, ``(N, len(kl_names))``.
+    """
+
+    config: Any
+    quantity: str
+
+    @property
+    def kl_names(self) -> tuple[str, ...]: ...
+    @property
+    def noise_features(self) -> int: ...
+    def measure(self, x: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]: ...
+
+
+class PixelTask(AveragedTask):
+    r"""The loss :math:`-\log p(x \mid z) + \beta D_{KL}`, free bits, Adam, and a :math:`\beta` that rises at first."""
+
+    def __init__(self, name: str, model: PixelModel, config: PixelTrainConfig, folder: Path) -> None:
+        super().__init__(
+            name,
+            cast(nn.Module, model),
+            config,
+            folder,
+            latent_features=model.noise_features,
+            terms=[f"train_{term}" for term in (model.quantity, *model.kl_names)],
+            measured=f"{config.measured_on}_{model.quantity}",
+        )
+        warmup = getattr(config, "kl_warmup", 0)
+        self.kl_weight = LinearSchedule(0.0, 1.0, warmup) if warmup else None
+        self.free_nats = getattr(config, "free_bits", 0.0)
+
+    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
+        log_p_x, kl = cast(PixelModel, self.model).measure(x, **self.step_noise(x))
+        penalty = kl.sum(-1).mean()
+        beta = 1.0 if self.kl_weight is None else self.kl_weight(self.global_step + 1)
+        with torch.no_grad():
+            self.epoch_terms += torch.cat([(log_p_x.mean() - penalty)[None], kl.mean(0)])
+        # Without free bits no floor: estimates of a divergence may be negative.
+        if self.free_nats:
+            penalty = free_bits(kl, self.free_nats, all_processes=self.trainer.world_size > 1)
+        return self.record_loss(beta * penalty - log_p_x.mean(), x)
+
+    def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
+        x, first, rows = batch
+        log_p_x, kl = cast(PixelModel, self.averaged).measure(x, **self.test_noise(x, first, rows))
+        bound = (log_p_x - kl.sum(-1)).mean()
+        self.log(self.measured, bound, prog_bar=True, sync_dist=True, batch_size=len(x))

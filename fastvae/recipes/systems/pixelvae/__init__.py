@@ -1,0 +1,1 @@
+"""A VAE with a PixelCNN as decoder."""

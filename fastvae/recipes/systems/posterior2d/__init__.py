@@ -1,0 +1,1 @@
+"""Posteriors fitted to densities on the plane."""

@@ -1,0 +1,63 @@
+"""Settings of the system ``posterior2d``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...settings import Implementation, check_choices, check_positive, check_whole, to_plain
+
+__all__ = ["FITS", "Density", "Posterior2dConfig", "Posterior2dSettings"]
+
+FITS = ("diagonal", "triangular", "iaf")
+Density = Literal["ring", "banana", "crescents", "ridge"]
+
+
+@dataclass(frozen=True)
+class Posterior2dConfig:
+    """What is fitted and how, as plain data.
+
+    Args:
+        densities: names out of :data:`fastvae.recipes.systems.posterior2d.densities.DENSITIES`.
+        depth: flow steps.
+        width: width of the two hidden layers of each flow step.
+        steps: steps of Adam.
+        batch_size: samples in a step.
+        learning_rate: peak of the schedule: a linear rise in the first 5 % of the steps, then half a cosine.
+        samples: samples that the bound is estimated from, and that are drawn.
+        starts: fits of each Gaussian, all but one from random means, of which the best is kept; the full-covariance
+            one also starts at the diagonal one's fit. The flow is fitted once.
+        seed: of weights and noise.
+        impl: implementation of every op, see :mod:`fastvae.backend`.
+
+    Raises:
+        ValueError: a name is unknown or a number out of its range.
+    """
+
+    densities: tuple[Density, ...] = ("ring", "banana", "crescents", "ridge")
+    depth: int = 5
+    width: int = 48
+    steps: int = 1500
+    batch_size: int = 256
+    learning_rate: float = 5e-3
+    samples: int = 100_000
+    starts: int = 5
+    seed: int = 0
+    impl: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.densities:
+            raise ValueError("densities must name one or more densities, got none")
+        check_whole(self, depth=1, width=1, steps=1, batch_size=1, samples=1, starts=1, seed=0)
+        check_positive(self, "learning_rate")
+
+    def as_dict(self) -> dict[str, Any]:
+        return to_plain(self)
+
+
+@dataclass(frozen=True)
+class Posterior2dSettings:
+    """Everything that a run of ``posterior2d`` is made from."""
+
+    model: Posterior2dConfig = field(default_factory=Posterior2dConfig)

@@ -1,0 +1,147 @@
+"""The system ``posterior2d``: Gaussians and a flow, fitted to densities on the plane and drawn side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...errors import RecipeError
+from ...files import check_folder, write_json
+from ...system import System
+from ...training.checkpoints import CHECKPOINT, check_system, read_checkpoint
+from ...training.folder import run_folder
+from ...training.history import describe_machine
+from ...training.run import Run
+from ...training.trainer import Speed, device_of
+from .config import FITS, Posterior2dConfig, Posterior2dSettings
+from .densities import DENSITIES, log_normalizer
+from .fits import Fits, Posterior2dFigures
+from .model import Posteriors2d
+from .pictures import draw_posteriors
+from .task import measure_fit
+
+__all__ = ["SYSTEM", "Posterior2dSystem", "format_table"]
+
+
+class Posterior2dSystem(System):
+    """Fits of every posterior to every density; one fit is what an epoch is elsewhere."""
+
+    name = "posterior2d"
+    settings = Posterior2dSettings
+
+    def make_model(self, config: Posterior2dConfig) -> Posteriors2d:
+        return Posteriors2d(config)
+
+    def run(
+        self,
+        settings: Posterior2dSettings,
+        folder: Path,
+        *,
+        resume: Path | None = None,
+        limit_epochs: int | None = None,
+        accelerator: str = "auto",
+        progress: bool = True,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Run:
+        """Fits; writes ``config.json``, ``metrics.csv``, ``last.ckpt``, ``result.json`` and ``posteriors.png``.
+
+        Args:
+            settings: what to fit and how.
+            folder: where everything goes.
+            resume: a checkpoint of a run with the same settings, which is continued after its last fit.
+            limit_epochs: stop after this many fits of this call.
+            accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"cuda"``.
+            progress: whether to show progress bars.
+            overwrite: whether an unfinished run in ``folder`` may be replaced.
+            options: those of :func:`~fastvae.recipes.training.run.run` that a fit has no use for.
+
+        Raises:
+            RecipeError: a bound is not finite, or folder or checkpoint are refused.
+        """
+        config, device = settings.model, device_of(accelerator)
+        check_folder(folder)
+        planned = [(density, kind) for density in config.densities for kind in FITS]
+        plain = {"model": config.as_dict(), "training": {"epochs": len(planned)}}
+        with run_folder(folder, resume, plain, name=self.name, overwrite=overwrite) as done:
+            write_json(folder / "config.json", {"recipe": self.name, "model": plain["model"]})
+            fits = Fits() if resume is None else Fits.read(resume)
+            last = len(planned) if limit_epochs is None else min(len(planned), done + limit_epochs)
+            for density, kind in planned[done:last]:
+                fits.add(density, kind, config, device=device, progress=progress)
+                fits.check(config)
+                fits.write({"recipe": self.name} | plain, folder)
+            model, figures = None, None
+            if len(fits.history) == len(planned):
+                model, figures = self.load(fits.write({"recipe": self.name} | plain, folder))[0], fits.figures()
+                result = {"recipe": self.name, "densities": figures.densities, "config": plain["model"]}
+                result["seconds"] = sum(row["seconds"] for row in fits.history)
+                write_json(folder / "result.json", result | describe_machine(config.impl, device))
+                draw_posteriors(fits.samples, figures.densities, folder / "posteriors.png")
+            return Run(model, folder / CHECKPOINT, len(fits.history), len(planned), Speed(), fits.history, figures)
+
+    def read_settings(self, path: Path) -> Posterior2dSettings:
+        content = read_checkpoint(path)
+        check_system(content, self.name, path)
+        try:
+            found: Posterior2dSettings = self.to_settings(content["hyper_parameters"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RecipeError(f"{path} is no checkpoint of {self.name}: {error}") from None
+        return found
+
+    def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
+        return {name: plain[name] for name in ("depth", "width")}
+
+    def load_images(self, config: Any, *, progress: bool) -> Any:
+        """There are none."""
+        return None
+
+    def evaluate(
+        self, model: Posteriors2d, images: None, config: Any, *, seed: int = 0, progress: bool = False
+    ) -> Posterior2dFigures:
+        device = next(model.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        found: dict[str, Any] = {}
+        for density, kinds in model.items():
+            log_z = log_normalizer(DENSITIES[density])
+            found[density] = {"log_normalizer": log_z, "posteriors": {}}
+            for kind, posterior in cast(Any, kinds).items():
+                fit = measure_fit(posterior, DENSITIES[density], model.config.samples, generator)
+                row = {"bound": fit.bound, "standard_error": fit.standard_error, "gap": log_z - fit.bound}
+                found[density]["posteriors"][kind] = row
+        return Posterior2dFigures(found)
+
+    def describe(self, figures: Posterior2dFigures) -> list[str]:
+        return format_table(figures.densities, FITS).splitlines()
+
+    @torch.no_grad()
+    def draw_samples(
+        self, model: Posteriors2d, path: Path, *, count: int, labels: Tensor | None = None, seed: int = 0
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        samples = {
+            density: {
+                kind: posterior.rsample_with_log_prob(count, generator)[0]
+                for kind, posterior in cast(Any, kinds).items()
+            }
+            for density, kinds in model.items()
+        }
+        draw_posteriors(samples, self.evaluate(model, None, None, seed=seed).densities, path)
+
+
+def format_table(results: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """One line for each density: the logarithm of its integral, and each posterior's bound, nats."""
+    width = max(len("density"), *map(len, results))
+    lines = ["density".ljust(width) + "".join(cell.rjust(12) for cell in ("log Z", *kinds))]
+    lines.append("-" * len(lines[0]))
+    for name, row in results.items():
+        bounds = [row["log_normalizer"], *(row["posteriors"][kind]["bound"] for kind in kinds)]
+        lines.append(name.ljust(width) + "".join(f"{bound:12.3f}" for bound in bounds))
+    return "\n".join(lines)
+
+
+SYSTEM = Posterior2dSystem()

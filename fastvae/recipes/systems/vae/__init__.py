@@ -1,0 +1,1 @@
+"""A VAE of fully connected layers."""

@@ -1,0 +1,63 @@
+"""How ``vae`` is trained."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ....objectives import LinearSchedule
+from ...training.task import EpochTask
+from .config import VAETrainConfig
+from .model import VAE
+
+__all__ = ["VAETask"]
+
+
+class VAETask(EpochTask):
+    """Negative ELBO, optimiser and schedule."""
+
+    config: VAETrainConfig
+    model: VAE
+
+    def __init__(self, name: str, model: VAE, config: VAETrainConfig, folder: Path) -> None:
+        super().__init__(
+            name,
+            model,
+            config,
+            folder,
+            latent_features=model.config.latent_features,
+            terms=["train_elbo"],
+            measured="test_elbo",
+        )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # A checkpoint is restored later, so that a resumed run keeps its own.
+        images = torch.from_numpy(cast(Any, self.trainer).datamodule.images.x_train)
+        self.model.start_at(images.flatten(1).mean(0, dtype=torch.float32) / 255.0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.one_cycle)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def one_cycle(self, step: int) -> float:
+        """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
+        progress = step / max(self.steps, 1)
+        return min(progress / 0.1 + 0.01, 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
+        ramp = self.config.kl_warmup * self.trainer.num_training_batches
+        beta = LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0
+        loss = -self.model.bound(x, beta=beta, **self.step_noise(x)).mean()
+        self.epoch_terms -= loss.detach()
+        return self.record_loss(loss, x)
+
+    def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
+        x, first, rows = batch
+        bound = self.model.bound(x, **self.test_noise(x, first, rows)).mean()
+        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))

@@ -1,0 +1,1 @@
+"""Trainings: settings, tasks, Lightning's trainer, checkpoints, and one run of any system."""

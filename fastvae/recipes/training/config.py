@@ -1,0 +1,67 @@
+"""Settings that trainings share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..settings import check_choices, check_positive, check_share, check_whole
+
+__all__ = ["AveragedTrainConfig", "Precision", "TrainConfig"]
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, as plain data.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images in the joint batch of all processes.
+        learning_rate: of the optimiser, at its highest.
+        seed: of initial weights, order, binarisation and noise.
+        precision: Lightning's name of it.
+        check_every: epochs from one measurement and checkpoint to the next.
+
+    Raises:
+        ValueError: a value is none of its choices, or a number is out of its range.
+    """
+
+    epochs: int = 100
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    seed: int = 0
+    precision: Precision = "32-true"
+    check_every: int = 1
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_whole(self, epochs=1, batch_size=1, seed=0, check_every=1)
+        check_positive(self, "learning_rate")
+
+    @property
+    def measured_on(self) -> str:
+        """Which images are measured during training: ``"valid"`` or ``"test"``."""
+        return "test"
+
+
+@dataclass(frozen=True)
+class AveragedTrainConfig(TrainConfig):
+    """As :class:`TrainConfig`, with a rate that decays and weights that are averaged.
+
+    Args:
+        final_learning_rate: at the end of the decay, which is geometric.
+        decay_from: share of all steps after which the decay begins.
+        average_decay: decay of the moving average of the weights, which evaluation uses; 0 for no average.
+    """
+
+    final_learning_rate: float = 1e-4
+    decay_from: float = 0.5
+    average_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "final_learning_rate")
+        check_share(self, "decay_from")
+        check_share(self, "average_decay", one=False)

@@ -1,0 +1,142 @@
+"""One training of any system, with what it leaves behind: checkpoint, losses, figures and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from ..data.batches import binarize_fixed
+from ..evaluation.bounds import check_figures
+from ..files import write_json
+from ..pictures.curves import draw_learning_curves
+from ..settings import to_plain
+from .checkpoints import CHECKPOINT
+from .folder import leads, run_folder
+from .history import curves_of, describe_machine, make_loggers
+from .trainer import Speed, device_of, fit
+
+if TYPE_CHECKING:
+    from ..data.loaders import Images
+    from ..system import System
+
+__all__ = ["Run", "run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training did: the model on the CPU; without figures if epochs are left to do."""
+
+    model: Any
+    checkpoint: Path
+    epochs: int
+    planned_epochs: int
+    speed: Speed
+    history: list[dict[str, float]]
+    figures: Any
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The speed of the training; None where no epoch was left to train."""
+        return self.speed.images_per_second
+
+
+def run(
+    system: System,
+    settings: Any,
+    folder: Path,
+    *,
+    images: Images | None = None,
+    resume: Path | None = None,
+    limit_epochs: int | None = None,
+    accelerator: str = "auto",
+    progress: bool = True,
+    callbacks: Sequence[L.Callback] = (),
+    overwrite: bool = False,
+    finish: bool = True,
+) -> Run:
+    """Trains, evaluates and draws a system; under ``torchrun``, on the processes that it started.
+
+    ``folder`` gets ``config.json``, ``last.ckpt``, ``metrics.csv`` with a line for each epoch, ``logs`` (CSV) and,
+    where it is installed, ``tensorboard`` with the losses of single steps; after the last epoch
+    ``result.json``, ``learning_curves.png`` and the system's own pictures. Each file is replaced whole or not at all.
+
+    Args:
+        system: what is trained.
+        settings: its settings, of the class ``system.settings``.
+        folder: where everything goes.
+        images: the images; looked for by ``system.load_images`` if None.
+        resume: a checkpoint of a run with the same settings, which is continued after its last epoch.
+        limit_epochs: stop after this many epochs of this call; a later call can resume.
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"cuda"``.
+        progress: whether to show progress bars.
+        callbacks: further Lightning callbacks.
+        overwrite: whether an unfinished run in ``folder`` may be replaced.
+        finish: whether to evaluate and draw after the last epoch.
+
+    Raises:
+        RecipeError: the images cannot be had, the batch cannot be shared out evenly, the loss is not finite,
+            ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of other settings.
+        SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
+    """
+    config, plain = settings.training, {part.name: to_plain(getattr(settings, part.name)) for part in fields(settings)}
+    device = device_of(accelerator)
+    with run_folder(folder, resume, plain, name=system.name, overwrite=overwrite) as done:
+        last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
+        if leads():
+            write_json(folder / "config.json", {"recipe": system.name} | plain)
+        L.seed_everything(config.seed, verbose=False)
+        task = system.make_task(system.make_model(settings.model), config, folder)
+        batches = system.make_batches(config, images)
+        speed = fit(
+            task,
+            batches,
+            config,
+            folder,
+            loggers=make_loggers(folder, leads()),
+            resume=resume,
+            accelerator=accelerator,
+            progress=progress,
+            callbacks=callbacks,
+            epochs=last,
+        )
+        model, figures = task.trained.eval(), None
+        if finish and leads() and last == config.epochs:
+            figures = system.evaluate(model.to(device), batches.images, settings.evaluation, progress=progress)
+            result = asdict(figures) | {
+                "recipe": system.name,
+                "epochs": len(task.history),
+                "seed": config.seed,
+                "binarization_seed": 0,
+                "data": getattr(config, "data", "dynamic"),
+                "train_images": len(batches.images.x_train),
+                "images_per_second": speed.images_per_second,
+                "seconds": sum(row["seconds"] for row in task.history),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "config": plain,
+                "source": batches.images.source,
+            }
+            result |= describe_machine(settings.model.impl, device)
+            write_json(folder / "result.json", result)
+            check_figures(figures)
+            draw_all(system, settings, model, task, batches.images, folder)
+        return Run(model.cpu(), folder / CHECKPOINT, len(task.history), config.epochs, speed, task.history, figures)
+
+
+def draw_all(system: System, settings: Any, model: Any, task: Any, images: Any, folder: Path) -> None:
+    """Draws on the CPU in float32, wherever and in whatever precision the model ran."""
+    drawn = system.make_model(replace(settings.model, impl="auto")).eval()
+    drawn.load_state_dict(model.state_dict())
+    system.draw(drawn, binarize_fixed(images.x_test), folder)
+    found = curves_of(task.history, (task.terms[0], task.measured))
+    if found[task.measured]:
+        measured, _, quantity = task.measured.partition("_")
+        first = task.history[0]
+        steps_per_epoch = int(first["step"] // first["epoch"])
+        path = folder / "learning_curves.png"
+        draw_learning_curves(
+            {system.label(settings.model): found}, steps_per_epoch, path, quantity=quantity, measured=measured
+        )

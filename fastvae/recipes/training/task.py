@@ -1,0 +1,207 @@
+"""Tasks that trainings share: noise that no process changes, figures of each epoch, an average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ... import backend
+from ..data.batches import EVALUATION, NOISE, JointBatches, stream_seed
+from ..errors import RecipeError
+from ..settings import to_plain
+from .config import AveragedTrainConfig, TrainConfig
+from .history import write_metrics
+
+__all__ = ["LOG_EVERY", "AveragedTask", "EpochTask", "ImageTask"]
+
+LOG_EVERY = 10
+
+
+class ImageTask(L.LightningModule):
+    """What tasks share: noise as a function of (seed, step, row of the joint batch), and the mean loss of an epoch."""
+
+    def __init__(self, config: TrainConfig, latent_features: int, impl: str) -> None:
+        super().__init__()
+        self.config, self.latent_features, self.impl = config, latent_features, impl
+
+    def step_noise(self, x: Tensor) -> dict[str, Any]:
+        """The noise of this process's share ``x`` of the batch of the present step."""
+        seed, rows = stream_seed(self.config.seed, NOISE, self.global_step), len(x) * self.trainer.world_size
+        return self.joint_noise(x, seed, self.global_rank * len(x), rows)
+
+    def test_noise(self, x: Tensor, first: int, rows: int) -> dict[str, Any]:
+        """The noise of test images, the same in every test."""
+        return self.joint_noise(x, stream_seed(self.config.seed, EVALUATION, 0), first, rows)
+
+    def joint_noise(self, x: Tensor, seed: int, first: int, rows: int) -> dict[str, Any]:
+        """The noise of ``x``, which begins at row ``first`` of a joint batch of ``rows`` rows."""
+        generator = torch.Generator(x.device).manual_seed(seed)
+        if backend.resolve(self.impl, x) != "reference":
+            return {"generator": generator, "row_offset": first}
+        joint = torch.randn((rows, self.latent_features), dtype=x.dtype, device=x.device, generator=generator)
+        return {"eps": joint[first : first + len(x)]}
+
+    def record_loss(self, loss: Tensor, x: Tensor) -> Tensor:
+        """Adds the loss to the epoch's, and shows it now and then."""
+        self.epoch_loss += loss.detach()
+        # Lightning's log takes long beside a step of a small model.
+        if (self.global_step + 1) % LOG_EVERY == 0:
+            self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(x))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def mean_loss(self) -> Tensor:
+        """The mean loss of the epoch that ends.
+
+        Raises:
+            RecipeError: it is not finite.
+        """
+        return self.check_finite("loss", self.mean_of_epoch(self.epoch_loss))
+
+    def check_finite(self, name: str, value: Tensor) -> Tensor:
+        """Checks a quantity of the epoch that ends.
+
+        Raises:
+            RecipeError: it is not finite.
+        """
+        if not torch.isfinite(value):
+            raise RecipeError(
+                f"the {name} became {value.item()} in epoch {self.current_epoch + 1}: try a lower learning rate "
+                f"than {self.config.learning_rate}"
+            )
+        return value
+
+    def mean_of_epoch(self, total: Tensor) -> Tensor:
+        """The mean over steps and processes of what was summed over the steps of an epoch."""
+        return cast(Tensor, self.trainer.strategy.reduce(total / self.trainer.num_training_batches, reduce_op="mean"))
+
+
+class EpochTask(ImageTask):
+    """A line of figures for each epoch: in ``metrics.csv``, and in the checkpoint.
+
+    Args:
+        name: of the system.
+        model: what is trained; its ``config`` has ``as_dict`` and ``impl``.
+        config: the training.
+        folder: where ``metrics.csv`` goes.
+        latent_features: columns of the noise that one image takes.
+        terms: names of the quantities that a training step adds to ``epoch_terms``; the first is the one that
+            learning curves show, such as ``"train_elbo"``.
+        measured: name of the quantity that the tests log, such as ``"test_elbo"``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        latent_features: int,
+        terms: Sequence[str],
+        measured: str,
+    ) -> None:
+        settings: Any = model.config
+        super().__init__(config, latent_features, settings.impl)
+        self.save_hyperparameters({"recipe": name, "model": settings.as_dict(), "training": to_plain(config)})
+        self.model, self.folder, self.terms, self.measured = model, folder, tuple(terms), measured
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model that is evaluated and kept."""
+        return self.model
+
+    def setup(self, stage: str) -> None:
+        images = cast(Any, self.trainer).datamodule.images.x_train
+        self.steps = self.config.epochs * len(JointBatches(len(images), self.config.batch_size, self.config.seed))
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.epoch_terms = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
+        self.epoch_began = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        loss = self.mean_loss()
+        means = dict(zip(self.terms, self.mean_of_epoch(self.epoch_terms), strict=True))
+        self.log_dict({name: value.float() for name, value in means.items()})
+        found: dict[str, Tensor] = {"loss": loss, **means}
+        if (self.current_epoch + 1) % self.config.check_every == 0:
+            found[self.measured] = self.check_finite(self.measured, self.trainer.callback_metrics[self.measured])
+        self.history.append(
+            {"epoch": self.current_epoch + 1, "step": self.global_step}
+            | {name: value.item() for name, value in found.items()}
+            | {
+                "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+                "seconds": time.perf_counter() - self.epoch_began,
+            }
+        )
+        if self.global_rank == 0:
+            write_metrics(self.history, self.columns(), self.folder / "metrics.csv")
+
+    def columns(self) -> tuple[str, ...]:
+        """The quantities of an epoch, by which ``metrics.csv`` has its columns."""
+        return ("epoch", "step", "loss", *self.terms, self.measured, "learning_rate", "seconds")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The oldest checkpoints have none.
+        history: Any = checkpoint.get("history", [])
+        columns = set(self.columns())
+        sound = isinstance(history, list) and all(
+            isinstance(row, dict)
+            and {"epoch", "step"} <= row.keys() <= columns
+            and all(isinstance(value, int | float) for value in row.values())
+            for row in history
+        )
+        if not sound:
+            raise RecipeError("the checkpoint cannot be continued: its history is no list of the figures of epochs")
+        self.history = list(history)
+
+
+class AveragedTask(EpochTask):
+    """A learning rate that decays at the end, and a moving average of the weights, on which the tests run."""
+
+    config: AveragedTrainConfig
+
+    def __init__(
+        self, name: str, model: nn.Module, config: AveragedTrainConfig, folder: Path, **quantities: Any
+    ) -> None:
+        super().__init__(name, model, config, folder, **quantities)
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.move_average = get_ema_multi_avg_fn(config.average_decay)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.averaged
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate, fused=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def decay(self, step: int) -> float:
+        """Share of the first learning rate: 1, then a geometric decay over the rest of the steps."""
+        begin = self.config.decay_from * self.steps
+        if step <= begin:
+            return 1.0
+        passed = min((step - begin) / (self.steps - begin), 1.0)
+        return (self.config.final_learning_rate / self.config.learning_rate) ** passed
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.move_average(list(self.averaged.parameters()), list(self.model.parameters()), 0)

@@ -1,0 +1,70 @@
+"""Small runs of the systems, and what tests look at in them."""
+
+import contextlib
+import csv
+
+import lightning as L
+import torch
+
+from fastvae.recipes.systems.catalogue import find_system
+from fastvae.recipes.training import checkpoints
+
+
+def train(name, model, training, folder, *, evaluation=None, **options):
+    """A run of a system, on the CPU and in silence."""
+    system = find_system(name)
+    parts = {"model": model, "training": training} | ({} if evaluation is None else {"evaluation": evaluation})
+    return system.run(system.settings(**parts), folder, **{"accelerator": "cpu", "progress": False} | options)
+
+
+def load(name, path, **options):
+    """The model of a checkpoint, and how it was trained."""
+    model, settings = find_system(name).load(path, **options)
+    return model, settings.training
+
+
+class Crash(L.Callback):
+    """A failure in an epoch, at its second batch."""
+
+    def __init__(self, epoch=1):
+        self.when = (epoch, 1)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if (trainer.current_epoch, index) == self.when:
+            raise RuntimeError("power failure")
+
+
+@contextlib.contextmanager
+def watched_saves():
+    """A list that is not empty while a checkpoint is written."""
+    sound, active = checkpoints.WholeCheckpoints.write_kept, []
+
+    def write_kept(writer, path):
+        active.append(path)
+        try:
+            return sound(writer, path)
+        finally:
+            active.clear()
+
+    checkpoints.WholeCheckpoints.write_kept = write_kept
+    try:
+        yield active
+    finally:
+        checkpoints.WholeCheckpoints.write_kept = sound
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_weights(found, expected):
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value), name
+
+
+def assert_same_run(found, expected):
+    assert_same_weights(found, expected)
+    for name, value in vars(expected.figures).items():
+        if name != "sampled_images_per_second":
+            assert getattr(found.figures, name) == value, name
