@@ -161,7 +161,7 @@ def sanitize(tool: str) -> list[str]:
     found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if found is None:
         return [sys.executable, "-c", "print('left out: compute-sanitizer is not installed')"]
-    # Blocks of PyTorch's own cache would hide what lies beyond a tensor.
+    # Blocks of PyTorch's own cache would hide reads beyond a tensor.
     return [
         "env",
         "PYTORCH_NO_CUDA_MEMORY_CACHING=1",

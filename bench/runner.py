@@ -79,11 +79,11 @@ def _guard(around: Callable[[], AbstractContextManager[None]], call: Callable[[]
     if around is nullcontext:
         return call
 
-    def guarded() -> Any:
+    def call_within() -> Any:
         with around():
             return call()
 
-    return guarded
+    return call_within
 
 
 def _bind_forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
@@ -107,7 +107,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The rows of ``case``, one per provider and timer; a provider that fails leaves a row that says so.
 
-    ``task`` stands in for the registered one.
+    ``task`` replaces the registered one.
     """
     task = task or registry.find_task(case)
     # Compiled code of earlier cases would count against the limit of recompilations.

@@ -27,12 +27,12 @@ def test_speed(benchmark: Any, case: Case, provider: str) -> None:
     torch._dynamo.reset()
     call = runner.prepare(task, case, provider, [task.inputs(case, torch.Generator(DEVICE).manual_seed(0))]).calls[0]
 
-    def finished() -> None:
+    def finish() -> None:
         call()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
     benchmark.group = str(case)
     with torch.set_grad_enabled(case.mode != "fwd"):
-        finished()
-        benchmark(finished)
+        finish()
+        benchmark(finish)

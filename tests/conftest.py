@@ -1,4 +1,4 @@
-"""Triton's interpreter stands in for a GPU; it must be chosen before Triton decorates the first kernel."""
+"""Without a GPU Triton's interpreter runs the kernels; it must be chosen before Triton decorates the first one."""
 
 import os
 import sys

@@ -44,7 +44,7 @@ def _forward(case: Case) -> Function:
     return lambda x, *tensors: autoregressive_flow(x, None, networks.parameters(tensors), structure, kind=networks.KIND)
 
 
-def _solved(case: Case, inputs: Inputs) -> Inputs:
+def _solve(case: Case, inputs: Inputs) -> Inputs:
     return (_fastvae(case, "auto")(*inputs)[0], *inputs[1:])
 
 
@@ -57,7 +57,7 @@ TASKS = tuple(
         inputs=networks.inputs,
         fastvae=_fastvae,
         reference=_reference,
-        peers={name: peers.make_inverse(name) for name in peers.MODULES} | {"forward": Peer(_forward, _solved, False)},
+        peers={name: peers.make_inverse(name) for name in peers.MODULES} | {"forward": Peer(_forward, _solve, False)},
         work=networks.work,
         check=networks.check_inverse,
         shapes={"cpu": (shape,), "cuda": (shape,)},

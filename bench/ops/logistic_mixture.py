@@ -18,15 +18,15 @@ _TOLERANCE = 1e-4
 
 
 def _images(case: Case) -> Tensor:
-    """Data, of which nobody asks a gradient."""
+    """Data, which get no gradient."""
     side = case.shape.columns
     level = torch.randint(
         _LEVELS, (case.shape.rows, _CHANNELS, side, side), generator=torch.Generator().manual_seed(_SEED)
     )
-    return _arranged(case, (level * (2.0 / (_LEVELS - 1)) - 1.0).to(case.device))
+    return _arrange(case, (level * (2.0 / (_LEVELS - 1)) - 1.0).to(case.device))
 
 
-def _arranged(case: Case, maps: Tensor) -> Tensor:
+def _arrange(case: Case, maps: Tensor) -> Tensor:
     last = case.variant == "channels_last"
     return maps.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -36,7 +36,7 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     side = case.shape.columns
     params = torch.randn((case.shape.rows, _MAPS, side, side), **gaussian.options(case, generator))
     params[:, (1 + _CHANNELS) * _COMPONENTS : (1 + 2 * _CHANNELS) * _COMPONENTS] -= 3.0
-    return (_arranged(case, params),)
+    return (_arrange(case, params),)
 
 
 def _fastvae(case: Case, impl: str) -> Function:

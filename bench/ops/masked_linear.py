@@ -1,4 +1,4 @@
-"""One masked layer, as it stands between two hidden layers of a network over 32 features."""
+"""One masked layer between two hidden layers of a network over 32 features."""
 
 from __future__ import annotations
 

@@ -71,21 +71,24 @@ def _scale_tril(case: Case, inputs: Inputs) -> Inputs:
     return (*before, tril.tril(-1) + torch.diag_embed(log_sigma.exp()))
 
 
-def _ready(mu: Tensor, scale_tril: Tensor) -> MultivariateNormal:
+def _make_normal(mu: Tensor, scale_tril: Tensor) -> MultivariateNormal:
     return MultivariateNormal(mu, scale_tril=scale_tril, validate_args=False)
 
 
-def _assembled(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> MultivariateNormal:
+def _make_normal_of_packed(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> MultivariateNormal:
     """From the packed outputs of a network: scattered into a dense factor, as its users must."""
     features = mu.shape[-1]
     row, column = torch.tril_indices(features, features, -1, device=mu.device)
     lower = tril.new_zeros((*tril.shape[:-1], features, features))
     lower[..., row, column] = tril
-    return _ready(mu, lower + torch.diag_embed(log_sigma.exp()))
+    return _make_normal(mu, lower + torch.diag_embed(log_sigma.exp()))
 
 
 def _peer_rsample(case: Case) -> Function:
-    make, shape = _assembled if case.variant == "packed" else _ready, torch.Size(case.shape.sample_shape)
+    make, shape = (
+        _make_normal_of_packed if case.variant == "packed" else _make_normal,
+        torch.Size(case.shape.sample_shape),
+    )
 
     def run(*parameters: Tensor) -> tuple[Tensor, Tensor]:
         q = make(*parameters)
@@ -96,16 +99,16 @@ def _peer_rsample(case: Case) -> Function:
 
 
 def _peer_log_prob(case: Case) -> Function:
-    make = _assembled if case.variant == "packed" else _ready
+    make = _make_normal_of_packed if case.variant == "packed" else _make_normal
     return lambda z, *parameters: make(*parameters).log_prob(z)
 
 
 def _peer_kl(case: Case) -> Function:
-    make = _assembled if case.variant == "packed" else _ready
+    make = _make_normal_of_packed if case.variant == "packed" else _make_normal
 
     def run(mu: Tensor, *parameters: Tensor) -> Tensor:
         eye = torch.eye(mu.shape[-1], dtype=mu.dtype, device=mu.device)
-        return kl_divergence(make(mu, *parameters), _ready(torch.zeros_like(mu[0]), eye))
+        return kl_divergence(make(mu, *parameters), _make_normal(torch.zeros_like(mu[0]), eye))
 
     return run
 

@@ -42,7 +42,7 @@ def test_every_call_computes(name, monkeypatch):
     task, sets = registry.find_task(case), [(torch.randn(5, 6),)]
     prepared = runner.prepare(task, case, name, sets)
     calls = []
-    monkeypatch.setattr(torch.nn.functional, "linear", counted(calls, torch.nn.functional.linear))
+    monkeypatch.setattr(torch.nn.functional, "linear", count_calls(calls, torch.nn.functional.linear))
     with torch.no_grad():
         for _ in range(2):
             before = len(calls)
@@ -50,12 +50,12 @@ def test_every_call_computes(name, monkeypatch):
             assert len(calls) - before >= 3 * case.shape.columns
 
 
-def counted(calls, function):
-    def wrapped(*args, **kwargs):
+def count_calls(calls, function):
+    def count(*args, **kwargs):
         calls.append(1)
         return function(*args, **kwargs)
 
-    return wrapped
+    return count
 
 
 @pytest.mark.parametrize("name", peers.MODULES)

@@ -11,7 +11,7 @@ from tests.support.gaussians import packed_size
 from tests.support.oracle import run_with_gradients
 
 
-def captured(function):
+def capture(function):
     """The graph of one call, and the tensors that its replays write."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -33,7 +33,7 @@ def test_replay_is_eager(name, dtype):
     with torch.device("cuda"):
         problem = PROBLEMS[name]().to(dtype, "cuda")
     upstream = [torch.randn_like(o) for o in problem.outputs("triton")]
-    graph, results = captured(lambda: run_with_gradients(problem, "triton", upstream))
+    graph, results = capture(lambda: run_with_gradients(problem, "triton", upstream))
     with torch.no_grad():
         for t in (*problem.inputs, *upstream):
             t.mul_(0.5)
@@ -49,7 +49,7 @@ def test_replays_draw_anew(stem):
     mu, log_sigma = torch.randn(2, 7, 20, device="cuda")
     tril = () if stem == "diag_gaussian" else (0.1 * torch.randn(7, packed_size(20), device="cuda"),)
     draw, log_prob = (getattr(F, f"{stem}_{entry}") for entry in ("rsample", "log_prob"))
-    graph, (z, log_q) = captured(lambda: draw(mu, log_sigma, *tril, impl="triton"))
+    graph, (z, log_q) = capture(lambda: draw(mu, log_sigma, *tril, impl="triton"))
     drawn = []
     for _ in range(2):
         graph.replay()
@@ -63,7 +63,7 @@ def test_replays_draw_new_images(name):
     stack = stacks()[name]
     sampler = CausalSampler(scaled(stack.make()).cuda(), stack.likelihood, in_channels=stack.channels, impl="triton")
     context = None if stack.context is None else stack.context(5, 6, 7).cuda()
-    graph, (images, parameters) = captured(lambda: sampler.sample_with_parameters(5, (6, 7), context=context))
+    graph, (images, parameters) = capture(lambda: sampler.sample_with_parameters(5, (6, 7), context=context))
     drawn = []
     for _ in range(2):
         graph.replay()

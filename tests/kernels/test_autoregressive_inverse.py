@@ -105,7 +105,7 @@ def check(n: int, flow: Flow, dtype: torch.dtype = torch.float32) -> None:
     z, d_x = torch.randn(2, n, d).to(DEVICE, dtype).unbind()
     d_log_det = torch.randn(n).to(DEVICE, compute_dtype(dtype))
     exact = results(flow.to(torch.float64), z.double(), d_x, d_log_det)
-    # In float64 eager is the oracle itself: an input with one more rounding stands for its errors.
+    # In float64 eager is the oracle itself: an input with one more rounding gives its errors.
     inexact = torch.nextafter(z, z + torch.randn_like(z)) if dtype == torch.float64 else z
     eager = results(flow, inexact, d_x, d_log_det)
     x, log_det = autoregressive_inverse_fwd(z, *flow.arguments())

@@ -10,7 +10,7 @@ from tests.support.gaussian_launches import (
     Expected,
     cases,
     draws,
-    moved,
+    move_to_device,
     noise_of,
     noises,
     rows,
@@ -39,7 +39,7 @@ def diag_kl_prior(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sig
 
 
 def check_diag_sample(n, d, layout, samples, given, dtype=torch.float32):
-    mu, log_sigma = (moved(rows(n, d, layout=layout, scale=scale), dtype) for scale in (1.0, 0.5))
+    mu, log_sigma = (move_to_device(rows(n, d, layout=layout, scale=scale), dtype) for scale in (1.0, 0.5))
     noise, eps, row_offset = noise_of(given, samples, n, d)
     expected = Expected(diag_sample, [mu, log_sigma], (eps,))
     outputs = diag_gaussian.diag_gaussian_fwd(mu, log_sigma, noise, samples, row_offset)
@@ -62,8 +62,8 @@ def test_diag_sample_dtypes(dtype, given):
 
 
 def check_diag_log_prob(n, d, layout, samples, dtype=torch.float32):
-    mu, log_sigma = (moved(rows(n, d, layout=layout, scale=scale), dtype) for scale in (1.0, 0.5))
-    z = moved(rows(samples, n, d, layout=layout), dtype)
+    mu, log_sigma = (move_to_device(rows(n, d, layout=layout, scale=scale), dtype) for scale in (1.0, 0.5))
+    z = move_to_device(rows(samples, n, d, layout=layout), dtype)
     expected = Expected(diag_log_prob, [z, mu, log_sigma])
     log_q = diag_gaussian_density.diag_gaussian_log_prob_fwd(z, mu, log_sigma)
     gradients = diag_gaussian_density.diag_gaussian_log_prob_bwd(*expected.upstream, z, mu, log_sigma)
@@ -83,7 +83,7 @@ def test_diag_log_prob_dtypes(dtype):
 
 def check_diag_kl(n, d, layout, prior, dtype=torch.float32):
     scales = (1.0, 0.5, 1.0, 0.5) if prior else (1.0, 0.5)
-    inputs = [moved(rows(n, d, layout=layout, scale=scale), dtype) for scale in scales]
+    inputs = [move_to_device(rows(n, d, layout=layout, scale=scale), dtype) for scale in scales]
     expected = Expected(diag_kl_prior if prior else diag_kl, inputs)
     name = "diag_gaussian_kl_prior" if prior else "diag_gaussian_kl"
     kl = getattr(diag_gaussian_density, f"{name}_fwd")(*inputs)

@@ -42,7 +42,7 @@ def check(x: Tensor, params: Tensor, levels: int = 256, dtype: torch.dtype = tor
     x, params = x.to(compute), params.to(dtype)
     upstream = torch.randn(len(x), device=DEVICE, dtype=compute)
     exact = results(x, params.double(), upstream, levels)
-    # One rounding of the parameters stands for float64's own error.
+    # One rounding of the parameters gives float64's own error.
     nearby = torch.nextafter(params, params + torch.randn_like(params)) if dtype == torch.float64 else params
     eager = results(x, nearby, upstream, levels)
     log_prob = logistic_mixture_fwd(x, params, levels)

@@ -54,7 +54,7 @@ class Problem:
         s = self.structure
         return mask_of(self.weight.shape, s.taps, s.origin_tap, *self.degrees, self.groups, DEVICE)
 
-    def launched(self, channels_last=False, needs=(True, True, True)):
+    def launch(self, channels_last=False, needs=(True, True, True)):
         x, weight, bias = self.x, self.weight, self.bias
         y, pre = masked_conv2d_fwd(x, weight, bias, *self.how, True, channels_last)
         assert (pre.numel() > 0) == (self.activation in OF_PRE_ACTIVATION)
@@ -70,12 +70,12 @@ class Problem:
     def check(self, dtype=torch.float32, channels_last=False):
         self.to(dtype)
         exact = self.expected(torch.float64)
-        # In float64 eager is the oracle itself: float32's errors, scaled by the precisions' ratio, stand for its own.
+        # In float64 eager is the oracle itself: float32's errors, scaled by the precisions' ratio, replace its own.
         eager = self.expected(torch.float32 if dtype == torch.float64 else dtype)
         if dtype == torch.float64:
             ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
             eager = [o + ratio * (e.double() - o) for e, o in zip(eager, exact, strict=True)]
-        for index, (a, e, o) in enumerate(zip(self.launched(channels_last), eager, exact, strict=True)):
+        for index, (a, e, o) in enumerate(zip(self.launch(channels_last), eager, exact, strict=True)):
             assert_as_close_as_eager(a, e, o, f"result {index}")
 
 
@@ -84,7 +84,7 @@ CHANNELS = [
     (1, 5),  # taps and channels together are the inner dimension
     (15, 17),  # the most channels for which they are
     (16, 16),  # the fewest for which they are not: whole tiles
-    (33, 31),  # several blocks of channels, the last of which is ragged
+    (33, 31),  # several blocks of channels; the last is ragged
 ]
 
 
@@ -143,26 +143,26 @@ def test_packed_weights():
 
 def test_weights_of_any_strides():
     made = Problem(18, 20, activation="relu").to(torch.float32)
-    expected = made.launched()
+    expected = made.launch()
     made.weight = made.weight.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(made.launched(), expected, rtol=0, atol=0)
-    assert made.launched()[2].is_contiguous()
+    torch.testing.assert_close(made.launch(), expected, rtol=0, atol=0)
+    assert made.launch()[2].is_contiguous()
 
 
 def test_masked_weights_may_be_anything():
     made = Problem(18, 20, ConvStructure((3, 3), "B", has_rule=True), activation="elu").to(torch.float32)
-    expected = made.launched()
+    expected = made.launch()
     made.weight = made.weight.masked_fill(~made.mask(), float("nan"))
-    for got, wanted in zip(made.launched(), expected, strict=True):
+    for got, wanted in zip(made.launch(), expected, strict=True):
         assert torch.equal(got, wanted)
     assert (expected[2][~made.mask()] == 0).all()
 
 
 @pytest.mark.parametrize("mask_type", ["A", "vertical_A"])
 def test_without_taps(mask_type):
-    """A kernel of which nothing counts leaves the bias, and gradients of zero."""
+    """A kernel whose weights are all masked leaves the bias, and gradients of zero."""
     made = Problem(3, 4, ConvStructure((1, 1), mask_type)).to(torch.float32)
-    y, d_x, d_weight, d_bias = made.launched()
+    y, d_x, d_weight, d_bias = made.launch()
     assert torch.equal(y, made.bias.view(4, 1, 1).expand_as(y))
     assert (d_x == 0).all()
     assert (d_weight == 0).all()
@@ -172,9 +172,9 @@ def test_without_taps(mask_type):
 @pytest.mark.parametrize("wanted", range(3))
 def test_only_what_is_needed(wanted):
     made = Problem(3, 4, activation="tanh").to(torch.float32)
-    gradients = made.launched(needs=[i == wanted for i in range(3)])[1:]
+    gradients = made.launch(needs=[i == wanted for i in range(3)])[1:]
     assert [g is not None for g in gradients] == [i == wanted for i in range(3)]
-    assert torch.equal(gradients[wanted], made.launched()[1 + wanted])
+    assert torch.equal(gradients[wanted], made.launch()[1 + wanted])
 
 
 def test_taps_must_be_a_range():

@@ -65,7 +65,7 @@ def results(tensors, upstream: Tensor, degrees: tuple[Tensor, Tensor], activatio
     return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], upstream.to(y))]
 
 
-def launched(tensors, upstream: Tensor, degrees: tuple[Tensor, Tensor], activation: str) -> list[Tensor]:
+def launch(tensors, upstream: Tensor, degrees: tuple[Tensor, Tensor], activation: str) -> list[Tensor]:
     x, weight, bias, scale = tensors
     y, saved = masked_linear_fwd(x, weight, bias, scale, *degrees, activation, True)
     assert (saved.numel() > 0) == (activation in OF_PRE_ACTIVATION and y.numel() > 0)
@@ -75,7 +75,7 @@ def launched(tensors, upstream: Tensor, degrees: tuple[Tensor, Tensor], activati
     return [y, *(g for g in gradients if g is not None)]
 
 
-def nudged(t: Tensor | None) -> Tensor | None:
+def nudge(t: Tensor | None) -> Tensor | None:
     return None if t is None else torch.nextafter(t, t + torch.randn_like(t))
 
 
@@ -84,10 +84,10 @@ def check(n, inputs, outputs, activation, order="ascending", dtype=torch.float32
     degrees = degrees_of(inputs, outputs, order)
     upstream = torch.randn(n, outputs).to(DEVICE, dtype)
     exact = results([None if t is None else t.double() for t in tensors], upstream, degrees, activation)
-    # In float64 eager is the oracle itself: inputs with one more rounding stand for its errors.
-    inexact = [nudged(t) for t in tensors] if dtype == torch.float64 else tensors
+    # In float64 eager is the oracle itself: inputs with one more rounding give its errors.
+    inexact = [nudge(t) for t in tensors] if dtype == torch.float64 else tensors
     eager = results(inexact, upstream, degrees, activation)
-    for index, (a, e, o) in enumerate(zip(launched(tensors, upstream, degrees, activation), eager, exact, strict=True)):
+    for index, (a, e, o) in enumerate(zip(launch(tensors, upstream, degrees, activation), eager, exact, strict=True)):
         assert_as_close_as_eager(a, e, o, f"{activation} result {index}")
 
 
@@ -147,8 +147,8 @@ def test_masked_weights_may_be_anything():
     degrees = degrees_of(40, 30, "unsorted")
     poisoned = weight.masked_fill(~mask_of(*degrees), float("nan"))
     for a, b in zip(
-        launched((x, weight, bias, None), x[:, :30], degrees, "relu"),
-        launched((x, poisoned, bias, None), x[:, :30], degrees, "relu"),
+        launch((x, weight, bias, None), x[:, :30], degrees, "relu"),
+        launch((x, poisoned, bias, None), x[:, :30], degrees, "relu"),
         strict=True,
     ):
         assert torch.equal(a, b)

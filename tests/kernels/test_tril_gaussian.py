@@ -12,7 +12,7 @@ from tests.support.gaussian_launches import (
     Expected,
     cases,
     draws,
-    moved,
+    move_to_device,
     noise_of,
     noises,
     rows,
@@ -67,7 +67,7 @@ def tril_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor]:
 
 def tril_inputs(n, d, layout, dense, dtype) -> list[Tensor]:
     parameters = [rows(n, d, layout=layout), rows(n, d, layout=layout, scale=0.5), triangle(n, d, dense, layout)]
-    return [moved(t, dtype) for t in parameters]
+    return [move_to_device(t, dtype) for t in parameters]
 
 
 def assert_zero_above(d_tril: Tensor) -> None:
@@ -101,7 +101,7 @@ def test_tril_sample_dtypes(dtype, given, dense):
 
 def check_tril_log_prob(n, d, layout, samples, dense, dtype=torch.float32):
     mu, log_sigma, tril = tril_inputs(n, d, layout, dense, dtype)
-    z = moved(rows(samples, n, d, layout=layout), dtype)
+    z = move_to_device(rows(samples, n, d, layout=layout), dtype)
     expected = Expected(tril_log_prob, [z, mu, log_sigma, tril])
     log_q, eps = tril_gaussian_density.tril_gaussian_log_prob_fwd(z, mu, log_sigma, tril)
     gradients = tril_gaussian_density.tril_gaussian_log_prob_bwd(*expected.upstream, eps, log_sigma, tril)

@@ -28,7 +28,7 @@ every_flow = pytest.mark.parametrize("name", FLOWS)
 with_and_without_context = pytest.mark.parametrize("context_features", [0, 3])
 
 
-def made(name, features, context_features, **options):
+def make_flow(name, features, context_features, **options):
     """A flow with parameters away from where they start."""
     flow = FLOWS[name](features, context_features, **options)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def inputs(flow, *batch, dtype=torch.float64):
 @with_and_without_context
 @pytest.mark.parametrize("features", [1, 2, 7])
 def test_log_det_is_that_of_the_jacobian(name, context_features, features):
-    flow = made(name, features, context_features, dtype=torch.float64)
+    flow = make_flow(name, features, context_features, dtype=torch.float64)
     z, context = inputs(flow, 5)
     _, log_det = flow(z, context)
 
@@ -60,7 +60,7 @@ def test_log_det_is_that_of_the_jacobian(name, context_features, features):
 @pytest.mark.parametrize("name", ["householder", "linear-iaf"])
 @with_and_without_context
 def test_inverse(name, context_features):
-    flow = made(name, 7, context_features, dtype=torch.float64)
+    flow = make_flow(name, 7, context_features, dtype=torch.float64)
     z, context = inputs(flow, 2, 5)
     out, log_det = flow(z, context)
     back, minus_log_det = flow.inverse(out, context)
@@ -74,7 +74,7 @@ def test_inverse(name, context_features):
 @every_flow
 @with_and_without_context
 def test_gradients(name, context_features):
-    flow = made(name, 4, context_features, dtype=torch.float64)
+    flow = make_flow(name, 4, context_features, dtype=torch.float64)
     names = [n for n, _ in flow.named_parameters()]
     z, context = inputs(flow, 3)
     arguments = [z] if context is None else [z, context]
@@ -92,7 +92,7 @@ def test_gradients(name, context_features):
 @every_flow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(name, dtype):
-    flow = made(name, 6, 3).to(dtype)
+    flow = make_flow(name, 6, 3).to(dtype)
     z, context = inputs(flow, 8, dtype=dtype)
     out, log_det = flow(z, context)
     full = torch.float64 if dtype == torch.float64 else torch.float32
@@ -106,7 +106,7 @@ def test_dtypes(name, dtype):
 
 @every_flow
 def test_autocast(name):
-    flow = made(name, 6, 3)
+    flow = make_flow(name, 6, 3)
     z, context = inputs(flow, 8, dtype=torch.float32)
     expected, expected_log_det = flow(z, context)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -119,7 +119,7 @@ def test_autocast(name):
 @every_flow
 @pytest.mark.parametrize("batch", [(), (0,), (4,), (2, 3, 4)])
 def test_batches(name, batch):
-    flow = made(name, 5, 3, dtype=torch.float64)
+    flow = make_flow(name, 5, 3, dtype=torch.float64)
     z, context = inputs(flow, *batch)
     out, log_det = flow(z, context)
     assert (out.shape, log_det.shape) == ((*batch, 5), batch)
@@ -131,7 +131,7 @@ def test_batches(name, batch):
 
 @every_flow
 def test_batches_broadcast(name):
-    flow = made(name, 5, 3, dtype=torch.float64)
+    flow = make_flow(name, 5, 3, dtype=torch.float64)
     z, context = torch.randn(4, 1, 5).double(), torch.randn(6, 3).double()
     out, log_det = flow(z, context)
     expected, expected_log_det = flow(z.expand(4, 6, 5), context.expand(4, 6, 3))
@@ -143,7 +143,7 @@ def test_batches_broadcast(name):
 @every_flow
 @with_and_without_context
 def test_vmap(name, context_features):
-    flow = made(name, 5, context_features, dtype=torch.float64)
+    flow = make_flow(name, 5, context_features, dtype=torch.float64)
     z, context = inputs(flow, 2, 4)
     dims = (0, None if context is None else 0)
     for actual, expected in zip(vmap(vmap(flow, dims), dims)(z, context), flow(z, context), strict=True):
@@ -155,7 +155,7 @@ def test_vmap(name, context_features):
 
 @every_flow
 def test_one_graph(name):
-    flow = made(name, 5, 3)
+    flow = make_flow(name, 5, 3)
     z, context = inputs(flow, 4, dtype=torch.float32)
     compiled = torch.compile(flow, backend="eager", fullgraph=True)
     for actual, expected in zip(compiled(z, context), flow(z, context), strict=True):
@@ -201,7 +201,7 @@ def test_inverse_of_leaky_planar(features, negative_slope, context_features):
 
 
 def test_gradients_of_the_inverse_of_leaky_planar():
-    flow = made("planar-leaky", 4, 3, dtype=torch.float64)
+    flow = make_flow("planar-leaky", 4, 3, dtype=torch.float64)
     z, context = inputs(flow, 5)
     assert torch.autograd.gradcheck(lambda *a: flow.inverse(*a), (z.requires_grad_(), context.requires_grad_()))
 
@@ -223,7 +223,7 @@ def test_only_leaky_planar_has_an_inverse():
     assert not hasattr(tanh, "inverse")
     with pytest.raises(NotImplementedError, match=r"no inverse: flow 1 \(PlanarFlow\) has none"):
         FlowSequence(leaky, tanh).inverse(z)
-    chain = FlowSequence(leaky, made("planar-leaky", 4, 0))
+    chain = FlowSequence(leaky, make_flow("planar-leaky", 4, 0))
     torch.testing.assert_close(chain.inverse(chain(z)[0])[0], z, atol=1e-4, rtol=1e-4)
 
 
@@ -319,7 +319,7 @@ def test_householder_errors():
 
 
 def test_a_chain_of_all():
-    chain = FlowSequence(*(made(name, 5, 3, dtype=torch.float64) for name in FLOWS))
+    chain = FlowSequence(*(make_flow(name, 5, 3, dtype=torch.float64) for name in FLOWS))
     z, context = torch.randn(2, 5).double(), torch.randn(2, 3).double()
     out, log_det = chain(z, context)
     jacobian = vmap(jacrev(lambda z, c: chain(z, c)[0]))(z, context)

@@ -223,7 +223,7 @@ def test_traceable(context):
 # The shifted convolutions of PixelCNN++
 
 
-def shifted(x, left, right, top):
+def shift(x, left, right, top):
     return functional.pad(x, (left, right, top, 0))
 
 
@@ -232,7 +232,7 @@ def shifted(x, left, right, top):
 def test_down_shifted(height, width, impl):
     layer = DownShiftedConv2d(2, 4, (height, width), impl=impl)
     x = torch.randn(2, 2, 5, 6)
-    expected = functional.conv2d(shifted(x, width // 2, width // 2, height - 1), layer.weight, layer.bias)
+    expected = functional.conv2d(shift(x, width // 2, width // 2, height - 1), layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -241,7 +241,7 @@ def test_down_shifted(height, width, impl):
 def test_down_right_shifted(height, width, impl):
     layer = DownRightShiftedConv2d(2, 4, (height, width), impl=impl)
     x = torch.randn(2, 2, 5, 6)
-    expected = functional.conv2d(shifted(x, width - 1, 0, height - 1), layer.weight, layer.bias)
+    expected = functional.conv2d(shift(x, width - 1, 0, height - 1), layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -250,11 +250,11 @@ def test_first_shifted_layers_are_shifted_once_more(impl):
     """A kernel whose last row never counts is the kernel without it, moved down by a row."""
     x = torch.randn(1, 1, 5, 6)
     down = DownShiftedConv2d(1, 3, (3, 3), first=True, bias=False, impl=impl)
-    whole = functional.conv2d(shifted(x, 1, 1, 1), down.weight[:, :, :2])
-    torch.testing.assert_close(down(x), shifted(whole, 0, 0, 1)[:, :, :-1])
+    whole = functional.conv2d(shift(x, 1, 1, 1), down.weight[:, :, :2])
+    torch.testing.assert_close(down(x), shift(whole, 0, 0, 1)[:, :, :-1])
     right = DownRightShiftedConv2d(1, 3, (1, 3), first=True, bias=False, impl=impl)
-    whole = functional.conv2d(shifted(x, 1, 0, 0), right.weight[..., :2])
-    torch.testing.assert_close(right(x), shifted(whole, 1, 0, 0)[..., :-1])
+    whole = functional.conv2d(shift(x, 1, 0, 0), right.weight[..., :2])
+    torch.testing.assert_close(right(x), shift(whole, 1, 0, 0)[..., :-1])
 
 
 def test_names_are_those_of_plain_convolutions():

@@ -47,7 +47,7 @@ def test_parameters_are_rows_of_one_layer(head_class):
     torch.testing.assert_close(log_sigma, out[:, 5:10])
     if tril:
         torch.testing.assert_close(tril[0], out[:, 10:])
-    # mu and tril are views: no copy stands between the layer and the kernels.
+    # mu and tril are views: nothing is copied between the layer and the kernels.
     assert all(t._is_view() and t._base.shape == out.shape for t in (mu, *tril))
 
 

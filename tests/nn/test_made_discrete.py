@@ -22,7 +22,7 @@ NETWORKS = {
 }
 
 
-def made(name):
+def make_net(name):
     net = NETWORKS[name]().double().eval()
     with torch.no_grad():
         for layer in net.layers:
@@ -38,7 +38,7 @@ def everything(net, levels):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_probabilities_sum_up_to_one(name):
-    net, levels, context = made(name)
+    net, levels, context = make_net(name)
     log_p = net.log_prob(everything(net, levels), context)
     torch.testing.assert_close(log_p.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
     assert log_p.std() > 0.1
@@ -46,7 +46,7 @@ def test_probabilities_sum_up_to_one(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_codes_and_their_values_have_one_probability(name):
-    net, levels, context = made(name)
+    net, levels, context = make_net(name)
     codes = everything(net, levels)
     values = codes.double() / (levels - 1)
     torch.testing.assert_close(net.log_prob(codes, context), net.log_prob(values, context))
@@ -56,7 +56,7 @@ def test_codes_and_their_values_have_one_probability(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_samples_have_the_probabilities(name):
     """Pearson's statistic of 40 000 samples over all states stays below the mean plus five deviations."""
-    net, levels, context = made(name)
+    net, levels, context = make_net(name)
     n, states = 40_000, everything(net, levels)
     x = net.sample(n, context, generator=torch.Generator().manual_seed(3))
     assert (x.shape, x.dtype) == ((n, net.features), torch.float64)
@@ -73,21 +73,21 @@ def test_samples_have_the_probabilities(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_sweep_draws_what_calls_of_the_network_draw(name):
     """Hooks make the network be called once for every feature; the noise, and so the sample, is the same."""
-    net, _, context = made(name)
+    net, _, context = make_net(name)
     swept = net.sample(50, context, generator=torch.Generator().manual_seed(5))
     net.layers[0].register_forward_hook(lambda *_: None)
     assert torch.equal(net.sample(50, context, generator=torch.Generator().manual_seed(5)), swept)
 
 
 def test_shards_draw_the_noise_of_the_whole():
-    net, *_ = made("three categories")
+    net, *_ = make_net("three categories")
     whole = net.sample(10, generator=torch.Generator().manual_seed(1))
     part = net.sample(4, generator=torch.Generator().manual_seed(1), row_offset=6)
     assert torch.equal(whole[6:], part)
 
 
 def test_a_low_temperature_draws_the_likeliest():
-    net, levels, _ = made("three categories")
+    net, levels, _ = make_net("three categories")
     x = net.sample(20, temperature=1e-6)
     assert (x == x[0]).all()
     first = net(torch.zeros(1, D, dtype=torch.float64))[0, :, 0].argmax()
@@ -95,7 +95,7 @@ def test_a_low_temperature_draws_the_likeliest():
 
 
 def test_gradients_reach_weights_and_context():
-    net, levels, _ = made("bits with a context, residual")
+    net, levels, _ = make_net("bits with a context, residual")
     context = torch.randn(2, dtype=torch.float64, requires_grad=True)
     net.log_prob(everything(net, levels), context).sum().backward()
     assert context.grad.abs().sum() > 0
@@ -105,10 +105,14 @@ def test_gradients_reach_weights_and_context():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda: made("bits")[0].log_prob(torch.full((2, D), 2)), ValueError, "x must hold integers 0 to 1 .* got 2"),
-        (lambda: made("bits")[0].log_prob(torch.full((2, D), 0.5)), ValueError, "the values k / 1, got 0.5"),
         (
-            lambda: made("three categories")[0].log_prob(torch.full((1, D), float("nan"))),
+            lambda: make_net("bits")[0].log_prob(torch.full((2, D), 2)),
+            ValueError,
+            "x must hold integers 0 to 1 .* got 2",
+        ),
+        (lambda: make_net("bits")[0].log_prob(torch.full((2, D), 0.5)), ValueError, "the values k / 1, got 0.5"),
+        (
+            lambda: make_net("three categories")[0].log_prob(torch.full((1, D), float("nan"))),
             ValueError,
             "got nan",
         ),
@@ -117,10 +121,14 @@ def test_gradients_reach_weights_and_context():
             ValueError,
             r"x must have a dtype that tells levels=600 .* got torch.bfloat16",
         ),
-        (lambda: made("bits")[0].sample(-1), ValueError, "n must be >= 0, got -1"),
-        (lambda: made("bits")[0].sample(2, temperature=0.0), ValueError, "temperature must be a finite number > 0"),
+        (lambda: make_net("bits")[0].sample(-1), ValueError, "n must be >= 0, got -1"),
         (
-            lambda: made("bits with a context, residual")[0].sample(3, torch.zeros(2, 2)),
+            lambda: make_net("bits")[0].sample(2, temperature=0.0),
+            ValueError,
+            "temperature must be a finite number > 0",
+        ),
+        (
+            lambda: make_net("bits with a context, residual")[0].sample(3, torch.zeros(2, 2)),
             ValueError,
             r"context must have shape \(3, 2\)",
         ),

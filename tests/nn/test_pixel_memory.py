@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastvae.nn.gated_pixelcnn import GatedPixelCNN
-from tests.support.pixel_networks import context_of, contexts, made
+from tests.support.pixel_networks import context_of, contexts, make_net
 
 
 def saved_bytes(network, x, context):
@@ -27,7 +27,7 @@ def test_a_gated_stack_keeps_no_more_than_the_reference(context, memory_format):
     x, given = torch.zeros(2, 1, 12, 12), context_of(context, 2, 12, 12)
     kept = {
         impl: saved_bytes(
-            made(GatedPixelCNN, layers=3, width=16, impl=impl, **context).to(memory_format=memory_format),
+            make_net(GatedPixelCNN, layers=3, width=16, impl=impl, **context).to(memory_format=memory_format),
             x.contiguous(memory_format=memory_format),
             given,
         )

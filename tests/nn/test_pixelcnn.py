@@ -12,7 +12,7 @@ from fastvae.nn.masked_conv2d import MaskedConv2d
 from fastvae.nn.pixelcnn import PixelCNN
 from fastvae.nn.pixelcnnpp import PixelCNNpp, concat_elu
 from fastvae.sampling.likelihoods import Bernoulli, Categorical, LogisticMixture
-from tests.support.pixel_networks import CONTEXTS, context_of, contexts, made
+from tests.support.pixel_networks import CONTEXTS, context_of, contexts, make_net
 
 every_network = pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN, PixelCNNpp])
 LIKELIHOODS = [
@@ -51,7 +51,7 @@ def dependence(network, channels, h, w):
 @pytest.mark.parametrize("likelihood", ["bernoulli", LogisticMixture(1)])
 def test_sees_every_earlier_pixel_and_no_other(network, likelihood):
     h, w = 4, 4
-    found = dependence(made(network, 1, 3, likelihood=likelihood).double(), 1, h, w)
+    found = dependence(make_net(network, 1, 3, likelihood=likelihood).double(), 1, h, w)
     earlier = torch.ones(h * w, h * w, dtype=torch.bool).tril(-1)
     for parameter in found:
         assert torch.equal(parameter.reshape(h * w, h * w), earlier)
@@ -60,7 +60,7 @@ def test_sees_every_earlier_pixel_and_no_other(network, likelihood):
 def test_blind_spot_of_stacked_convolutions():
     """Nothing from the own pixel on is seen; of the row above, more than one column to the right is missed."""
     h, w = 4, 6
-    found = dependence(made(PixelCNN, layers=6, width=24).double(), 1, h, w)[0, :, :, 0]
+    found = dependence(make_net(PixelCNN, layers=6, width=24).double(), 1, h, w)[0, :, :, 0]
     pixels = list(itertools.product(range(h), range(w)))
     for (y, x), (v, u) in itertools.product(pixels, pixels):
         seen = (v < y and u - x <= y - v) or (v == y and u < x)
@@ -72,11 +72,11 @@ def test_colors(network):
     """Parameters of a channel see the channels before it at their own pixel, and all channels of earlier ones."""
     h, w, levels = 3, 3, 2
     # Wide enough that no colour loses all of its rectifiers.
-    net = made(network, 3, 4, width=24, likelihood=Categorical(levels)).double()
+    net = make_net(network, 3, 4, width=24, likelihood=Categorical(levels)).double()
     found = dependence(net, 3, h, w)
     earlier = torch.ones(h * w, h * w, dtype=torch.bool).tril(-1).view(h, w, h, w)
     if network is PixelCNN:  # the blind spot
-        earlier = earlier & dependence(made(network, 1, 4, width=24).double(), 1, h, w)[0, :, :, 0]
+        earlier = earlier & dependence(make_net(network, 1, 4, width=24).double(), 1, h, w)[0, :, :, 0]
     own = torch.eye(h * w, dtype=torch.bool).view(h, w, h, w)
     for o, i in itertools.product(range(3 * levels), range(3)):
         assert torch.equal(found[o, :, :, i], earlier | own if i < o // levels else earlier), (o, i)
@@ -84,7 +84,7 @@ def test_colors(network):
 
 @every_network
 def test_channels_of_a_mixture_are_drawn_together(network):
-    found = dependence(made(network, 3, 2, likelihood=LogisticMixture(1)).double(), 3, 2, 2)
+    found = dependence(make_net(network, 3, 2, likelihood=LogisticMixture(1)).double(), 3, 2, 2)
     assert not torch.einsum("oyxiyx->oyxi", found.float()).any()
     assert found[:, 1, 1, :, 0, 0].all()
 
@@ -92,7 +92,7 @@ def test_channels_of_a_mixture_are_drawn_together(network):
 @every_network
 @contexts
 def test_every_parameter_is_used(network, context):
-    net = made(network, 3, 2, **context)
+    net = make_net(network, 3, 2, **context)
     net.log_prob(torch.randint(0, 2, (2, 3, 4, 4)).float(), context_of(context, 2, 4, 4)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
@@ -100,7 +100,7 @@ def test_every_parameter_is_used(network, context):
 @every_network
 @pytest.mark.parametrize("context", CONTEXTS[1:], ids=["vector", "map"])
 def test_first_pixel_sees_the_context(network, context):
-    net = made(network, **context)
+    net = make_net(network, **context)
     given = context_of(context, 1, 3, 3).requires_grad_()
     (d_given,) = torch.autograd.grad(net(torch.zeros(1, 1, 3, 3), given)[0, 0, 0, 0], given)
     assert (d_given.flatten(2)[..., 0] != 0).all() if d_given.dim() > 2 else (d_given != 0).all()
@@ -142,7 +142,7 @@ def by_hand(module):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gradients_are_those_of_masked_weights(network, context, channels):
     """In float64, against torch's own convolutions with masks multiplied into their weights."""
-    net = made(network, channels, **context).double()
+    net = make_net(network, channels, **context).double()
     twin = by_hand(net)
     x, given = torch.randn(2, channels, 5, 4).double(), context_of(context, 2, 5, 4)
     given = None if given is None else given.double()
@@ -161,7 +161,7 @@ def test_gradients_are_those_of_masked_weights(network, context, channels):
 
 @every_network
 def test_log_prob_of_bits(network):
-    net = made(network, 3)
+    net = make_net(network, 3)
     x = images(None, 4, 3, 5, 4)
     bits = torch.distributions.Bernoulli(logits=net(x))
     torch.testing.assert_close(net.log_prob(x), bits.log_prob(x).sum((1, 2, 3)))
@@ -169,7 +169,7 @@ def test_log_prob_of_bits(network):
 
 @every_network
 def test_log_prob_of_levels(network):
-    net = made(network, 2, likelihood=Categorical(5))
+    net = make_net(network, 2, likelihood=Categorical(5))
     x = images(net.likelihood, 4, 2, 3, 4)
     levels = torch.distributions.Categorical(logits=net(x).view(4, 2, 5, 3, 4).movedim(2, -1))
     torch.testing.assert_close(net.log_prob(x), levels.log_prob((x * 4).round()).sum((1, 2, 3)))
@@ -178,7 +178,7 @@ def test_log_prob_of_levels(network):
 @every_network
 @pytest.mark.parametrize(("channels", "h", "w"), [(1, 2, 4), (3, 1, 2)])
 def test_probabilities_of_all_images_add_up_to_one(network, channels, h, w):
-    net = made(network, channels, layers=3).double()
+    net = make_net(network, channels, layers=3).double()
     x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=channels * h * w)), dtype=torch.float64)
     total = net.log_prob(x.view(-1, channels, h, w)).exp().sum()
     torch.testing.assert_close(total, torch.ones_like(total))
@@ -190,7 +190,7 @@ def test_probabilities_of_all_images_add_up_to_one(network, channels, h, w):
 @every_network
 @likelihoods
 def test_sampler_agrees_with_forward(network, likelihood, channels):
-    net = made(network, channels, likelihood=likelihood)
+    net = make_net(network, channels, likelihood=likelihood)
     x = net.sample(2, (4, 5), generator=torch.Generator().manual_seed(1))
     assert x.shape == (2, channels, 4, 5)
     net.likelihood.check("x", x)
@@ -202,7 +202,7 @@ def test_sampler_agrees_with_forward(network, likelihood, channels):
 @every_network
 @contexts
 def test_sample_with_context(network, context):
-    net = made(network, **context)
+    net = make_net(network, **context)
     given = context_of(context, 3, 4, 4)
     x = net.sample(3, (4, 4), context=given, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(net._sampler().parameters(x, given), net(x, given), rtol=1e-4, atol=1e-5)
@@ -212,7 +212,7 @@ def test_sample_with_context(network, context):
 @contexts
 def test_parameters_are_those_of_forward_for_every_batch_size(network, context):
     """An entropy coder may decode in other batches than those that were coded."""
-    net = made(network, width=24, **context)
+    net = make_net(network, width=24, **context)
     given = context_of(context, 37, 3, 4)
     x = net.sample(37, (3, 4), context=given)
     expected = net._sampler().parameters(x, given)
@@ -224,7 +224,7 @@ def test_parameters_are_those_of_forward_for_every_batch_size(network, context):
 
 
 def test_parameters_of_pixelcnnpp_are_those_of_forward_to_a_few_ulp():
-    net = made(PixelCNNpp, 3, width=24, likelihood=LogisticMixture(2, 8))
+    net = make_net(PixelCNNpp, 3, width=24, likelihood=LogisticMixture(2, 8))
     x = net.sample(5, (4, 6))
     expected, got = net(x), net._sampler().parameters(x)
     assert (got - expected).abs().max() <= 8 * torch.finfo(torch.float32).eps * expected.abs().max()
@@ -234,7 +234,7 @@ def test_parameters_of_pixelcnnpp_are_those_of_forward_to_a_few_ulp():
 @every_network
 def test_samples_follow_the_weights(network):
     """The sampler reads weights at every call, those of copies too."""
-    net = made(network)
+    net = make_net(network)
     net.sample(1, (3, 3))
     twins = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
     for twin, bias in zip(twins, (40.0, -40.0), strict=True):
@@ -246,7 +246,7 @@ def test_samples_follow_the_weights(network):
 
 @every_network
 def test_given_pixels_are_kept(network):
-    net = made(network)
+    net = make_net(network)
     given = torch.full((2, 1, 4, 4), float("nan"))
     given[:, :, :2] = torch.randint(0, 2, (2, 1, 2, 4)).float()
     x = net.sample(2, (4, 4), given=given, temperature=0.5)
@@ -276,7 +276,7 @@ def test_concat_elu():
 @every_network
 @contexts
 def test_persistence(network, context):
-    net, other = made(network, 3, **context), made(network, 3, **context)
+    net, other = make_net(network, 3, **context), make_net(network, 3, **context)
     x, given = images(None, 2, 3, 4, 4), context_of(context, 2, 4, 4)
     expected = net.log_prob(x, given)
     other.load_state_dict(net.state_dict())
@@ -288,7 +288,7 @@ def test_persistence(network, context):
 @pytest.mark.parametrize("impl", ["reference", "cpp"])
 def test_compile_fullgraph(network, impl):
     torch._dynamo.reset()
-    net = made(network, layers=1 if network is PixelCNNpp else 2, context_features=4, impl=impl)
+    net = make_net(network, layers=1 if network is PixelCNNpp else 2, context_features=4, impl=impl)
     x, context = images(None, 2, 1, 5, 4), torch.randn(2, 4)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(net(x, context).square().sum(), tuple(net.parameters()))
@@ -299,7 +299,7 @@ def test_compile_fullgraph(network, impl):
 @every_network
 @pytest.mark.parametrize("impl", ["reference", "cpp"])
 def test_channels_last(network, impl):
-    net = made(network, 3, impl=impl)
+    net = make_net(network, 3, impl=impl)
     x = images(None, 2, 3, 5, 4)
     last = net(x.contiguous(memory_format=torch.channels_last))
     assert last.is_contiguous(memory_format=torch.channels_last)
@@ -315,7 +315,7 @@ def test_parameters_of_a_pixel(network):
         ("logistic_mixture", 1, 30, 1),
         ("logistic_mixture", 3, 100, 1),
     ):
-        net = made(network, channels, likelihood=likelihood)
+        net = make_net(network, channels, likelihood=likelihood)
         assert (net.parameter_channels, net.num_colors) == (parameters, num_colors)
 
 
@@ -326,24 +326,39 @@ ERRORS = [
     (lambda n: n(1, 4, 0), "num_layers must be >= 1, got 0"),
     (lambda n: n(3, 4, 1, likelihood="bernoulli"), "hidden_channels must be a multiple of in_channels, 3.*got 4"),
     (lambda n: n(1, 4, 2, kernel_size=2), "kernel_size"),
-    (lambda n: made(n, likelihood="categorical").log_prob(X + 2), r"x must be one of the levels k / 255.*got 2"),
-    (lambda n: made(n, context_channels=3)(X, X.expand(2, 3, 4, 4)[:, :, :3]), r"must.*4.*(is|got) \(2, \d+, 3, 4\)"),
+    (
+        lambda n: make_net(n, likelihood="categorical").log_prob(X + 2),
+        r"x must be one of the levels k / 255.*got 2",
+    ),
+    (
+        lambda n: make_net(n, context_channels=3)(X, X.expand(2, 3, 4, 4)[:, :, :3]),
+        r"must.*4.*(is|got) \(2, \d+, 3, 4\)",
+    ),
     (lambda n: n(1, 4, 2, first_kernel_size=4), "kernel"),
     (lambda n: n(1, 4, 1, likelihood="normal"), "likelihood must be one of.*got 'normal'"),
     (lambda n: n(2, 4, 1, likelihood="logistic_mixture"), "in_channels must be 1 or 3"),
     (lambda n: n(1, 4, 1, context_features=3, context_channels=2), "exclude each other"),
-    (lambda n: made(n, context_features=3)(X), "context must be given"),
-    (lambda n: made(n)(X, C), "context must be None"),
-    (lambda n: made(n, context_features=4).log_prob(X, C), r"context must have shape \(N, 4\), got \(2, 3\)"),
-    (lambda n: made(n, context_features=3).log_prob(X, C[:1]), r"context must belong to 2 images, got shape \(1, 3\)"),
-    (lambda n: made(n).log_prob(X[0]), r"x must have shape \(N, 1, H, W\), got \(1, 4, 4\)"),
-    (lambda n: made(n, 3).log_prob(X), r"x must have shape \(N, 3, H, W\), got \(2, 1, 4, 4\)"),
-    (lambda n: made(n).sample(2, (4, 4), temperature=0.0), "temperature must be"),
-    (lambda n: made(n).sample(2, (4, 4), given=X + 2), "given must be 0 or 1"),
-    (lambda n: made(n).sample(2, (4, 5), given=X), "given must have shape"),
-    (lambda n: made(n).sample(2, (4, 4), context=C), "context must be None"),
-    (lambda n: made(n, context_features=3).sample(2, (4, 4)), "context must be given"),
-    (lambda n: made(n, context_features=3).sample(2, (4, 4), context=C[:, :2]), "context must have shape"),
+    (lambda n: make_net(n, context_features=3)(X), "context must be given"),
+    (lambda n: make_net(n)(X, C), "context must be None"),
+    (
+        lambda n: make_net(n, context_features=4).log_prob(X, C),
+        r"context must have shape \(N, 4\), got \(2, 3\)",
+    ),
+    (
+        lambda n: make_net(n, context_features=3).log_prob(X, C[:1]),
+        r"context must belong to 2 images, got shape \(1, 3\)",
+    ),
+    (lambda n: make_net(n).log_prob(X[0]), r"x must have shape \(N, 1, H, W\), got \(1, 4, 4\)"),
+    (lambda n: make_net(n, 3).log_prob(X), r"x must have shape \(N, 3, H, W\), got \(2, 1, 4, 4\)"),
+    (lambda n: make_net(n).sample(2, (4, 4), temperature=0.0), "temperature must be"),
+    (lambda n: make_net(n).sample(2, (4, 4), given=X + 2), "given must be 0 or 1"),
+    (lambda n: make_net(n).sample(2, (4, 5), given=X), "given must have shape"),
+    (lambda n: make_net(n).sample(2, (4, 4), context=C), "context must be None"),
+    (lambda n: make_net(n, context_features=3).sample(2, (4, 4)), "context must be given"),
+    (
+        lambda n: make_net(n, context_features=3).sample(2, (4, 4), context=C[:, :2]),
+        "context must have shape",
+    ),
 ]
 
 
@@ -356,6 +371,6 @@ def test_errors_name_the_argument(network, wrong, message):
 
 @pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN])
 def test_head_channels(network):
-    assert made(network, head_channels=20).head.first.out_channels == 20
+    assert make_net(network, head_channels=20).head.first.out_channels == 20
     with pytest.raises(ValueError, match="head_channels must be a multiple, at least 1, of the 3 colours, got 4"):
-        made(network, 3, head_channels=4)
+        make_net(network, 3, head_channels=4)

@@ -20,7 +20,7 @@ def exact(log_w):
     return torch.logsumexp(log_w, 0) - math.log(len(log_w))
 
 
-def streamed(*chunks):
+def stream(*chunks):
     accumulator = LogMeanExp()
     for chunk in chunks:
         accumulator.update(chunk)
@@ -39,7 +39,7 @@ def assert_as_good(value, log_w):
 @pytest.mark.parametrize("chunk_size", [1, 7, 500, 5000])
 def test_equals_logsumexp_of_everything(dtype, scale, chunk_size):
     log_w = (scale * torch.randn(5000, 6) - 90).to(dtype)
-    accumulator = streamed(*log_w.split(chunk_size))
+    accumulator = stream(*log_w.split(chunk_size))
     assert accumulator.count == 5000
     assert accumulator.value().dtype == dtype
     assert_as_good(accumulator.value(), log_w)
@@ -53,7 +53,7 @@ def test_equals_logsumexp_of_everything(dtype, scale, chunk_size):
 def test_merging_in_any_order(sizes, random):
     generator = torch.Generator().manual_seed(random.randrange(2**31))
     log_w = 30 * torch.randn(sum(sizes), 3, generator=generator) - 90
-    parts = [streamed(chunk) for chunk in log_w.split(sizes)]
+    parts = [stream(chunk) for chunk in log_w.split(sizes)]
     while len(parts) > 1:
         first = parts.pop(random.randrange(len(parts)))
         parts[random.randrange(len(parts))].merge(first)
@@ -66,32 +66,32 @@ def test_infinities_and_nan_are_those_of_logsumexp(chunking):
     values = [-math.inf, math.inf, math.nan, -1000.0, 1000.0, 0.0]
     log_w = torch.tensor(list(itertools.product(values, repeat=3))).T
     if chunking == "at once":
-        accumulator = streamed(log_w)
+        accumulator = stream(log_w)
     elif chunking == "one by one":
-        accumulator = streamed(*log_w.split(1))
+        accumulator = stream(*log_w.split(1))
     else:
-        accumulator = streamed(log_w[:1]).merge(streamed(log_w[1:]))
+        accumulator = stream(log_w[:1]).merge(stream(log_w[1:]))
     torch.testing.assert_close(
         accumulator.value(), torch.logsumexp(log_w, 0) - math.log(3), equal_nan=True, rtol=1e-6, atol=0
     )
 
 
 def test_effective_sample_size_of_the_extremes():
-    equal = streamed(torch.full((128, 2), -1000.0))
+    equal = stream(torch.full((128, 2), -1000.0))
     torch.testing.assert_close(equal.effective_sample_size(), torch.full((2,), 128.0))
-    one = streamed(torch.tensor([[0.0], [-1000.0]]), torch.tensor([[-500.0]]))
+    one = stream(torch.tensor([[0.0], [-1000.0]]), torch.tensor([[-500.0]]))
     assert one.effective_sample_size().item() == 1.0
 
 
 def test_half_precision_is_accumulated_in_float32():
     log_w = (torch.randn(5000, 3) - 90).bfloat16()
-    accumulator = streamed(*log_w.split(100))
+    accumulator = stream(*log_w.split(100))
     assert accumulator.value().dtype == torch.float32
     assert_as_good(accumulator.value(), log_w.float())
 
 
 def test_float64_is_kept_once_seen():
-    accumulator = streamed(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64))
+    accumulator = stream(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64))
     assert accumulator.value().dtype == torch.float64
 
 
@@ -104,22 +104,22 @@ def test_samples_along_any_dimension():
 
 def test_state_is_bounded_and_without_gradient():
     log_w = torch.randn(50, 3, requires_grad=True)
-    accumulator = streamed(*log_w.split(10))
+    accumulator = stream(*log_w.split(10))
     tensors = [value for value in vars(accumulator).values() if isinstance(value, torch.Tensor)]
     assert [t.numel() for t in tensors] == [3, 3, 3]
     assert not any(t.requires_grad for t in tensors)
 
 
 def test_empty_chunks_and_batches():
-    accumulator = streamed(torch.zeros(0, 3))
+    accumulator = stream(torch.zeros(0, 3))
     with pytest.raises(RuntimeError, match="seen no samples"):
         accumulator.value()
     assert torch.equal(accumulator.update(torch.full((2, 3), -5.0)).value(), torch.full((3,), -5.0))
-    assert streamed(torch.zeros(4, 0)).value().shape == (0,)
+    assert stream(torch.zeros(4, 0)).value().shape == (0,)
 
 
 def test_pickle_and_deepcopy():
-    accumulator = streamed(torch.randn(5, 3))
+    accumulator = stream(torch.randn(5, 3))
     for twin in (pickle.loads(pickle.dumps(accumulator)), copy.deepcopy(accumulator)):
         assert torch.equal(twin.value(), accumulator.value())
         twin.update(torch.zeros(1, 3))
@@ -192,12 +192,12 @@ def test_iterable_of_chunks():
         (lambda: LogMeanExp().update(torch.tensor([1])), TypeError, "log_w must be floating point"),
         (lambda: LogMeanExp().update(torch.zeros(2), 1), ValueError, "dim must be a dimension of log_w"),
         (
-            lambda: streamed(torch.zeros(2, 3), torch.zeros(2, 4)),
+            lambda: stream(torch.zeros(2, 3), torch.zeros(2, 4)),
             ValueError,
             r"log_w must hold log-weights of shape \(3,\) a sample, as before, got \(4,\)",
         ),
         (
-            lambda: streamed(torch.zeros(2, 3)).merge(streamed(torch.zeros(2))),
+            lambda: stream(torch.zeros(2, 3)).merge(stream(torch.zeros(2))),
             ValueError,
             r"other must hold .*got \(\)",
         ),

@@ -201,7 +201,7 @@ def test_masked_gradients_are_exactly_zero(name, impl):
 @kernels
 @every_network
 def test_masked_weights_reach_nothing(name, impl):
-    """What stands in a masked weight is not read: not by outputs, nor by any gradient."""
+    """Neither outputs nor gradients read the value of a masked weight."""
     form = NETWORKS[name]
     tensors = form.tensors((6,))
     spoilt = [t.detach().clone() for t in tensors]

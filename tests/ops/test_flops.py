@@ -40,7 +40,7 @@ ELEMENTWISE = {
 N, D = 7, 5
 
 
-def counted(run):
+def count_flops(run):
     """Operations of ``run()`` by the name of the op."""
     with FlopCounterMode(display=False) as counter:
         run()
@@ -57,7 +57,7 @@ def backward(outputs):
     sum(t.sum() for t in outputs).backward()
 
 
-def fused(network, x, context=None):
+def fuse(network, x, context=None):
     """The network in one call of its op, whatever hooks there are."""
     return masked_network(x, network.context_term(x, context), network.fused_parameters(), network.structure)
 
@@ -84,7 +84,7 @@ def test_masked_linear(requires_grad):
     expected = {"masked_linear_fwd": 2 * 6 * count}
     if requires_grad:
         expected["masked_linear_bwd"] = 4 * 6 * count
-    assert counted(run) == expected
+    assert count_flops(run) == expected
 
 
 @pytest.mark.parametrize("settings", [{}, {"residual": True}, {"context_features": 3}, {"layout": "interleaved"}])
@@ -96,9 +96,9 @@ def test_made(settings):
     expected = {"autoregressive_flow_fwd": 2 * N * count, "autoregressive_flow_bwd": 4 * N * count}
     if context is not None:
         expected["mm"] = 2 * 2 * N * 3 * 16  # the context's own layer and the gradient of its weight
-    assert counted(lambda: backward(fused(network, x, context))) == expected
+    assert count_flops(lambda: backward(fuse(network, x, context))) == expected
     with torch.no_grad():
-        forward = counted(lambda: fused(network, x, context))
+        forward = count_flops(lambda: fuse(network, x, context))
     assert forward["autoregressive_flow_fwd"] == 2 * N * count
     assert "autoregressive_flow_bwd" not in forward
 
@@ -106,7 +106,7 @@ def test_made(settings):
 def test_weight_norm_counts_as_without():
     network, x = MADE(D, (16, 16), weight_norm=True).eval(), torch.randn(N, D)
     count = connections(network)
-    assert counted(lambda: backward(fused(network, x))) == {
+    assert count_flops(lambda: backward(fuse(network, x))) == {
         "autoregressive_flow_fwd": 2 * N * count,
         "autoregressive_flow_bwd": 4 * N * count,
     }
@@ -115,7 +115,7 @@ def test_weight_norm_counts_as_without():
 def test_frozen_network_has_no_gradients_of_weights():
     network, x = MADE(D, (16, 16), context_features=3).requires_grad_(False), torch.randn(N, D, requires_grad=True)
     count, context = connections(network), torch.randn(N, 3, requires_grad=True)
-    flops = counted(lambda: backward(fused(network, x, context)))
+    flops = count_flops(lambda: backward(fuse(network, x, context)))
     assert flops["autoregressive_flow_bwd"] == 2 * N * count
 
 
@@ -132,8 +132,8 @@ def test_flows(flow_class):
         "autoregressive_flow_bwd": 4 * N * count,
     }
     is_inverse = flow_class is InverseAutoregressiveFlow
-    assert counted(lambda: backward(flow(z))) == (parallel if is_inverse else sweep)
-    assert counted(lambda: backward(flow.inverse(z))) == (sweep if is_inverse else parallel)
+    assert count_flops(lambda: backward(flow(z))) == (parallel if is_inverse else sweep)
+    assert count_flops(lambda: backward(flow.inverse(z))) == (sweep if is_inverse else parallel)
 
 
 @pytest.mark.parametrize("implementation", ["cpp", "reference"])
@@ -141,7 +141,7 @@ def test_reference_counts_the_masked_entries_too(implementation):
     network, x = MADE(D, (16, 16), impl=implementation), torch.randn(N, D)
     dense = sum(layer.weight.numel() for layer in network.masked_layers())
     with torch.no_grad():
-        total = sum(counted(lambda: network(x)).values())
+        total = sum(count_flops(lambda: network(x)).values())
     assert total == 2 * N * (dense if implementation == "reference" else connections(network))
 
 
@@ -162,9 +162,9 @@ def test_masked_conv2d(mask_type, num_colors, groups, image):
     used = torch.autograd.grad(conv(x.detach().abs() + 1.0).sum(), conv.weight)[0]
     count = int((used != 0).sum())
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
-    flops = counted(lambda: backward(conv(x)))
+    flops = count_flops(lambda: backward(conv(x)))
     assert flops == {"masked_conv2d_fwd": 2 * pixels * count, "masked_conv2d_bwd": 4 * pixels * count}
-    without = counted(lambda: backward(conv(x.detach())))
+    without = count_flops(lambda: backward(conv(x.detach())))
     assert without == {"masked_conv2d_fwd": 2 * pixels * count, "masked_conv2d_bwd": 2 * pixels * count}
 
 
@@ -173,12 +173,12 @@ def test_triangular_gaussian(dense):
     mu, log_sigma = torch.randn(N, D, requires_grad=True), torch.randn(N, D, requires_grad=True)
     tril = torch.randn((N, D, D) if dense else (N, D * (D - 1) // 2), requires_grad=True)
     product = 2 * 3 * N * (D * (D - 1) // 2)  # of three samples
-    assert counted(lambda: backward(F.tril_gaussian_rsample(mu, log_sigma, tril, (3,)))) == {
+    assert count_flops(lambda: backward(F.tril_gaussian_rsample(mu, log_sigma, tril, (3,)))) == {
         "tril_gaussian_fwd": product,
         "tril_gaussian_bwd": product,
     }
     z = torch.randn(3, N, D, requires_grad=True)
-    assert counted(lambda: backward(F.tril_gaussian_log_prob(z, mu, log_sigma, tril))) == {
+    assert count_flops(lambda: backward(F.tril_gaussian_log_prob(z, mu, log_sigma, tril))) == {
         "tril_gaussian_log_prob_fwd": product,
         "tril_gaussian_log_prob_bwd": 2 * product,
     }
@@ -194,7 +194,7 @@ def test_elementwise_ops_count_nothing():
         backward(F.tril_gaussian_kl(z, z, torch.randn(N, D * (D - 1) // 2)))
         backward(masked_norm(weight, in_degrees=torch.arange(D), out_degrees=torch.arange(3)))
 
-    assert counted(run) == {}
+    assert count_flops(run) == {}
 
 
 def test_fake_tensors_count_half_of_the_dense_weights():
@@ -202,17 +202,17 @@ def test_fake_tensors_count_half_of_the_dense_weights():
     with FakeTensorMode():
         degrees = torch.arange(16)
         x, weight = torch.randn(N, 16), torch.randn(16, 16)
-        flops = counted(lambda: F.masked_linear(x, weight, in_degrees=degrees, out_degrees=degrees))
+        flops = count_flops(lambda: F.masked_linear(x, weight, in_degrees=degrees, out_degrees=degrees))
         assert flops == {"masked_linear_fwd": 2 * N * 16 * 16 // 2}
         conv, image = MaskedConv2d(6, 12, 3, mask_type="B", num_colors=3, padding=1), torch.randn(2, 6, 8, 8)
-        assert counted(lambda: conv(image)) == {"masked_conv2d_fwd": 2 * 128 * 12 * 6 * 9 // 2}
+        assert count_flops(lambda: conv(image)) == {"masked_conv2d_fwd": 2 * 128 * 12 * 6 * 9 // 2}
 
 
 def test_meta_tensors_count_half_of_the_dense_weights():
     degrees = torch.arange(16, device="meta")
     x, weight = torch.empty(N, 16, device="meta"), torch.empty(16, 16, device="meta")
     args = (x, weight, None, None, degrees, degrees, "relu", False)
-    flops = counted(lambda: torch.ops.fastvae.masked_linear_fwd(*args))
+    flops = count_flops(lambda: torch.ops.fastvae.masked_linear_fwd(*args))
     assert flops == {"masked_linear_fwd": 2 * N * 16 * 16 // 2}
 
 

@@ -35,14 +35,14 @@ RELAYOUTS = {
 }  # fmt: skip
 
 
-def added(condition, n, f, h, w):
+def draw_condition(condition, n, f, h, w):
     shape = {"features": (n, 2 * f), "vector": (n, 2 * f, 1, 1), "map": (n, 2 * f, h, w)}.get(condition)
     return [] if shape is None else [torch.randn(shape)]
 
 
 def problem(shape, condition="none", kind="tanh"):
     n, f, h, w = shape
-    inputs = [torch.randn(n, 2 * f, h, w), *added(condition, n, f, h, w)]
+    inputs = [torch.randn(n, 2 * f, h, w), *draw_condition(condition, n, f, h, w)]
     return Problem(
         lambda impl, p: (F.gated_activation(*p, kind=kind, impl=impl),), [t.requires_grad_() for t in inputs]
     )
@@ -252,7 +252,7 @@ def test_condition_of_all_images(impl, shape, last):
 def test_opcheck(condition, layout, name):
     x = torch.randn(2, 6, 3, 4).contiguous(memory_format=layout)
     upstream = torch.randn(2, 3, 3, 4).contiguous(memory_format=layout)
-    inputs = (x, *added(condition, 2, 3, 3, 4), None)[:2]
+    inputs = (x, *draw_condition(condition, 2, 3, 3, 4), None)[:2]
     op = getattr(torch.ops.fastvae, f"gated_activation_{name}").default
     torch.library.opcheck(op, ((upstream, *inputs) if name == "bwd" else inputs) + ("tanh",))
 

@@ -22,7 +22,7 @@ def every_isa(request):
 
 
 def rows_for(columns, dtype):
-    """Rows, an even number, that make more than the limit, of which half does not."""
+    """An even number of rows: all of them exceed the limit, half of them do not."""
     return LIMIT // (columns * dtype.itemsize) * 3 // 2 // 2 * 2
 
 

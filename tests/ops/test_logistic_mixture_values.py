@@ -1,4 +1,4 @@
-"""The mixture's probabilities: against the formula as it stands, summed over all values, and at the extremes."""
+"""The mixture's probabilities: against the plain formula, summed over all values, and at the extremes."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ channel_counts = pytest.mark.parametrize("channels", [1, 3])
 
 
 def plain(x, params, levels):
-    """The formula as it stands, pixel by pixel, in float64: differences of distribution functions."""
+    """The plain formula, pixel by pixel, in float64: differences of distribution functions."""
     n, channels, height, width = x.shape
     k = params.shape[1] // PER_COMPONENT[channels]
     log_prob = torch.zeros(n, dtype=torch.float64)

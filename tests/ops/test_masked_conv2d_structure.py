@@ -52,7 +52,7 @@ def test_gradients_that_count_are_not_zero(name, impl):
 
 @form_and_impl
 def test_masked_weights_reach_nothing(form, impl):
-    """What stands in a masked weight is not read: not by outputs, nor by any gradient."""
+    """Neither outputs nor gradients read the value of a masked weight."""
     device = device_of(impl)
     inputs = [t.detach().to(device) for t in form.tensors()]
     spoilt = list(inputs)
@@ -65,7 +65,7 @@ def test_masked_weights_reach_nothing(form, impl):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def allowed(form, x_shape, y_shape):
+def find_allowed(form, x_shape, y_shape):
     """Which entries of the Jacobian may differ from zero, by the meaning of the mask: (O, H', W', I, H, W)."""
     top, left = form.zeros()
     entries = torch.zeros(*y_shape, *x_shape, dtype=torch.bool)
@@ -92,12 +92,12 @@ def test_jacobian(form, impl):
     copies = x.expand(y_shape.numel(), -1, -1, -1).clone().requires_grad_()
     y = run.call(impl, [copies, *parameters])
     (found,) = torch.autograd.grad(y, copies, torch.eye(y_shape.numel(), device=y.device).view_as(y))
-    found, may = found.cpu(), allowed(form, x.shape[1:], y_shape).view(found.shape)
+    found, may = found.cpu(), find_allowed(form, x.shape[1:], y_shape).view(found.shape)
     assert (found[~may] == 0).all()
     assert (found[may] != 0).all()
 
 
-def reached(layers, image, impl="reference"):
+def find_reached(layers, image, impl="reference"):
     """For a stack of (form, ...) layers with random positive weights: (O, H, W, I, H, W), which inputs are seen."""
     inputs = layers[0].inputs
     weights = [form.tensors()[1].detach().abs() for form in layers]
@@ -127,10 +127,10 @@ def test_a_stack_is_autoregressive(colors, layout, impl):
     image, options = (4, 5), {"image": (4, 5), "num_colors": colors, "color_layout": layout, "bias": False}
     layers = [Form(colors, 6, (3, 3), "A", **options), *(Form(6, 6, (3, 3), "B", **options) for _ in range(2))]
     layers.append(Form(6, colors, (1, 1), "B", **options))
-    seen = reached(layers, image, impl).view(colors * 20, colors * 20)
+    seen = find_reached(layers, image, impl).view(colors * 20, colors * 20)
     assert not (seen & ~raster_sees(image, colors)).any()
     # The pixel before, of every colour, and the colours before at the pixel itself are seen.
-    at = reached(layers, image, impl)[:, 2, 2]
+    at = find_reached(layers, image, impl)[:, 2, 2]
     assert at[:, :, 2, 1].all()
     assert torch.equal(at[:, :, 2, 2], torch.ones(colors, colors, dtype=torch.bool).tril(-1))
 
@@ -139,14 +139,14 @@ def test_the_blind_spot_and_the_way_out():
     """A stack of A and B never sees a wedge up and to the right; a vertical stack does."""
     image, options = (5, 7), {"image": (5, 7), "bias": False}
     layers = [Form(1, 2, (3, 3), "A", **options), *(Form(2, 2, (3, 3), "B", **options) for _ in range(5))]
-    seen = reached(layers, image)[0, 4, 2, 0]
+    seen = find_reached(layers, image)[0, 4, 2, 0]
     assert not seen[3, 4], "beyond the first diagonal"
     assert seen[3, 3]
     assert seen[3, :4].all()
     assert not seen[4, 2:].any()
     vertical = [Form(1, 2, (3, 3), "vertical_A", **options)]
     vertical += [Form(2, 2, (3, 3), "vertical_B", **options) for _ in range(4)]
-    seen = reached(vertical, image)[0, 4, 2, 0]
+    seen = find_reached(vertical, image)[0, 4, 2, 0]
     assert seen[:4].all()
     assert not seen[4].any()
 

@@ -174,7 +174,7 @@ def test_forbidden_jacobian_entries_are_exactly_zero(degrees, impl):
 @kernels
 @pytest.mark.parametrize("degrees", DEGREES)
 def test_masked_weights_reach_nothing(degrees, impl):
-    """What stands in a masked weight is not read: not by outputs, nor by any gradient."""
+    """Neither outputs nor gradients read the value of a masked weight."""
     device = device_of(impl)
     ins, outs = DEGREES[degrees](37, 34)
     inputs = [t.detach().to(device) for t in layer_inputs((10,), 37, 34, weight_scale=True)]

@@ -60,7 +60,7 @@ def is_ready(inputs, impl="auto"):
     return recognise(z, context_term, parameters, structure, "gated", fields, impl) is not None
 
 
-def replaced(inputs, index, tensor):
+def replace(inputs, index, tensor):
     return [*inputs[:index], tensor, *inputs[index + 1 :]]
 
 
@@ -71,12 +71,12 @@ class Subclass(torch.Tensor):
 # What the kernels do not take as it is, and the same numbers as they take them.
 DETOURS = {
     "three dimensions": lambda p: [p[0].view(7, 10, D), p[1].view(7, 10, WIDTH), *p[2:]],
-    "columns of z apart": lambda p: replaced(p, 0, p[0].repeat_interleave(2, 1)[:, ::2]),
-    "a weight the other way round": lambda p: replaced(p, 3, p[3].T.contiguous().T),
-    "rows of the context apart": lambda p: replaced(p, 1, torch.cat((p[1], p[1]), 1)[:, :WIDTH]),
-    "a bias with gaps": lambda p: replaced(p, 5, p[5].repeat_interleave(2)[::2]),
-    "one context for all": lambda p: replaced(p, 1, p[1][:1]),
-    "a subclass": lambda p: replaced(p, 0, p[0].detach().as_subclass(Subclass)),
+    "columns of z apart": lambda p: replace(p, 0, p[0].repeat_interleave(2, 1)[:, ::2]),
+    "a weight the other way round": lambda p: replace(p, 3, p[3].T.contiguous().T),
+    "rows of the context apart": lambda p: replace(p, 1, torch.cat((p[1], p[1]), 1)[:, :WIDTH]),
+    "a bias with gaps": lambda p: replace(p, 5, p[5].repeat_interleave(2)[::2]),
+    "one context for all": lambda p: replace(p, 1, p[1][:1]),
+    "a subclass": lambda p: replace(p, 0, p[0].detach().as_subclass(Subclass)),
     "float16": lambda p: [t.half() for t in p],
 }
 
@@ -99,7 +99,7 @@ def test_what_is_not_ready_takes_the_long_way(name, reading):
 def test_rows_of_z_may_lie_apart(reading):
     inputs = tensors()
     wide = torch.cat((inputs[0], inputs[0]), 1)[:, :D].detach()
-    strided = replaced([t.detach() for t in inputs], 0, wide)
+    strided = replace([t.detach() for t in inputs], 0, wide)
     assert is_ready(strided)
     for got, expected in zip(
         autoregressive_flow(*network(*strided)), autoregressive_flow(*network(*inputs)), strict=True
@@ -117,7 +117,7 @@ def test_nothing_wrong_is_ready(index, wrong, reading):
     changed = {"shape": lambda: torch.cat((t, t)), "dtype": t.double, "device": lambda: t.to("meta")}[wrong]()
     if (index, wrong) == (0, "shape"):
         changed = torch.cat((t, t), 1)  # twice the rows would be fine without a context
-    assert not is_ready(replaced(inputs, index, changed))
+    assert not is_ready(replace(inputs, index, changed))
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton", "no such"])

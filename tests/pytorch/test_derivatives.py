@@ -28,7 +28,7 @@ class Problem:
         self.places = [i for i, t in enumerate(self.inputs) if t.requires_grad]
         parameters = dict(self.module.named_parameters())
         if largest is not None:
-            # The three smallest parameters stand for all where a cost grows with every number.
+            # The three smallest parameters represent all where a cost grows with every number.
             by_size = sorted(parameters, key=lambda name: parameters[name].numel())
             kept = [name for name in by_size if parameters[name].numel() <= largest][:3]
             parameters = {name: parameters[name] for name in (kept if kept or self.places else by_size[:1])}
@@ -47,7 +47,7 @@ class Problem:
         return tuple(o.flatten()[:: 1 + o.numel() // 24] for o in self(*tensors))
 
     def loss(self, *tensors):
-        return weighted(self(*tensors))
+        return weigh(self(*tensors))
 
     def widen(self):
         """Computes on in float32 from the same numbers."""
@@ -59,7 +59,7 @@ class Problem:
         return tuple(t.detach() for t in self.at)
 
 
-def weighted(outputs):
+def weigh(outputs):
     """A number that every output enters nonlinearly and with a weight of its own."""
     total = 0.0
     for o in outputs:
@@ -104,7 +104,7 @@ def test_gradient_penalty(subject):
     problem = Problem(subject)
 
     def run():
-        for reduced in (weighted, lambda outputs: sum(o.sum() for o in outputs)):
+        for reduced in (weigh, lambda outputs: sum(o.sum() for o in outputs)):
             loss = reduced(problem(*problem.at))
             first = torch.autograd.grad(loss, problem.at, create_graph=True, allow_unused=True)
             penalised = loss + penalty(first)

@@ -1,4 +1,4 @@
-"""Whoever looks on or stands in for tensors sees every op: modes, wrappers, traces; and gradients of every form."""
+"""Modes, wrappers and traces see every op; gradients of every form."""
 
 import contextlib
 

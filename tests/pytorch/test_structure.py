@@ -38,7 +38,7 @@ def on_meta(subject):
     return module
 
 
-def emptied(subject):
+def empty_batch_of(subject):
     module = on_meta(subject)
     return module.to_empty(device="cpu")
 
@@ -46,7 +46,7 @@ def emptied(subject):
 @every_module
 def test_loads_into_uninitialised_memory(subject):
     original, _ = subject.drawn()
-    module = emptied(subject)
+    module = empty_batch_of(subject)
     module.load_state_dict(original.state_dict(), strict=True)
     assert_same(subject, module, original)
 
@@ -193,11 +193,11 @@ def start_of(subject: Subject) -> nn.Module:
     return subject.build()
 
 
-def uninitialised(subject):
+def build_uninitialised(subject):
     """A module without its numbers; the fixed flow of given tensors is made before they are lost."""
     if subject.covers == ("AffineTransform",):
         return subject.build().to("meta").to_empty(device="cpu")
-    return emptied(subject)
+    return empty_batch_of(subject)
 
 
 @pytest.mark.parametrize("draw", [children_first, parents_first, owners_only], ids=lambda f: f.__name__)
@@ -208,7 +208,7 @@ def test_draws_parameters_anew(subject, draw):
     The same numbers come where the order of the draws is that of construction; the same start always: what is not
     random is equal, and what is random has the same bounds.
     """
-    module = uninitialised(subject)
+    module = build_uninitialised(subject)
     draw(module)
     many = [subject.build().state_dict() for _ in range(60)]
     for name, t in module.state_dict().items():
@@ -232,7 +232,7 @@ def inner_of(module):
 @pytest.mark.parametrize("subject", roots_with_their_own(), ids=str)
 def test_the_same_seed_gives_the_same_numbers(subject):
     """The root's own method draws as construction does."""
-    module, original = uninitialised(subject), start_of(subject)
+    module, original = build_uninitialised(subject), start_of(subject)
     torch.manual_seed(7)
     inner_of(module).reset_parameters()
     for actual, expected in zip(module.state_dict().values(), original.state_dict().values(), strict=True):

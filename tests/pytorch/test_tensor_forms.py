@@ -29,11 +29,11 @@ def apart(t):
     return torch.stack([t, torch.full_like(t, 7.0)], -1)[..., 0]
 
 
-def transposed(t):
+def transpose(t):
     return t.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-def expanded(t):
+def expand(t):
     return t[:1].expand(t.shape) if t.dim() else t
 
 
@@ -41,8 +41,8 @@ FORMS = {
     "negative bit": lambda t: torch._neg_view(-t),
     "imaginary part of a conjugate": lambda t: torch.complex(torch.zeros_like(t), -t).conj().imag,
     "real part": lambda t: torch.complex(t, torch.full_like(t, 7.0)).real,
-    "transposed": transposed,
-    "expanded": expanded,
+    "transposed": transpose,
+    "expanded": expand,
     "apart": apart,
     "offset": offset,
     "subclass": lambda t: t.as_subclass(Plain),

@@ -22,7 +22,7 @@ def test_taps_and_offsets(kernel, mask_type, order):
             expected = {}
             for ky, kx in itertools.product(range(height), range(width)):
                 dy, dx = ky - origin[0], kx - origin[1]
-                # Among several degrees there are pairs of which the first is below the second.
+                # Among several degrees there are pairs whose first is below the second.
                 if sees(mask_type, order, dy, dx, 0, int(has_rule)):
                     expected[ky * width + kx] = (2 * dy, 3 * dx)
             assert structure.taps == tuple(expected)

@@ -182,7 +182,7 @@ class Arithmetic(nn.Module):
 
 
 class Embedded(nn.Module):
-    """Codes of a VQ-VAE looked up in a table, of which the first convolution leaves the own pixel's out."""
+    """Codes of a VQ-VAE, looked up in a table; the first convolution leaves out the code of the own pixel."""
 
     def __init__(self, levels: int = 7, width: int = 3) -> None:
         super().__init__()

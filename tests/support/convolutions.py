@@ -160,5 +160,5 @@ FORMS = {
     "no bias": Form(3, 4, (3, 3), "B", bias=False),
     "channels last": Form(5, 7, (3, 3), "B", channels_last=True),
     "no images": Form(3, 4, (3, 3), "B", batch=0),
-    "wide": Form(33, 35, (3, 3), "B", image=(4, 5)),  # several vectors, of which the last is ragged
+    "wide": Form(33, 35, (3, 3), "B", image=(4, 5)),  # several vectors; the last is ragged
 }

@@ -49,7 +49,7 @@ def rows(n: int, *shape: int, layout: str = "contiguous", scale: float = 1.0) ->
     return scale * torch.randn(n, *shape)
 
 
-def moved(t: Tensor, dtype: torch.dtype) -> Tensor:
+def move_to_device(t: Tensor, dtype: torch.dtype) -> Tensor:
     """`t` on the device, with its strides, in `dtype`."""
     strides = t.stride()
     base = torch.as_strided(t, (t.untyped_storage().size() // t.element_size(),), (1,), 0)

@@ -102,7 +102,7 @@ def network(
     return Network(made, context, bias, weight_scale)
 
 
-def shuffled(width: int, features: int) -> list[int]:
+def shuffle_degrees(width: int, features: int) -> list[int]:
     """Degrees 0, ..., features - 1 in no order, some of them absent."""
     generator = torch.Generator().manual_seed(width)
     return torch.randint(0, features, (width,), generator=generator).tolist()
@@ -119,14 +119,14 @@ NETWORKS: dict[str, Network] = {
     "one feature, context": network(1, (5, 6), context=True),
     "two features": network(2, (3, 4)),
     "degrees without units": network(11, (4, 6)),
-    "shuffled degrees": network(6, hidden_degrees=[shuffled(19, 6), shuffled(23, 6)]),
+    "shuffled degrees": network(6, hidden_degrees=[shuffle_degrees(19, 6), shuffle_degrees(23, 6)]),
     "units that see nothing": network(4, hidden_degrees=[[0] * 6, [0, 1, 2, 3] * 2]),
     "units that reach nothing": network(4, hidden_degrees=[[1, 4, 2, 9, 3, 4], [3, 4, 1, 7, 2]]),
     "context": network(5, (18, 21), context=True),
     "residual": network(6, (20, 20, 20), residual=True),
     "residual without blocks": network(6, (20,), residual=True),
     "residual, two blocks, context": network(5, (17,) * 5, residual=True, context=True),
-    "residual, shuffled degrees": network(5, hidden_degrees=[shuffled(15, 5)] * 3, residual=True),
+    "residual, shuffled degrees": network(5, hidden_degrees=[shuffle_degrees(15, 5)] * 3, residual=True),
     "reversed": network(6, order=range(5, -1, -1)),
     "shuffled order": network(7, (21, 19), order=[3, 0, 6, 2, 5, 1, 4]),
     "interleaved": network(5, layout="interleaved"),

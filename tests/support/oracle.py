@@ -60,7 +60,7 @@ def check_against_oracle(problem: Problem, impl: str, dtype: torch.dtype) -> Non
     upstream = [torch.randn(o.shape) for o in rounded.outputs("reference")]
     upstream = [u.to(dtype if i == 0 else u.dtype) for i, u in enumerate(upstream)]
     oracle = run_with_gradients(rounded.to(torch.float64, "cpu"), "reference", upstream)
-    # In float64 eager is the oracle itself: its float32 error, scaled by the precisions' ratio, stands for its own.
+    # In float64 eager is the oracle itself: its float32 error, scaled by the precisions' ratio, replaces its own.
     eager = run_with_gradients(rounded.to(min(dtype, torch.float32, key=_bits), "cpu"), "reference", upstream)
     if dtype == torch.float64:
         ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
@@ -91,7 +91,7 @@ def _errors(problem: Problem, impl: str, dtype: torch.dtype) -> list[tuple[float
     rounded = problem.to(dtype, "cpu")
     upstream = [torch.randn_like(o) for o in rounded.outputs("reference")]
     oracle = run_with_gradients(rounded.to(torch.float64, "cpu"), "reference", upstream)
-    # As there, eager in float32 stands for eager in float64, whose error cannot be known.
+    # As there, eager's error in float32 replaces that in float64, which cannot be known.
     lower = torch.float32 if dtype == torch.float64 else dtype
     eager = run_with_gradients(rounded.to(lower, "cpu"), "reference", upstream)
     ratio = torch.finfo(dtype).eps / torch.finfo(lower).eps

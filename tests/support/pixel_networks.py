@@ -11,7 +11,7 @@ CONTEXTS = [{}, {"context_features": 4}, {"context_channels": 2}]
 contexts = pytest.mark.parametrize("context", CONTEXTS, ids=["plain", "vector", "map"])
 
 
-def made(network, channels=1, layers=2, width=6, **options):
+def make_net(network, channels=1, layers=2, width=6, **options):
     return network(channels, width, layers, **{"first_kernel_size": 3, "likelihood": "bernoulli"} | options).eval()
 
 

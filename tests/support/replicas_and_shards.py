@@ -102,11 +102,11 @@ def shared(rank, name):
     alone(rank, name)
 
 
-def flow_of(kind):
+def make_flow(kind):
     return getattr(layers, kind)(D, (8,), steps=2)
 
 
-def nested(module, scope):
+def shard_nested(module, scope):
     """FSDP's recipe: inner modules first, then the root."""
     kinds = {"layers": (nn.Linear, nn.Conv2d), "networks": (layers.MADE, layers.GatedMaskedConv2d), "whole": ()}[scope]
     mesh = init_device_mesh("cpu", (2,))
@@ -120,8 +120,8 @@ def nested(module, scope):
 def shards(rank, scope):
     for kind in ("InverseAutoregressiveFlow", "MaskedAutoregressiveFlow"):
         torch.manual_seed(0)
-        plain = flow_of(kind)
-        module = nested(copy.deepcopy(plain), scope)
+        plain = make_flow(kind)
+        module = shard_nested(copy.deepcopy(plain), scope)
         register_fsdp_forward_method(module, "inverse")
         optimizers = [torch.optim.SGD(m.parameters(), 0.01) for m in (plain, module)]
         for _ in range(2):
@@ -145,7 +145,7 @@ def pixels(rank, scope):
     """Outputs and gradients equal; samples equal, or an error says what is not supported."""
     torch.manual_seed(0)
     plain = layers.GatedPixelCNN(1, 4, 2).eval()
-    module = nested(copy.deepcopy(plain), scope)
+    module = shard_nested(copy.deepcopy(plain), scope)
     x = torch.bernoulli(torch.full((2, 1, 3, 4), 0.5))
     losses = [m(x).square().sum() for m in (plain, module)]
     torch.testing.assert_close(*losses)

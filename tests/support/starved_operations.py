@@ -111,7 +111,7 @@ def again(run: Operation, expected: Sequence[Tensor], before: str) -> str:
     return before if outcome(run, expected) == "right" else f"wrong after {before}"
 
 
-def limited(run: Operation, expected: Sequence[Tensor], mib: float) -> str:
+def starve(run: Operation, expected: Sequence[Tensor], mib: float) -> str:
     """The outcome of a run on two threads in a child whose address space grows by ``mib`` at most."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -165,7 +165,7 @@ def main(mode: str, *mib: str) -> None:
     backend.release_memory()
     ended = {}
     for name, run, expected in todo:
-        outcomes = failures(run, expected) if mode == "failures" else (limited(run, expected, float(m)) for m in mib)
+        outcomes = failures(run, expected) if mode == "failures" else (starve(run, expected, float(m)) for m in mib)
         ended[name] = collections.Counter(outcomes)
     print(json.dumps(ended))
 

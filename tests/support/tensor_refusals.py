@@ -20,30 +20,30 @@ from fastvae import backend
 from tests.support.subjects import SUBJECTS, tensors_of
 
 
-def freed(t: Tensor) -> Tensor:
+def free(t: Tensor) -> Tensor:
     t = t.clone()
     t.untyped_storage().resize_(0)
     return t
 
 
-def nested(t: Tensor) -> Tensor:
+def nest(t: Tensor) -> Tensor:
     return torch.nested.nested_tensor(list(t)) if t.dim() > 1 else torch.nested.nested_tensor([t])
 
 
-def compressed(t: Tensor) -> Tensor:
+def compress(t: Tensor) -> Tensor:
     return (t if t.dim() == 2 else t.reshape(len(t), -1)).to_sparse_csr()
 
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "sparse": lambda t: t.to_sparse(),
-    "compressed": compressed,
-    "nested": nested,
+    "compressed": compress,
+    "nested": nest,
     "jagged": lambda t: torch.nested.nested_tensor(list(t) if t.dim() > 1 else [t], layout=torch.jagged),
     "quantised": lambda t: torch.quantize_per_tensor(t.nan_to_num(0.0), 0.1, 0, torch.qint8),
     "integer": lambda t: t.nan_to_num(0.0).to(torch.int64),
     "complex": lambda t: torch.complex(t, torch.ones_like(t)),
     "meta": lambda t: t.to("meta"),
-    "freed": freed,
+    "freed": free,
 }
 
 

@@ -22,7 +22,7 @@ def right_arguments() -> dict[str, Any]:
     return {"z": z, "context_term": term, "parameters": parameters, "structure": form.structure}
 
 
-def _changed(field: str, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+def _change(field: str, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     """Parameters with one tensor of the second layer replaced."""
     parameters = right_arguments()["parameters"]
     tensors = list(getattr(parameters, field))
@@ -30,7 +30,7 @@ def _changed(field: str, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     return {"parameters": parameters._replace(**{field: tensors})}
 
 
-def _shortened(field: str) -> dict[str, Any]:
+def _shorten(field: str) -> dict[str, Any]:
     parameters = right_arguments()["parameters"]
     return {"parameters": parameters._replace(**{field: list(getattr(parameters, field))[:-1]})}
 
@@ -45,17 +45,17 @@ WRONG_NETWORK: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"context_term": torch.zeros(3, 6)}, ValueError, "context_term|context"),
     ({"context_term": torch.zeros(2, 6).double()}, TypeError, "context_term|context"),
     ({"context_term": torch.zeros(2, 6, device="meta")}, ValueError, "context_term|context"),
-    (_shortened("weights"), ValueError, "weights?"),
-    (_changed("weights", lambda w: w[:, :3]), ValueError, "weights?"),
-    (_changed("weights", lambda w: w.T), ValueError, "weights?"),
-    (_changed("weights", Tensor.half), TypeError, "weights?"),
-    (_changed("weights", lambda w: w.to("meta")), ValueError, "weights?"),
-    (_shortened("biases"), ValueError, "bias(es)?"),
-    (_changed("biases", lambda b: b[:3]), ValueError, "bias(es)?"),
-    (_changed("biases", Tensor.double), TypeError, "bias(es)?"),
-    (_shortened("weight_scales"), ValueError, "weight_scales?"),
-    (_changed("weight_scales", lambda s: s[:3]), ValueError, "weight_scales?"),
-    (_changed("weight_scales", Tensor.double), TypeError, "weight_scales?"),
+    (_shorten("weights"), ValueError, "weights?"),
+    (_change("weights", lambda w: w[:, :3]), ValueError, "weights?"),
+    (_change("weights", lambda w: w.T), ValueError, "weights?"),
+    (_change("weights", Tensor.half), TypeError, "weights?"),
+    (_change("weights", lambda w: w.to("meta")), ValueError, "weights?"),
+    (_shorten("biases"), ValueError, "bias(es)?"),
+    (_change("biases", lambda b: b[:3]), ValueError, "bias(es)?"),
+    (_change("biases", Tensor.double), TypeError, "bias(es)?"),
+    (_shorten("weight_scales"), ValueError, "weight_scales?"),
+    (_change("weight_scales", lambda s: s[:3]), ValueError, "weight_scales?"),
+    (_change("weight_scales", Tensor.double), TypeError, "weight_scales?"),
     ({"impl": "cuda"}, ValueError, "impl"),
 ]
 
