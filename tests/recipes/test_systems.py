@@ -47,7 +47,7 @@ def test_settings_have_defaults_and_names_of_their_own(name):
 
 
 def test_system_that_is_not_there():
-    with pytest.raises(RecipeError, match="there is no system 'pixelvea'; .*; the nearest is 'pixelvae'"):
+    with pytest.raises(RecipeError, match=r"there is no system 'pixelvea'; .*; the nearest is 'pixelvae'"):
         find_system("pixelvea")
 
 
