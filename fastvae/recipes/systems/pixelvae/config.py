@@ -38,8 +38,8 @@ class PixelVAEConfig:
         first_filter_size: kernel of the first layer.
         maps: width of the layers.
         head_maps: width between the two last layers; 0: that of the layers.
-        impl: implementation of the library's ops, see :mod:`fastvae.backend`; the sampler is chosen by itself unless
-            this is ``"reference"``.
+        impl: implementation of the library's ops, and of the sampler of images, see :mod:`fastvae.backend`; the sampler
+            of a PixelCNN prior is chosen by itself unless this is ``"reference"``.
 
     Raises:
         ValueError: a value is none of those above, a size is out of its range, or two do not go together.

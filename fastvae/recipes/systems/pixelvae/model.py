@@ -16,7 +16,7 @@ from ....nn import DiagonalGaussianHead
 from ....nn.gaussian import bound_log_sigma
 from ....nn.pixelcnn import PixelNetwork
 from ....objectives import standard_normal_log_prob
-from ..pixelcnn.layers import SIDE, make_network, to_images, use_any_sampler
+from ..pixelcnn.layers import SIDE, make_network, to_images
 from .config import PixelVAEConfig
 from .layers import MAP_SIDE, bottom_encoder, top_encoder, upsampler_of_map, upsampler_of_vector
 from .prior import GaussianPrior
@@ -72,16 +72,17 @@ class PixelVAE(nn.Module):
             self.vector_head = DiagonalGaussianHead(maps[2] * 16, config.latent_features, impl=impl)
         self.prior: GaussianPrior | None = None
         if config.prior == "pixelcnn":
-            self.prior = use_any_sampler(
-                GaussianPrior(
-                    config.latent_maps,
-                    config.prior_maps,
-                    config.prior_layers,
-                    config.prior_filter_size,
-                    context_features=config.latent_features if has_vector else 0,
-                    impl=impl,
-                )
+            self.prior = GaussianPrior(
+                config.latent_maps,
+                config.prior_maps,
+                config.prior_layers,
+                config.prior_filter_size,
+                context_features=config.latent_features if has_vector else 0,
+                impl=impl,
             )
+            # Its layers have kernels; none draws real numbers.
+            if impl != "reference":
+                self.prior.impl = "auto"
         self.normal = StandardNormal(self.latent_sizes[-1], impl=impl)
         self.upsampler: nn.Module | None = None
         self.network: PixelNetwork | None = None
