@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -82,7 +84,7 @@ def run(
             ``folder`` is in use or has an unfinished run, or ``resume`` cannot be read or is of other settings.
         SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
     """
-    config, plain = settings.training, {part.name: to_plain(getattr(settings, part.name)) for part in fields(settings)}
+    config, plain = settings.training, settings_to_plain(settings)
     device = device_of(accelerator)
     with run_folder(folder, resume, plain, name=system.name, overwrite=overwrite) as done:
         last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
@@ -106,24 +108,35 @@ def run(
         model, figures = task.trained.eval(), None
         if finish and leads() and last == config.epochs:
             figures = system.evaluate(model.to(device), batches.images, settings.evaluation, progress=progress)
-            result = asdict(figures) | {
-                "recipe": system.name,
-                "epochs": len(task.history),
-                "seed": config.seed,
-                "binarization_seed": 0,
-                "data": getattr(config, "data", "dynamic"),
-                "train_images": len(batches.images.x_train),
-                "images_per_second": speed.images_per_second,
-                "seconds": sum(row["seconds"] for row in task.history),
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "config": plain,
-                "source": batches.images.source,
-            }
-            result |= describe_machine(settings.model.impl, device)
-            write_json(folder / "result.json", result)
+            result = asdict(figures) | describe(system.name, settings, task, batches.images, speed)
+            write_json(folder / "result.json", result | describe_machine(settings.model.impl, device))
             check_figures(figures)
             draw_all(system, settings, model, task, batches.images, folder)
         return Run(model.cpu(), folder / CHECKPOINT, len(task.history), config.epochs, speed, task.history, figures)
+
+
+def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) -> dict[str, Any]:
+    """What was trained, on what, and how long, for the figures of a run."""
+    config = settings.training
+    return {
+        "recipe": name,
+        "epochs": len(task.history),
+        "seed": config.seed,
+        "binarization_seed": 0,
+        "data": getattr(config, "data", "dynamic"),
+        "train_images": len(images.x_train),
+        "images_per_second": speed.images_per_second,
+        "seconds": sum(row["seconds"] for row in task.history),
+        "parameters": sum(parameter.numel() for parameter in task.trained.parameters()),
+        "config": settings_to_plain(settings),
+        "source": images.source,
+        "command": shlex.join(sys.argv),
+    }
+
+
+def settings_to_plain(settings: Any) -> dict[str, Any]:
+    """Each part of a system's settings as plain data."""
+    return {part.name: to_plain(getattr(settings, part.name)) for part in fields(settings)}
 
 
 def draw_all(system: System, settings: Any, model: Any, task: Any, images: Any, folder: Path) -> None:
