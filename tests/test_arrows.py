@@ -14,6 +14,7 @@ FOLDERS = {"fastvae": ROOT / "fastvae", "fastvae.kernels": ROOT / "kernels"}
 # What each room may import, besides itself. A room is a folder or a module at the top of the package.
 ARROWS = {
     "_version": "",
+    "_interrupts": "",
     "structure": "",
     "precision": "",
     "reference": "structure precision",
@@ -29,10 +30,11 @@ ARROWS = {
     "nn": "distributions sampling likelihoods ops rng reference precision structure",
     "interop": "nn distributions reference",
     "recipes": (
-        "_version backend distributions functional likelihoods nn objectives ops precision reference rng sampling"
+        "_interrupts _version backend distributions functional likelihoods nn objectives ops precision reference rng"
+        " sampling"
     ),
-    "__main__": "_version backend recipes",
-    "__init__": "_version backend distributions functional likelihoods nn objectives rng sampling",
+    "__main__": "_interrupts _version backend recipes",
+    "__init__": "_interrupts _version backend distributions functional likelihoods nn objectives rng sampling",
 }
 # Which imports of the package's own modules may stand in a function, and why.
 IN_FUNCTIONS = {

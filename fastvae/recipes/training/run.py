@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
+from torch import Tensor
 
 from ..data.batches import binarize_fixed
+from ..data.loaders import ImageBatches, Images
 from ..evaluation.bounds import check_figures
 from ..files import write_json
 from ..pictures.curves import draw_learning_curves
@@ -21,11 +23,25 @@ from .folder import leads, run_folder
 from .history import curves_of, describe_machine, make_loggers
 from .trainer import Speed, device_of, fit
 
-if TYPE_CHECKING:
-    from ..data.loaders import Images
-    from ..system import System
-
 __all__ = ["Run", "run"]
+
+
+class Trainable(Protocol):
+    """The part of :class:`fastvae.recipes.system.System` that a run uses."""
+
+    name: ClassVar[str]
+
+    def make_model(self, config: Any) -> Any: ...
+
+    def make_task(self, model: Any, config: Any, folder: Path) -> Any: ...
+
+    def make_batches(self, config: Any, images: Images | None = None) -> ImageBatches: ...
+
+    def evaluate(self, model: Any, images: Any, config: Any, *, seed: int = 0, progress: bool = False) -> Any: ...
+
+    def draw(self, model: Any, x: Tensor, folder: Path) -> None: ...
+
+    def label(self, config: Any) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ class Run:
 
 
 def run(
-    system: System,
+    system: Trainable,
     settings: Any,
     folder: Path,
     *,
@@ -139,7 +155,7 @@ def settings_to_plain(settings: Any) -> dict[str, Any]:
     return {part.name: to_plain(getattr(settings, part.name)) for part in fields(settings)}
 
 
-def draw_all(system: System, settings: Any, model: Any, task: Any, images: Any, folder: Path) -> None:
+def draw_all(system: Trainable, settings: Any, model: Any, task: Any, images: Any, folder: Path) -> None:
     """Draws on the CPU in float32, wherever and in whatever precision the model ran."""
     drawn = system.make_model(replace(settings.model, impl="auto")).eval()
     drawn.load_state_dict(model.state_dict())
