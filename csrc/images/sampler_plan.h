@@ -1,5 +1,5 @@
-// A sampler's plan as Python passes it: records of 64-bit integers, whose fields fastvae/structure/sampling_records.py names in
-// the same order and explains. The extension exports the names, and a test compares both sides.
+// A sampler's plan as Python passes it: records of 64-bit integers, whose fields fastvae/structure/sampling_records.py
+// names in the same order and explains. The extension exports the names, and a test compares both sides.
 #pragma once
 
 #include <cstdint>
