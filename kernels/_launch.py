@@ -36,7 +36,7 @@ def warp_size() -> int:
 
 
 @contextmanager
-def recording(threads_per_warp: int) -> Iterator[list[Launch]]:
+def record_launches(threads_per_warp: int) -> Iterator[list[Launch]]:
     """Collects launches instead of making them, so that AOT compiles exactly what launchers would launch."""
     global _recorded, _warp_size
     launches: list[Launch] = []

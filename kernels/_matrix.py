@@ -97,7 +97,7 @@ def in_tf32(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @triton.jit
-def grouped(program, row_blocks, column_blocks, GROUP: tl.constexpr):
+def group_blocks(program, row_blocks, column_blocks, GROUP: tl.constexpr):
     """(row block, column block) of a program, the last columns first: with ascending degrees they are the longest.
 
     Programs that run together share GROUP row blocks, which stay in the L2 cache.

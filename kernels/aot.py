@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ._launch import AotCase, Launch, recording
+from ._launch import AotCase, Launch, record_launches
 from ._machine_code import COLUMNS, Code, count_instructions, read_amd, read_nvidia
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -56,7 +56,7 @@ def _warp_size(target: str) -> int:
 
 def launches(case: AotCase, target: str) -> list[Launch]:
     """What the case's launcher would launch on a device of this target, but for kernels of other modules."""
-    with recording(_warp_size(target)) as recorded:
+    with record_launches(_warp_size(target)) as recorded:
         case.launcher(*case.args)
     return [launch for launch in recorded if launch.kernel.__module__ == case.launcher.__module__]
 
@@ -167,13 +167,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--stems must be among {', '.join(stems())}, got {', '.join(sorted(unknown))}")
     rows = []
 
-    def collected() -> Iterator[dict[str, Any]]:
+    def collect() -> Iterator[dict[str, Any]]:
         for row in compile_all(arguments.targets.split(","), only=only):
             rows.append(row)
             yield row
 
     with contextlib.suppress(BrokenPipeError):
-        for line in _table(collected()):
+        for line in _table(collect()):
             print(line, flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")

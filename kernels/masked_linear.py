@@ -16,7 +16,7 @@ from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
     bounds,
-    grouped,
+    group_blocks,
     in_tf32,
     launch_options,
     lowest_bit,
@@ -64,7 +64,7 @@ def _masked_linear_fwd_kernel(
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     out_dtype: tl.constexpr = y_ptr.dtype.element_ty
-    row_block, out_block = grouped(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), tl.cdiv(n_out, BLOCK_O), GROUP)
+    row_block, out_block = group_blocks(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), tl.cdiv(n_out, BLOCK_O), GROUP)
     row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     o = out_block * BLOCK_O + tl.arange(0, BLOCK_O)
     exists, inside = row < n_rows, o < n_out

@@ -15,7 +15,7 @@ from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
     bounds,
-    grouped,
+    group_blocks,
     in_tf32,
     launch_options,
     lowest_bit,
@@ -92,7 +92,7 @@ def _masked_linear_bwd_x_kernel(
     """
     dtype: tl.constexpr = tl.float64 if d_x_ptr.dtype.element_ty == tl.float64 else tl.float32
     in_blocks = tl.cdiv(n_in, BLOCK_I)
-    row_block, in_block = grouped(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), in_blocks, GROUP)
+    row_block, in_block = group_blocks(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), in_blocks, GROUP)
     row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     i = (in_blocks - 1 - in_block) * BLOCK_I + tl.arange(0, BLOCK_I)
     exists, inside = row < n_rows, i < n_in

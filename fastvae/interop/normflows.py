@@ -9,7 +9,7 @@ from torch import nn
 
 from ..nn.flows import InverseAutoregressiveFlow
 from ..nn.planar import PlanarFlow
-from ._networks import Layer, flow_of, made_of
+from ._networks import Layer, build_made, flow_of
 from ._peers import peer
 from ._shared_made import check_blocks, layers_of, residual_blocks
 
@@ -50,7 +50,7 @@ def from_normflows(flow: Any) -> InverseAutoregressiveFlow | PlanarFlow:
     layers = layers_of(network, features)
     if activation is not None and not residual:
         layers[:2] = [_product(*layers[:2])]
-    made = made_of(layers, features, activation or "identity", residual=residual)
+    made = build_made(layers, features, activation or "identity", residual=residual)
     with torch.no_grad():
         made.masked_layers()[-1].bias[features:] += SCALE_BIAS
     return flow_of(InverseAutoregressiveFlow, [made], "sigmoid", flow.training)

@@ -13,7 +13,7 @@ from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..nn.sequence import takes_context
 from ..reference.affine_flow import CLAMPED_EXP
 from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
-from ._networks import Layer, activation_name, made_of, split_context
+from ._networks import Layer, activation_name, build_made, split_context
 from ._peers import peer
 
 __all__ = ["from_pyro", "to_pyro"]
@@ -193,7 +193,7 @@ def _step(transform: Any, inverted: bool) -> Step:
     features, width = network.input_dim, network.context_dim
     layers = [Layer(f"layers.{i}", lin.weight, lin.bias, lin.mask) for i, lin in enumerate(network.layers)]
     layers[0], context_weight = split_context(layers[0], slice(0, width), slice(width, None))
-    made = made_of(layers, features, activation_name(network.f), context_weight=context_weight)
+    made = build_made(layers, features, activation_name(network.f), context_weight=context_weight)
     if stable:
         with torch.no_grad():
             made.masked_layers()[-1].bias[features:] += settings.get("sigmoid_bias", 2.0)

@@ -41,11 +41,11 @@ class FlowTransform(Transform):
 
     # The base class would hand out what it remembers whatever happened to the parameters meanwhile.
     def __call__(self, x: Tensor) -> Tensor:
-        last = self._matching(x=x) if self._cache_size else None
+        last = self._find_last(x=x) if self._cache_size else None
         return self._call(x) if last is None else last
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        last = self._matching(y=y) if self._cache_size else None
+        last = self._find_last(y=y) if self._cache_size else None
         return self._inverse(y) if last is None else last
 
     def _call(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class FlowTransform(Transform):
         else:
             self._last = _Call(weakref.ref(x), weakref.ref(y), log_det, state)
 
-    def _matching(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor | None:
+    def _find_last(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor | None:
         """The other end of the last call, if it was for the one given and nothing has changed since."""
         if self._last is None:
             return None

@@ -9,7 +9,7 @@ from torch.distributions import AffineTransform
 
 from ..nn.made import MADE
 from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
-from ._networks import Layer, activation_name, made_of, split_context, to_blocked
+from ._networks import Layer, activation_name, build_made, split_context, to_blocked
 from ._peers import check_flow, peer
 
 __all__ = ["from_zuko", "to_zuko"]
@@ -130,4 +130,4 @@ def _network(transform: Any) -> MADE:
     features = layers[-1].weight.shape[0] // 2
     layers[0], context_weight = split_context(layers[0], slice(features, None), slice(0, features))
     layers[-1] = to_blocked(layers[-1], features, shift_first=True)
-    return made_of(layers, features, activations[0], context_weight=context_weight)
+    return build_made(layers, features, activations[0], context_weight=context_weight)

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..structure.likelihood import PixelLikelihood
+from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 from .masked_linear import ACTIVATIONS
-
-if TYPE_CHECKING:
-    from ..structure.likelihood import PixelLikelihood
-    from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 
 Function = Callable[[Tensor], Tensor]
 # Which channels of a node: all of them, or those of one pass.
@@ -86,7 +83,7 @@ def _rectangles(taps: Sequence[tuple[int, int, int]]) -> list[tuple[range, range
     ]
 
 
-def _selected(passes: Sequence[int], current: int, device: torch.device) -> Selection | None:
+def _select(passes: Sequence[int], current: int, device: torch.device) -> Selection | None:
     """The channels of pass ``current``, or None where there are none."""
     indices = [channel for channel, own in enumerate(passes) if own == current]
     if len(indices) == len(passes):
@@ -106,7 +103,7 @@ class _Executor:
                 self.row_steps.append(self._row_step(node))
                 continue
             for current, steps in enumerate(self.pass_steps):
-                chosen = _selected(passes, current, like.device)
+                chosen = _select(passes, current, like.device)
                 if chosen is not None:
                     steps.append(self._pixel_step(node, chosen))
 
@@ -196,7 +193,7 @@ class _Executor:
         return lambda at: combine(at(node.a)[..., chosen], at(node.b)[..., chosen])
 
 
-def _drawn(
+def _draw(
     likelihood: PixelLikelihood, parameters: Tensor, uniforms: Tensor, temperature: float, channels: list[int], of: int
 ) -> Tensor:
     """Channels ``channels`` of a pixel that has ``of``, ``(N, len(channels))``."""
@@ -241,7 +238,7 @@ def causal_sampler(
                 pixel = images[:, chosen, y, x]
                 if uniforms is not None:
                     numbers = uniforms[:, place : place + columns]
-                    drawn = _drawn(likelihood, caches.pixel(outputs, x), numbers, temperature, chosen, channels)
+                    drawn = _draw(likelihood, caches.pixel(outputs, x), numbers, temperature, chosen, channels)
                     pixel = drawn if given is None else torch.where(given[:, chosen, y, x], pixel, drawn)
                     images[:, chosen, y, x] = pixel
                 caches.pixel(image, x)[:, chosen] = pixel
@@ -270,7 +267,7 @@ def naive_sample(
                 chosen = [j for j, color in enumerate(image_colors) if color == current]
                 parameters = network(images)
                 numbers = uniforms[:, place : place + columns]
-                pixel = _drawn(likelihood, parameters[:, :, y, x], numbers, temperature, chosen, channels)
+                pixel = _draw(likelihood, parameters[:, :, y, x], numbers, temperature, chosen, channels)
                 if given is not None:
                     pixel = torch.where(given[:, chosen, y, x], images[:, chosen, y, x], pixel)
                 images[:, chosen, y, x] = pixel

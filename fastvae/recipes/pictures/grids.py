@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..files import replacing
+from ..files import open_replacement
 
 __all__ = [
     "draw_grid",
@@ -44,7 +44,7 @@ def show(axes: Axes, picture: Tensor) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         figure.savefig(file, format="png", dpi=150, facecolor="white")
 
 

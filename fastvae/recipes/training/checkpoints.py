@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..files import replacing
+from ..files import open_replacement
 from .archives import COMMENT, LABEL, BadCheckpointError, check_archive, check_tensors
 
 __all__ = [
@@ -63,7 +63,7 @@ class WholeCheckpoints(CheckpointIO):
         """Writes the last checkpoint if it is not written yet; returns whether there was one."""
         if self.kept is None:
             return False
-        with replacing(Path(path)) as file:
+        with open_replacement(Path(path)) as file:
             file.write(self.kept)
         self.kept = None
         return True
@@ -96,7 +96,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         RecipeError: the file cannot be written.
     """
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         file.write(to_bytes(content))
 
 

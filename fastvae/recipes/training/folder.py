@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..files import PART, explain
 from .checkpoints import CHECKPOINT, check_system, epochs_done, read_checkpoint
 
-__all__ = ["held", "leads", "run_folder"]
+__all__ = ["hold_folder", "leads", "run_folder"]
 
 LOCK = ".fastvae-lock"
 
@@ -25,7 +25,7 @@ def leads() -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path) -> Iterator[None]:
     """Holds a folder for one run; what a killed run had half written there is removed.
 
     The lock ends with the process that has it, however that ends. Processes that ``torchrun`` started beside the
@@ -81,7 +81,7 @@ def run_folder(
         RecipeError: another run holds the folder, which cannot be written or has an unfinished run that ``resume``
             does not continue; or ``resume`` cannot be read or is of other settings.
     """
-    with held(folder):
+    with hold_folder(folder):
         done = 0 if resume is None else check_continued(resume, settings, name)
         if leads() and not overwrite:
             check_replaced(folder / CHECKPOINT, resume)

@@ -105,7 +105,7 @@ def run(
             callbacks=callbacks,
             epochs=last,
         )
-        model, figures = task.trained.eval(), None
+        model, figures = task.final_model.eval(), None
         if finish and leads() and last == config.epochs:
             figures = system.evaluate(model.to(device), batches.images, settings.evaluation, progress=progress)
             result = asdict(figures) | describe(system.name, settings, task, batches.images, speed)
@@ -127,7 +127,7 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "train_images": len(images.x_train),
         "images_per_second": speed.images_per_second,
         "seconds": sum(row["seconds"] for row in task.history),
-        "parameters": sum(parameter.numel() for parameter in task.trained.parameters()),
+        "parameters": sum(parameter.numel() for parameter in task.final_model.parameters()),
         "config": settings_to_plain(settings),
         "source": images.source,
         "command": shlex.join(sys.argv),

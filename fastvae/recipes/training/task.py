@@ -118,7 +118,7 @@ class EpochTask(ImageTask):
         self.history: list[dict[str, float]] = []
 
     @property
-    def trained(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         """The model that is evaluated and kept."""
         return self.model
 
@@ -184,7 +184,7 @@ class AveragedTask(EpochTask):
         self.move_average = get_ema_multi_avg_fn(config.average_decay)
 
     @property
-    def trained(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         return self.averaged
 
     def optimizer(self) -> torch.optim.Optimizer:

@@ -25,7 +25,7 @@ from ..settings import check_whole, to_plain
 from ..systems.vae.config import POSTERIORS, VAEConfig, VAESettings, VAETrainConfig
 from ..systems.vae.model import VAE
 from ..systems.vae.system import SYSTEM
-from ..training.folder import held
+from ..training.folder import hold_folder
 from ..training.history import curves_of
 from ..training.run import Run
 from ..training.trainer import device_of
@@ -89,7 +89,7 @@ def run_demo(
     """
     settings = DemoSettings() if settings is None else settings
     started = time.perf_counter()
-    with held(folder):
+    with hold_folder(folder):
         device = device_of(accelerator)
         mnist = load_mnist(progress=progress) if mnist is None else mnist
         announce(mnist)

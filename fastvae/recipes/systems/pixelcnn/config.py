@@ -84,7 +84,7 @@ class PixelTrainConfig(AveragedTrainConfig):
     epochs: int = 400
 
     @property
-    def measured_on(self) -> str:
+    def measured_part(self) -> str:
         return "test" if self.add_validation else "valid"
 
 

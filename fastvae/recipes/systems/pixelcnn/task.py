@@ -43,7 +43,7 @@ class PixelTask(AveragedTask):
             folder,
             latent_features=model.noise_features,
             terms=[f"train_{term}" for term in (model.quantity, *model.kl_names)],
-            measured=f"{config.measured_on}_{model.quantity}",
+            measured=f"{config.measured_part}_{model.quantity}",
         )
         warmup = getattr(config, "kl_warmup", 0)
         self.kl_weight = LinearSchedule(0.0, 1.0, warmup) if warmup else None
