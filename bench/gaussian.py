@@ -36,7 +36,7 @@ def points(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
-    """That log q of the first rows is ``log_prob`` of their sample, in float64."""
+    """Checks that log q of the first rows is ``log_prob`` of their sample, in float64."""
 
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
         z, log_q = (outputs[0][..., :CHECKED_ROWS, :], outputs[1][..., :CHECKED_ROWS])

@@ -72,7 +72,7 @@ def group_by_case(records: Iterable[Row]) -> list[Group]:
 
 
 def find_timed(group: Group) -> Row:
-    """A row that was timed: what it says of case, machine and commit holds for the whole group."""
+    """A row that was timed; its case, machine and commit are those of the whole group."""
     return next(row for row in group.values() if "timer" in row)
 
 

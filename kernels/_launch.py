@@ -48,7 +48,7 @@ def record_launches(threads_per_warp: int) -> Iterator[list[Launch]]:
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
-    """Runs `programs` instances of `kernel` on the device of the first argument; none of them for no programs."""
+    """Runs `programs` instances of `kernel` on the device of the first argument; launches nothing if it is 0."""
     if _recorded is not None:
         _recorded.append(Launch(kernel, args, meta))
         return

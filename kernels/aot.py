@@ -55,7 +55,7 @@ def _warp_size(target: str) -> int:
 
 
 def launches(case: AotCase, target: str) -> list[Launch]:
-    """What the case's launcher would launch on a device of this target, but for kernels of other modules."""
+    """What the case's launcher would launch on a device of this target, without kernels of other modules."""
     with record_launches(_warp_size(target)) as recorded:
         case.launcher(*case.args)
     return [launch for launch in recorded if launch.kernel.__module__ == case.launcher.__module__]
@@ -102,7 +102,7 @@ def compile_launch(recorded: Launch, target: str) -> Any:
 
 
 def _compile_case(stem: str, index: int, targets: Sequence[str]) -> list[tuple[dict[str, Any], Code | None]]:
-    """The case's rows; beside those for NVIDIA the code whose instructions remain to be counted."""
+    """The case's rows. A row for NVIDIA comes with its code, whose instructions are still to be counted."""
     case = cases(stem)[index]
     rows: list[tuple[dict[str, Any], Code | None]] = []
     for target in targets:

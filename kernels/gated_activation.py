@@ -107,7 +107,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> _Rows:
-        """Planes of images, or, of channels-last ones, pixels; x has 2F channels."""
+        """The planes of images, or the pixels of channels-last images; x has 2F channels."""
         _, channels, height, width = x.shape
         if x.stride(1) == 1 and not x.is_contiguous():
             return cls(True, height * width, channels // 2)
@@ -157,7 +157,7 @@ class _Condition(NamedTuple):
 
 
 def _index(rows: int) -> tl.dtype:
-    """What counts rows: 64-bit divisions take a hundred instructions, so only where they must."""
+    """The type that counts rows: 64 bits only where it must, since a 64-bit division takes a hundred instructions."""
     return tl.int64 if rows > 2**30 else tl.int32
 
 

@@ -28,7 +28,7 @@ from ._matrix import (
 from .masked_linear_gradients import masked_linear_bwd
 from .masked_norm import masked_norm_bwd, masked_norm_fwd
 
-# The gradient and the norms have modules of their own, but are found where the layer is.
+# The gradient and the norms have modules of their own; callers find them beside the layer.
 __all__ = ["aot_cases", "masked_layer", "masked_linear_bwd", "masked_linear_fwd", "masked_norm_bwd", "masked_norm_fwd"]
 
 
@@ -71,7 +71,7 @@ def _masked_linear_fwd_kernel(
     out_degree = tl.load(out_degrees_ptr + o, inside, 0)
     least, most = bounds(out_degree, inside)
     x_ptrs = x_ptr + row[:, None] * stride_x
-    # The outputs that do not exist repeat the first one: loads need no mask for them.
+    # Outputs that do not exist repeat the first one: loads need no mask for them.
     weight_ptrs = weight_ptr + tl.where(inside, o, 0)[None, :].to(tl.int64) * stride_weight
     acc = tl.zeros((BLOCK_N, BLOCK_O), dtype)
     for first in range(0, n_in, TILES * BLOCK_I):
