@@ -25,8 +25,8 @@ def from_normflows(flow: Any) -> InverseAutoregressiveFlow | PlanarFlow:
     ``"sigmoid"``, with the 2 part of the last layer's bias.
 
     Args:
-        flow: the flow. Without residual blocks nothing stands between the first two layers of an autoregressive one,
-            and they become one, their product. A ``Planar``, of either activation, is one of vectors.
+        flow: the flow. Without residual blocks an autoregressive flow has no activation between its first two layers;
+            they become one layer, their product. A ``Planar`` may have either activation; it must map vectors.
 
     Returns:
         A flow with copies of the weights, on their device and of their dtype.

@@ -1,4 +1,4 @@
-"""Files: what is read is bounded, what is written is whole or absent."""
+"""Files: reads are bounded, and a written file is whole or absent."""
 
 from __future__ import annotations
 
@@ -72,9 +72,10 @@ def read_bounded(path: Path, most: int, what: str) -> bytes:
 def open_replacement(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` at the end of the block.
 
-    Whatever happens, ``path`` holds what it held before or all that the block wrote: the file is beside its target,
-    flushed to the disk and renamed. An exception removes it; after a kill
-    :func:`~fastvae.recipes.training.folder.hold_folder` does. A link stays, and what it leads to is replaced.
+    Whatever happens, ``path`` holds its earlier content or all that the block wrote. The new file is written beside its
+    target, flushed to the disk and renamed. An exception removes it; after a kill,
+    :func:`~fastvae.recipes.training.folder.hold_folder` removes it. If ``path`` is a link, the link stays, and its
+    target is replaced.
 
     Args:
         path: the target, in a folder that exists.
@@ -128,7 +129,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain data as JSON, what is not finite as null.
+    """Writes plain data as JSON; numbers that are not finite become null.
 
     Raises:
         RecipeError: the file cannot be written.

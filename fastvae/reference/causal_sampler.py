@@ -1,9 +1,9 @@
 """Sampling of images from a causal network in plain PyTorch, with caches and without.
 
-The cached sampler computes each activation once: what depends on the rows above only for a whole row at a time, the
-rest pixel by pixel for the whole batch, a convolution being a matrix product on the neighbourhood. A buffer keeps as
-many rows as are read. :func:`naive_sample` runs the whole network for every pixel, and is what the caches are tested
-against.
+The cached sampler computes each activation once. It computes a whole row at a time where an activation depends on the
+rows above only. It computes the others pixel by pixel, for the whole batch. A convolution is a matrix product on the
+neighbourhood. A buffer keeps as many rows as the nodes read. :func:`naive_sample` runs the whole network for every
+pixel; tests compare the cached sampler with it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Caches:
         return self.rows[span.buffer][:, -1, self.left[span.buffer] + x, span.first : span.first + span.channels]
 
     def neighbour_row(self, span: Span, dy: int, dx: int) -> Tensor:
-        """``(N, W, count)``: what lies ``(dy, dx)`` from each pixel of the current row."""
+        """``(N, W, count)``: the values at ``(dy, dx)`` from each pixel of the current row."""
         start = self.left[span.buffer] + dx
         return self.rows[span.buffer][:, dy - 1, start : start + self.width, span.first : span.first + span.channels]
 
@@ -171,7 +171,7 @@ class _Executor:
         return step
 
     def _pointwise(self, node: Node, chosen: Selection) -> Callable[[Callable[[Span], Tensor]], Tensor]:
-        """A function of how spans are read."""
+        """A function that takes a reader of spans, and returns the node's values."""
         if node.op == "copy":
             return lambda at: at(node.src)[..., chosen]
         if node.op == "affine":
@@ -196,7 +196,7 @@ class _Executor:
 def _draw(
     likelihood: PixelLikelihood, parameters: Tensor, uniforms: Tensor, temperature: float, channels: list[int], of: int
 ) -> Tensor:
-    """Channels ``channels`` of a pixel that has ``of``, ``(N, len(channels))``."""
+    """Draws the channels ``channels`` of a pixel with ``of`` channels: ``(N, len(channels))``."""
     if len(channels) < of:
         parameters = parameters.unflatten(1, (of, -1))[:, channels].flatten(1)
         uniforms = uniforms[:, channels]
@@ -215,8 +215,8 @@ def causal_sampler(
 ) -> None:
     """Fills ``images`` ``(N, C, H, W)`` and, unless it is None, ``parameters`` ``(N, P, H, W)``.
 
-    ``given``, bool, tells which numbers of ``images`` stay; ``uniforms`` ``(N, H W columns)``. Without uniforms all is
-    given.
+    ``given``, bool, marks the numbers of ``images`` that stay. ``uniforms`` are ``(N, H W columns)``; None means that
+    all numbers stay.
     """
     n, channels, height, width = images.shape
     executor = _Executor(plan, binding, images, n, width)
@@ -256,7 +256,7 @@ def naive_sample(
     temperature: float = 1.0,
     image_colors: Sequence[int] = (0,),
 ) -> Tensor:
-    """Fills ``images`` by one pass of the whole network for each color of each pixel; the last parameters."""
+    """Fills ``images`` by one pass of the whole network for each color of each pixel; returns the last parameters."""
     _, channels, height, width = images.shape
     columns = likelihood.columns(channels)
     parameters = images.new_empty(0)

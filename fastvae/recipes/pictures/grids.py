@@ -63,7 +63,7 @@ def draw_samples(models: Mapping[str, Any], path: Path, *, rows: int = 8, column
 
 @torch.no_grad()
 def draw_reconstructions(models: Mapping[str, Any], x: Tensor, path: Path, *, seed: int = 0) -> None:
-    """Binary images ``(N, pixels)`` above what each model decodes from one sample of their posterior."""
+    """Binary images ``(N, pixels)`` above the means that each model decodes from one sample of their posterior."""
     lines = {"test image": x}
     for name, model in models.items():
         z, _ = model.encode(x).rsample_with_log_prob(generator=torch.Generator().manual_seed(seed))

@@ -46,7 +46,7 @@ class WholeCheckpoints(CheckpointIO):
     """How Lightning's trainer writes and reads checkpoints.
 
     Args:
-        restored: the keys of the callbacks whose state is read; that of others may name files to remove.
+        restored: the keys of the callbacks whose state is read; the state of others may name files to remove.
     """
 
     def __init__(self, restored: Iterable[str] = ()) -> None:
@@ -101,10 +101,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; nothing but tensors and plain data is read from the file.
+    """The content of a checkpoint; nothing but tensors and plain data is read from the file.
 
-    A file that is damaged, or asks for more memory than its own length, is refused before it is unpickled. One
-    without a checksum, of Lightning's own making, is checked by those that its archive has.
+    A file that is damaged, or asks for more memory than its own length, is refused before it is unpickled. A file
+    without a checksum, which Lightning itself wrote, is checked by the checksums inside its archive.
 
     Raises:
         RecipeError: the file cannot be read, or is no checkpoint of a recipe.
@@ -140,7 +140,7 @@ def system_of(content: dict[str, Any]) -> str:
 
 
 def check_system(content: dict[str, Any], name: str, path: Path) -> None:
-    """Checks what a checkpoint is of.
+    """Checks that a checkpoint is of a system.
 
     Raises:
         RecipeError: it is of another system.
@@ -150,7 +150,7 @@ def check_system(content: dict[str, Any], name: str, path: Path) -> None:
 
 
 def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in what a checkpoint holds: the averaged ones, where there are any."""
+    """The weights in the content of a checkpoint: the averaged ones, where there are any."""
     weights = content["state_dict"].items()
     for prefix in ("averaged.", "model."):
         found = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
@@ -160,7 +160,7 @@ def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def epochs_done(content: dict[str, Any]) -> int:
-    """The epochs that were complete when a checkpoint was made.
+    """The number of epochs that were complete in a checkpoint.
 
     Raises:
         KeyError, TypeError: it holds no state of a trainer.

@@ -1,4 +1,4 @@
-"""What a training leaves on paper: a line for each epoch, logs of steps, and where it ran."""
+"""The records of a training: a line for each epoch, logs of steps, and the machine."""
 
 from __future__ import annotations
 

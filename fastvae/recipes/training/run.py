@@ -67,7 +67,7 @@ def run(
     ``result.json``, ``learning_curves.png`` and the system's own pictures. Each file is replaced whole or not at all.
 
     Args:
-        system: what is trained.
+        system: the system to train.
         settings: its settings, of the class ``system.settings``.
         folder: where everything goes.
         images: the images; looked for by ``system.load_images`` if None.
@@ -116,7 +116,7 @@ def run(
 
 
 def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) -> dict[str, Any]:
-    """What was trained, on what, and how long, for the figures of a run."""
+    """The model, the data and the time of a training, for the figures of a run."""
     config = settings.training
     return {
         "recipe": name,

@@ -82,7 +82,7 @@ class ImageTask(L.LightningModule):
         return value
 
     def mean_of_epoch(self, total: Tensor) -> Tensor:
-        """The mean over steps and processes of what was summed over the steps of an epoch."""
+        """The mean over steps and processes of a sum over the steps of an epoch."""
         return cast(Tensor, self.trainer.strategy.reduce(total / self.trainer.num_training_batches, reduce_op="mean"))
 
 
@@ -91,7 +91,7 @@ class EpochTask(ImageTask):
 
     Args:
         name: of the system.
-        model: what is trained; its ``config`` has ``as_dict`` and ``impl``.
+        model: the model to train; its ``config`` has ``as_dict`` and ``impl``.
         config: the training.
         folder: where ``metrics.csv`` goes.
         latent_features: columns of the noise that one image takes.

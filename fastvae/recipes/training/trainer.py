@@ -76,11 +76,11 @@ def fit(
 ) -> Speed:
     """Runs Lightning's trainer on one process or on those of ``torchrun``; ``folder / "last.ckpt"`` is replaced.
 
-    The caller holds ``folder``, see :func:`~fastvae.recipes.training.folder.run_folder`. Of ``resume`` everything is
-    read but the state of callbacks that write checkpoints, which names files.
+    The caller holds ``folder``, see :func:`~fastvae.recipes.training.folder.run_folder`. It reads
+    all of ``resume`` but the state of callbacks that write checkpoints, since that state names files.
 
     Args:
-        task: what is trained.
+        task: the task to train.
         batches: its images.
         config: the training; the last epoch has a checkpoint in any case.
         folder: where the checkpoint goes.
@@ -162,7 +162,7 @@ def explain_end(last: LastCheckpoint, resume: Path | None) -> Iterator[None]:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` stands for on this machine.
+    """The device that Lightning's ``accelerator`` names on this machine.
 
     Raises:
         RecipeError: it is ``"gpu"`` or ``"cuda"`` and there is none.

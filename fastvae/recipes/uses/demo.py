@@ -54,7 +54,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Everything that a demonstration is made from; the posterior of ``model`` is set to each in turn."""
+    """All settings of a demonstration, which replaces the posterior of ``model`` by each kind."""
 
     model: VAEConfig = field(default_factory=VAEConfig)
     training: VAETrainConfig = field(default_factory=VAETrainConfig)
@@ -72,7 +72,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Trains, evaluates, times and draws; prints the table and writes it to ``folder / "results.json"``.
 
-    What an earlier demonstration left in ``folder`` is replaced, finished or not.
+    It replaces an earlier demonstration in ``folder``, finished or not.
 
     Args:
         folder: where checkpoints, pictures and results go.

@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
         self.skip: nn.Module
         self.second: nn.Module
         if transposed_to is not None:
-            # A transposed convolution of an image of side n leads to 2n - 1 and what is added on one side.
+            # A transposed convolution makes of the side n a side of 2n - 1, plus the pixels added at one end.
             added = transposed_to - (2 * halve(transposed_to) - 1)
             self.first = _convolution(in_maps, in_maps)
             self.second, self.skip = (_make_transposed(in_maps, out_maps, added) for _ in range(2))

@@ -16,7 +16,7 @@ __all__ = ["PixelModel", "PixelTask"]
 
 
 class PixelModel(Protocol):
-    """What the task asks of a model, a module.
+    """The part of a model, a module, that the task uses.
 
     ``quantity`` is ``"log_p"`` or ``"elbo"``, ``kl_names`` names the KL terms, ``noise_features`` is the number of
     normals that one image takes; ``measure`` returns log p(x | z), ``(N,)``, and the KL terms, ``(N, len(kl_names))``.
