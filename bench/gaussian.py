@@ -43,7 +43,7 @@ def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
         if not (torch.isfinite(z).all() and torch.isfinite(log_q).all()):
             return "the sample or its log-density is not finite"
         if case.itemsize < 4:
-            # The density belongs to the sample as it was before rounding to a half type.
+            # The density belongs to the sample before its rounding to a half type.
             return None
         return describe_difference(case, "log_q", log_q, log_prob(z.double(), *_take_first_rows(inputs)))
 

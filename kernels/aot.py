@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel, without a GPU: ``python -m fastvae.kernels.aot``.
 
-Runs each launcher's AOT cases with recorded launches, compiles what was recorded for every target, and prints what the
+Runs each launcher's AOT cases and records the launches, compiles the launches for every target, and prints what the
 machine code uses: registers, shared memory, local memory (stack and spills), 128-bit global accesses, matrix
 instructions, and those of them that a warp group issues (Hopper's wgmma). Exits with 1 if a kernel does not compile.
 """

@@ -133,8 +133,8 @@ def to_torch_transform(flow: nn.Module, context: Tensor | None = None, *, cache_
             forgotten when a parameter, the context or a value is changed in place, or gradients are switched on or off.
 
     Returns:
-        A transform with ``event_dim`` 1; batches of the values and of the context broadcast. If the log-determinant is
-        asked for the two values that it has just mapped, as ``log_prob`` asks, it computes nothing again.
+        A transform with ``event_dim`` 1; batches of the values and of the context broadcast. For the
+        log-determinant of the two values that it has just mapped, which ``log_prob`` needs, it computes nothing again.
         ``call_and_ladj(x)`` gives value and log-determinant together.
 
     Raises:

@@ -111,7 +111,7 @@ class System:
     def draw_reconstructions(
         self, model: Any, settings: Any, path: Path, *, count: int, seed: int = 0, images: Images | None = None
     ) -> None:
-        """Draws test images, evenly spread, above their reconstructions; None: loads the images."""
+        """Draws test images, evenly spread, above their reconstructions; with None it loads the images."""
         self.check_reconstruct(model)
         images = self.load_images(settings.training, progress=True) if images is None else images
         x = spread(binarize_fixed(images.x_test), count)

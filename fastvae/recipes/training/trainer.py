@@ -23,7 +23,7 @@ from ..errors import RecipeError
 from .checkpoints import CHECKPOINT, WholeCheckpoints
 from .config import TrainConfig
 from .folder import leads
-from .interrupts import LastCheckpoint, Stopped, stoppable
+from .interrupts import LastCheckpoint, Stopped, stop_on_signals
 from .task import LOG_EVERY
 
 __all__ = ["Speed", "device_of", "fit"]
@@ -76,8 +76,8 @@ def fit(
 ) -> Speed:
     """Runs Lightning's trainer on one process or on those of ``torchrun``; ``folder / "last.ckpt"`` is replaced.
 
-    The caller holds ``folder``, see :func:`~fastvae.recipes.training.folder.run_folder`. It reads
-    all of ``resume`` but the state of callbacks that write checkpoints, since that state names files.
+    The caller holds ``folder``, see :func:`~fastvae.recipes.training.folder.run_folder`. It reads all of ``resume`` but
+    the state of callbacks that write checkpoints, since that state names files.
 
     Args:
         task: the task to train.
@@ -126,7 +126,7 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=LOG_EVERY,
     )
-    with warnings.catch_warnings(), explain_end(last, resume), stoppable():
+    with warnings.catch_warnings(), explain_end(last, resume), stop_on_signals():
         # The batches are made faster than a worker process could hand them over.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         # Lightning's own use of torch.

@@ -242,7 +242,7 @@ class _Payload:
         self.bits_left, self.least_bits = float(WORD_BITS * len(words)), least_bits(coder.levels)
 
     def decode(self, weights: np.ndarray, guessed: np.ndarray) -> np.ndarray:
-        """The next levels, up to the first one that was guessed wrong.
+        """The next levels, up to the first wrong guess.
 
         Args:
             weights: of all levels of the next numbers, ``(numbers, levels)``.

@@ -148,8 +148,9 @@ class IAFVAE(OneLatent):
     def kl_by_group(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
         r"""The KL divergence of q from the prior in parts that add up to it, ``(N, groups)``, nats.
 
-        A diagonal Gaussian has one part for each dimension. So has a triangular one: the divergence of :math:`q(z_i
-        \mid z_{<i})`. A flow has one part, estimated from the sample, since its log-density is known only as a sum.
+        A diagonal Gaussian has one part for each dimension. So has a triangular one: the divergence of
+        :math:`q(z_i \mid z_{<i})`. A flow has one part, estimated from the sample, since its log-density is known only
+        as a sum.
         """
         if isinstance(q, FlowPosterior):
             return (log_q - standard_normal_log_prob(z)).unsqueeze(-1)
@@ -180,8 +181,8 @@ class IAFVAE(OneLatent):
         .. math::
             -\frac1N \sum_n \log p(x_n \mid z_n) + \sum_j \max\left(\lambda_j,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
 
-        over the groups of :meth:`kl_by_group`; :math:`\lambda_j` is ``minimum`` for each dimension in the group.
-        For a flow, the floor is under the total.
+        over the groups of :meth:`kl_by_group`; :math:`\lambda_j` is ``minimum`` for each dimension in the group. For a
+        flow, the floor is under the total.
 
         Args:
             x: binary images ``(N, pixels)``.

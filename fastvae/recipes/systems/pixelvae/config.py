@@ -28,8 +28,8 @@ class PixelVAEConfig:
         prior_filter_size: its kernels.
         prior_maps: its width.
         decoder: ``"bias"``, a network over pixels with the vector as context; ``"upsampling"``, one with a map of the
-        image's size as context, which transposed convolutions make of z; ``"conv"``, these convolutions alone, with
-        pixels independent given z; ``"auto"``: bias for a vector, upsampling for a map.
+            image's size as context, which transposed convolutions make of z; ``"conv"``, these convolutions alone, with
+            pixels independent given z; ``"auto"``: bias for a vector, upsampling for a map.
         decoder_maps: channels of the map that transposed convolutions end with.
         encoder_maps: widths of the encoder's three stages.
         network: of the decoder, as the next ones: see :class:`~fastvae.recipes.systems.pixelcnn.config.PixelCNNConfig`.

@@ -26,7 +26,7 @@ class Posterior2dConfig:
         learning_rate: peak of the schedule: a linear rise in the first 5 % of the steps, then half a cosine.
         samples: samples that the bound is estimated from, and that are drawn.
         starts: fits of each Gaussian, all but one from random means; the best is kept. The full-covariance Gaussian
-        also starts at the diagonal one's fit. The flow is fitted once.
+            also starts at the diagonal one's fit. The flow is fitted once.
         seed: of weights and noise.
         impl: implementation of every op, see :mod:`fastvae.backend`.
 
