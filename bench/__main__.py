@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(cases: Sequence[Case], providers: Sequence[str], options: argparse.Namespace) -> list[Row]:
     """Measures the cases one after the other; rows go to the file as soon as their case is done."""
-    # Kernels and what they are compared with multiply float32 alike.
+    # Kernels and their peers multiply float32 alike.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     plan = timing.QUICK if options.quick else timing.Plan()
     settings = runner.Settings(plan, graphs=options.graphs)

@@ -36,14 +36,14 @@ def points(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def check_rsample(log_prob: Callable[..., Tensor]) -> Check:
-    """That log q of the first rows is ``log_prob`` of their sample, in float64."""
+    """Checks that log q of the first rows is ``log_prob`` of their sample, in float64."""
 
     def check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
         z, log_q = (outputs[0][..., :CHECKED_ROWS, :], outputs[1][..., :CHECKED_ROWS])
         if not (torch.isfinite(z).all() and torch.isfinite(log_q).all()):
             return "the sample or its log-density is not finite"
         if case.itemsize < 4:
-            # The density belongs to the sample as it was before rounding to a half type.
+            # The density belongs to the sample before its rounding to a half type.
             return None
         return describe_difference(case, "log_q", log_q, log_prob(z.double(), *_take_first_rows(inputs)))
 

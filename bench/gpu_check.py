@@ -1,7 +1,7 @@
 """``make gpu-check``: build, test and measure on a machine with a GPU, into one JSON and one Markdown file.
 
 Needs PyTorch, Triton and the build tools, but no network. Every step has a time limit, and its record is on
-disk before the next begins: when the time is over, or the machine gone, what was done is kept.
+disk before the next begins: when the time is over, or the machine gone, the finished steps are kept.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def find_missing(*, needs_gpu: bool) -> list[str]:
 
 def run_steps(steps: Sequence[Step], records: Path, deadline: float, stage: Path) -> list[dict[str, Any]]:
     variables = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTHONPATH")}
-    # Packages that were carried along, but no other fastvae than the one that is built.
+    # Keeps the packages that came along, but no fastvae except the one that this check builds.
     carried = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     carried = [path for path in carried if not (Path(path) / "fastvae").exists()]
     variables |= {"PYTHONPATH": os.pathsep.join(carried)} if carried else {}

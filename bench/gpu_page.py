@@ -34,7 +34,7 @@ def _render_page(found: Sequence[Row]) -> str:
     ]
     for record in found:
         if record["kind"] == "step":
-            # The last line of a measurement that went well is that of its table, which follows.
+            # The last line of a successful measurement belongs to its table, which the page shows below.
             tells = record["outcome"] != "ok" or not record["name"].startswith(("bench", "tune"))
             last = (record.get("output") or [""])[-1].replace("|", "\\|") if tells else ""
             lines.append(f"| {record['name']} | {record['outcome']} | {record.get('seconds', '')} | {last} |")

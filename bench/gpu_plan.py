@@ -29,7 +29,7 @@ _NOT_COPIED = shutil.ignore_patterns(
     ".cache",
 )
 
-# Arguments of python -m bench and seconds; the most telling first, since the last ones go when time runs out.
+# Arguments of python -m bench and seconds; the most important first, since the last are left out when time runs out.
 FIRST_MEASUREMENTS = (
     (
         "bench diag_gaussian rsample",
@@ -137,7 +137,7 @@ def plan_steps(stage: Path, records: Path, rehearse: bool, tune: bool = False) -
             Step("gpu tests", _run_pytest("tests/gpu", f"--ignore={offsets}", workers=8), 60, place),
             Step("offsets beyond 2^31", _run_pytest(offsets), 55, place),
             *first,
-            # What is compiled for targets that are not here needs no GPU.
+            # Compilation for other targets needs no GPU.
             Step("tests", _run_pytest("tests", "--ignore=tests/gpu", f"--ignore={aot}", workers=12), 125, place),
             *(Step(tool, sanitize(tool), 45, place) for tool in ("memcheck", "racecheck")),
             *others,

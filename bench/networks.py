@@ -56,7 +56,7 @@ def parameters(tensors: Sequence[Tensor]) -> Any:
 
 
 def build_plain_flow(case: Case) -> Function:
-    """The step in plain PyTorch with masks made once: what a module with a mask in a buffer runs."""
+    """The step in plain PyTorch with masks made once, as a module with a mask in a buffer runs it."""
     from torch.nn import functional
 
     from fastvae.reference.affine_flow import affine_flow
@@ -94,7 +94,7 @@ def check_flow(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def check_inverse(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-    """That the reference's forward step takes the result back to z."""
+    """Checks that the reference's forward step takes the result back to z."""
     x, log_det = outputs
     z, minus_log_det = run_reference_flow(x, inputs[1:], case)
     return gaussian.describe_difference(case, "forward of the result", inputs[0][: gaussian.CHECKED_ROWS], z) or (
@@ -103,9 +103,9 @@ def check_inverse(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def work(case: Case) -> Work:
-    """Of a step in either direction: each weight that counts is read once a pass and multiplied once a row.
+    """The work of a step in either direction: reads each weight that counts once a pass, multiplies it once a row.
 
-    Masked weights count nowhere but in the gradient of the weights, whose zeros must be written.
+    Masked weights add work only to the gradient of the weights, whose zeros must be written.
     """
     rows, features = case.shape.rows, case.shape.columns
     layers = make_masks(case)

@@ -59,7 +59,7 @@ class PyroInverse(nn.Module):
         self.flow = transforms.AffineAutoregressive(network)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        # A new tensor: the transform answers a second question about the same one from its cache.
+        # A new tensor, since the transform takes a second answer for the same one from its cache.
         z = z.view_as(z)
         x = self.flow.inv(z)
         return x, -self.flow.log_abs_det_jacobian(x, z)
@@ -74,7 +74,7 @@ MODULES = {"zuko": ZukoInverse, "nflows": NflowsInverse, "pyro": PyroInverse}
 
 
 def find_module(name: str, case: Case) -> Any:
-    """The peer's module, its weights the same whenever it is asked for.
+    """The peer's module, with the same weights at every call.
 
     Raises:
         RuntimeError: its package is not installed.

@@ -69,7 +69,7 @@ def _name_origin(groups: Sequence[Group]) -> str:
 
 
 def _find_suffix(machine: str, first: str) -> str:
-    """The first machine's pictures are named by what they show; those of others add what tells the two apart."""
+    """The end of a picture's name: empty for the first machine; for others the words that the first does not have."""
     if machine == first:
         return ""
     known = re.split("[,;] ", first)

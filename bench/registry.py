@@ -1,4 +1,4 @@
-"""Which tasks there are, and the choice among them.
+"""The registered tasks, and the choice among them.
 
 Every file in :mod:`bench.ops` holds the tasks of one op in ``TASKS``; adding a file adds an op.
 """

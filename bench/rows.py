@@ -14,7 +14,7 @@ _CASE = ("op", "entry", "variant", "mode", "shape", "dtype", "device", "timer")
 
 
 def append_rows(path: Path, records: Iterable[Row]) -> None:
-    """Adds one line per record; what was written before an interruption stays."""
+    """Adds one line per record; an interruption leaves the earlier lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         for record in records:
@@ -72,7 +72,7 @@ def group_by_case(records: Iterable[Row]) -> list[Group]:
 
 
 def find_timed(group: Group) -> Row:
-    """A row that was timed: what it says of case, machine and commit holds for the whole group."""
+    """A timed row; its case, machine and commit are those of the whole group."""
     return next(row for row in group.values() if "timer" in row)
 
 

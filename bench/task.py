@@ -1,4 +1,4 @@
-"""What is measured: a task, its shapes, its providers, and the least work that it must do."""
+"""A task to measure: its shapes, its providers, and the least work that it must do."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Work:
     """The least that any implementation must do: bytes to and from memory, floating-point operations.
 
     Each input is read once and each output written once per pass; backward is a second pass. Operations are
-    those of the formula, a transcendental function counting as one, the drawing of noise as none.
+    those of the formula: a transcendental function counts as one, the drawing of noise as none.
     """
 
     bytes: int

@@ -108,7 +108,7 @@ class GraphSampler:
                 for call in calls:
                     call()
         except Exception:
-            # A capture that was broken off leaves the default generator waiting for it, and every later draw failing.
+            # After a broken capture the default generator still waits for its end, and every later draw fails.
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             generator.graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
             raise

@@ -64,7 +64,7 @@ def _vary_matrix_tiles(case: Case) -> list[Alternative]:
     return [
         Alternative(
             "tile " + "x".join(map(str, shape)),
-            # Where a tile does not fit, the rule's own stay.
+            # Where a tile does not fit, the rule's own tiles stay.
             {("_matrix", table): (shape, *getattr(_matrix, table)) for table in tables},
         )
         for shape in (_HALF if half else _SINGLE)
@@ -146,7 +146,7 @@ def add_alternatives(task: Task, case: Case) -> Task:
 
 
 def build_table(rows: Sequence[Row]) -> str:
-    """Of each case the rule's time, and how many times faster the alternatives are."""
+    """For each case the rule's time, and how many times faster the alternatives are."""
     lines = ["| case | rule | alternatives, from the fastest |", "| --- | ---: | --- |"]
     for group in group_by_case({**row, "kind": "row"} for row in rows):
         timed = sorted((row for row in group.values() if "error" not in row), key=lambda row: row["p50_us"])

@@ -89,13 +89,13 @@ class Route(NamedTuple):
 
 
 CPP, _REFERENCE = Route("cpp"), Route("reference")
-# By what the extension's look at tensors tells (csrc/bindings/looks.cpp); None: they are not plain.
+# Indexed by the answer of the extension's look at tensors (csrc/bindings/looks.cpp); None: they are not plain.
 _SEEN = (None, CPP, Route("cpp", alike=True), Route("cpp", alike=True, rows=True))
 # Classes whose tensors hold their own numbers. `as_plain` turns buffers, and subclasses of Tensor without a dispatch
 # of their own, into their plain base.
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_DISPATCH = Tensor.__torch_dispatch__
-# What `use` asks for, in the whole process, as torch's own switches of backends act.
+# The choice of `use`. It holds in the whole process, as torch's own switches of backends do.
 _forced: str | None = None
 
 
@@ -243,7 +243,7 @@ def _has_no_rule() -> bool:
 
 
 def _why_no_kernel(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: bool) -> str | None:
-    """Why no kernel can run on ``tensors`` as things are; None where one can."""
+    """Why no kernel can run on ``tensors`` now; None where one can."""
     if isinstance(eps, Tensor) and eps.requires_grad:
         return "eps requires a gradient, which only impl='reference' gives"
     if torch.compiler.is_compiling():
@@ -263,7 +263,7 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def holds_numbers(t: Tensor) -> bool:
-    """Whether an op of ours can run on ``t``, by itself or, fake, by its shape."""
+    """Whether an op of fastvae can run on ``t``: on its numbers or, if it is fake, on its shape."""
     if type(t) not in _PLAIN and type(t).__torch_dispatch__ is not _NO_DISPATCH:
         return isinstance(t, (FakeTensor, FunctionalTensor))
     if torch.compiler.is_compiling():
@@ -289,7 +289,7 @@ def as_plain(t: Tensor, name: str) -> Tensor:
             return as_plain(t.as_subclass(Tensor), name)
         if t.is_nested:
             raise not_dense(t, name)
-        # Quantised weights know their numbers; what they have no rule for is a product with a mask.
+        # Quantised weights know their numbers, but have no rule for a product with a mask.
         return t.dequantize() if kind.dequantize is not Tensor.dequantize else t
     if torch.compiler.is_compiling():
         return t
@@ -318,7 +318,7 @@ def not_dense(t: Tensor, name: str) -> TypeError:
 
 
 def _is_freed(t: Tensor) -> bool:
-    """Whether ``t`` has lost its storage; those that are only wrapped never had one of their own."""
+    """Whether ``t`` has lost its storage; a wrapper never had one of its own."""
     if t.device.type not in ("cpu", "cuda") or t.numel() == 0 or not torch._C._has_storage(t):
         return False
     return t.data_ptr() == 0 and not torch._is_functional_tensor(t)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ._vecmath import exp
 
-# Their slope is a function of the pre-activation; the others' is one of the output, which is there anyway.
+# Their slope needs the pre-activation. The slope of the others needs only the output, which backward has anyway.
 OF_PRE_ACTIVATION = ("gelu", "silu")
 
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -45,7 +45,7 @@ def softplus(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """NaN stays NaN: comparisons are such that it is passed on."""
+    """NaN stays NaN: the comparisons pass it on."""
     if ACTIVATION == "relu":
         return tl.where(x < 0.0, 0.0, x)
     elif ACTIVATION == "elu":
@@ -66,7 +66,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _slope(kept, ACTIVATION: tl.constexpr):
-    """The derivative, from the pre-activation (gelu, silu) or the output (the others); of relu, see `through`."""
+    """The derivative, from the pre-activation (gelu, silu) or the output (the others); for relu see `through`."""
     if ACTIVATION == "elu":
         return tl.where(kept > 0.0, 1.0, kept + 1.0)
     elif ACTIVATION == "tanh":
@@ -85,9 +85,9 @@ def _slope(kept, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def through(gradient, kept, ACTIVATION: tl.constexpr):
-    """The gradient of the pre-activation out of that of the activation.
+    """The gradient to the pre-activation, from the gradient to the activation.
 
-    Relu selects, as PyTorch's does: where it is closed, an infinite gradient becomes 0.
+    Relu selects, as PyTorch's does: where relu is 0, an infinite gradient becomes 0, too.
     """
     if ACTIVATION == "relu":
         return tl.where(kept <= 0.0, 0.0, gradient)

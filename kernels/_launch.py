@@ -36,7 +36,7 @@ def warp_size() -> int:
 
 
 @contextmanager
-def recording(threads_per_warp: int) -> Iterator[list[Launch]]:
+def record_launches(threads_per_warp: int) -> Iterator[list[Launch]]:
     """Collects launches instead of making them, so that AOT compiles exactly what launchers would launch."""
     global _recorded, _warp_size
     launches: list[Launch] = []
@@ -48,7 +48,7 @@ def recording(threads_per_warp: int) -> Iterator[list[Launch]]:
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
-    """Runs `programs` instances of `kernel` on the device of the first argument; none of them for no programs."""
+    """Runs `programs` instances of `kernel` on the device of the first argument; launches nothing if it is 0."""
     if _recorded is not None:
         _recorded.append(Launch(kernel, args, meta))
         return

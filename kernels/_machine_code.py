@@ -67,7 +67,7 @@ def _extract_instructions(cubin: bytes) -> bytes:
 
 
 def count_instructions(codes: Sequence[Code]) -> list[dict[str, int]]:
-    """Counts of each code; one process disassembles all codes of an architecture, since its start takes longest."""
+    """The counts of each code. One process disassembles all codes of an architecture, since its start takes longest."""
     counts: list[dict[str, int]] = [{} for _ in codes]
     for architecture in dict.fromkeys(code.architecture for code in codes):
         places = [i for i, code in enumerate(codes) if code.architecture == architecture]
@@ -84,7 +84,7 @@ def _disassemble(architecture: str, parts: Sequence[bytes]) -> list[str]:
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(b"".join(parts))
         file.flush()
-        # Control flow from one kernel into the next would be analysed in vain.
+        # The disassembler would look in vain for control flow from one kernel into the next.
         command = [knobs.nvidia.nvdisasm.path, "--no-dataflow", "--binary", f"SM{architecture}", file.name]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     ends = list(itertools.accumulate(map(len, parts)))
@@ -95,7 +95,7 @@ def _disassemble(architecture: str, parts: Sequence[bytes]) -> list[str]:
 
 
 def read_amd(compiled: Any) -> dict[str, int]:
-    """All that is reported of a kernel: AMD's compiler writes it into its assembly."""
+    """All that the report says of a kernel; AMD's compiler writes it into the assembly."""
     assembly = compiled.asm["amdgcn"]
 
     def field(name: str) -> int:

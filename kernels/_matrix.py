@@ -13,20 +13,20 @@ import triton.language as tl
 from ._launch import warp_size
 from ._tiles import ceil_div, next_power_of_2
 
-# Row blocks that programs which run together share.
+# Programs that run together share this many row blocks.
 GROUP = 64
-# A wave of programs on a large device.
+# A large device runs this many programs at once.
 _WAVE = 132
-# Rows, columns, inner size, warps, stages; from the largest, whose operands are read least often, to the smallest.
-# Four warps of Hopper multiply 64 rows at once: by 64 columns they read the 128 bytes of shared memory a cycle that are
-# there, which leaves nothing for the next tiles' arrival; by 128 columns they read 96.
+# Rows, columns, inner size, warps, stages. The largest come first: they read their operands least often.
+# Four warps of Hopper multiply 64 rows at once. With 64 columns they read 128 bytes of shared memory a cycle, which is
+# all that it gives: nothing is left for the arrival of the next tiles. With 128 columns they read 96 bytes.
 # A deeper inner size would cost the widest tile local memory on Ampere.
 _HALF_TILES = ((128, 128, 32, 8, 4), (128, 64, 64, 8, 3), (64, 64, 64, 4, 3), (32, 64, 64, 4, 3), (16, 32, 64, 2, 3))
 _TF32_TILES = ((128, 128, 16, 8, 4), (128, 64, 32, 8, 3), (64, 64, 32, 4, 3), (32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
 # Without matrix instructions products are slow enough for two stages to hide the loads, which saves registers.
 _FLOAT_TILES = ((64, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
 _DOUBLE_TILES = ((32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
-# Tiles of this width are for sizes that they fill.
+# Tiles of this width serve only sizes that they fill.
 WIDE_COLUMNS = 128
 
 _FAR = tl.constexpr(1 << 62)
@@ -46,7 +46,7 @@ class MatrixTile(NamedTuple):
 
 
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
-    """The largest tile of which there are enough to keep a device busy, or the smallest."""
+    """The largest tile that makes enough programs to keep a device busy; the smallest if none does."""
     shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
     if precision(dtype) == "tf32":
         shapes = _TF32_TILES
@@ -68,9 +68,9 @@ def tiles_at_once(size: int, block: int) -> int:
 
 
 def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
-    """Warps and stages, and for NVIDIA all registers there are.
+    """Warps and stages, and on NVIDIA the use of all registers.
 
-    Left to itself the assembler spills a few to make room for one more program.
+    Without it the assembler spills a few registers to make room for one more program.
     """
     options = {"num_warps": warps, "num_stages": stages}
     return options if warp_size() == 64 else options | {"maxnreg": 255}
@@ -82,7 +82,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def in_tf32(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher where `allow_tf32` is set, for AOT cases."""
+    """The launcher with `allow_tf32` set during its call, for AOT cases."""
 
     @functools.wraps(launcher)
     def run(*args: Any) -> Any:
@@ -97,7 +97,7 @@ def in_tf32(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @triton.jit
-def grouped(program, row_blocks, column_blocks, GROUP: tl.constexpr):
+def group_blocks(program, row_blocks, column_blocks, GROUP: tl.constexpr):
     """(row block, column block) of a program, the last columns first: with ascending degrees they are the longest.
 
     Programs that run together share GROUP row blocks, which stay in the L2 cache.
@@ -116,10 +116,10 @@ def bounds(degree, inside):
 
 @triton.jit
 def staircase(degrees_ptr, first, size, least, most, SIGN: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr):
-    """(bits, count) of the tiles from `first` on that are cut by the staircase, then of those wholly below it.
+    """(bits, count) of the tiles from `first` on that the staircase cuts, then of those wholly below it.
 
-    An element counts where SIGN * degree is at most that of its partner, of which `least` and `most` are known. Tiles
-    that are in neither set are empty.
+    An element counts where SIGN * degree is at most that of its partner. The partners have `least` to `most`. A tile in
+    neither set is empty.
     """
     at = first + tl.arange(0, TILES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     degree = SIGN * tl.load(degrees_ptr + at, at < size, 0)

@@ -34,7 +34,7 @@ def philox(seed, c0, c1, c2, c3):
 
 @triton.jit
 def _box_muller(a, b):
-    """Two normals from two words; the two high bits of b turn the angle of its low thirty bits by quarters."""
+    """Two normals from two words. The low thirty bits of b are an angle, which its two high bits turn by quarters."""
     u = (a >> 1).to(tl.float32) * 4.656612873077393e-10 + 2.3283064365386963e-10
     r = tl.sqrt(minus_2_log(u))
     angle = (b << 2).to(tl.int32, bitcast=True).to(tl.float32) * (0.7853981633974483 * 4.656612873077393e-10)
@@ -63,8 +63,8 @@ def normal_quarters(seed, sample, row, column):
 def in_layout_of(column, loaded):
     """`column`, spread over the threads as the tile `loaded` is.
 
-    The comparison holds for no number, and LLVM drops it. Before that it ties the counters to the loads: else Triton
-    draws the noise in a layout of its own and moves it to that of the loads through shared memory.
+    The comparison is false for every number, and LLVM drops it. Before that, it ties the counters to the loads. Without
+    it Triton draws the noise in a layout of its own, and moves it through shared memory to the layout of the loads.
     """
     return tl.where(tl.abs(loaded.to(tl.float32)) < 0.0, 0, column)
 
@@ -84,7 +84,7 @@ def noise_quarters(
 ):
     """The noise of the columns c + {0, 1, 2, 3} Q in `dtype`: read from eps (K, N, D), or drawn from the seed.
 
-    `inside` says which (row, c) exist; where there is none, the result is 0 when read and any finite number when drawn.
+    `inside` says which (row, c) exist. Elsewhere noise that is read is 0, and drawn noise is any finite number.
     """
     if GIVEN:
         eps_ptr = source + (tl.cast(sample, tl.int64) * n_rows + row) * D + column

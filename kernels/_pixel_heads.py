@@ -20,7 +20,7 @@ def _load_logits(ptrs, exists, first, temperature, COUNT: tl.constexpr, BLOCK: t
 
 @triton.jit
 def draw_category(ptrs, exists, u, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The first of COUNT logits up to which the probabilities add up to more than u."""
+    """The first of COUNT logits at which the running sum of the probabilities exceeds u."""
     largest = tl.max(_load_logits(ptrs, exists, 0, temperature, COUNT, BLOCK), 1)
     for first in range(BLOCK, COUNT, BLOCK):
         largest = tl.maximum(largest, tl.max(_load_logits(ptrs, exists, first, temperature, COUNT, BLOCK), 1))
@@ -32,7 +32,7 @@ def draw_category(ptrs, exists, u, temperature, COUNT: tl.constexpr, BLOCK: tl.c
     for first in range(0, COUNT, BLOCK):
         weight = exp(_load_logits(ptrs, exists, first, temperature, COUNT, BLOCK) - largest[:, None], tl.float32)
         cumulated = before[:, None] + tl.cumsum(weight, 1)
-        # Beyond COUNT sums stay what they are, and count only where all do.
+        # Beyond COUNT the running sum is constant: it passes u only where all sums do.
         passed += tl.sum((cumulated <= (u * total)[:, None]).to(tl.int32), 1)
         before += tl.sum(weight, 1)
     return tl.minimum(passed, COUNT - 1)
@@ -41,7 +41,7 @@ def draw_category(ptrs, exists, u, temperature, COUNT: tl.constexpr, BLOCK: tl.c
 @triton.jit
 def draw_mixture(params_ptrs, u_ptrs, exists, red, green, chosen, temperature, channel: tl.constexpr, C: tl.constexpr,
            K: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
-    """Channel `channel` of a mixture's component, at the nearest level; halves, which have no probability, go up."""
+    """Channel `channel` of a mixture's component, at the nearest level; a half, which has probability 0, goes up."""
     mean = tl.load(params_ptrs + K * (1 + channel) + chosen, exists, 0.0)
     t_ptrs = params_ptrs + K * (1 + 2 * C) + chosen
     if channel == 1:
@@ -59,7 +59,7 @@ def draw_mixture(params_ptrs, u_ptrs, exists, red, green, chosen, temperature, c
 
 @triton.jit
 def keep_value(value, image_ptrs, given_ptrs, seen_ptrs, exists, HAS_GIVEN: tl.constexpr):
-    """The value that a channel has in the end, a drawn one or the given one; kept in the image and for the network."""
+    """The final value of a channel, drawn or given. It is stored in the image and for the network."""
     if HAS_GIVEN:
         value = tl.where(tl.load(given_ptrs, exists, 0) != 0, tl.load(image_ptrs, exists, 0.0), value)
     tl.store(image_ptrs, value, exists)

@@ -64,7 +64,7 @@ _FIRST_AT = tl.constexpr(BufferRecord._fields.index("first"))
 
 @triton.jit
 def _apply_activation(x, activation, slope):
-    """The activation of a number known at run time only."""
+    """The activation with a number that only the run time knows."""
     if activation == _RELU:
         x = activate(x, "relu")
     if activation == _ELU:

@@ -21,10 +21,11 @@ Shape = tuple[int, ...]
 class Job(NamedTuple):
     """What a node computes for the channels of one pass, or a draw of the channels of one colour.
 
-    ``dst``, ``src`` and ``other`` are buffers. A list is a place in the program's lists, of as many channels as the job
-    has: those of a gate's operands are twice as long, and that of a convolution's terms holds how many rows and numbers
-    each is away from the pixel. ``weights``, ``bias``, ``slope``, ``alpha`` and ``beta`` are places among the program's
-    numbers. A constant begins at ``constant``, and the steps lead from it to other images, channels, rows and columns.
+    ``dst``, ``src`` and ``other`` are buffers. A list is a place in the program's lists. It has an entry for each
+    channel of the job; a list of a gate's operands has two. The list of a convolution's terms holds how many rows and
+    numbers each term is away from the pixel. ``weights``, ``bias``, ``slope``, ``alpha`` and ``beta`` are places among
+    the program's numbers. A constant begins at ``constant``, and the steps lead from it to other images, channels, rows
+    and columns.
     """
 
     op: int
@@ -56,7 +57,7 @@ _PROGRAMS: WeakKeyDictionary[Plan, dict[Any, Program]] = WeakKeyDictionary()
 
 
 def get_program(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
-    """The program of a plan and its shapes, made once: later calls copy nothing to the device, as CUDA graphs need."""
+    """The program of a plan and its shapes. Only the first call copies to the device: a CUDA graph may not."""
     weights = tuple(tuple(t.shape) for t in binding.weights)
     constants = tuple(tuple(t.shape[1:]) for t in binding.constants)
     key = weights, constants, tuple(b is not None for b in binding.biases), width, device
@@ -114,7 +115,7 @@ class Program:
         self.row_jobs, self.pixel_jobs = len(by_pass[0]), sum(len(jobs) for jobs in by_pass[1:])
 
         def integers(values: Sequence[int]) -> Tensor:
-            # One more: an empty tensor has no address.
+            # One entry more, since an empty tensor has no address.
             return torch.tensor([*values, 0], dtype=torch.int32).to(device)
 
         self.jobs = integers(flatten(job for jobs in by_pass for job in jobs))

@@ -14,7 +14,7 @@ from ._launch import warp_size
 _WARPS = 4
 # Enough programs for two waves on the largest devices; with fewer, warps share a row instead of owning some each.
 _BUSY = 1024
-# Programs that a sum is split into, if there is enough of it: two for each multiprocessor.
+# A sum that is long enough is split among this many programs: two for each multiprocessor.
 _SPLIT_PROGRAMS = 264
 
 
@@ -35,7 +35,7 @@ def vector_width(dtype: torch.dtype, width: int) -> int:
 
 
 def quarter_layout(dtype: torch.dtype, columns: int) -> tuple[int, int]:
-    """(Q, elements per access) of a row in quarters, of which each must be aligned."""
+    """(Q, elements per access) of a row in quarters; each quarter must be aligned."""
     quarter, vector = ceil_div(columns, 4), vector_width(dtype, columns)
     return quarter, vector if quarter % vector == 0 else 1
 
@@ -49,7 +49,7 @@ class RowTile(NamedTuple):
 
 
 def row_tile(rows: int, columns: int, vector: int) -> RowTile:
-    """A tile in which each thread makes one access per operand; if there are many rows, none of them crosses warps."""
+    """A tile in which each thread makes one access per operand; with many rows, no row crosses warps."""
     per_warp = warp_size() * vector
     block = min(next_power_of_2(columns), per_warp if rows >= _BUSY else 8 * per_warp)
     block_rows = min(max(_WARPS * per_warp // block, 1), next_power_of_2(rows))
@@ -73,7 +73,7 @@ class SampleTile(NamedTuple):
 
 
 def split_points(points: int, samples: int, rows: int) -> tuple[int, int]:
-    """(samples, rows) of a tile of `points`, a power of two: samples of a row come together where none is wasted."""
+    """(samples, rows) of a tile of `points`, a power of two; samples of a row share a tile if that wastes none."""
     together = max(min(points, samples & -samples), points // next_power_of_2(rows), 1)
     return together, points // together
 
@@ -85,7 +85,7 @@ def point_tile(samples: int, rows: int, columns: int, vector: int) -> SampleTile
 
 
 def sum_tile(samples: int, rows: int, columns: int, vector: int) -> SampleTile:
-    """For sums over samples in one program; where rows are few, its warps share out the samples."""
+    """A tile for sums over samples in one program; if rows are few, its warps share the samples."""
     per_warp = warp_size() * vector
     block = min(next_power_of_2(columns), per_warp)
     free = _WARPS * per_warp // block

@@ -23,7 +23,7 @@ def exp(x, dtype: tl.constexpr):
     whole = (x * _LOG2_E + 12582912.0) - 12582912.0  # 1.5 * 2^23 rounds to an integer
     rest = (x - whole * 0.693359375) + whole * 2.12194440e-4
     factor = tl.exp2(rest * _LOG2_E)
-    # Infinite x makes this factor NaN; its limit is in the other one.
+    # Infinite x makes this factor NaN; the other factor holds the limit.
     return tl.where(factor > 0.5, factor, 0.5) * tl.exp2(whole)
 
 
@@ -31,7 +31,7 @@ def exp(x, dtype: tl.constexpr):
 def minus_2_log(u):
     """-2 ln u for normal u in (0, 1]: its exponent, and Cephes' logf on [sqrt(1/2), sqrt(2)) in powers of d."""
     bits = u.to(tl.int32, bitcast=True)
-    # Without the bits of sqrt(1/2), the exponent's carry says on which side of it the mantissa lies.
+    # After subtraction of the bits of sqrt(1/2), the exponent's carry says on which side of it the mantissa is.
     exponent = (bits - 0x3F3504F3) & -0x800000
     # -2 ln(1 - d / 2) = d + d^2 / 4 + d^3 / 12 + ...
     d = 2.0 - 2.0 * (bits - exponent).to(tl.float32, bitcast=True)

@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel, without a GPU: ``python -m fastvae.kernels.aot``.
 
-Runs each launcher's AOT cases with recorded launches, compiles what was recorded for every target, and prints what the
+Runs each launcher's AOT cases and records the launches, compiles the launches for every target, and prints what the
 machine code uses: registers, shared memory, local memory (stack and spills), 128-bit global accesses, matrix
 instructions, and those of them that a warp group issues (Hopper's wgmma). Exits with 1 if a kernel does not compile.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ._launch import AotCase, Launch, recording
+from ._launch import AotCase, Launch, record_launches
 from ._machine_code import COLUMNS, Code, count_instructions, read_amd, read_nvidia
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -55,8 +55,8 @@ def _warp_size(target: str) -> int:
 
 
 def launches(case: AotCase, target: str) -> list[Launch]:
-    """What the case's launcher would launch on a device of this target, but for kernels of other modules."""
-    with recording(_warp_size(target)) as recorded:
+    """What the case's launcher would launch on a device of this target, without kernels of other modules."""
+    with record_launches(_warp_size(target)) as recorded:
         case.launcher(*case.args)
     return [launch for launch in recorded if launch.kernel.__module__ == case.launcher.__module__]
 
@@ -102,7 +102,7 @@ def compile_launch(recorded: Launch, target: str) -> Any:
 
 
 def _compile_case(stem: str, index: int, targets: Sequence[str]) -> list[tuple[dict[str, Any], Code | None]]:
-    """The case's rows; beside those for NVIDIA the code whose instructions remain to be counted."""
+    """The case's rows. A row for NVIDIA comes with its code, whose instructions are still to be counted."""
     case = cases(stem)[index]
     rows: list[tuple[dict[str, Any], Code | None]] = []
     for target in targets:
@@ -167,13 +167,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--stems must be among {', '.join(stems())}, got {', '.join(sorted(unknown))}")
     rows = []
 
-    def collected() -> Iterator[dict[str, Any]]:
+    def collect() -> Iterator[dict[str, Any]]:
         for row in compile_all(arguments.targets.split(","), only=only):
             rows.append(row)
             yield row
 
     with contextlib.suppress(BrokenPipeError):
-        for line in _table(collected()):
+        for line in _table(collect()):
             print(line, flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,8 +1,8 @@
 """Inverse of an autoregressive affine flow in one sweep over the features, and the transposed sweep for its gradient.
 
-Units stand in ascending order of degree, so that those known are the first ones (or, transposed, the last ones), and
-every weight is used once. Programs own rows; what they know of them lies in a buffer that starts as zeros, in which
-they read whole blocks: units that are not known yet, and weights that do not count, are zeros.
+Units are in ascending order of degree. So the known units are the first ones (or, transposed, the last ones), and every
+weight is used once. A program owns rows, and keeps what it knows of them in a buffer that starts as zeros. It reads
+whole blocks of the buffer: units that are not known yet, and weights that do not count, are zeros.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _autoregressive_inverse_fwd_kernel(
     """One program owns BLOCK_N rows and walks the features in order.
 
     x_i = (z_i - c(s_i) m_i) / a(s_i),  log_det = -sum(log a(s_i)); then the units of degree i become known.
-    Of a row, K numbers each: features, units of each hidden layer, and the residual stream if there is one.
+    The buffer has K numbers of a row for its features, each hidden layer, and the residual stream if there is one.
     """
     dtype: tl.constexpr = log_det_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -128,7 +128,7 @@ def _autoregressive_inverse_solve_kernel(
     """One program owns BLOCK_N rows and walks the features from the last to the first.
 
     lam_i = (d_x_i - what later features send back to i) / a(s_i); then the adjoints of m_i and s_i become known.
-    Of a row, K adjoints each: units of each hidden layer, before their activation, and outputs.
+    The buffer has K adjoints of a row for each hidden layer, before its activation, and for the outputs.
     """
     dtype: tl.constexpr = d_log_det_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -183,7 +183,7 @@ def _autoregressive_inverse_solve_kernel(
 
 
 def _sizes(rows: int, units: SortedStructure) -> dict[str, int]:
-    """Rows of a program, units and inputs that it takes at once; few rows where there are few, so that all run."""
+    """How many rows a program owns, how many units and inputs it takes at once. Small batches get small programs."""
     block_n = min(max(next_power_of_2(rows // _BUSY + 1) // 2, 1), 16)
     block_u = min(next_power_of_2(units.most), 8)
     block_k = min(_PRODUCTS // (block_n * block_u), units.width, WIDTH_STEP)
@@ -229,7 +229,7 @@ def _activations(
     structure: MadeStructure,
     degrees: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The network's output for x, and of each hidden layer what the slope of its activation is a function of."""
+    """The network's output for x, and for each hidden layer the tensor that gives the slope of its activation."""
     last, act = len(structure.hidden_degrees), structure.activation
     h, stream, kept = x, context_term, []
     for layer in range(last + 1):
@@ -256,10 +256,11 @@ def autoregressive_inverse_solve(
     structure: MadeStructure,
     kind: str,
 ) -> Tensor:
-    """The gradient (N, D) to z of the inverse that returned x; F is the forward step, whose gradients are the rest.
+    """The gradient (N, D) to z of the inverse that returned x.
 
-    It is lam of d_x = J^T lam + d_log_det grad(log_det F), J the Jacobian of F at x: the gradients to everything else
-    are those of F for the upstream gradients -lam and -d_log_det.
+    Let F be the forward step, and J its Jacobian at x. The gradient is the lam of
+    d_x = J^T lam + d_log_det grad(log_det F). The gradients to everything else are those of F for the upstream
+    gradients -lam and -d_log_det.
     """
     (n, d), layers, dtype = x.shape, len(structure.hidden_degrees), compute_dtype(x.dtype)
     lam = x.new_empty((n, d))

@@ -1,8 +1,8 @@
 """Cached sampling of whole batches in one launch: a program owns some images and walks over their pixels.
 
-A plan becomes jobs, records of integers that every program reads: a job computes the channels of a node that belong to
-one pass. A program keeps the activations of its images in global memory, rows of every buffer in rings, channels
-fastest.
+A plan becomes jobs. A job is a record of integers that every program reads; it computes the channels of a node that
+belong to one pass. A program keeps the activations of its images in global memory. The rows of each buffer form a ring,
+and channels vary fastest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _causal_sampler_kernel(
 ):  # fmt: skip
     """One program owns BLOCK_N images and walks their pixels in raster order.
 
-    In a row it runs every row job at all pixels; then at each pixel the pixel jobs, among them a draw for each color.
+    In each row it runs every row job at all pixels, then the pixel jobs pixel by pixel. A job of each color draws.
     """
     image = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = image < n_images
@@ -148,7 +148,7 @@ def causal_sampler(
     temperature: float,
     parameters: Tensor | None,
 ) -> None:
-    """Draws float32 images in place; arguments as those of :func:`fastvae.ops.causal_sampler.causal_sampler`."""
+    """Draws float32 images in place; the arguments are those of :func:`fastvae.ops.causal_sampler.causal_sampler`."""
     n, channels, height, width = images.shape
     program = get_program(plan, binding, width, images.device)
     categories = head.components if head.kind == HeadCode.LOGISTIC_MIXTURE else head.levels

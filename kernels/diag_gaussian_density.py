@@ -104,7 +104,7 @@ def _diag_gaussian_kl_fwd_kernel(
             m -= tl.load(prior_mu_ptr + row * stride_prior_mu + column, mask, 0.0).to(dtype)
             m *= exp(-prior_log_sigma, dtype)
             s -= prior_log_sigma
-        # Without numbers mu = log_sigma = 0 the term is exactly 0.
+        # Where there is no element, mu = log_sigma = 0 and the term is exactly 0.
         total += 0.5 * (m * m + (exp(2.0 * s, dtype) - 1.0 - 2.0 * s))
     tl.store(kl_ptr + row, tl.sum(total, 1)[:, None], row < n_rows)
 

@@ -107,13 +107,13 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> _Rows:
-        """Planes of images, or, of channels-last ones, pixels; x has 2F channels."""
+        """The planes of images, or the pixels of channels-last images; x has 2F channels."""
         _, channels, height, width = x.shape
         if x.stride(1) == 1 and not x.is_contiguous():
             return cls(True, height * width, channels // 2)
         return cls(False, channels // 2, height * width)
 
-    def laid_out(self, t: Tensor) -> Tensor:
+    def lay_out(self, t: Tensor) -> Tensor:
         """t itself where its rows are contiguous."""
         steps = [t.stride(1)] if self.by_pixel else [t.stride(3)]
         uniform = t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3)
@@ -157,14 +157,14 @@ class _Condition(NamedTuple):
 
 
 def _index(rows: int) -> tl.dtype:
-    """What counts rows: 64-bit divisions take a hundred instructions, so only where they must."""
+    """The type that counts rows: 64 bits only where it must, since a 64-bit division takes a hundred instructions."""
     return tl.int64 if rows > 2**30 else tl.int32
 
 
 def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     """x (N, 2F, H, W) and condition (N, 2F, H, W), (N, 2F, 1, 1) or None to y (N, F, H, W), laid out as x."""
     rows = _Rows.of(x)
-    x = rows.laid_out(x)
+    x = rows.lay_out(x)
     y, added = rows.new(x, x.shape[1] // 2), _Condition.of(rows, condition)
     n, d = x.shape[0] * rows.per_image, rows.length
     tile = row_tile(n, d, vector_width(x.dtype, d))
@@ -181,7 +181,7 @@ def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tens
 def gated_activation_bwd(d_y: Tensor, x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
     """The gradient of x, (N, 2F, H, W), laid out as x."""
     rows = _Rows.of(x)
-    d_y, x = rows.laid_out(d_y), rows.laid_out(x)
+    d_y, x = rows.lay_out(d_y), rows.lay_out(x)
     d_x, added = rows.new(x, x.shape[1]), _Condition.of(rows, condition)
     n, d = x.shape[0] * rows.per_image, rows.length
     half = x.shape[1] // 2

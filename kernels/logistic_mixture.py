@@ -48,7 +48,7 @@ def _bin(x, mean, log_scale, half, log_width):
     """(linear, ratio, d_mean, d_log_scale): the log-probability of the bin around x is linear + log(ratio).
 
     With a the distance from mean to bin and h half its width, both in scales: log sigma(h - a) + log sigma(h + a) +
-    log(1 - e^-2h). Of bins that reach to infinity, a is towards infinity, and only the first term is left.
+    log(1 - e^-2h). For a bin that reaches to infinity, a points there, and only the first term is left.
     """
     bottom = x < half - 1.0
     inside = (bottom | (x > 1.0 - half)) == 0
@@ -102,7 +102,7 @@ def _component(
 
 @triton.jit
 def _add_exp(largest, total, x):
-    """One term more of a sum of exponentials, total counting in units of e^largest; total is 0 before the first."""
+    """Adds a term to a sum of exponentials. `total` counts in units of e^largest, and is 0 before the first term."""
     e = exp(-tl.abs(x - largest), tl.float32)
     higher = (x > largest) | (total == 0.0)
     return tl.where(higher, x, largest), tl.where(higher, total * e + 1.0, total + e)
@@ -110,7 +110,7 @@ def _add_exp(largest, total, x):
 
 @triton.jit
 def _offset(pixel, width, stride_h, stride_w, FLAT: tl.constexpr):
-    """Of a pixel within its map; FLAT where rows follow each other without a gap."""
+    """The offset of a pixel within its map. FLAT says that rows follow each other without a gap."""
     return pixel * stride_w if FLAT else (pixel // width) * stride_h + (pixel % width) * stride_w
 
 
@@ -119,7 +119,7 @@ def _sums(
     x, stride_xc, params, stride_pc, K, exists, half, log_width,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """The pixels, and log-sum-exps as (largest, total): of the logits, and of those above their largest plus log p."""
+    """The pixels, and two log-sum-exps as (largest, total): of the logits, and of (logit - largest logit) + log p."""
     red = tl.load(x, exists, 0.0).to(dtype)
     green, blue = red, red
     if CHANNELS == 3:
@@ -131,7 +131,7 @@ def _sums(
         largest_logit, weights = _add_exp(
             largest_logit, weights, tl.load(params + k * stride_pc, exists, 0.0).to(dtype)
         )
-    # Logits are taken from the largest one before anything is added to them: they may be large, what is added small.
+    # The largest logit is subtracted before log p is added: logits may be large, and log p small.
     for k in range(K):
         logit, log_p, _, _, _, _, _, _, _, _, _ = _component(
             params, stride_pc, k, K, exists, red, green, blue, half, log_width, CHANNELS, dtype

@@ -1,7 +1,7 @@
 """Masked convolution: y = act((W o M) * x + bias), as a matrix product over the taps that count.
 
-The taps are one range of the kernel's, since a mask keeps what comes before a pixel. Their weights are laid out anew
-for each call, so that the product reads rows of them; the rule of degrees at the origin is applied on the way.
+The taps that count are one range of the kernel's, since a mask keeps what comes before a pixel. Each call lays out
+their weights anew, so that the product reads rows of them; on the way it applies the rule of degrees at the origin.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _masked_conv2d_fwd_kernel(
             acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=dtype)
     else:
         in_blocks = tl.cdiv(n_in, BLOCK_I)
-        # One loop over both, for the loads of the next tap to run ahead.
+        # One loop over taps and channels, so that the loads of the next tap run ahead.
         for step in range(0, n_taps * in_blocks):
             t, i = step // in_blocks, step % in_blocks * BLOCK_I + tl.arange(0, BLOCK_I)
             tap = first_tap + t
@@ -149,10 +149,10 @@ def _masked_conv2d_fwd_kernel(
 
 
 def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype, channels_last: bool = True) -> MatrixTile:
-    """A tile of a product over taps; no wider, nor deeper, than there are columns and inner elements."""
+    """A tile of a product over taps, no wider than the columns and no deeper than the inner elements."""
     tile = matrix_tile(rows, columns, dtype)
     if tile.columns == WIDE_COLUMNS:
-        # No degrees to look at leave registers for a deeper tile; pixels that no access of 128 bits reads need them.
+        # Without degrees, registers are left for a deeper tile; where no access has 128 bits, pixels need them.
         half = dtype.itemsize == 2
         width = WIDE_COLUMNS if half and channels_last else WIDE_COLUMNS // 2
         tile = tile._replace(columns=width, inner=64 if half else 32, stages=min(tile.stages, 3))
@@ -192,7 +192,7 @@ def sum_over_taps(
     activation: str,
     keep: bool,
 ) -> None:
-    """Writes to y, and with `keep` to pre, what `_masked_conv2d_fwd_kernel` makes of x and packed weights."""
+    """Runs `_masked_conv2d_fwd_kernel` on x and packed weights; writes y, and with `keep` pre."""
     n, outputs, out_height, out_width = y.shape
     pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
     fold = folds(n_in)

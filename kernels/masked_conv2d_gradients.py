@@ -71,7 +71,7 @@ def _masked_conv2d_bwd_pre_kernel(
 def _masked_conv2d_bwd_bias_kernel(d_bias_ptr, bias_parts_ptr, splits, n_out, BLOCK: tl.constexpr):
     """One program owns BLOCK channels.
 
-    d_bias = sum, in order, of what the splits of the pixels have left.
+    d_bias = sum, in order, of the parts that the splits of the pixels wrote.
     """
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), bias_parts_ptr.dtype.element_ty)
@@ -142,7 +142,7 @@ def _masked_conv2d_bwd_sum_kernel(
 ):  # fmt: skip
     """One program owns BLOCK weights.
 
-    d_weight = sum, in order, of what the splits of the pixels have left, where the weight counts, and 0 elsewhere.
+    d_weight = sum, in order, of the parts of the splits where the weight counts, and 0 elsewhere.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tap, i, o = at % KERNEL_SIZE, at // KERNEL_SIZE % n_in, at // KERNEL_SIZE // n_in
@@ -204,7 +204,7 @@ def _weight_gradient(
     d_weight = weight.new_empty(weight.shape)
     fold = folds(n_in)
     inner = n_in * taps.count if fold else n_in
-    # Splits of the pixels, and taps, make programs, too.
+    # Splits of the pixels, and taps, also multiply the programs.
     rows = n_out * groups * max(taps.count, 1) * max(pixels // 512, 1)
     tile = conv_tile(rows, inner, pixels, x.dtype, both_channels_last(x, d_pre))
     tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))

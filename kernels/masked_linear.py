@@ -16,7 +16,7 @@ from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
     bounds,
-    grouped,
+    group_blocks,
     in_tf32,
     launch_options,
     lowest_bit,
@@ -28,7 +28,7 @@ from ._matrix import (
 from .masked_linear_gradients import masked_linear_bwd
 from .masked_norm import masked_norm_bwd, masked_norm_fwd
 
-# The gradient and the norms have modules of their own, but are found where the layer is.
+# The gradient and the norms have modules of their own; callers find them beside the layer.
 __all__ = ["aot_cases", "masked_layer", "masked_linear_bwd", "masked_linear_fwd", "masked_norm_bwd", "masked_norm_fwd"]
 
 
@@ -64,14 +64,14 @@ def _masked_linear_fwd_kernel(
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     out_dtype: tl.constexpr = y_ptr.dtype.element_ty
-    row_block, out_block = grouped(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), tl.cdiv(n_out, BLOCK_O), GROUP)
+    row_block, out_block = group_blocks(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), tl.cdiv(n_out, BLOCK_O), GROUP)
     row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     o = out_block * BLOCK_O + tl.arange(0, BLOCK_O)
     exists, inside = row < n_rows, o < n_out
     out_degree = tl.load(out_degrees_ptr + o, inside, 0)
     least, most = bounds(out_degree, inside)
     x_ptrs = x_ptr + row[:, None] * stride_x
-    # The outputs that do not exist repeat the first one: loads need no mask for them.
+    # Outputs that do not exist repeat the first one: loads need no mask for them.
     weight_ptrs = weight_ptr + tl.where(inside, o, 0)[None, :].to(tl.int64) * stride_weight
     acc = tl.zeros((BLOCK_N, BLOCK_O), dtype)
     for first in range(0, n_in, TILES * BLOCK_I):

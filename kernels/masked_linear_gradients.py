@@ -15,7 +15,7 @@ from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
     bounds,
-    grouped,
+    group_blocks,
     in_tf32,
     launch_options,
     lowest_bit,
@@ -88,11 +88,11 @@ def _masked_linear_bwd_x_kernel(
     """One program owns BLOCK_N rows of BLOCK_I inputs.
 
     d_x = (d_pre scale) (W o M).
-    Columns come in the order of the inputs, whose first ones have the most outputs.
+    Columns come in the order of the inputs: the first ones have the most outputs.
     """
     dtype: tl.constexpr = tl.float64 if d_x_ptr.dtype.element_ty == tl.float64 else tl.float32
     in_blocks = tl.cdiv(n_in, BLOCK_I)
-    row_block, in_block = grouped(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), in_blocks, GROUP)
+    row_block, in_block = group_blocks(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), in_blocks, GROUP)
     row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     i = (in_blocks - 1 - in_block) * BLOCK_I + tl.arange(0, BLOCK_I)
     exists, inside = row < n_rows, i < n_in
@@ -124,7 +124,7 @@ def _masked_linear_bwd_weight_kernel(
     """One program owns BLOCK_O x BLOCK_I weights, one split of the rows.
 
     d_weight = sum_n d_pre x where the weight counts, and 0 elsewhere.
-    Programs whose weights are all masked only write zeros.
+    A program without a weight that counts writes only zeros.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     out_blocks, in_blocks = tl.cdiv(n_out, BLOCK_O), tl.cdiv(n_in, BLOCK_I)
@@ -160,7 +160,7 @@ def _masked_linear_bwd_sum_kernel(
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_O outputs and adds up, in order, what the splits of the rows have left.
+    """One program owns BLOCK_O outputs and adds up, in order, the parts that the splits of the rows wrote.
 
     d_weight = scale G with G = sum of the parts,  d_scale = sum_i W G over the weights that count,  d_bias.
     """
@@ -238,7 +238,7 @@ def masked_linear_bwd(
     )  # fmt: skip
 
     d_weight = weight.new_empty((outputs, inputs))
-    # Splits of the rows make programs, too.
+    # Splits of the rows also multiply the programs.
     tile = matrix_tile(outputs * max(n // 512, 1), inputs, x.dtype)
     blocks = tile.programs(outputs, inputs)
     splits, rows_per_split = split_sum(n, blocks, 4 * tile.inner)

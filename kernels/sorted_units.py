@@ -1,4 +1,4 @@
-"""A masked network whose units stand in ascending order of degree, so that those known are always the first ones."""
+"""A masked network with its units in ascending order of degree: the known ones are always the first."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SortedStructure(NamedTuple):
 
 @lru_cache(maxsize=64)
 def sorted_structure(structure: MadeStructure, params: int, device: torch.device) -> SortedStructure:
-    """The tables of a network of which the first `params` parameters of each feature are wanted."""
+    """The tables of a network with the first `params` parameters of each feature as outputs."""
     features, blocked = structure.features, structure.layout == "blocked"
     param_stride, feature_stride = (features, 1) if blocked else (1, structure.params_per_feature)
     inputs = sorted(range(features), key=structure.order.__getitem__)

@@ -39,7 +39,7 @@ def _tril_gaussian_fwd_kernel(
     DENSE: tl.constexpr, GIVEN: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_I elements of z for BLOCK_K samples of BLOCK_N rows; the last of them log_q too.
+    """One program owns BLOCK_I elements of z for BLOCK_K samples of BLOCK_N rows; the last one also log_q.
 
     z = mu + (diag(sigma) + T) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
     The backward pass keeps log_sigma and the seed.
@@ -56,7 +56,7 @@ def _tril_gaussian_fwd_kernel(
     points = samples_of.to(tl.int64) * n_rows + rows
     end = tl.minimum((block + 1) * BLOCK_I, D)
     is_last = end == D
-    # Tiles are (i, point, column): threads share out points and columns, and each keeps all i to the noise it drew.
+    # Tiles are (i, point, column). Threads share the points and columns, and each has all i for the noise it drew.
     i, row = block * BLOCK_I + tl.arange(0, BLOCK_I)[:, None], rows[None, :]
     log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + tl.minimum(i, D - 1))
     sigma = exp(log_sigma.to(dtype), dtype)[:, :, None]

@@ -41,7 +41,7 @@ def _substitute(eps, row, i, j, difference, inverse):
 
 @triton.jit
 def _eliminate(residual, row, i, j, inverse):
-    """What is left of eps after T_ij w_i, with w_i = residual_i / sigma_i, is taken from its elements j < i."""
+    """The residual with T_ij w_i subtracted from its elements j < i, where w_i = residual_i / sigma_i."""
     w = tl.sum(tl.where(j == i, residual * inverse, 0.0), 1)[:, None]
     return residual - row.to(residual.dtype) * w
 

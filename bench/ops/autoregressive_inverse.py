@@ -1,7 +1,7 @@
 """Inverse of an autoregressive affine step, beside the libraries that people use and beside its own forward.
 
-The reference is the one-sweep algorithm in plain PyTorch: what is faster than it is the kernel's merit, what is slower
-than it runs the network once for each feature. The provider ``forward`` is the library's forward step on the solution.
+The reference is the one-sweep algorithm in plain PyTorch. The library's gain over it is the gain of the kernel. The
+peers run the network once for each feature. The provider ``forward`` is the library's forward step on the solution.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import networks, peers
 from ..task import Case, Function, Inputs, Peer, Shape, Task
 
-# Rows, columns and modes by the widths of the hidden layers. Peers keep the activations of every pass for backward,
-# which 784 features leave no memory for.
+# Rows, columns and modes by the widths of the hidden layers. Peers keep the activations of every pass for backward;
+# with 784 features they do not fit into memory.
 SHAPES = {
     "512-512": (Shape(1024, 64), ("fwd", "fwdbwd")),
     "1024-1024": (Shape(256, 784), ("fwd",)),

@@ -31,7 +31,7 @@ def _fastvae_kl(case: Case, impl: str) -> Function:
     return lambda mu, log_sigma: functional.diag_gaussian_kl(mu, log_sigma, impl=impl)
 
 
-# Called without the library's checks and dispatch: the times of plain PyTorch code.
+# Called without the library's checks and dispatch, so that the times are those of plain PyTorch code.
 def _reference_rsample(case: Case) -> Function:
     from fastvae.reference import diag_gaussian
 

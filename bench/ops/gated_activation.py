@@ -50,7 +50,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def _work(case: Case) -> Work:
-    """Of each number of y: two sums, two transcendental functions, one product; for the gradients 8 more."""
+    """For each number of y two sums, two transcendental functions and one product; 8 more for the gradients."""
     vectors = case.shape.rows * _channels(case)
     x = vectors * case.shape.columns**2
     # x and the condition -> y

@@ -1,7 +1,7 @@
 """The gated PixelCNN of seven layers of 64 channels, the whole network: time and peak memory of a training pass.
 
-The reference is the same network in plain PyTorch, with the same weights. Weights are the inputs, so that gradients are
-those of training: nobody asks for the images'.
+The reference is the same network in plain PyTorch, with the same weights. The weights are the inputs, so that the
+gradients are those of training, which needs no gradient of the images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _images(case: Case) -> Tensor:
 
 
 def _weights(case: Case, generator: torch.Generator) -> Inputs:
-    """Those of a fresh network; every set has its own."""
+    """The weights of a fresh network; every set has its own."""
     network = _network(case.device, case.torch_dtype, "reference")
     return tuple(weight.detach().clone() for weight in network.parameters())
 
@@ -56,7 +56,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def _work(case: Case) -> Work:
-    """The products of weights that count; those of the first layer have no gradient of the images to make."""
+    """The products of the weights that count. The first layer makes no gradient of the images."""
     network = _network(case.device, case.torch_dtype, "reference")
     layers = [module for module in network.modules() if hasattr(module, "mask")]
     pixels = case.shape.rows * case.shape.columns

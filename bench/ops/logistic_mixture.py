@@ -64,7 +64,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def _work(case: Case) -> Work:
-    """Of each bin about 30 operations, as many again for its derivatives."""
+    """About 30 operations for each bin, and as many again for its derivatives."""
     images, pixels = case.shape.rows, case.shape.rows * case.shape.columns**2
     bins = pixels * _CHANNELS * _COMPONENTS
     # x and params -> log_prob

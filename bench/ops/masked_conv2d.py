@@ -95,7 +95,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def _work(case: Case) -> Work:
-    """Only weights that count are read and multiplied; of d_weight the zeros must be written as well."""
+    """Reads and multiplies only the weights that count; writes d_weight with its zeros."""
     layer, pixels = _LAYERS[case.variant], case.shape.rows * case.shape.columns**2
     images = pixels * (layer.inputs + layer.outputs)
     # x, weight, bias -> y

@@ -53,7 +53,7 @@ def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
 
 
 def _work(case: Case) -> Work:
-    """Only weights that count are read and multiplied; of d_weight the zeros must be written as well."""
+    """Reads and multiplies only the weights that count; writes d_weight with its zeros."""
     rows, width = case.shape.rows, case.shape.columns
     ins, outs = _degrees(case)
     weights = int((ins <= outs.unsqueeze(-1)).sum())

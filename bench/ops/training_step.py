@@ -55,7 +55,7 @@ def _work(case: Case) -> Work:
     parameters = 2 * latents + (latents * (latents - 1) // 2 if case.variant == "triangular" else 0)
     encoder, decoder = [pixels, *widths, parameters], [latents, *reversed(widths), pixels]
     weights = sum(a * b for path in (encoder, decoder) for a, b in pairwise(path))
-    # Nobody asks for the gradient of the images.
+    # Training needs no gradient of the images.
     flops = 2 * case.shape.rows * (3 * weights - pixels * widths[0])
     # Images; weights forward and backward, and gradients; Adam reads four and writes three of their size.
     elements = case.shape.rows * pixels + (2 + 1 + 7) * weights
@@ -81,7 +81,7 @@ def _iaf_step(case: Case, impl: str, compiled: bool = False) -> Function:
 
 
 def _iaf_work(case: Case) -> Work:
-    """Products of the eager model's step, less what masks cut off; and the optimiser's pass over the weights."""
+    """Products of the eager model's step without the masked ones, and the optimiser's pass over the weights."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from fastvae.recipes.systems.iaf_vae.config import IAFVAEConfig

@@ -45,7 +45,7 @@ def _fastvae_kl(case: Case, impl: str) -> Function:
     return lambda mu, log_sigma, tril: functional.tril_gaussian_kl(mu, log_sigma, tril, impl=impl)
 
 
-# Called without the library's checks and dispatch: the times of plain PyTorch code.
+# Called without the library's checks and dispatch, so that the times are those of plain PyTorch code.
 def _reference_rsample(case: Case) -> Function:
     from fastvae.reference import tril_gaussian
 
@@ -76,7 +76,7 @@ def _make_normal(mu: Tensor, scale_tril: Tensor) -> MultivariateNormal:
 
 
 def _make_normal_of_packed(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> MultivariateNormal:
-    """From the packed outputs of a network: scattered into a dense factor, as its users must."""
+    """A normal from the packed outputs of a network, scattered into a dense factor, as its users must do."""
     features = mu.shape[-1]
     row, column = torch.tril_indices(features, features, -1, device=mu.device)
     lower = tril.new_zeros((*tril.shape[:-1], features, features))

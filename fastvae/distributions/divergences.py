@@ -99,7 +99,7 @@ def _scale_tril(gaussian: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _lower(gaussian: Any, dtype: torch.dtype) -> Tensor:
-    """What is below the diagonal of a Gaussian's factor, zero elsewhere."""
+    """The entries below the diagonal of a Gaussian's factor, zero elsewhere."""
     if isinstance(gaussian, MultivariateNormal):
         return _scale_tril(gaussian, dtype).tril(-1)
     return strictly_lower(gaussian.tril.to(dtype), gaussian.event_shape[0], gaussian._packed)

@@ -1,8 +1,8 @@
 """Flows for, and out of, other libraries: torch.distributions, Pyro, zuko, nflows and normflows; Gaussians for Pyro.
 
 ``to_*`` wraps a flow in what the other library expects; ``to_pyro`` wraps a Gaussian too. ``from_*`` builds a flow with
-the weights of one of the other library's. Importing this package imports none of them: each function imports its own,
-and says what to install if it is missing.
+the weights of a flow of the other library. This package itself imports no other library. Each function imports the one
+that it needs, and names the package to install if it is missing.
 """
 
 from .nflows import from_nflows, to_nflows

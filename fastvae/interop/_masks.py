@@ -18,8 +18,8 @@ def degrees_of(
     """The order of the features, and the degrees of each hidden layer, that reproduce the masks exactly.
 
     Every mask entry is an inequality: a connection from i to o asks for d_i <= d_o, none for d_i >= d_o + 1, with
-    d = place + 1 for inputs and d = place for outputs. Bounds are tightened until all hold. Features that could have
-    one place take places in turn; the first is the one with the lowest upper bound.
+    d = place + 1 for inputs and d = place for outputs. The search tightens bounds until all hold. If several features
+    could have the same place, they take places one after another, the one with the lowest upper bound first.
 
     Args:
         masks: of each layer, ``(out, in)``, bool, without columns of a context; outputs of the last are blocked.

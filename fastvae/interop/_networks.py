@@ -13,7 +13,7 @@ from ..nn.flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from ..nn.made import MADE
 from ._masks import degrees_of
 
-__all__ = ["Layer", "activation_name", "flow_of", "made_of", "split_context", "to_blocked"]
+__all__ = ["Layer", "activation_name", "build_made", "flow_of", "split_context", "to_blocked"]
 
 Flow = TypeVar("Flow", InverseAutoregressiveFlow, MaskedAutoregressiveFlow)
 
@@ -88,7 +88,7 @@ def split_context(layer: Layer, context: slice, inputs: slice) -> tuple[Layer, T
 
 
 @torch.no_grad()
-def made_of(
+def build_made(
     layers: Sequence[Layer],
     features: int,
     activation: str,

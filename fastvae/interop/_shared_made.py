@@ -1,4 +1,4 @@
-"""The masked network that nflows and normflows share, but for its context and for what follows the first layer."""
+"""The masked network of nflows and normflows. They differ in the context, and in what follows the first layer."""
 
 from __future__ import annotations
 

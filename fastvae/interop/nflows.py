@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..nn.made import MADE
 from ..reference.affine_flow import LEAST_SCALE
 from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
-from ._networks import Layer, activation_name, made_of
+from ._networks import Layer, activation_name, build_made
 from ._peers import check_flow, peer
 from ._shared_made import check_blocks, layers_of, residual_blocks
 
@@ -131,7 +131,7 @@ def _network(transform: Any) -> MADE:
         activation = "identity"
     layers = layers_of(network, features)
     if context is None:
-        return made_of(layers, features, activation, residual=residual)
+        return build_made(layers, features, activation, residual=residual)
     if residual:
         if activation not in IDENTITY_ABOVE_ZERO:
             raise ValueError(
@@ -140,7 +140,7 @@ def _network(transform: Any) -> MADE:
             )
         layers = _with_carried_context(layers, [block.context_layer for block in network.blocks])
     width = len(layers[0].weight)
-    made = made_of(
+    made = build_made(
         layers,
         features,
         activation,

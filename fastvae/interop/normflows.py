@@ -9,7 +9,7 @@ from torch import nn
 
 from ..nn.flows import InverseAutoregressiveFlow
 from ..nn.planar import PlanarFlow
-from ._networks import Layer, flow_of, made_of
+from ._networks import Layer, build_made, flow_of
 from ._peers import peer
 from ._shared_made import check_blocks, layers_of, residual_blocks
 
@@ -25,8 +25,8 @@ def from_normflows(flow: Any) -> InverseAutoregressiveFlow | PlanarFlow:
     ``"sigmoid"``, with the 2 part of the last layer's bias.
 
     Args:
-        flow: the flow. Without residual blocks nothing stands between the first two layers of an autoregressive one,
-            and they become one, their product. A ``Planar``, of either activation, is one of vectors.
+        flow: the flow. Without residual blocks an autoregressive flow has no activation between its first two layers;
+            they become one layer, their product. A ``Planar`` may have either activation; it must map vectors.
 
     Returns:
         A flow with copies of the weights, on their device and of their dtype.
@@ -50,7 +50,7 @@ def from_normflows(flow: Any) -> InverseAutoregressiveFlow | PlanarFlow:
     layers = layers_of(network, features)
     if activation is not None and not residual:
         layers[:2] = [_product(*layers[:2])]
-    made = made_of(layers, features, activation or "identity", residual=residual)
+    made = build_made(layers, features, activation or "identity", residual=residual)
     with torch.no_grad():
         made.masked_layers()[-1].bias[features:] += SCALE_BIAS
     return flow_of(InverseAutoregressiveFlow, [made], "sigmoid", flow.training)

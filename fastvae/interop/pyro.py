@@ -13,7 +13,7 @@ from ..distributions import DiagonalGaussian, TriangularGaussian
 from ..nn.sequence import takes_context
 from ..reference.affine_flow import CLAMPED_EXP
 from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
-from ._networks import Layer, activation_name, made_of, split_context
+from ._networks import Layer, activation_name, build_made, split_context
 from ._peers import peer
 
 __all__ = ["from_pyro", "to_pyro"]
@@ -84,22 +84,22 @@ def from_pyro(transform: Any) -> ConvertedFlow:
     """Pyro's ``AffineAutoregressive``, its conditional counterpart, or a composition with such, as a flow with the same
     weights.
 
-    Both map base noise to sample in ``forward``. The plain transform becomes the kind ``"clamped_exp"``, whose gradient
-    ends at the clamp where Pyro's passes it; ``stable=True`` becomes ``"gated"``, its ``sigmoid_bias`` part of the last
-    layer's bias.
+    Both map base noise to sample in ``forward``. The plain transform becomes the kind ``"clamped_exp"``. Its gradient
+    ends at the clamp; Pyro's gradient passes the clamp. A transform with ``stable=True`` becomes ``"gated"``; its
+    ``sigmoid_bias`` becomes part of the last layer's bias.
 
     Args:
         transform: an ``AffineAutoregressive`` or ``ConditionalAffineAutoregressive``, its network an
             ``AutoRegressiveNN`` or ``ConditionalAutoRegressiveNN`` with the parameters (mean, log-scale), without skip
             connections; a ``Permute`` or an ``AffineTransform``; the ``inv`` of one; a list or a composition,
             conditional or not, of such; or a ``TransformedDistribution``, conditional or not, with a standard normal
-            base, of which the transforms are taken.
+            base, whose transforms are taken.
 
     Returns:
         A flow with copies of the weights, on their device and of their dtype: an
-        :class:`~fastvae.nn.InverseAutoregressiveFlow`, whose networks take the permutations into their ``order``, or a
-        :class:`~fastvae.nn.MaskedAutoregressiveFlow` of what is inverted. A :class:`~fastvae.nn.FlowSequence` holds
-        them together with what a composition has besides: the permutation that all permutations leave in the end, and
+        :class:`~fastvae.nn.InverseAutoregressiveFlow`, or for inverted transforms a
+        :class:`~fastvae.nn.MaskedAutoregressiveFlow`. The ``order`` of its networks expresses the permutations. A
+        :class:`~fastvae.nn.FlowSequence` holds it together with the other parts of a composition: a last permutation,
         affine maps.
 
     Raises:
@@ -129,7 +129,7 @@ def _check_base(base: Any) -> None:
 
 
 def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
-    """From noise to data what ``transform`` is made of, in the order in which noise meets it."""
+    """The parts of ``transform``, as maps from noise to data, in the order in which noise passes them."""
     transforms = peer("pyro.distributions.transforms", "pyro-ppl")
     conditional = peer("pyro.distributions.conditional", "pyro-ppl")
     inner: Any = None
@@ -193,7 +193,7 @@ def _step(transform: Any, inverted: bool) -> Step:
     features, width = network.input_dim, network.context_dim
     layers = [Layer(f"layers.{i}", lin.weight, lin.bias, lin.mask) for i, lin in enumerate(network.layers)]
     layers[0], context_weight = split_context(layers[0], slice(0, width), slice(width, None))
-    made = made_of(layers, features, activation_name(network.f), context_weight=context_weight)
+    made = build_made(layers, features, activation_name(network.f), context_weight=context_weight)
     if stable:
         with torch.no_grad():
             made.masked_layers()[-1].bias[features:] += settings.get("sigmoid_bias", 2.0)

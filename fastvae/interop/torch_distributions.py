@@ -39,13 +39,13 @@ class FlowTransform(Transform):
         self.context = context
         self._last: _Call | None = None
 
-    # The base class would hand out what it remembers whatever happened to the parameters meanwhile.
+    # The base class returns the values that it remembers even if the parameters have changed since.
     def __call__(self, x: Tensor) -> Tensor:
-        last = self._matching(x=x) if self._cache_size else None
+        last = self._find_last(x=x) if self._cache_size else None
         return self._call(x) if last is None else last
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        last = self._matching(y=y) if self._cache_size else None
+        last = self._find_last(y=y) if self._cache_size else None
         return self._inverse(y) if last is None else last
 
     def _call(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class FlowTransform(Transform):
         return x
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``y`` and log |det dy/dx|, computed together; nothing remembered is used."""
+        """``y`` and log |det dy/dx|, computed together, without the remembered call."""
         y, log_det = self.flow(x, self.context)
         self._remember(x, y, log_det)
         return y, log_det
@@ -82,8 +82,8 @@ class FlowTransform(Transform):
         else:
             self._last = _Call(weakref.ref(x), weakref.ref(y), log_det, state)
 
-    def _matching(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor | None:
-        """The other end of the last call, if it was for the one given and nothing has changed since."""
+    def _find_last(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor | None:
+        """The other end of the last call, if that call had this end and nothing has changed since."""
         if self._last is None:
             return None
         last_x, last_y = self._last.x(), self._last.y()
@@ -123,8 +123,8 @@ class FlowTransform(Transform):
 def to_torch_transform(flow: nn.Module, context: Tensor | None = None, *, cache_size: int = 0) -> FlowTransform:
     r"""A flow as a :class:`torch.distributions.Transform`, from base noise to sample.
 
-    Its call is the flow's ``forward``, its ``inv`` the flow's ``inverse``: which is fast is said there. Behind a base
-    distribution of event shape (D,) it makes a :class:`torch.distributions.TransformedDistribution`.
+    Its call is the flow's ``forward``, its ``inv`` the flow's ``inverse``; the flow's docstring says which is fast.
+    Behind a base distribution of event shape (D,) it makes a :class:`torch.distributions.TransformedDistribution`.
 
     Args:
         flow: a module with ``forward(z, context=None) -> (z, log_det)`` and, for ``inv``, ``inverse`` alike.
@@ -133,8 +133,8 @@ def to_torch_transform(flow: nn.Module, context: Tensor | None = None, *, cache_
             forgotten when a parameter, the context or a value is changed in place, or gradients are switched on or off.
 
     Returns:
-        A transform with ``event_dim`` 1, batches of the values and of the context broadcast. Asked for the
-        log-determinant of the two values that it has just mapped, as ``log_prob`` does, it computes nothing again.
+        A transform with ``event_dim`` 1; batches of the values and of the context broadcast. For the
+        log-determinant of the two values that it has just mapped, which ``log_prob`` needs, it computes nothing again.
         ``call_and_ladj(x)`` gives value and log-determinant together.
 
     Raises:

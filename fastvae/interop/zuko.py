@@ -9,7 +9,7 @@ from torch.distributions import AffineTransform
 
 from ..nn.made import MADE
 from ._chains import Affine, ConvertedFlow, Part, Reordering, Step, cannot_express, chain_of, inside, name_layer
-from ._networks import Layer, activation_name, made_of, split_context, to_blocked
+from ._networks import Layer, activation_name, build_made, split_context, to_blocked
 from ._peers import check_flow, peer
 
 __all__ = ["from_zuko", "to_zuko"]
@@ -45,18 +45,18 @@ def to_zuko(flow: nn.Module) -> Any:
 def from_zuko(transform: Any) -> ConvertedFlow:
     """zuko's affine ``MaskedAutoregressiveTransform``, or a composition with such, as a flow with the same weights.
 
-    zuko's transforms map data to latents: the flow's ``inverse`` is their call, its ``forward`` their ``inv``. What is
-    inverted, zuko's way to an inverse autoregressive flow, becomes an :class:`InverseAutoregressiveFlow`.
+    zuko's transforms map data to latents: the flow's ``inverse`` is their call, its ``forward`` their ``inv``. An
+    inverted transform, zuko's way to an inverse autoregressive flow, becomes an :class:`InverseAutoregressiveFlow`.
 
-    Of a flow that sbi has built pass the ``net``. Its z-score of the parameters is an affine map in the composition and
-    becomes a fixed :class:`~fastvae.nn.AffineTransform`. Its ``embedding_net``, z-score of the condition included,
-    stays outside: the context is what it returns.
+    If sbi has built the flow, pass its ``net``. Its z-score of the parameters is an affine map in the composition and
+    becomes a fixed :class:`~fastvae.nn.AffineTransform`. Its ``embedding_net``, with the z-score of the condition,
+    stays outside: its result is the context.
 
     Args:
         transform: a ``MaskedAutoregressiveTransform`` with its default, affine, univariate transform; an
             ``UnconditionalTransform`` of ``AffineTransform``, ``MonotonicAffineTransform`` or
             ``PermutationTransform``; the ``inv`` of one; a ``LazyComposedTransform`` of such; or a ``Flow`` such as
-            ``MAF``, of which the transform is taken and the base distribution left out.
+            ``MAF``, whose transform is taken without the base distribution.
 
     Returns:
         A flow of kind ``"exp"`` with copies of the weights, a step for each transform, on their device and of their
@@ -72,7 +72,7 @@ def from_zuko(transform: Any) -> ConvertedFlow:
 
 
 def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
-    """From latents to data what ``transform`` is made of, in the order in which data meet it."""
+    """The parts of ``transform``, as maps from latents to data, in the order in which data meet them."""
     flows, lazy = peer("zuko.flows", "zuko"), peer("zuko.lazy", "zuko")
     if isinstance(transform, lazy.Flow):
         return _parts(transform.transform, path, inverted)
@@ -97,7 +97,7 @@ def _parts(transform: Any, path: str, inverted: bool) -> list[Part]:
 
 
 def _convert_fixed(transform: Any) -> Affine | Reordering | None:
-    """What a transform of torch or zuko that takes no context is, if it is known."""
+    """The part for a transform of torch or zuko without a context; None if its type is unknown."""
     zuko = peer("zuko.transforms", "zuko")
     if isinstance(transform, AffineTransform):
         return Affine.of(transform.loc, transform.scale)
@@ -130,4 +130,4 @@ def _network(transform: Any) -> MADE:
     features = layers[-1].weight.shape[0] // 2
     layers[0], context_weight = split_context(layers[0], slice(features, None), slice(0, features))
     layers[-1] = to_blocked(layers[-1], features, shift_first=True)
-    return made_of(layers, features, activations[0], context_weight=context_weight)
+    return build_made(layers, features, activations[0], context_weight=context_weight)

@@ -1,4 +1,4 @@
-"""Whether a call of a module does more than its forward. A fused call would skip the rest, so none is made then."""
+"""Whether a call of a module does more than its forward. A fused call would skip the rest."""
 
 from __future__ import annotations
 

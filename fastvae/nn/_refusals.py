@@ -16,7 +16,7 @@ def check_floating(name: str, t: Tensor) -> None:
 
 
 def check_meta(name: str, t: Tensor, weight: Tensor) -> None:
-    """Raises where one of both is on ``meta`` and the other is not: products then return uninitialised memory."""
+    """Raises if only one of the two is on ``meta``: products then return uninitialised memory."""
     if t.is_meta is not weight.is_meta:
         raise ValueError(f"{name} must be on the device of the weight, {weight.device}; it is on {t.device}")
 

@@ -38,6 +38,6 @@ def start_as(layer: nn.Module, start: Start) -> None:
 
 
 def start_of(layer: nn.Module) -> Start:
-    """The layer's start; before its construction ends, and for most layers, one that changes nothing."""
+    """The layer's start. During its construction, and for most layers, the start changes nothing."""
     start = layer.__dict__.get("_start")
     return Start() if start is None else start

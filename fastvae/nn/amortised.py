@@ -38,7 +38,7 @@ class AmortisedFlow(nn.Module):
             self.weight = nn.Parameter(torch.empty(size, context_features, device=device, dtype=dtype))
 
     def _start(self, **options: Any) -> Tensor:
-        r""":math:`\theta_0`, what the parameters, ``(size,)``, start from; ``options`` are its device and dtype."""
+        r""":math:`\theta_0` ``(size,)``, the start of the parameters; ``options`` are its device and dtype."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -98,5 +98,5 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def log_of_positive(value: Tensor) -> Tensor:
-    """log of a number that is positive but for rounding."""
+    """log of a number that only rounding can make zero or negative."""
     return value.clamp(min=torch.finfo(value.dtype).tiny).log()

@@ -47,7 +47,7 @@ class CodeEmbedding(nn.Embedding):
         (torch.Size([2, 16, 8, 8]), True)
     """
 
-    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    # The kind of layer that a sampler sees, see fastvae/sampling/layers.py.
     sampled_as: ClassVar[str] = "code_table"
 
     def __init__(self, levels: int, channels: int, *, device: Any = None, dtype: Any = None) -> None:

@@ -74,7 +74,7 @@ class Permutation(_FixedFlow):
         self.register_buffer("inverse_permutation", order.argsort())
 
     def reset_parameters(self) -> None:
-        """Sets the permutation to the one that the flow was made with."""
+        """Sets the permutation to that of the construction."""
         order = torch.tensor(self._given, device=self.permutation.device)
         self.permutation.copy_(order)
         self.inverse_permutation.copy_(order.argsort())
@@ -149,10 +149,10 @@ class AffineTransform(_FixedFlow):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets ``loc`` and ``scale`` to what they were made from.
+        """Sets ``loc`` and ``scale`` to their values at construction.
 
         Raises:
-            RuntimeError: they were made on the meta device, where they had no numbers.
+            RuntimeError: the construction was on the meta device, where they had no numbers.
         """
         if self._given is None:
             raise RuntimeError("loc and scale have no numbers to start from: they were made on the meta device")

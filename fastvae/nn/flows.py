@@ -109,7 +109,7 @@ class _AutoregressiveSteps(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the initial weights again, and forgets data-dependent initialisations."""
         for network in self.steps():
-            # A network that was passed to from_networks has no start of its own.
+            # A network passed to from_networks has no start of its own.
             network.masked_layers()[-1]._start = self._near_identity()  # type: ignore[assignment]
             network.reset_parameters()
 

@@ -38,7 +38,7 @@ class GatedActivation(nn.Module):
         torch.Size([2, 3, 4, 4])
     """
 
-    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    # The kind of layer that a sampler sees, see fastvae/sampling/layers.py.
     sampled_as: ClassVar[str] = "gate"
 
     def __init__(self, kind: str = "tanh", *, impl: str = "auto") -> None:
@@ -54,9 +54,9 @@ class GatedActivation(nn.Module):
         return f"kind={self.kind}"
 
 
-@torch.fx.wrap  # a call of its own in traced networks: shapes are looked at when numbers come
+@torch.fx.wrap  # traced networks keep this call, and check shapes when numbers come
 def check_context(context: Tensor, features: int, channels: int) -> Tensor:
-    """``context`` once it is known to be a vector of ``features`` or a map of ``channels``."""
+    """``context``, after a check that it is a vector of ``features`` or a map of ``channels``."""
     if not isinstance(context, Tensor) or not context.is_floating_point():
         kind = context.dtype if isinstance(context, Tensor) else type(context).__name__
         raise TypeError(f"context must be a floating-point tensor (of labels, their nn.Embedding), got {kind}")

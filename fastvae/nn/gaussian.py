@@ -21,9 +21,9 @@ __all__ = ["DiagonalGaussianHead", "TriangularGaussianHead", "bound_log_sigma"]
 def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.0, 7.0)) -> Tensor:
     r"""Clamps a predicted log-sigma, without cutting off the gradient that leads back.
 
-    Between the bounds it is the identity. Beyond a bound the value is the bound. There a gradient passes
-    unchanged if its descent step leads back, and is zero if it leads further away. A plain clamp would leave a
-    unit that once overshot without any gradient, a sigmoid or tanh with one that underflows.
+    Between the bounds it is the identity. Beyond a bound the value is the bound. There a gradient passes unchanged if
+    its descent step leads back, and is zero if it leads further away. A unit that once overshot would have no gradient
+    behind a plain clamp, and one that underflows behind a sigmoid or tanh.
 
     Args:
         log_sigma: natural logarithm of a standard deviation, any shape, floating point.

@@ -24,8 +24,8 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
 
     Args:
         features: number D of features.
-        context_features: width of the context that the D(D-1)/2 entries of the triangle, row-major, are a linear map
-            of; 0: they are learned themselves.
+        context_features: width of the context. The D(D-1)/2 entries of the triangle, row-major, are a linear map of
+            it; with 0 they are learned themselves.
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)``, dtype of ``z``, and ``log_det``

@@ -156,7 +156,7 @@ class MADE(DiscreteFeatures):
         return MadeParameters(weights, biases, gains, normalized=self._weight_norm)
 
     def context_term(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        """What the context adds to the first layer, ``(*, width)``, for inputs ``x`` ``(*, D)``.
+        """The term of the context in the first layer, ``(*, width)``, for inputs ``x`` ``(*, D)``.
 
         Raises:
             ValueError: ``x`` or ``context`` is of another width than expected, or the context is missing or unexpected.
@@ -175,7 +175,7 @@ class MADE(DiscreteFeatures):
         return self.context_layer(context)
 
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:
-        """With weight normalisation: sets gains and biases from the first batch in training mode; whether it did.
+        """With weight normalisation, sets gains and biases from the first batch in training mode; tells whether it did.
 
         Processes of a :class:`torch.nn.parallel.DistributedDataParallel`, or in a
         :func:`fastvae.nn.shared_first_batch`, take those of their first process.

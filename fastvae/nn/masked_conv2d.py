@@ -76,7 +76,7 @@ class MaskedConv2d(nn.Conv2d):
         torch.Size([2, 6, 8, 8])
     """
 
-    # What a sampler takes it for, see fastvae/sampling/layers.py.
+    # The kind of layer that a sampler sees, see fastvae/sampling/layers.py.
     sampled_as: ClassVar[str] = "masked_conv"
 
     def __init__(

@@ -124,7 +124,7 @@ class MaskedLinear(nn.Linear):
         """Sets gain and bias from data, such that pre-activations have mean 0 and standard deviation ``target_std``.
 
         Args:
-            pre_activations: what the layer, without its activation, makes of a first batch: ``(*, out_features)``.
+            pre_activations: the layer's outputs for a first batch, before its activation: ``(*, out_features)``.
             target_std: the standard deviation to start from.
 
         Raises:

@@ -36,7 +36,7 @@ class PixelNetwork(nn.Module):
         likelihood the integers. Networks in half precision take images in float32, too.
     """
 
-    # A slot, since samplers compare the attributes of a network from call to call, and no part of the module's state.
+    # A slot, which is no part of the module's state: samplers compare a network's attributes from call to call.
     __slots__ = ("_read",)
 
     def __init__(

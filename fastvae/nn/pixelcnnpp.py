@@ -77,8 +77,8 @@ class _GatedResidual(nn.Module):
 class PixelCNNpp(PixelNetwork):
     r"""PixelCNN++: two streams of gated residual blocks, by shifted convolutions, with skips between two halves.
 
-    The upper stream u sees the rows above, the other one, ul, also what is left in the own row; each of its blocks
-    reads u. Every block of the second half also reads its twin of the first.
+    The upper stream u sees the rows above. The other stream, ul, also sees the pixels to the left in the own row; each
+    of its blocks reads u. Every block of the second half also reads its twin of the first.
 
     Args:
         in_channels: channels C of an image.
@@ -103,13 +103,13 @@ class PixelCNNpp(PixelNetwork):
         ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
 
     Note:
-        Of the paper's network this one leaves out: the levels of lower resolution, since only layers that keep the
-        image's size let every activation be computed once when sampling; the input channel of ones, which marks the
-        image's border; and weight normalisation with its data-dependent start.
+        This network leaves out three parts of the paper's. It has no levels of lower resolution, since a sampler
+        computes every activation once only if all layers keep the image's size. It has no input channel of ones, which
+        marks the image's border. It has no weight normalisation with a data-dependent start.
 
-        The sampler's parameters equal those of ``forward`` to a few ulp, those of :class:`PixelCNN` and
-        :class:`GatedPixelCNN` bit for bit on a CPU: here elu, between convolutions, is PyTorch's in ``forward`` and the
-        sampler's own in the sampler. Those of the sampler are equal to each other for every batch size.
+        The sampler's parameters equal those of ``forward`` to a few ulp; for :class:`PixelCNN` and
+        :class:`GatedPixelCNN` they are the same bits on a CPU. The reason is the elu between convolutions: ``forward``
+        takes PyTorch's, the sampler its own. The sampler's parameters are the same bits for every batch size.
 
     Reference:
         *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*

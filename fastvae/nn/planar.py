@@ -20,7 +20,7 @@ UNCONSTRAINED = 0.5413248546129181
 
 
 class PlanarFlow(AmortisedFlow):
-    r"""Planar flow: ``forward``, base noise to sample, is fast; ``inverse`` too, which only ``"leaky_relu"`` has.
+    r"""Planar flow: ``forward``, base noise to sample, is fast. So is ``inverse``, which only ``"leaky_relu"`` has.
 
     .. math::
         z' = z + \hat u\, h(w^\top z + b), \qquad
@@ -37,7 +37,7 @@ class PlanarFlow(AmortisedFlow):
 
     Args:
         features: number D of features.
-        context_features: width of the context that w, u and b are a linear map of; 0: they are learned themselves.
+        context_features: width of the context. w, u and b are a linear map of it; with 0 they are learned themselves.
         activation: h, ``"tanh"`` or ``"leaky_relu"``.
         negative_slope: slope of the leaky ReLU below zero, from 0 to 1.
 
@@ -104,7 +104,7 @@ class PlanarFlow(AmortisedFlow):
         Raises:
             AttributeError: the activation is tanh.
         """
-        # Who asks for inverses, FlowSequence for one, asks for the attribute.
+        # FlowSequence, and other callers that need an inverse, ask for the attribute.
         if self.activation == "tanh":
             raise AttributeError("inverse")
         return self._inverse
@@ -113,13 +113,13 @@ class PlanarFlow(AmortisedFlow):
         x, w, u_hat, w_u_hat, b = self._vectors(z, context)
         t = (w * x).sum(-1, keepdim=True) + b
         slope = self._slope(t)
-        # The determinant that forward takes the logarithm of, kept from zero in the same way.
+        # The same determinant as in forward, kept from zero in the same way.
         determinant = (1.0 + slope * w_u_hat).clamp(min=torch.finfo(x.dtype).tiny)
         out = torch.addcmul(x, u_hat, slope * t / determinant, value=-1)
         return out.to(z.dtype), -determinant.log().squeeze(-1)
 
     def _slope(self, t: Tensor) -> Tensor:
-        # Of numbers, torch.where would make float32.
+        # torch.where would make float32 of Python numbers.
         return torch.where(t < 0, torch.full_like(t, self.negative_slope), torch.ones_like(t))
 
     def _vectors(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -65,14 +65,14 @@ class FlowSequence(nn.Sequential):
 
 
 def takes_context(flow: Any) -> bool:
-    """Whether a context is for ``flow``: unless it says otherwise, it is."""
+    """Whether ``flow`` takes a context. It does unless it says otherwise."""
     if isinstance(flow, FlowSequence):
         return any(takes_context(part) for part in flow)
     return getattr(flow, "context_features", None) != 0
 
 
 def without_inverse(flow: Any) -> str | None:
-    """What in ``flow`` has no inverse, if anything, such as ``"flow 1 (PlanarFlow)"``."""
+    """The part of ``flow`` without an inverse, such as ``"flow 1 (PlanarFlow)"``; None if all have one."""
     if not isinstance(flow, FlowSequence):
         return None if hasattr(flow, "inverse") else type(flow).__name__
     for index, part in enumerate(flow):

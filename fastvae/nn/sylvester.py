@@ -40,10 +40,11 @@ class SylvesterFlow(AmortisedFlow):
 
     Args:
         features: number D of features.
-        kind: what Q is. ``"orthogonal"``: M = ``columns`` columns made orthonormal by ``iterations`` of a fixed-point
-            iteration; ``"householder"``: a product of ``reflections`` reflections, M = D; ``"triangular"``: the
-            fixed ``permutation``, M = D.
-        context_features: width of the context that all parameters are a linear map of; 0: they are learned themselves.
+        kind: the form of Q. ``"orthogonal"``: M = ``columns`` columns made orthonormal by ``iterations`` of a
+            fixed-point iteration; ``"householder"``: a product of ``reflections`` reflections, M = D; ``"triangular"``:
+            the fixed ``permutation``, M = D.
+        context_features: width of the context. All parameters are a linear map of it; with 0 they are learned
+            themselves.
         columns: M; None: min(D, 32).
         iterations: the count, fixed so that nothing is read back from a GPU. Each multiplies small singular values by
             1.5; 30 are enough for a smallest singular value of 10^-4 of the Frobenius norm.

@@ -101,7 +101,7 @@ class LogMeanExp:
                 f"got {tuple(maximum.shape)}"
             )
         joint = torch.maximum(self.maximum, maximum)
-        # From the bare maximum: where it is -inf the sum is empty and must vanish, however low the joint one.
+        # Not finite_shift of either maximum: where a maximum is -inf, its sum is empty and must get the factor 0.
         ours, theirs = (self.maximum - finite_shift(joint)).exp(), (maximum - finite_shift(joint)).exp()
         self.total = self.total * ours + total * theirs
         self.total_squares = self.total_squares * ours.square() + total_squares * theirs.square()
@@ -161,7 +161,7 @@ def importance_log_prob(
             size is no int.
         ValueError: a size is below 1, ``num_samples`` is missing for a function or disagrees with the
             iterable, ``chunk_size`` is given for an iterable, or a chunk has another shape than asked for.
-        RuntimeError: there was no sample at all.
+        RuntimeError: no sample came.
 
     Note:
         The estimate is below log p(x) on average, by about Var(w) / (2 K E[w]²): figures for different K must

@@ -27,7 +27,7 @@ class LinearSchedule:
         ValueError: an argument is not finite, or ``steps`` is not positive.
 
     Note:
-        As all schedules here: without state, comparable, picklable, and an error for a step below 0.
+        Like all schedules here, it has no state, can be compared and pickled, and raises for a step below 0.
 
     Reference:
         *Ladder Variational Autoencoders* (Sønderby, Raiko, Maaløe, Sønderby, Winther, 2016), under the name

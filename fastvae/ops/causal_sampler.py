@@ -16,13 +16,14 @@ the image of colour p are drawn. Pass ``num_colors`` serves later pixels. Outsid
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import backend
 from ..reference import causal_sampler as reference
+from ..structure.likelihood import PixelLikelihood
+from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 from ..structure.sampling_records import (
     ABSENT,
     ActivationCode,
@@ -36,10 +37,6 @@ from ..structure.sampling_records import (
     lay_out,
 )
 from ._library import extension
-
-if TYPE_CHECKING:
-    from ..structure.likelihood import PixelLikelihood
-    from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 
 
 @functools.lru_cache(maxsize=4096)

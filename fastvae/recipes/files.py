@@ -1,4 +1,4 @@
-"""Files: what is read is bounded, what is written is whole or absent."""
+"""Files: reads are bounded, and a written file is whole or absent."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = [
     "check_folder",
     "check_target",
     "explain",
+    "open_replacement",
     "read_bounded",
     "read_up_to",
     "replace_file",
-    "replacing",
     "write_json",
 ]
 
@@ -69,12 +69,13 @@ def read_bounded(path: Path, most: int, what: str) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def open_replacement(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` at the end of the block.
 
-    Whatever happens, ``path`` holds what it held before or all that the block wrote: the file is beside its target,
-    flushed to the disk and renamed. An exception removes it; after a kill
-    :func:`~fastvae.recipes.training.folder.held` does. A link stays, and what it leads to is replaced.
+    Whatever happens, ``path`` holds its earlier content or all that the block wrote. The new file is written beside its
+    target, flushed to the disk and renamed. An exception removes it; after a kill,
+    :func:`~fastvae.recipes.training.folder.hold_folder` removes it. If ``path`` is a link, the link stays, and its
+    target is replaced.
 
     Args:
         path: the target, in a folder that exists.
@@ -112,7 +113,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file that a user named, as :func:`replacing`; a device or a pipe is written to as it is.
+    """Writes a file that a user named, as :func:`open_replacement` does; a device or a pipe is written to as it is.
 
     Raises:
         RecipeError: it cannot be written; nothing is left behind.
@@ -123,12 +124,12 @@ def replace_file(path: Path, content: bytes) -> None:
             return
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {explain(error)}") from None
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain data as JSON, what is not finite as null.
+    """Writes plain data as JSON; numbers that are not finite become null.
 
     Raises:
         RecipeError: the file cannot be written.

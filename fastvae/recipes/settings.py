@@ -20,14 +20,14 @@ __all__ = [
     "to_plain",
 ]
 
-# What numpy's frozen stream takes as a seed, and what sizes and counts may be.
+# The largest seed of numpy's frozen stream, and the largest size or count.
 MOST_SEED, MOST_WHOLE = 2**32 - 1, 2**31 - 1
 
 Implementation = Literal["auto", "triton", "cpp", "reference"]
 
 
 def option(name: str, default: Any) -> Any:
-    """A field of settings whose option on the command line is called otherwise: ``--name``."""
+    """A field of settings whose option has another name on the command line: ``--name``."""
     return field(default=default, metadata={"option": name})
 
 
@@ -82,7 +82,7 @@ def check_positive(settings: Any, *names: str, zero: bool = False) -> None:
 
 
 def check_share(settings: Any, name: str, *, one: bool = True) -> None:
-    """Checks that a field lies between 0 and 1, which it may reach if ``one`` is true.
+    """Checks that a field is at least 0 and below 1, or at most 1 if ``one`` is true.
 
     Raises:
         ValueError: it does not.

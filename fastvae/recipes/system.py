@@ -1,4 +1,4 @@
-"""What a system is: a name, settings, and how its model is made, trained, evaluated and drawn."""
+"""A system: a name, settings, and how its model is made, trained, evaluated and drawn."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["System"]
 class System:
     """One system of the lecture.
 
-    A subclass says what is its own; ``settings`` is a frozen dataclass with the fields ``model``, ``training`` and
-    ``evaluation``, each a frozen dataclass of settings with defaults. What trains it with Lightning is
-    :func:`~fastvae.recipes.training.run.run`.
+    A subclass defines its own parts. ``settings`` is a frozen dataclass with the fields ``model``, ``training`` and
+    ``evaluation``, each a frozen dataclass of settings with defaults. :func:`~fastvae.recipes.training.run.run` trains
+    a system with Lightning.
 
-    A model is a module with ``config``; what evaluation asks of it is
+    A model is a module with ``config``. Evaluation calls the methods of
     :class:`~fastvae.recipes.evaluation.bounds.LatentModel`.
     """
 
     name: ClassVar[str]
     settings: ClassVar[Any]
 
-    # What the system is made of
+    # The parts of the system
 
     def make_model(self, config: Any) -> nn.Module:
         """A new model of its settings."""
@@ -58,7 +58,7 @@ class System:
         """Trains, evaluates and draws: :func:`~fastvae.recipes.training.run.run`."""
         return run(self, settings, folder, **options)
 
-    # What is done with a trained model
+    # The uses of a trained model
 
     def evaluate(self, model: Any, images: Any, config: Any, *, seed: int = 0, progress: bool = False) -> Any:
         """The figures of a model, a dataclass; the seed is that of binarisation and noise."""
@@ -73,7 +73,7 @@ class System:
         raise NotImplementedError
 
     def label(self, config: Any) -> str:
-        """What a curve of a model with these settings is called."""
+        """The name of a curve of a model with these settings."""
         return self.name
 
     def sample(
@@ -86,7 +86,7 @@ class System:
         return found
 
     def reconstruct(self, model: Any, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Intensities ``(N, pixels)`` of what binary images ``(N, pixels)`` become through the latents."""
+        """Intensities ``(N, pixels)`` of binary images ``(N, pixels)`` after their way through the latents."""
         self.check_reconstruct(model)
         found: Tensor = model.reconstruct(x, generator=generator)
         return found
@@ -111,7 +111,7 @@ class System:
     def draw_reconstructions(
         self, model: Any, settings: Any, path: Path, *, count: int, seed: int = 0, images: Images | None = None
     ) -> None:
-        """Draws test images, evenly spread, above what they become; they are looked for if they are None."""
+        """Draws test images, evenly spread, above their reconstructions; with None it loads the images."""
         self.check_reconstruct(model)
         images = self.load_images(settings.training, progress=True) if images is None else images
         x = spread(binarize_fixed(images.x_test), count)
@@ -139,7 +139,7 @@ class System:
         Args:
             path: the checkpoint.
             impl: implementation of the ops; that of the training if None.
-            content: what the checkpoint holds, if it was read already.
+            content: the content of the checkpoint, if the caller has read it.
 
         Raises:
             RecipeError: the file cannot be read or is no checkpoint of this system.
@@ -158,7 +158,7 @@ class System:
         return model.eval(), settings
 
     def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """Those of a model's settings that no model with fewer weights can have."""
+        """The part of a model's settings that sets how many weights it needs at least."""
         return plain
 
     def read_settings(self, path: Path) -> Any:

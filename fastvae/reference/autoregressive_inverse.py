@@ -1,7 +1,7 @@
 r"""Inverse of an autoregressive affine flow in one sweep, in plain PyTorch.
 
-With feature i known, exactly the hidden units of degree i become known; every weight is used once. The usual inverse
-runs the whole network once for each of D features.
+Once feature i is known, the hidden units of degree i become known. So the sweep uses every weight once. The usual
+inverse runs the whole network once for each of D features.
 """
 
 from __future__ import annotations

@@ -1,26 +1,23 @@
 """Sampling of images from a causal network in plain PyTorch, with caches and without.
 
-The cached sampler computes each activation once: what depends on the rows above only for a whole row at a time, the
-rest pixel by pixel for the whole batch, a convolution being a matrix product on the neighbourhood. A buffer keeps as
-many rows as are read. :func:`naive_sample` runs the whole network for every pixel, and is what the caches are tested
-against.
+The cached sampler computes each activation once. It computes a whole row at a time where an activation depends on the
+rows above only. It computes the others pixel by pixel, for the whole batch. A convolution is a matrix product on the
+neighbourhood. A buffer keeps as many rows as the nodes read. :func:`naive_sample` runs the whole network for every
+pixel; tests compare the cached sampler with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..structure.likelihood import PixelLikelihood
+from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 from .masked_linear import ACTIVATIONS
-
-if TYPE_CHECKING:
-    from ..structure.likelihood import PixelLikelihood
-    from ..structure.sampling_plan import Binding, Conv, Node, Plan, Span
 
 Function = Callable[[Tensor], Tensor]
 # Which channels of a node: all of them, or those of one pass.
@@ -52,7 +49,7 @@ class _Caches:
         return self.rows[span.buffer][:, -1, self.left[span.buffer] + x, span.first : span.first + span.channels]
 
     def neighbour_row(self, span: Span, dy: int, dx: int) -> Tensor:
-        """``(N, W, count)``: what lies ``(dy, dx)`` from each pixel of the current row."""
+        """``(N, W, count)``: the values at ``(dy, dx)`` from each pixel of the current row."""
         start = self.left[span.buffer] + dx
         return self.rows[span.buffer][:, dy - 1, start : start + self.width, span.first : span.first + span.channels]
 
@@ -86,7 +83,7 @@ def _rectangles(taps: Sequence[tuple[int, int, int]]) -> list[tuple[range, range
     ]
 
 
-def _selected(passes: Sequence[int], current: int, device: torch.device) -> Selection | None:
+def _select(passes: Sequence[int], current: int, device: torch.device) -> Selection | None:
     """The channels of pass ``current``, or None where there are none."""
     indices = [channel for channel, own in enumerate(passes) if own == current]
     if len(indices) == len(passes):
@@ -106,7 +103,7 @@ class _Executor:
                 self.row_steps.append(self._row_step(node))
                 continue
             for current, steps in enumerate(self.pass_steps):
-                chosen = _selected(passes, current, like.device)
+                chosen = _select(passes, current, like.device)
                 if chosen is not None:
                     steps.append(self._pixel_step(node, chosen))
 
@@ -174,7 +171,7 @@ class _Executor:
         return step
 
     def _pointwise(self, node: Node, chosen: Selection) -> Callable[[Callable[[Span], Tensor]], Tensor]:
-        """A function of how spans are read."""
+        """A function that takes a reader of spans, and returns the node's values."""
         if node.op == "copy":
             return lambda at: at(node.src)[..., chosen]
         if node.op == "affine":
@@ -196,10 +193,10 @@ class _Executor:
         return lambda at: combine(at(node.a)[..., chosen], at(node.b)[..., chosen])
 
 
-def _drawn(
+def _draw(
     likelihood: PixelLikelihood, parameters: Tensor, uniforms: Tensor, temperature: float, channels: list[int], of: int
 ) -> Tensor:
-    """Channels ``channels`` of a pixel that has ``of``, ``(N, len(channels))``."""
+    """Draws the channels ``channels`` of a pixel with ``of`` channels: ``(N, len(channels))``."""
     if len(channels) < of:
         parameters = parameters.unflatten(1, (of, -1))[:, channels].flatten(1)
         uniforms = uniforms[:, channels]
@@ -218,8 +215,8 @@ def causal_sampler(
 ) -> None:
     """Fills ``images`` ``(N, C, H, W)`` and, unless it is None, ``parameters`` ``(N, P, H, W)``.
 
-    ``given``, bool, tells which numbers of ``images`` stay; ``uniforms`` ``(N, H W columns)``. Without uniforms all is
-    given.
+    ``given``, bool, marks the numbers of ``images`` that stay. ``uniforms`` are ``(N, H W columns)``; None means that
+    all numbers stay.
     """
     n, channels, height, width = images.shape
     executor = _Executor(plan, binding, images, n, width)
@@ -241,7 +238,7 @@ def causal_sampler(
                 pixel = images[:, chosen, y, x]
                 if uniforms is not None:
                     numbers = uniforms[:, place : place + columns]
-                    drawn = _drawn(likelihood, caches.pixel(outputs, x), numbers, temperature, chosen, channels)
+                    drawn = _draw(likelihood, caches.pixel(outputs, x), numbers, temperature, chosen, channels)
                     pixel = drawn if given is None else torch.where(given[:, chosen, y, x], pixel, drawn)
                     images[:, chosen, y, x] = pixel
                 caches.pixel(image, x)[:, chosen] = pixel
@@ -259,7 +256,7 @@ def naive_sample(
     temperature: float = 1.0,
     image_colors: Sequence[int] = (0,),
 ) -> Tensor:
-    """Fills ``images`` by one pass of the whole network for each color of each pixel; the last parameters."""
+    """Fills ``images`` by one pass of the whole network for each color of each pixel; returns the last parameters."""
     _, channels, height, width = images.shape
     columns = likelihood.columns(channels)
     parameters = images.new_empty(0)
@@ -270,7 +267,7 @@ def naive_sample(
                 chosen = [j for j, color in enumerate(image_colors) if color == current]
                 parameters = network(images)
                 numbers = uniforms[:, place : place + columns]
-                pixel = _drawn(likelihood, parameters[:, :, y, x], numbers, temperature, chosen, channels)
+                pixel = _draw(likelihood, parameters[:, :, y, x], numbers, temperature, chosen, channels)
                 if given is not None:
                     pixel = torch.where(given[:, chosen, y, x], images[:, chosen, y, x], pixel)
                 images[:, chosen, y, x] = pixel

@@ -46,7 +46,7 @@ def discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int
     centred = x - mean
     below_top = functional.logsigmoid(inverse_scale * (centred + half))
     above_bottom = functional.logsigmoid(inverse_scale * (half - centred))
-    # Of log(1 - e^-width), bins much narrower than the scale take the series: there, width itself may underflow.
+    # Bins much narrower than the scale take the series of log(1 - e^-width): there, width itself may underflow.
     width = inverse_scale * (2.0 * half)
     narrow = width < 1e-4
     log_mass = torch.where(
@@ -76,9 +76,10 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, levels: int) -> Tensor:
 def logistic_mixture_sample(params: Tensor, uniforms: Tensor, temperature: float = 1.0, levels: int = 256) -> Tensor:
     """Pixels (..., C) from params (..., 3K or 10K) and uniforms (..., 1 + C) in (0, 1).
 
-    The first uniform chooses the component: the first one up to which the weights, softmax of logits / temperature, add
-    up to more. The others give each channel's logistic, its scale times the temperature, by the inverse of its
-    distribution function; the value is taken to the nearest level before the next channel's mean is shifted by it.
+    The first uniform chooses the component: the first one at which the running sum of the weights, softmax of logits /
+    temperature, exceeds the uniform. The other uniforms give each channel a logistic number by the inverse of its
+    distribution function, with its scale times the temperature. The number is rounded to the nearest level before it
+    shifts the next channel's mean.
     """
     dtype = compute_dtype(params.dtype)
     channels = int(uniforms.shape[-1]) - 1

@@ -35,8 +35,8 @@ def main() -> int:
     try:
         isas = [options.isa] if options.isa else _C.available_isas()
         for case in options.case or ():
-            cases.parsed(case)
-        named = options.case or list(islice(cases.numbered(options.seed, options.only), options.cases))
+            cases.parse(case)
+        named = options.case or list(islice(cases.number_cases(options.seed, options.only), options.cases))
     except ValueError as error:
         parser.error(str(error))
     failures, done, start = [], 0, time.monotonic()

@@ -24,12 +24,12 @@ def run(case: str) -> None:
         FuzzError: it does not do what is promised.
         ValueError: there is no such case.
     """
-    kind, target, number = parsed(case)
+    kind, target, number = parse(case)
     module, _ = KINDS[kind]
     module.run(target, f"{target}/{number}")
 
 
-def parsed(case: str) -> tuple[str, str, int]:
+def parse(case: str) -> tuple[str, str, int]:
     kind, _, rest = case.partition(".")
     target, _, number = rest.rpartition(".")
     if kind not in KINDS or target not in KINDS[kind][1] or not number.isdecimal():
@@ -40,7 +40,7 @@ def parsed(case: str) -> tuple[str, str, int]:
     return kind, target, int(number)
 
 
-def numbered(seed: int, only: str = "") -> Iterator[str]:
+def number_cases(seed: int, only: str = "") -> Iterator[str]:
     """Cases without end, in turns of all targets; ``only`` those that begin so."""
     turns = {kind: itertools.cycle(targets) for kind, (_, targets) in KINDS.items()}
     counts: dict[str, int] = {}

@@ -107,21 +107,21 @@ class Draw:
     def tensor(self, *shape: int, scale: float = 0.5, values: Tensor | None = None) -> Tensor:
         """A tensor of the case's dtype, of a random layout, in a case with bad arguments of another dtype or shape."""
         if not self.tame and self.chance(0.01) and shape:
-            shape, values = self.mistaken(shape), None
+            shape, values = self.misshape(shape), None
         dtype = self.dtype if self.tame or not self.chance(0.01) else self.choice(DTYPES)
         values = self.values(shape, scale) if values is None else values
-        return self.laid_out(values.to(dtype))
+        return self.lay_out(values.to(dtype))
 
-    def mistaken(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def misshape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         place = self.rng.randrange(len(shape))
         other = self.choice((shape[place] + 1, max(shape[place] - 1, 0), 0, 1, 2))
         return self.choice(((*shape[:place], other, *shape[place + 1 :]), shape[1:], (*shape, 1), (2, *shape)))
 
-    def laid_out(self, t: Tensor) -> Tensor:
+    def lay_out(self, t: Tensor) -> Tensor:
         """``t`` in other memory; where numbers share memory, they become equal."""
         if self.tame or self.chance(0.4):
             return t
-        layouts = [_sliced, _stepped, _unaligned, _transposed, _negated, _expanded, _overlapping, _channels_last]
+        layouts = [_slice, _step, _misalign, _transpose, _negate, _expand, _overlap, _put_channels_last]
         return self.choice(layouts)(self, t)
 
 
@@ -129,7 +129,7 @@ def _between_nan(t: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.full(tuple(shape), float("nan"), dtype=t.dtype)
 
 
-def _sliced(draw: Draw, t: Tensor) -> Tensor:
+def _slice(draw: Draw, t: Tensor) -> Tensor:
     """Cut out of a larger tensor of NaN: what is read beside it shows."""
     around = [(draw.rng.randint(0, 2), draw.rng.randint(0, 2)) for _ in t.shape]
     whole = _between_nan(t, [size + a + b for size, (a, b) in zip(t.shape, around, strict=True)])
@@ -137,35 +137,35 @@ def _sliced(draw: Draw, t: Tensor) -> Tensor:
     return part.copy_(t)
 
 
-def _stepped(draw: Draw, t: Tensor) -> Tensor:
+def _step(draw: Draw, t: Tensor) -> Tensor:
     steps = [draw.rng.randint(1, 3) for _ in t.shape]
     whole = _between_nan(t, [size * step for size, step in zip(t.shape, steps, strict=True)])
     return whole[tuple(slice(None, None, step) for step in steps)].copy_(t)
 
 
-def _unaligned(draw: Draw, t: Tensor) -> Tensor:
+def _misalign(draw: Draw, t: Tensor) -> Tensor:
     start = draw.rng.randint(1, 7)
     return _between_nan(t, [t.numel() + start + 3])[start : start + t.numel()].view(t.shape).copy_(t)
 
 
-def _transposed(draw: Draw, t: Tensor) -> Tensor:
+def _transpose(draw: Draw, t: Tensor) -> Tensor:
     order = draw.rng.sample(range(t.dim()), t.dim())
     back = [order.index(i) for i in range(t.dim())]
     return t.permute(order).contiguous().permute(back)
 
 
-def _negated(draw: Draw, t: Tensor) -> Tensor:
+def _negate(draw: Draw, t: Tensor) -> Tensor:
     return torch._neg_view(-t)
 
 
-def _expanded(draw: Draw, t: Tensor) -> Tensor:
+def _expand(draw: Draw, t: Tensor) -> Tensor:
     """Stride 0 in some dimensions."""
     shared = [draw.chance(0.5) and size > 0 for size in t.shape]
     first = t[tuple(slice(0, 1) if one else slice(None) for one in shared)].clone()
     return first.expand(t.shape)
 
 
-def _overlapping(draw: Draw, t: Tensor) -> Tensor:
+def _overlap(draw: Draw, t: Tensor) -> Tensor:
     """Rows that share all numbers but one with the next."""
     if not t.numel():
         return t
@@ -175,5 +175,5 @@ def _overlapping(draw: Draw, t: Tensor) -> Tensor:
     return memory.as_strided(t.shape, strides) if memory.numel() == needed else t
 
 
-def _channels_last(draw: Draw, t: Tensor) -> Tensor:
+def _put_channels_last(draw: Draw, t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t

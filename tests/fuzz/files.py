@@ -37,7 +37,7 @@ SLOWER = float(os.environ.get("FASTVAE_FUZZ_SLOWER", "1"))
 
 
 @contextmanager
-def bounded(described: str) -> Iterator[None]:
+def bound_cost(described: str) -> Iterator[None]:
     """Raises a failure where the block takes more than its share of processor time or of memory."""
     Path("/proc/self/clear_refs").write_text("5")
     memory, start = _peak(), time.process_time()
@@ -53,7 +53,7 @@ def _peak() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def damaged(draw: Draw, data: bytes) -> tuple[bytes, str]:
+def damage(draw: Draw, data: bytes) -> tuple[bytes, str]:
     """A few bits flipped, bytes replaced, dropped or inserted, the end missing, or more at the end."""
     content, said = bytearray(data), []
     for _ in range(draw.choice((1, 1, 2, 5))):
@@ -90,7 +90,7 @@ def damaged(draw: Draw, data: bytes) -> tuple[bytes, str]:
 
 
 @functools.cache
-def _compressed() -> list[tuple[Any, Any, torch.Tensor, bytes]]:
+def _compress_images() -> list[tuple[Any, Any, torch.Tensor, bytes]]:
     """Networks, contexts, images and their files."""
     found = []
     for kind, channels, options in (
@@ -104,16 +104,16 @@ def _compressed() -> list[tuple[Any, Any, torch.Tensor, bytes]]:
     return found
 
 
-def compressed(case: str, folder: Path) -> None:
+def decompress_damaged(case: str, folder: Path) -> None:
     draw = Draw(case)
-    network, context, x, data = draw.choice(_compressed())
-    content, said = damaged(draw, data)
+    network, context, x, data = draw.choice(_compress_images())
+    content, said = damage(draw, data)
     if draw.chance(0.6) and len(content) >= 4:
         # Not by accident: the checksum at the end fits.
         content = content[:-4] + struct.pack("<I", zlib.crc32(content[:-4]))
         said += ", checksum mended"
     described = f"compressed images: {said}"
-    with bounded(described):
+    with bound_cost(described):
         try:
             found = decompress_images(network, content, context)
         except RecipeError as error:
@@ -156,10 +156,10 @@ def checkpoint(case: str, folder: Path) -> None:
             torch.save({"hyper_parameters": {"model": _Touch(touched)}, "state_dict": {}}, path)
             content = path.read_bytes()
     else:
-        content, said = damaged(draw, data)
+        content, said = damage(draw, data)
     path.write_bytes(content)
     described = f"checkpoint: {said}"
-    with bounded(described):
+    with bound_cost(described):
         try:
             model = load(path)[0]
         except RecipeError as error:
@@ -183,7 +183,7 @@ def configuration(case: str, folder: Path) -> None:
         data = (
             b'recipe = "vae"\nepochs = 3\nlearning_rate = 1e-3\nhidden_features = [20, 30]\n[model]\nkl = "analytic"\n'
         )
-    content, said = damaged(draw, data)
+    content, said = damage(draw, data)
     if draw.chance(0.1):
         content, said = (
             draw.choice((b"[" * 100_000, b'{"a":' * 50_000, b'{"epochs": 1' + b"0" * 5000 + b"}", b"\xff\xfe")),
@@ -192,7 +192,7 @@ def configuration(case: str, folder: Path) -> None:
     path = folder / f"config{suffix}"
     path.write_bytes(content)
     described = f"configuration {suffix}: {said}"
-    with bounded(described):
+    with bound_cost(described):
         try:
             values = read_settings_file(path, "vae", (VAEConfig, VAETrainConfig))
         except RecipeError as error:
@@ -214,10 +214,11 @@ def images(case: str, folder: Path) -> None:
     else:
         _write_large(path, rows)
     content, said = (
-        damaged(draw, path.read_bytes()) if kind == "damaged" else (path.read_bytes(), "a small file of 3 GB")
+        damage(draw, path.read_bytes()) if kind == "damaged" else (path.read_bytes(), "a small file of 3 GB")
     )
     path.write_bytes(content)
-    with bounded(f"images: {said}"), mock.patch.dict(os.environ, FASTVAE_DATA=str(folder), XDG_CACHE_HOME=str(folder)):
+    places = {"FASTVAE_DATA": str(folder), "XDG_CACHE_HOME": str(folder)}
+    with bound_cost(f"images: {said}"), mock.patch.dict(os.environ, places):
         try:
             load_static_mnist()
         except RecipeError as error:
@@ -244,7 +245,7 @@ def _check_message(error: RecipeError, described: str) -> None:
         raise FuzzError(f"{described}: the error says nothing")
 
 
-TARGETS = {"compressed": compressed, "checkpoint": checkpoint, "configuration": configuration, "images": images}
+TARGETS = {"compressed": decompress_damaged, "checkpoint": checkpoint, "configuration": configuration, "images": images}
 
 
 def run(name: str, case: str) -> None:

@@ -14,7 +14,7 @@ STRINGS = ("", "nonsense", "identity", "relu", "silu", "gelu", "tanh", "linear",
 FLOATS = (0.0, -1.0, 1e308, float("nan"), float("inf"), -float("inf"))
 
 
-def mutated(draw: Draw, args: list[Any], types: list[str]) -> list[Any]:
+def mutate(draw: Draw, args: list[Any], types: list[str]) -> list[Any]:
     """The arguments with one of them replaced, or with two of them exchanged."""
     place = draw.rng.randrange(len(args))
     if draw.chance(0.08):
@@ -63,14 +63,14 @@ def _list(draw: Draw, values: list[Any]) -> list[Any]:
 
 
 def _tensor(draw: Draw, t: Tensor) -> Tensor:
-    return draw.choice((_resized, _resized, _resized, _retyped, _moved, _restrided, _restrided, _revalued))(draw, t)
+    return draw.choice((_resize, _resize, _resize, _retype, _move, _restride, _restride, _revalue))(draw, t)
 
 
 def _is_plain(t: Tensor) -> bool:
     return t.is_cpu and t.layout is torch.strided and not t.is_nested
 
 
-def _resized(draw: Draw, t: Tensor) -> Tensor:
+def _resize(draw: Draw, t: Tensor) -> Tensor:
     """Of another shape, with numbers of the same kind."""
     shape = [] if t.is_nested else list(t.shape)
     action = draw.choice(("size", "size", "size", "fewer", "more", "none", "flat", "exchanged"))
@@ -95,14 +95,14 @@ def _resized(draw: Draw, t: Tensor) -> Tensor:
     return repeated[:count].reshape(shape)
 
 
-def _retyped(draw: Draw, t: Tensor) -> Tensor:
+def _retype(draw: Draw, t: Tensor) -> Tensor:
     if not _is_plain(t):
         return t
     others = (*DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
     return t.to(draw.choice(others))
 
 
-def _moved(draw: Draw, t: Tensor) -> Tensor:
+def _move(draw: Draw, t: Tensor) -> Tensor:
     """On the meta device, sparse, or conjugated: nothing that a kernel can read."""
     action = draw.choice(("meta", "meta", "sparse", "conjugated", "nested"))
     if action == "meta" or not _is_plain(t):
@@ -114,7 +114,7 @@ def _moved(draw: Draw, t: Tensor) -> Tensor:
     return torch.complex(t.float(), t.float()).conj()
 
 
-def _restrided(draw: Draw, t: Tensor) -> Tensor:
+def _restride(draw: Draw, t: Tensor) -> Tensor:
     """The same or other numbers in other memory; many of these are right."""
     if not _is_plain(t):
         return t
@@ -128,10 +128,10 @@ def _restrided(draw: Draw, t: Tensor) -> Tensor:
     if action == "negated":
         return torch._neg_view(t) if t.is_floating_point() else t
     wild = Draw(f"{draw.name}/layout/{draw.rng.random()}")
-    return wild.laid_out(t) if t.is_floating_point() and t.dim() else t
+    return wild.lay_out(t) if t.is_floating_point() and t.dim() else t
 
 
-def _revalued(draw: Draw, t: Tensor) -> Tensor:
+def _revalue(draw: Draw, t: Tensor) -> Tensor:
     """Other numbers, huge and negative ones among integers."""
     if not _is_plain(t) or not t.numel():
         return t

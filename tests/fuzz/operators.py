@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import surface
 from .draw import Draw
 from .failure import FuzzError
-from .mutations import mutated
+from .mutations import mutate
 
 # Which public call runs an operator; a new operator needs a line.
 SOURCES = {
@@ -53,7 +53,7 @@ ATTEMPTS = 60
 ERRORS = (ValueError, TypeError, RuntimeError, MemoryError)
 
 
-def registered() -> set[str]:
+def list_operators() -> set[str]:
     names = torch._C._dispatch_get_all_op_names()
     return {name.removeprefix("fastvae::").partition(".")[0] for name in names if name.startswith("fastvae::")}
 
@@ -71,7 +71,7 @@ class _Recording(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def recorded(name: str, case: str) -> tuple[Draw, list[Any]]:
+def record_call(name: str, case: str) -> tuple[Draw, list[Any]]:
     """The arguments of a sound call of the operator."""
     for attempt in range(ATTEMPTS):
         draw = Draw(f"{case}/{attempt}", tame=True)
@@ -94,7 +94,7 @@ def run(name: str, case: str) -> None:
         FuzzError: it raises none of the documented errors, or returns what is not of the shapes and dtypes that its
             shape inference tells.
     """
-    draw, args = recorded(name, case)
+    draw, args = record_call(name, case)
     operator = getattr(torch.ops.fastvae, name).default
     types = [str(argument.type) for argument in operator._schema.arguments]
     described = f"{operator._schema}"
@@ -102,8 +102,8 @@ def run(name: str, case: str) -> None:
     sound = draw.chance(0.05)
     if not sound:
         for _ in range(draw.choice((1, 1, 2))):
-            args = mutated(draw, args, types)
-    described += "\n" + "\n".join(f"{t}: {_told(a)}" for t, a in zip(types, args, strict=True))
+            args = mutate(draw, args, types)
+    described += "\n" + "\n".join(f"{t}: {_describe(a)}" for t, a in zip(types, args, strict=True))
     torch.set_num_threads(draw.choice((1, 2)))
     try:
         with torch.no_grad():
@@ -136,7 +136,7 @@ def _forms(found: Any) -> list[Any]:
     return [None if found is None else (tuple(found.shape), found.dtype)]
 
 
-def _told(argument: Any) -> str:
+def _describe(argument: Any) -> str:
     if isinstance(argument, Tensor):
         if argument.is_nested:
             return f"{argument.dtype} nested"
@@ -144,5 +144,5 @@ def _told(argument: Any) -> str:
         strides = "" if argument.layout is not torch.strided else f" strides {argument.stride()}"
         return f"{argument.dtype} {tuple(argument.shape)}{strides} {argument.device}{small}"
     if isinstance(argument, (list, tuple)) and any(isinstance(a, Tensor) for a in argument):
-        return "[" + ", ".join(_told(a) for a in argument) + "]"
+        return "[" + ", ".join(_describe(a) for a in argument) + "]"
     return repr(argument)[:200]

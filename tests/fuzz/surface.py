@@ -43,7 +43,7 @@ def run(name: str, case: str) -> None:
     if not problem.compared:
         _check_forms(actual, eager, described)
         return
-    oracle = outcome(_copied(problem, torch.float64), "reference", upstream)
+    oracle = outcome(_copy_problem(problem, torch.float64), "reference", upstream)
     if isinstance(oracle, Exception):
         # Of mixed dtypes only the copies are alike; then the kernels and eager have raised.
         raise FuzzError(f"the reference fails in float64 only: {oracle!r}\n{described}")
@@ -88,7 +88,7 @@ def outcome(problem: Problem, impl: str, upstream: Upstream, *, poisoned: bool =
 
     Fresh memory holds NaN if ``poisoned``, otherwise what was freed last.
     """
-    problem = _copied(problem)
+    problem = _copy_problem(problem)
     torch.use_deterministic_algorithms(poisoned, warn_only=True)
     if not poisoned:
         _dirty_heap()
@@ -125,7 +125,7 @@ def _dirty_heap() -> None:
     del held
 
 
-def _copied(problem: Problem, dtype: torch.dtype | None = None) -> Problem:
+def _copy_problem(problem: Problem, dtype: torch.dtype | None = None) -> Problem:
     """The problem with leaves of its own: of the same layouts, or contiguous in ``dtype``; aliases stay aliases."""
     copies: dict[int, Tensor] = {}
     for i, t in enumerate(problem.inputs):
@@ -140,13 +140,13 @@ def _copied(problem: Problem, dtype: torch.dtype | None = None) -> Problem:
 
 
 def _describe(draw: Draw, problem: Problem) -> str:
-    tensors = [_described(t) for t in problem.inputs]
+    tensors = [_describe_tensor(t) for t in problem.inputs]
     threads = f"{torch.get_num_threads()} threads"
     module = "" if problem.module is None else f"\n{problem.module}"
     return f"{threads}, hostile {draw.hostile}\n" + "\n".join(tensors) + module
 
 
-def _described(t: Tensor) -> str:
+def _describe_tensor(t: Tensor) -> str:
     flags = (" neg" if t.is_neg() else "") + ("" if t.isfinite().all() else " not finite")
     form = f"{t.dtype} {tuple(t.shape)} strides {t.stride()} offset {t.storage_offset()}"
     return f"{form}{flags} largest {_largest(t.double()):.3g}"

@@ -52,7 +52,7 @@ def _noise(draw: Draw, shape: tuple[int, ...]) -> tuple[list[torch.Tensor], dict
     return [], {"seed": draw.rng.randrange(2**40), "row_offset": offset}
 
 
-def _sampling(function, samples, more):
+def _sample_with(function, samples, more):
     def call(module, *tensors):
         *parameters, eps = tensors if not more else (*tensors, None)
         if not more:
@@ -68,7 +68,7 @@ def diag_gaussian_rsample(draw: Draw) -> Problem:
     parameters, batch, features = _gaussian(draw)
     samples = _samples(draw)
     noise, more = _noise(draw, (*samples, *batch, features))
-    call = _sampling(F.diag_gaussian_rsample, samples, more)
+    call = _sample_with(F.diag_gaussian_rsample, samples, more)
     # A seed gives the reference other noise.
     return Problem(call, [*parameters, *noise], constants=(2,) if noise else (), compared=bool(noise))
 
@@ -88,7 +88,7 @@ def tril_gaussian_rsample(draw: Draw) -> Problem:
     samples = _samples(draw)
     noise, more = _noise(draw, (*samples, *batch, features))
     inputs = [*parameters, _tril(draw, batch, features), *noise]
-    call = _sampling(F.tril_gaussian_rsample, samples, more)
+    call = _sample_with(F.tril_gaussian_rsample, samples, more)
     return Problem(call, inputs, constants=(3,) if noise else (), compared=bool(noise))
 
 

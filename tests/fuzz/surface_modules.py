@@ -26,7 +26,7 @@ def _problem(draw: Draw, module: nn.Module, inputs: list[Any], method: str = "__
             if draw.chance(0.5):
                 parameter.copy_(draw.values(tuple(parameter.shape), 0.4).to(draw.dtype))
             if draw.chance(0.2):
-                parameter.data = draw.laid_out(parameter.data.clone())
+                parameter.data = draw.lay_out(parameter.data.clone())
     return Problem(lambda m, *t: getattr(m, method)(*t), inputs, module, cuts=True, **more)
 
 
@@ -55,7 +55,7 @@ def _network_options(draw: Draw) -> tuple[list[int], dict[str, Any]]:
     return widths, options
 
 
-def made(draw: Draw) -> Problem:
+def autoregressive_network(draw: Draw) -> Problem:
     features = draw.some()
     widths, options = _network_options(draw)
     module = layers.MADE(
@@ -127,7 +127,7 @@ def _images(draw: Draw, channels: int) -> list[int]:
     return [draw.size(3), channels, draw.size(6, zero=0.04), draw.size(6, zero=0.04)]
 
 
-def conv_made(draw: Draw) -> Problem:
+def conv_network(draw: Draw) -> Problem:
     channels, context = draw.some(3), draw.choice((0, 2))
     shape = _images(draw, channels)
     module = layers.ConvMADE(
@@ -168,7 +168,7 @@ def masked_conv2d(draw: Draw) -> Problem:
     return _problem(draw, module, [draw.tensor(*_images(draw, ins))])
 
 
-def _shifted(kind: type[nn.Module]) -> Callable[[Draw], Problem]:
+def _shifted_conv(kind: type[nn.Module]) -> Callable[[Draw], Problem]:
     def make(draw: Draw) -> Problem:
         ins = draw.some(3)
         size = (draw.rng.randint(1, 3), draw.choice((1, 3)))
@@ -261,7 +261,7 @@ def _head(kind: type[nn.Module], **options: Any) -> Callable[[Draw], Problem]:
 
 # By name, with the public names that each calls.
 MODULES = {
-    "MADE": (made, ("MADE",)),
+    "MADE": (autoregressive_network, ("MADE",)),
     "InverseAutoregressiveFlow": (_steps(layers.InverseAutoregressiveFlow), ("InverseAutoregressiveFlow",)),
     "MaskedAutoregressiveFlow": (_steps(layers.MaskedAutoregressiveFlow), ("MaskedAutoregressiveFlow",)),
     "FlowSequence": (flow_sequence, ("FlowSequence",)),
@@ -271,12 +271,12 @@ MODULES = {
     "SylvesterFlow": (sylvester, ("SylvesterFlow",)),
     "Permutation": (permutation, ("Permutation",)),
     "AffineTransform": (affine_transform, ("AffineTransform",)),
-    "ConvMADE": (conv_made, ("ConvMADE",)),
+    "ConvMADE": (conv_network, ("ConvMADE",)),
     "ConvInverseAutoregressiveFlow": (conv_iaf, ("ConvInverseAutoregressiveFlow",)),
     "MaskedLinear": (masked_linear, ("MaskedLinear",)),
     "MaskedConv2d": (masked_conv2d, ("MaskedConv2d",)),
-    "DownShiftedConv2d": (_shifted(layers.DownShiftedConv2d), ("DownShiftedConv2d",)),
-    "DownRightShiftedConv2d": (_shifted(layers.DownRightShiftedConv2d), ("DownRightShiftedConv2d",)),
+    "DownShiftedConv2d": (_shifted_conv(layers.DownShiftedConv2d), ("DownShiftedConv2d",)),
+    "DownRightShiftedConv2d": (_shifted_conv(layers.DownRightShiftedConv2d), ("DownRightShiftedConv2d",)),
     "GatedActivation": (gated_activation, ("GatedActivation",)),
     "GatedMaskedConv2d": (gated_masked_conv2d, ("GatedMaskedConv2d",)),
     "CodeEmbedding": (code_embedding, ("CodeEmbedding",)),

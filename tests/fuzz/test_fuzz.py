@@ -24,7 +24,7 @@ def failures(names):
 
 
 def test_short_run():
-    assert failures(islice(cases.numbered(100), 130)) == {}
+    assert failures(islice(cases.number_cases(100), 130)) == {}
 
 
 def test_what_failed_once():
@@ -32,7 +32,7 @@ def test_what_failed_once():
 
 
 def test_every_operator_has_a_generator():
-    assert set(operators.SOURCES) == operators.registered()
+    assert set(operators.SOURCES) == operators.list_operators()
 
 
 def test_everything_public_has_a_generator():
@@ -41,13 +41,13 @@ def test_everything_public_has_a_generator():
 
 
 def test_numbers_of_cases():
-    names = list(islice(cases.numbered(5), 500))
+    names = list(islice(cases.number_cases(5), 500))
     assert len(set(names)) == 500
-    assert {cases.parsed(name)[0] for name in names} == set(cases.KINDS)
-    assert list(islice(cases.numbered(0, "file.images"), 2)) == ["file.images.0", "file.images.1"]
+    assert {cases.parse(name)[0] for name in names} == set(cases.KINDS)
+    assert list(islice(cases.number_cases(0, "file.images"), 2)) == ["file.images.0", "file.images.1"]
     for wrong in ("", "surface.affine_flow", "surface.nothing.1", "file.images.x"):
         with pytest.raises(ValueError, match="a case is KIND"):
-            cases.parsed(wrong)
+            cases.parse(wrong)
 
 
 def test_equal_names_draw_equal_cases():
@@ -114,7 +114,7 @@ def test_a_process_that_dies_is_reported_and_replaced(tmp_path, monkeypatch):
 
 
 def test_files_that_take_too_much_are_reported():
-    with pytest.raises(FuzzError, match="large: took"), files.bounded("large"):
+    with pytest.raises(FuzzError, match="large: took"), files.bound_cost("large"):
         torch.ones(2**28 // 4).sum()
-    with files.bounded("small"):
+    with files.bound_cost("small"):
         torch.ones(2**10).sum()

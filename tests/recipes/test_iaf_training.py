@@ -284,5 +284,5 @@ def test_help(capsys):
     assert stop.value.code == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "free nats in every latent dimension (default: 0.01)" in said
-    assert "feature maps of the encoder's stages, each of which halves the image; the decoder mirrors them" in said
+    assert "feature maps of the encoder's stages. Each stage halves the image; the decoder mirrors them" in said
     assert "(default: 16 32 32)" in said

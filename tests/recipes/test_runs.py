@@ -20,7 +20,7 @@ from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 from fastvae.recipes.training import checkpoints, interrupts
 from fastvae.recipes.training.checkpoints import epochs_done, read_checkpoint
-from fastvae.recipes.training.folder import held
+from fastvae.recipes.training.folder import hold_folder
 from tests.recipes import killed_runs
 from tests.recipes.training_support import assert_same_weights as assert_same
 from tests.recipes.training_support import train, watched_saves
@@ -146,15 +146,15 @@ def test_signal_during_a_save_loses_neither_checkpoint(call, tiny, tmp_path, mon
 
 def test_full_disk_ends_a_run_with_one_line(tiny, tmp_path, monkeypatch):
     expected = run(tiny, tmp_path / "whole")
-    sound, written = checkpoints.replacing, []
+    sound, written = checkpoints.open_replacement, []
 
-    def replacing(path):
+    def open_replacement(path):
         written.append(path)
         if len(written) == 2:
             return sound(Path("/dev/full") / path.name)
         return sound(path)
 
-    monkeypatch.setattr(checkpoints, "replacing", replacing)
+    monkeypatch.setattr(checkpoints, "open_replacement", open_replacement)
     with pytest.raises(RecipeError, match="cannot be written"):
         run(tiny, tmp_path / "out")
     monkeypatch.undo()
@@ -176,20 +176,23 @@ def test_folder_that_cannot_be_made(tiny, tmp_path):
 
 
 def test_two_runs_in_one_folder(tiny, tmp_path):
-    with held(tmp_path), pytest.raises(RecipeError, match=r"another run is writing in .*give this one another folder"):
+    with (
+        hold_folder(tmp_path),
+        pytest.raises(RecipeError, match=r"another run is writing in .*give this one another folder"),
+    ):
         run(tiny, tmp_path)
     run(tiny, tmp_path)
 
 
 def test_killed_process_holds_no_folder(tmp_path):
     program = (
-        "import sys, os, signal; from pathlib import Path; from fastvae.recipes.training.folder import held\n"
-        "with held(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import sys, os, signal; from pathlib import Path; from fastvae.recipes.training.folder import hold_folder\n"
+        "with hold_folder(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run([sys.executable, "-c", program, tmp_path], env=os.environ | {"PYTHONPATH": path})
     assert ended.returncode == -signal.SIGKILL
-    with held(tmp_path):
+    with hold_folder(tmp_path):
         pass
 
 

@@ -27,7 +27,7 @@ class RunOptions:
     Args:
         out: folder where everything is written.
         config: TOML or JSON file with any of the settings by their names in config.json; options win over it.
-        resume: checkpoint of an interrupted run, which is continued, configured as it was.
+        resume: checkpoint of an interrupted run; the run goes on with its settings.
         limit_epochs: stop after so many epochs of this call; --resume goes on.
         progress: whether to show progress bars.
         accelerator: device.

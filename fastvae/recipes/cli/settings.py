@@ -87,8 +87,8 @@ def parse(
         settings: a dataclass, whose fields may be dataclasses.
         arguments: the arguments.
         prog: the command's name.
-        description: what its help begins with.
-        default: what options that are not given are left at.
+        description: the beginning of its help.
+        default: the values of options that are not given.
         without: names of fields that are no options.
 
     Raises:
@@ -146,7 +146,7 @@ def make_registry(without: Sequence[str]) -> ConstructorRegistry:
 def specify(settings: type, field: Any, given: Any) -> StructFieldSpec:
     kind: Any = get_type_hints(settings)[field.name]
     default = getattr(given, field.name) if given is not None else field.default
-    # Defaults of settings within are those of their fields: an instance has chosen what it was free to choose.
+    # Defaults of settings within come from their fields: an instance has already chosen those that depend on others.
     if default is MISSING:
         default = tyro.MISSING_NONPROP if field.default_factory in (MISSING, kind) else field.default_factory()
     aliases, name = field.metadata.get("aliases"), field.metadata.get("option")

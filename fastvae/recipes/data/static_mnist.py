@@ -31,7 +31,7 @@ BITS_SHA256 = {
 class BinaryImages:
     """Images, uint8 ``(N, 28, 28)`` with ink = 255, that training binarises batch by batch, and where they came from.
 
-    A pixel p becomes 1 with probability p / 255: of static images, whose pixels are 0 or 255, that is what they are.
+    A pixel p becomes 1 with probability p / 255. Static images have the pixels 0 and 255, so they do not change.
     """
 
     x_train: np.ndarray
@@ -40,7 +40,7 @@ class BinaryImages:
     source: str
 
     def with_validation(self) -> BinaryImages:
-        """The validation images trained on, too."""
+        """The same images, with the validation images among the training images, too."""
         joint = np.concatenate([self.x_train, self.x_valid])
         return BinaryImages(joint, self.x_valid, self.x_test, self.source)
 
@@ -54,7 +54,7 @@ def load_binary_images(kind: str, *, progress: bool = True) -> BinaryImages:
 
     Raises:
         RecipeError: they cannot be had.
-        ValueError: ``kind`` is none of the two.
+        ValueError: ``kind`` is neither.
     """
     if kind not in DATA_KINDS:
         raise ValueError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
@@ -62,7 +62,7 @@ def load_binary_images(kind: str, *, progress: bool = True) -> BinaryImages:
 
 
 def split_mnist(mnist: Mnist) -> BinaryImages:
-    """MNIST, of whose training images the last sixth is for validation: 10 000 of 60 000."""
+    """MNIST. The last sixth of its training images is for validation: 10 000 of 60 000."""
     first = len(mnist.x_train) * 5 // 6
     return BinaryImages(mnist.x_train[:first], mnist.x_train[first:], mnist.x_test, mnist.source)
 

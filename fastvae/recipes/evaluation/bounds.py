@@ -18,7 +18,7 @@ __all__ = ["Figures", "LatentModel", "Likelihoods", "check_figures", "evaluate",
 
 
 class LatentModel(Protocol):
-    """What evaluation asks of a model, a module.
+    """The part of a model, a module, that evaluation calls.
 
     ``encode`` returns a posterior of any kind. ``measure`` returns log p(x | z) of one sample, ``(N,)``, and the KL
     terms, ``(N, T)``; a model without latents has T = 0. ``log_weights`` returns log p(x, z) - log q(z | x) of new

@@ -1,4 +1,4 @@
-"""What models of one latent vector with a standard normal prior share: what evaluation and pictures ask of them."""
+"""What models of one latent vector with a standard normal prior share: the methods for evaluation and pictures."""
 
 from __future__ import annotations
 

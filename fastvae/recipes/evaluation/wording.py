@@ -13,8 +13,8 @@ def describe_figures(figures: Figures, *, bound: str = "test ELBO", images: str 
 
     Args:
         figures: of a model with latents.
-        bound: what the bound is called.
-        images: what the images are called.
+        bound: the name of the bound.
+        images: the name of the images.
     """
     terms = " + ".join(f"{term:.2f}" for term in figures.kl_terms)
     lines = [

@@ -29,7 +29,7 @@ def draw_learning_curves(
     """Training and test ELBO against the epoch, one colour a model.
 
     Args:
-        histories: what :func:`~fastvae.recipes.training.history.curves_of` returned, by model name.
+        histories: the results of :func:`~fastvae.recipes.training.history.curves_of`, by model name.
         steps_per_epoch: to turn steps into epochs.
         path: the PNG file.
         quantity: ``"elbo"`` or ``"log_p"``, which ends the names of the curves.
@@ -39,7 +39,7 @@ def draw_learning_curves(
     axes = figure.subplots()
     shown = []
     for color, (name, history) in zip(COLORS, histories.items(), strict=False):
-        # The training ELBO is the mean over an epoch: its middle is where it belongs.
+        # The training ELBO is the mean over an epoch: it belongs to the epoch's middle.
         train = [((step + 1) / steps_per_epoch - 0.5, value) for step, value in history[f"train_{quantity}"]]
         test = [((step + 1) / steps_per_epoch, value) for step, value in history[f"{measured}_{quantity}"]]
         # A line through one point cannot be seen.

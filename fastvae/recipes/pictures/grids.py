@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..files import replacing
+from ..files import open_replacement
 
 __all__ = [
     "draw_grid",
@@ -44,7 +44,7 @@ def show(axes: Axes, picture: Tensor) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         figure.savefig(file, format="png", dpi=150, facecolor="white")
 
 
@@ -63,7 +63,7 @@ def draw_samples(models: Mapping[str, Any], path: Path, *, rows: int = 8, column
 
 @torch.no_grad()
 def draw_reconstructions(models: Mapping[str, Any], x: Tensor, path: Path, *, seed: int = 0) -> None:
-    """Binary images ``(N, pixels)`` above what each model decodes from one sample of their posterior."""
+    """Binary images ``(N, pixels)`` above the means that each model decodes from one sample of their posterior."""
     lines = {"test image": x}
     for name, model in models.items():
         z, _ = model.encode(x).rsample_with_log_prob(generator=torch.Generator().manual_seed(seed))

@@ -19,10 +19,10 @@ COMMENT = len(LABEL) + 2 * hashlib.sha256().digest_size
 END_OF_ARCHIVE = b"PK\x05\x06"
 LOCAL_HEADER = 30
 
-# What check_names puts on its stack besides names.
+# The entries of check_names' stack besides names.
 MARK, NO_ARGUMENTS = "mark", "()"
 
-# Of what torch.load takes, other names make tensors of any size out of a few bytes.
+# torch.load takes other names, too, but they make tensors of any size out of a few bytes.
 PLAIN_NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage|"
     r"torch (uint8|u?int(8|16|32|64)|float(16|32|64)|bfloat16|bool|complex(64|128))"
@@ -94,9 +94,9 @@ def check_entries(archive: zipfile.ZipFile) -> None:
 
 
 def check_names(pickled: bytes) -> None:
-    """Checks that a pickle names what tensors and plain data need, and copies nothing.
+    """Checks that a pickle names only the callables of tensors and plain data, and copies nothing.
 
-    Copies of a dictionary could fill any memory. So the stack is followed as far as who is called with what.
+    Copies of a dictionary could fill any memory. So the check follows on the stack which callable gets which arguments.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}

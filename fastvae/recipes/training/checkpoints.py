@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..files import replacing
+from ..files import open_replacement
 from .archives import COMMENT, LABEL, BadCheckpointError, check_archive, check_tensors
 
 __all__ = [
@@ -46,7 +46,7 @@ class WholeCheckpoints(CheckpointIO):
     """How Lightning's trainer writes and reads checkpoints.
 
     Args:
-        restored: the keys of the callbacks whose state is read; that of others may name files to remove.
+        restored: the keys of the callbacks whose state is read; the state of others may name files to remove.
     """
 
     def __init__(self, restored: Iterable[str] = ()) -> None:
@@ -63,7 +63,7 @@ class WholeCheckpoints(CheckpointIO):
         """Writes the last checkpoint if it is not written yet; returns whether there was one."""
         if self.kept is None:
             return False
-        with replacing(Path(path)) as file:
+        with open_replacement(Path(path)) as file:
             file.write(self.kept)
         self.kept = None
         return True
@@ -96,15 +96,15 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         RecipeError: the file cannot be written.
     """
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         file.write(to_bytes(content))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; nothing but tensors and plain data is read from the file.
+    """The content of a checkpoint; nothing but tensors and plain data is read from the file.
 
-    A file that is damaged, or asks for more memory than its own length, is refused before it is unpickled. One
-    without a checksum, of Lightning's own making, is checked by those that its archive has.
+    A file that is damaged, or asks for more memory than its own length, is refused before it is unpickled. A file
+    without a checksum, which Lightning itself wrote, is checked by the checksums inside its archive.
 
     Raises:
         RecipeError: the file cannot be read, or is no checkpoint of a recipe.
@@ -140,7 +140,7 @@ def system_of(content: dict[str, Any]) -> str:
 
 
 def check_system(content: dict[str, Any], name: str, path: Path) -> None:
-    """Checks what a checkpoint is of.
+    """Checks that a checkpoint is of a system.
 
     Raises:
         RecipeError: it is of another system.
@@ -150,7 +150,7 @@ def check_system(content: dict[str, Any], name: str, path: Path) -> None:
 
 
 def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in what a checkpoint holds: the averaged ones, where there are any."""
+    """The weights in the content of a checkpoint: the averaged ones, where there are any."""
     weights = content["state_dict"].items()
     for prefix in ("averaged.", "model."):
         found = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
@@ -160,7 +160,7 @@ def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def epochs_done(content: dict[str, Any]) -> int:
-    """The epochs that were complete when a checkpoint was made.
+    """The number of complete epochs in a checkpoint.
 
     Raises:
         KeyError, TypeError: it holds no state of a trainer.

@@ -41,7 +41,7 @@ class TrainConfig:
         check_positive(self, "learning_rate")
 
     @property
-    def measured_on(self) -> str:
+    def measured_part(self) -> str:
         """Which images are measured during training: ``"valid"`` or ``"test"``."""
         return "test"
 

@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..files import PART, explain
 from .checkpoints import CHECKPOINT, check_system, epochs_done, read_checkpoint
 
-__all__ = ["held", "leads", "run_folder"]
+__all__ = ["hold_folder", "leads", "run_folder"]
 
 LOCK = ".fastvae-lock"
 
@@ -25,8 +25,8 @@ def leads() -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a folder for one run; what a killed run had half written there is removed.
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Holds a folder for one run; removes the files that a killed run has written by half.
 
     The lock ends with the process that has it, however that ends. Processes that ``torchrun`` started beside the
     first take none.
@@ -65,7 +65,7 @@ def held(folder: Path) -> Iterator[None]:
 def run_folder(
     folder: Path, resume: Path | None, settings: Mapping[str, Any], *, name: str, overwrite: bool = False
 ) -> Iterator[int]:
-    """Holds the folder of a run, and looks at what the run continues and what it would replace.
+    """Holds the folder of a run, and checks the run that it continues and the run that it would replace.
 
     Args:
         folder: where everything of the run goes; it is made if it is absent.
@@ -78,10 +78,10 @@ def run_folder(
         The epochs that are done.
 
     Raises:
-        RecipeError: another run holds the folder, which cannot be written or has an unfinished run that ``resume``
-            does not continue; or ``resume`` cannot be read or is of other settings.
+        RecipeError: another run holds the folder, the folder cannot be written, or it has an unfinished run that
+            ``resume`` does not continue; or ``resume`` cannot be read or is of other settings.
     """
-    with held(folder):
+    with hold_folder(folder):
         done = 0 if resume is None else check_continued(resume, settings, name)
         if leads() and not overwrite:
             check_replaced(folder / CHECKPOINT, resume)

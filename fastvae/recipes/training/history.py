@@ -1,4 +1,4 @@
-"""What a training leaves on paper: a line for each epoch, logs of steps, and where it ran."""
+"""The records of a training: a line for each epoch, logs of steps, and the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from ... import backend
 from ..._version import __version__
-from ..files import replacing
+from ..files import open_replacement
 
 __all__ = ["curves_of", "describe_machine", "make_loggers", "write_metrics"]
 
@@ -27,7 +27,7 @@ def write_metrics(history: Sequence[dict[str, float]], columns: Sequence[str], p
     writer = csv.DictWriter(lines, columns)
     writer.writeheader()
     writer.writerows(history)
-    with replacing(path) as file:
+    with open_replacement(path) as file:
         file.write(lines.getvalue().encode())
 
 

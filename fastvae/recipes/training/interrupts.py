@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from .checkpoints import KEEP, WholeCheckpoints
 
-__all__ = ["LastCheckpoint", "Stopped", "stoppable"]
+__all__ = ["LastCheckpoint", "Stopped", "stop_on_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,17 +36,17 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: the checkpoint.
         every: epochs from one to the next.
-        writer: what the trainer writes checkpoints with.
+        writer: writes the trainer's checkpoints.
     """
 
     def __init__(self, path: Path, every: int, writer: WholeCheckpoints) -> None:
         self.path, self.every, self.writer = path, every, writer
-        # Whether a step is done, so that what fails is not the state that was resumed.
+        # Whether a step is done: before that, a failure is one of the resumed state.
         self.started, self.epoch = False, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         check_optimizers(trainer)
-        # Over Lightning's own, which first speaks to the other processes, in the midst of a step.
+        # In place of Lightning's own handler, which first speaks to the other processes, in the midst of a step.
         catch_signals()
         trainer.save_checkpoint(self.path, weights_only=False, storage_options=KEEP)
 
@@ -67,7 +67,7 @@ class LastCheckpoint(Checkpoint):
             self.writer.write_kept(self.path)
 
     def finish(self, trainer: L.Trainer) -> None:
-        """Writes what the last epoch did not."""
+        """Writes the checkpoint unless the last epoch did."""
         if self.epoch != trainer.current_epoch:
             trainer.save_checkpoint(self.path, weights_only=False)
 
@@ -96,7 +96,7 @@ def check_optimizers(trainer: L.Trainer) -> None:
 
 
 def catch_signals() -> dict[signal.Signals, Any]:
-    """Lets signals raise :class:`Stopped`, the first of them only; returns the handlers that did something else."""
+    """Lets signals raise :class:`Stopped`, the first of them only; returns the handlers that it replaces."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -115,7 +115,7 @@ def stop(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """SIGINT and SIGTERM raise :class:`Stopped` in the block, in the main thread."""
     before = catch_signals()
     try:

@@ -83,7 +83,7 @@ def run(
     ``result.json``, ``learning_curves.png`` and the system's own pictures. Each file is replaced whole or not at all.
 
     Args:
-        system: what is trained.
+        system: the system to train.
         settings: its settings, of the class ``system.settings``.
         folder: where everything goes.
         images: the images; looked for by ``system.load_images`` if None.
@@ -121,7 +121,7 @@ def run(
             callbacks=callbacks,
             epochs=last,
         )
-        model, figures = task.trained.eval(), None
+        model, figures = task.final_model.eval(), None
         if finish and leads() and last == config.epochs:
             figures = system.evaluate(model.to(device), batches.images, settings.evaluation, progress=progress)
             result = asdict(figures) | describe(system.name, settings, task, batches.images, speed)
@@ -132,7 +132,7 @@ def run(
 
 
 def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) -> dict[str, Any]:
-    """What was trained, on what, and how long, for the figures of a run."""
+    """The model, the data and the time of a training, for the figures of a run."""
     config = settings.training
     return {
         "recipe": name,
@@ -143,7 +143,7 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "train_images": len(images.x_train),
         "images_per_second": speed.images_per_second,
         "seconds": sum(row["seconds"] for row in task.history),
-        "parameters": sum(parameter.numel() for parameter in task.trained.parameters()),
+        "parameters": sum(parameter.numel() for parameter in task.final_model.parameters()),
         "config": settings_to_plain(settings),
         "source": images.source,
         "command": shlex.join(sys.argv),

@@ -82,7 +82,7 @@ class ImageTask(L.LightningModule):
         return value
 
     def mean_of_epoch(self, total: Tensor) -> Tensor:
-        """The mean over steps and processes of what was summed over the steps of an epoch."""
+        """The mean over steps and processes of a sum over the steps of an epoch."""
         return cast(Tensor, self.trainer.strategy.reduce(total / self.trainer.num_training_batches, reduce_op="mean"))
 
 
@@ -91,7 +91,7 @@ class EpochTask(ImageTask):
 
     Args:
         name: of the system.
-        model: what is trained; its ``config`` has ``as_dict`` and ``impl``.
+        model: the model to train; its ``config`` has ``as_dict`` and ``impl``.
         config: the training.
         folder: where ``metrics.csv`` goes.
         latent_features: columns of the noise that one image takes.
@@ -118,7 +118,7 @@ class EpochTask(ImageTask):
         self.history: list[dict[str, float]] = []
 
     @property
-    def trained(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         """The model that is evaluated and kept."""
         return self.model
 
@@ -184,7 +184,7 @@ class AveragedTask(EpochTask):
         self.move_average = get_ema_multi_avg_fn(config.average_decay)
 
     @property
-    def trained(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         return self.averaged
 
     def optimizer(self) -> torch.optim.Optimizer:

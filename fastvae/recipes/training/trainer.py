@@ -23,7 +23,7 @@ from ..errors import RecipeError
 from .checkpoints import CHECKPOINT, WholeCheckpoints
 from .config import TrainConfig
 from .folder import leads
-from .interrupts import LastCheckpoint, Stopped, stoppable
+from .interrupts import LastCheckpoint, Stopped, stop_on_signals
 from .task import LOG_EVERY
 
 __all__ = ["Speed", "device_of", "fit"]
@@ -76,11 +76,11 @@ def fit(
 ) -> Speed:
     """Runs Lightning's trainer on one process or on those of ``torchrun``; ``folder / "last.ckpt"`` is replaced.
 
-    The caller holds ``folder``, see :func:`~fastvae.recipes.training.folder.run_folder`. Of ``resume`` everything is
-    read but the state of callbacks that write checkpoints, which names files.
+    The caller holds ``folder``, see :func:`~fastvae.recipes.training.folder.run_folder`. It reads all of ``resume`` but
+    the state of callbacks that write checkpoints, since that state names files.
 
     Args:
-        task: what is trained.
+        task: the task to train.
         batches: its images.
         config: the training; the last epoch has a checkpoint in any case.
         folder: where the checkpoint goes.
@@ -126,7 +126,7 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=LOG_EVERY,
     )
-    with warnings.catch_warnings(), explain_end(last, resume), stoppable():
+    with warnings.catch_warnings(), explain_end(last, resume), stop_on_signals():
         # The batches are made faster than a worker process could hand them over.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         # Lightning's own use of torch.
@@ -162,7 +162,7 @@ def explain_end(last: LastCheckpoint, resume: Path | None) -> Iterator[None]:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` stands for on this machine.
+    """The device that Lightning's ``accelerator`` names on this machine.
 
     Raises:
         RecipeError: it is ``"gpu"`` or ``"cuda"`` and there is none.

@@ -73,7 +73,7 @@ def compress_images(network: PixelNetwork, x: Tensor, context: Tensor | None = N
     Note:
         The images come back bit for bit from the same weights on the same machine, torch and build of this package: the
         numbers must be equal to the last bit. With ``impl="reference"`` torch must run on as many threads, too. A
-        decoder whose numbers differ says so, it does not return wrong images.
+        decoder with other numbers raises an error; it does not return wrong images.
 
     Reference:
         *Arithmetic coding for data compression* (Witten, Neal, Cleary, 1987).
@@ -111,7 +111,7 @@ def compress_images(network: PixelNetwork, x: Tensor, context: Tensor | None = N
 
 
 def decompress_images(network: PixelNetwork, data: bytes, context: Tensor | None = None) -> Tensor:
-    """The images that :func:`compress_images` was given.
+    """The images that :func:`compress_images` took.
 
     Args:
         network: the network that compressed them.
@@ -194,7 +194,7 @@ class _Coder:
             parameters: ``(1, P, H, W)``.
             first: number of H * W * C that is the first one.
 
-        Function by function of numpy, whose results do not depend on where a number lies or on threads.
+        It calls numpy function by function: the results depend neither on a number's address nor on threads.
         """
         logits = parameters[0].double().unflatten(0, (self.network.in_channels, -1)).permute(2, 3, 0, 1).numpy()
         logits = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])[first:]
@@ -207,8 +207,8 @@ class _Coder:
     def decode(self, payload: _Payload, shape: tuple[int, int, int], context: Tensor | None) -> Tensor:
         """The next image of a file, ``(C, H, W)`` levels.
 
-        Only a window is guessed: the rows that hold the decoded pixels and a few more, or part of the first row. What
-        lies beyond bears on none of their parameters.
+        Only a window is guessed: the rows that hold the decoded pixels and a few more, or part of the first row. Pixels
+        beyond the window change none of their parameters.
         """
         channels, height, width = shape
         found, ahead = np.zeros(0, np.int32), LEAST_AHEAD
@@ -242,7 +242,7 @@ class _Payload:
         self.bits_left, self.least_bits = float(WORD_BITS * len(words)), least_bits(coder.levels)
 
     def decode(self, weights: np.ndarray, guessed: np.ndarray) -> np.ndarray:
-        """The next levels, up to the first one that was guessed wrong.
+        """The next levels, up to the first wrong guess.
 
         Args:
             weights: of all levels of the next numbers, ``(numbers, levels)``.
@@ -259,7 +259,7 @@ class _Payload:
                 right = levels[count] == guessed[count]
                 count += 1
         except AssertionError:
-            # How the range decoder refuses what these probabilities cannot have made.
+            # The range decoder's error for words that these probabilities cannot have made.
             raise RecipeError(DIFFER) from None
         taken = weights[np.arange(count), levels[:count]] / weights[:count].sum(1)
         # The coder's own probabilities exceed these by no more than two of its steps.
@@ -278,7 +278,7 @@ def _window(pixels: int, height: int, width: int, reach: int) -> tuple[int, int]
 def _reach(network: PixelNetwork) -> int | None:
     """Columns to the right of a pixel that its parameters may depend on; None of a network of unknown layers.
 
-    The pixels there are not read, but layers make numbers of them where there are pixels, and none beyond the border.
+    Layers do not read the numbers there, but compute them inside the image, and not beyond its border.
     """
     if type(network) not in (PixelCNN, GatedPixelCNN):
         return None
@@ -287,7 +287,7 @@ def _reach(network: PixelNetwork) -> int | None:
 
 
 def _check_origin(header: Header, coder: _Coder, context: Tensor | None) -> None:
-    """Raises unless the file was made by this network, with this context, and by this implementation."""
+    """Raises unless this network has made the file, with this context and by this implementation."""
     described = [
         ("likelihood", header.likelihood, coder.likelihood, [kind.__name__ for kind in LIKELIHOODS]),
         ("implementation", header.impl, coder.impl, list(IMPLEMENTATIONS)),

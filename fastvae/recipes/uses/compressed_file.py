@@ -1,4 +1,4 @@
-r"""The file of compressed images: what it says of itself, and how much it can hold.
+r"""The file of compressed images: its header, and how much it can hold.
 
 A file holds, little-endian, a header (see :class:`Header`), the 32-bit words of the range coder, and the CRC-32 of all
 before it.
@@ -11,7 +11,7 @@ decoder also adds up the bits of what it decodes, :math:`-\log_2(p + 2^{-22})` f
 the file when they exceed 32 w: a sound file never does, since the coder writes one word for each 32 bits and at least
 one more. A wrong guess takes a bit or nearly so, which bounds the runs of the sampler.
 Memory grows with what is decoded, not with what the header claims.
-Only a network that is sure of nearly every pixel lets a short file be a large image, which takes the time of one.
+A short file can be a large image only if the network is sure of nearly every pixel; it then takes a large image's time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORD_BITS, PRECISION_BITS = 32, 24
 
 
 class Header(NamedTuple):
-    """What a file says of itself, in this order.
+    """The header of a file: its fields in this order.
 
     Args:
         magic: marks such files.
@@ -96,7 +96,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_header(data: bytes) -> Header:
-    """What a file says of itself, once it was found whole, and long enough for the images that it claims.
+    """The header of a file, after checks that the file is whole and long enough for the images that it claims.
 
     Raises:
         RecipeError: it is no such file, of another version, truncated or damaged.
@@ -131,5 +131,5 @@ def _header(data: bytes) -> Header:
 
 
 def least_bits(levels: int) -> float:
-    """Bits that a number takes at least: those of a level beside which the others have the least probability."""
+    """The fewest bits of a number: those of a level when all others have the least probability."""
     return -math.log1p(-(levels - 1) * 2.0**-PRECISION_BITS) / math.log(2)

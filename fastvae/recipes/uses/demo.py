@@ -25,7 +25,7 @@ from ..settings import check_whole, to_plain
 from ..systems.vae.config import POSTERIORS, VAEConfig, VAESettings, VAETrainConfig
 from ..systems.vae.model import VAE
 from ..systems.vae.system import SYSTEM
-from ..training.folder import held
+from ..training.folder import hold_folder
 from ..training.history import curves_of
 from ..training.run import Run
 from ..training.trainer import device_of
@@ -54,7 +54,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Everything that a demonstration is made from; the posterior of ``model`` is set to each in turn."""
+    """All settings of a demonstration, which replaces the posterior of ``model`` by each kind."""
 
     model: VAEConfig = field(default_factory=VAEConfig)
     training: VAETrainConfig = field(default_factory=VAETrainConfig)
@@ -72,7 +72,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Trains, evaluates, times and draws; prints the table and writes it to ``folder / "results.json"``.
 
-    What an earlier demonstration left in ``folder`` is replaced, finished or not.
+    It replaces an earlier demonstration in ``folder``, finished or not.
 
     Args:
         folder: where checkpoints, pictures and results go.
@@ -89,7 +89,7 @@ def run_demo(
     """
     settings = DemoSettings() if settings is None else settings
     started = time.perf_counter()
-    with held(folder):
+    with hold_folder(folder):
         device = device_of(accelerator)
         mnist = load_mnist(progress=progress) if mnist is None else mnist
         announce(mnist)

@@ -18,9 +18,9 @@ from ..files import explain, replace_file
 
 __all__ = ["read_images", "write_images"]
 
-# Of Pillow, for images of one and of three channels.
+# Pillow's modes of images of one and of three channels.
 MODES = {1: "L", 3: "RGB"}
-# Pillow's names of the formats that are read; readers of other ones run programs, or follow paths in the file.
+# Pillow's names of the formats that are read; readers of other formats run programs, or follow paths in the file.
 FORMATS = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 1 << 24
 

@@ -33,8 +33,8 @@ class IAFVAEConfig:
         latent_features: dimensions of z.
         depth: flow steps of ``"iaf"``.
         width: width of the two hidden layers of each flow step.
-        feature_maps: feature maps of the encoder's stages, each of which halves the image; the decoder mirrors them.
-        dense_features: width of the dense layer between images and latents, whose output is the flow's context.
+        feature_maps: feature maps of the encoder's stages. Each stage halves the image; the decoder mirrors them.
+        dense_features: width of the dense layer between images and latents; its output is the flow's context.
         image_side: height and width of the images.
         base: the Gaussian that the flow of ``"iaf"`` starts from: ``"diagonal"``, the paper's, or ``"triangular"``,
             which is the paper's linear flow (its appendix A) as the chain's first step.
@@ -44,7 +44,7 @@ class IAFVAEConfig:
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
     Raises:
-        ValueError: a value is none of those above, or a size is below 1.
+        ValueError: a value is not one of its choices, or a size is below 1.
 
     Example:
         >>> IAFVAEConfig(depth=8, width=1920).as_dict()["feature_maps"]
@@ -101,7 +101,7 @@ class IAFTrainConfig(AveragedTrainConfig):
 
 @dataclass(frozen=True)
 class IAFVAESettings:
-    """Everything that a run of ``iaf_vae`` is made from."""
+    """All settings of a run of ``iaf_vae``."""
 
     model: IAFVAEConfig = field(default_factory=IAFVAEConfig)
     training: IAFTrainConfig = field(default_factory=IAFTrainConfig)

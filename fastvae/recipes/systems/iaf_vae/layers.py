@@ -56,10 +56,10 @@ class ResidualBlock(nn.Module):
         self.skip: nn.Module
         self.second: nn.Module
         if transposed_to is not None:
-            # A transposed convolution of an image of side n leads to 2n - 1 and what is added on one side.
+            # A transposed convolution makes of the side n a side of 2n - 1, plus the pixels added at one end.
             added = transposed_to - (2 * halve(transposed_to) - 1)
             self.first = _convolution(in_maps, in_maps)
-            self.second, self.skip = (_transposed(in_maps, out_maps, added) for _ in range(2))
+            self.second, self.skip = (_make_transposed(in_maps, out_maps, added) for _ in range(2))
         else:
             self.first = _convolution(in_maps, out_maps, stride)
             self.second = _convolution(out_maps, out_maps)
@@ -74,7 +74,7 @@ def _convolution(in_maps: int, out_maps: int, stride: int = 1) -> nn.Conv2d:
     return apply_weight_norm(nn.Conv2d(in_maps, out_maps, 3, stride, padding=1))
 
 
-def _transposed(in_maps: int, out_maps: int, added: int) -> nn.ConvTranspose2d:
+def _make_transposed(in_maps: int, out_maps: int, added: int) -> nn.ConvTranspose2d:
     return apply_weight_norm(nn.ConvTranspose2d(in_maps, out_maps, 3, 2, padding=1, output_padding=added))
 
 

@@ -30,7 +30,7 @@ class FlowPosterior:
     Args:
         base: the Gaussian of z0, batch shape ``(N,)``.
         flow: maps z0 to z.
-        context: what the flow is told, ``(N, context_features)``.
+        context: the context of the flow, ``(N, context_features)``.
     """
 
     def __init__(self, base: DiagonalGaussian | TriangularGaussian, flow: nn.Module, context: Tensor) -> None:
@@ -48,7 +48,7 @@ class IAFVAE(OneLatent):
 
     The encoder halves the image once for each entry of ``feature_maps``, by a residual block of stride 2, which a
     block of stride 1 follows; then comes a dense layer. The decoder mirrors it with transposed convolutions. All
-    layers are weight-normalised, activations are ELU. Every step of the flow is told the dense layer's output.
+    layers are weight-normalised, activations are ELU. The dense layer's output is the context of every flow step.
 
     Args:
         config: sizes, posterior and implementation.
@@ -148,9 +148,9 @@ class IAFVAE(OneLatent):
     def kl_by_group(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
         r"""The KL divergence of q from the prior in parts that add up to it, ``(N, groups)``, nats.
 
-        Of a diagonal Gaussian: one for each dimension. Of a triangular one, too: the divergence of
-        :math:`q(z_i \mid z_{<i})`. Of a flow, whose log-density is known as a sum only, one group, estimated from the
-        sample.
+        A diagonal Gaussian has one part for each dimension. So has a triangular one: the divergence of
+        :math:`q(z_i \mid z_{<i})`. A flow has one part, estimated from the sample, since its log-density is known only
+        as a sum.
         """
         if isinstance(q, FlowPosterior):
             return (log_q - standard_normal_log_prob(z)).unsqueeze(-1)
@@ -159,7 +159,7 @@ class IAFVAE(OneLatent):
         return F.diag_gaussian_kl(q.mu.unsqueeze(-1), q.log_sigma.unsqueeze(-1), impl=self.config.impl)
 
     def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
-        """The KL divergence of q from the prior, ``(N,)``: in closed form, or of a flow, from the sample."""
+        """The KL divergence of q from the prior, ``(N,)``: in closed form, or for a flow from the sample."""
         if isinstance(q, FlowPosterior):
             return log_q - standard_normal_log_prob(z)
         return kl_divergence(q, self.prior)
@@ -176,13 +176,13 @@ class IAFVAE(OneLatent):
         return bernoulli_log_prob(x, self.decode(z)) - self.kl(q, z, log_q)
 
     def loss(self, x: Tensor, minimum: float = 0.0, *, all_processes: bool = False, **noise: Any) -> tuple[Tensor, ...]:
-        r"""What training minimises, and the means of the bound and its KL part, all 0-d, nats.
+        r"""The loss of the training, and the means of the bound and its KL part, all 0-d, nats.
 
         .. math::
             -\frac1N \sum_n \log p(x_n \mid z_n) + \sum_j \max\left(\lambda_j,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
 
-        over the groups of :meth:`kl_by_group`; :math:`\lambda_j` is ``minimum`` for each dimension in the group: of
-        a flow, the floor is under the total.
+        over the groups of :meth:`kl_by_group`; :math:`\lambda_j` is ``minimum`` for each dimension in the group. For a
+        flow, the floor is under the total.
 
         Args:
             x: binary images ``(N, pixels)``.

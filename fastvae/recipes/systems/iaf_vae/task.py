@@ -40,7 +40,7 @@ class IAFTask(AveragedTask):
         super().setup(stage)
         images = cast(Any, self.trainer).datamodule.images.x_train
         batches = JointBatches(len(images), self.config.batch_size, self.config.seed)
-        # Where training will run: an implementation may run on no other device.
+        # On the device of the training: an implementation may run on no other one.
         self.model.to(self.trainer.strategy.root_device)
         # All processes take the whole first batch and its noise.
         x = BinarizedImages(images)[next(iter(batches))].to(next(self.model.parameters()))

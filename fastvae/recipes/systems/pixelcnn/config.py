@@ -35,7 +35,7 @@ class PixelCNNConfig:
         impl: implementation of the library's ops, and of the sampler, see :mod:`fastvae.backend`.
 
     Raises:
-        ValueError: a value is none of those above, or a size is out of its range.
+        ValueError: a value is not one of its choices, or a size is out of its range.
 
     Example:
         >>> PixelCNNConfig(layers=7).as_dict()["first_filter_size"]
@@ -74,8 +74,7 @@ class PixelTrainConfig(AveragedTrainConfig):
 
     Args:
         data: ``"static"``, static binarised MNIST, or ``"dynamic"``, MNIST binarised for every batch.
-        add_validation: whether the validation images are trained on, too; the test images then are what is measured
-            during training.
+        add_validation: whether to train on the validation images, too; training then measures the test images.
         learning_rate: of Adam, until the decay begins.
     """
 
@@ -84,7 +83,7 @@ class PixelTrainConfig(AveragedTrainConfig):
     epochs: int = 400
 
     @property
-    def measured_on(self) -> str:
+    def measured_part(self) -> str:
         return "test" if self.add_validation else "valid"
 
 
@@ -104,7 +103,7 @@ class PixelCNNEvaluationConfig:
 
 @dataclass(frozen=True)
 class PixelCNNSettings:
-    """Everything that a run of ``pixelcnn`` is made from."""
+    """All settings of a run of ``pixelcnn``."""
 
     model: PixelCNNConfig = field(default_factory=PixelCNNConfig)
     training: PixelTrainConfig = field(default_factory=PixelTrainConfig)

@@ -51,7 +51,7 @@ class BinaryPixelCNN(nn.Module):
         return log_p, log_p.new_zeros(len(x), 0)
 
     def log_weights(self, x: Tensor, posterior: None, samples: int, **noise: Any) -> Tensor:
-        """log p(x), whatever would be drawn, ``(samples, N)``."""
+        """log p(x) for every sample, ``(samples, N)``; nothing is drawn."""
         return self.log_prob(x).expand(samples, -1)
 
     def sample(

@@ -16,7 +16,7 @@ __all__ = ["PixelModel", "PixelTask"]
 
 
 class PixelModel(Protocol):
-    """What the task asks of a model, a module.
+    """The part of a model, a module, that the task uses.
 
     ``quantity`` is ``"log_p"`` or ``"elbo"``, ``kl_names`` names the KL terms, ``noise_features`` is the number of
     normals that one image takes; ``measure`` returns log p(x | z), ``(N,)``, and the KL terms, ``(N, len(kl_names))``.
@@ -43,7 +43,7 @@ class PixelTask(AveragedTask):
             folder,
             latent_features=model.noise_features,
             terms=[f"train_{term}" for term in (model.quantity, *model.kl_names)],
-            measured=f"{config.measured_on}_{model.quantity}",
+            measured=f"{config.measured_part}_{model.quantity}",
         )
         warmup = getattr(config, "kl_warmup", 0)
         self.kl_weight = LinearSchedule(0.0, 1.0, warmup) if warmup else None

@@ -27,9 +27,9 @@ class PixelVAEConfig:
         prior_layers: layers of that PixelCNN.
         prior_filter_size: its kernels.
         prior_maps: its width.
-        decoder: ``"bias"``, a network over pixels whose layers are all told the vector; ``"upsampling"``, one that is
-            told a map of the image's size which transposed convolutions make of z; ``"conv"``, these alone, pixels
-            being independent given z; ``"auto"``: bias, of a map upsampling.
+        decoder: ``"bias"``, a network over pixels with the vector as context; ``"upsampling"``, one with a map of the
+            image's size as context, which transposed convolutions make of z; ``"conv"``, these convolutions alone, with
+            pixels independent given z; ``"auto"``: bias for a vector, upsampling for a map.
         decoder_maps: channels of the map that transposed convolutions end with.
         encoder_maps: widths of the encoder's three stages.
         network: of the decoder, as the next ones: see :class:`~fastvae.recipes.systems.pixelcnn.config.PixelCNNConfig`.
@@ -42,7 +42,7 @@ class PixelVAEConfig:
             of a PixelCNN prior is chosen by itself unless this is ``"reference"``.
 
     Raises:
-        ValueError: a value is none of those above, a size is out of its range, or two do not go together.
+        ValueError: a value is not one of its choices, a size is out of its range, or two do not go together.
 
     Example:
         >>> PixelVAEConfig().decoder, PixelVAEConfig(levels=2).latent
@@ -100,7 +100,7 @@ class PixelVAEConfig:
 
 @dataclass(frozen=True)
 class PixelVAETrainConfig(PixelTrainConfig):
-    """As of ``pixelcnn``, and what keeps a strong decoder from leaving the latents unused.
+    """The training of ``pixelcnn``, with options that keep a strong decoder from ignoring the latents.
 
     Args:
         kl_warmup: steps until the KL terms have weight 1.
@@ -118,7 +118,7 @@ class PixelVAETrainConfig(PixelTrainConfig):
 
 @dataclass(frozen=True)
 class PixelVAESettings:
-    """Everything that a run of ``pixelvae`` is made from."""
+    """All settings of a run of ``pixelvae``."""
 
     model: PixelVAEConfig = field(default_factory=PixelVAEConfig)
     training: PixelVAETrainConfig = field(default_factory=PixelVAETrainConfig)

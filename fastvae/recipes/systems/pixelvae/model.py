@@ -27,7 +27,7 @@ __all__ = ["PixelVAE"]
 class PixelVAE(nn.Module):
     r"""Encoder of convolutions, factorised Gaussian posterior, and a PixelCNN given z for p(x | z).
 
-    With one level z is a vector or a map of 7 x 7 positions. With two, the map z1 lies below a vector z2:
+    With one level z is a vector or a map of 7 x 7 positions. With two, the map z1 is below a vector z2:
 
     .. math::
         \log p(x) \ge E\left[\log p(x \mid z_1) - D_{KL}(q(z_1 \mid x) \| p(z_1 \mid z_2))
@@ -80,7 +80,7 @@ class PixelVAE(nn.Module):
                 context_features=config.latent_features if has_vector else 0,
                 impl=impl,
             )
-            # Its layers have kernels; none draws real numbers.
+            # Kernels know its layers, but none draws real numbers.
             if impl != "reference":
                 self.prior.impl = "auto"
         self.normal = StandardNormal(self.latent_sizes[-1], impl=impl)
@@ -167,7 +167,7 @@ class PixelVAE(nn.Module):
         return log_p if len(latents) == 1 else log_p + standard_normal_log_prob(latents[1])
 
     def context(self, z: Tensor) -> Tensor:
-        """What the decoder is told of the lowest latent, ``(N, D)``: itself, or a map of the image's size."""
+        """The decoder's context from the lowest latent ``(N, D)``: the latent, or a map of the image's size."""
         if self.upsampler is None:
             return z
         up: Tensor = self.upsampler(self.as_map(z) if self.config.latent == "map" else z)

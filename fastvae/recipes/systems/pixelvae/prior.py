@@ -100,7 +100,7 @@ class GaussianPrior(GatedPixelCNN):
         .. math::
             \sum_i D_{KL}\left(N(\mu_i, \sigma_i^2)\ \|\ p(z_i \mid z_{<i}, c)\right), \qquad z \sim N(\mu, \sigma^2)
 
-        whose mean over z is the divergence.
+        The mean of the estimate over z is the divergence.
 
         Args:
             mu: means, ``(N, C H W)``.

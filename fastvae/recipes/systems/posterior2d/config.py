@@ -15,7 +15,7 @@ Density = Literal["ring", "banana", "crescents", "ridge"]
 
 @dataclass(frozen=True)
 class Posterior2dConfig:
-    """What is fitted and how, as plain data.
+    """The densities, and how to fit posteriors to them, as plain data.
 
     Args:
         densities: names out of :data:`fastvae.recipes.systems.posterior2d.densities.DENSITIES`.
@@ -25,8 +25,8 @@ class Posterior2dConfig:
         batch_size: samples in a step.
         learning_rate: peak of the schedule: a linear rise in the first 5 % of the steps, then half a cosine.
         samples: samples that the bound is estimated from, and that are drawn.
-        starts: fits of each Gaussian, all but one from random means, of which the best is kept; the full-covariance
-            one also starts at the diagonal one's fit. The flow is fitted once.
+        starts: fits of each Gaussian, all but one from random means; the best is kept. The full-covariance Gaussian
+            also starts at the diagonal one's fit. The flow is fitted once.
         seed: of weights and noise.
         impl: implementation of every op, see :mod:`fastvae.backend`.
 
@@ -58,6 +58,6 @@ class Posterior2dConfig:
 
 @dataclass(frozen=True)
 class Posterior2dSettings:
-    """Everything that a run of ``posterior2d`` is made from."""
+    """All settings of a run of ``posterior2d``."""
 
     model: Posterior2dConfig = field(default_factory=Posterior2dConfig)

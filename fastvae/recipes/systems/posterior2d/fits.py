@@ -27,7 +27,7 @@ COLUMNS = ("epoch", "density", "posterior", "log_normalizer", "bound", "standard
 
 @dataclass(frozen=True)
 class Posterior2dFigures:
-    """Of each density the logarithm of its integral, of each posterior bound, standard error and gap, nats.
+    """For each density the logarithm of its integral; for each posterior bound, standard error and gap; nats.
 
     The gap is the divergence KL(q || p).
     """
@@ -73,7 +73,7 @@ class Fits:
         )
 
     def diagonal(self, density: str, config: Posterior2dConfig) -> Posterior2d:
-        """The diagonal Gaussian that was fitted to a density."""
+        """The diagonal Gaussian fitted to a density."""
         found, prefix = Posterior2d("diagonal", impl=config.impl), f"model.{density}.diagonal."
         found.load_state_dict(
             {name.removeprefix(prefix): value for name, value in self.weights.items() if name.startswith(prefix)}
@@ -98,7 +98,7 @@ class Fits:
         return Posterior2dFigures(found)
 
     def write(self, hyper_parameters: dict[str, Any], folder: Path) -> Path:
-        """Writes ``metrics.csv`` and the checkpoint, whose path is returned."""
+        """Writes ``metrics.csv`` and the checkpoint; returns the checkpoint's path."""
         write_metrics(self.history, COLUMNS, folder / "metrics.csv")
         done = {"epoch_progress": {"current": {"processed": len(self.history)}}}
         content = {

@@ -22,7 +22,7 @@ class Posterior2d(nn.Module):
         impl: implementation of every op, see :mod:`fastvae.backend`.
 
     Raises:
-        ValueError: ``kind`` is none of those above.
+        ValueError: ``kind`` is another word.
 
     Example:
         >>> z, log_q = Posterior2d("iaf", depth=2, width=8).rsample_with_log_prob(10)

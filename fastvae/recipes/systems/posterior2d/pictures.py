@@ -25,7 +25,7 @@ def draw_posteriors(samples: Mapping[str, Mapping[str, Tensor]], results: Mappin
 
     Args:
         samples: points ``(N, 2)`` by density and kind of posterior.
-        results: what :func:`~fastvae.recipes.systems.posterior2d.system.Posterior2dSystem.run` found, by density.
+        results: the figures of :func:`~fastvae.recipes.systems.posterior2d.system.Posterior2dSystem.run`, by density.
         path: the PNG file.
     """
     kinds = list(next(iter(samples.values())))

@@ -28,7 +28,7 @@ __all__ = ["SYSTEM", "Posterior2dSystem", "format_table"]
 
 
 class Posterior2dSystem(System):
-    """Fits of every posterior to every density; one fit is what an epoch is elsewhere."""
+    """Fits of every posterior to every density; one fit counts as an epoch."""
 
     name = "posterior2d"
     settings = Posterior2dSettings
@@ -51,7 +51,7 @@ class Posterior2dSystem(System):
         """Fits; writes ``config.json``, ``metrics.csv``, ``last.ckpt``, ``result.json`` and ``posteriors.png``.
 
         Args:
-            settings: what to fit and how.
+            settings: the densities and how to fit them.
             folder: where everything goes.
             resume: a checkpoint of a run with the same settings, which is continued after its last fit.
             limit_epochs: stop after this many fits of this call.

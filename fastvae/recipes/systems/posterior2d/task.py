@@ -41,7 +41,7 @@ def fit_posterior(
         kind: ``"diagonal"``, ``"triangular"`` or ``"iaf"``.
         log_density: :math:`\log \tilde p`, of points ``(N, 2)``.
         config: how to fit.
-        device: where to.
+        device: where to fit.
         start: a Gaussian whose mean and scales a fit begins at, besides those of ``config.starts``.
         each_step: called after every step with its bound.
 

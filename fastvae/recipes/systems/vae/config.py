@@ -37,7 +37,7 @@ class VAEConfig:
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
     Raises:
-        ValueError: a value is none of those above, or a size is below 1.
+        ValueError: a value is not one of its choices, or a size is below 1.
 
     Example:
         >>> VAEConfig("triangular", latent_features=16).as_dict()["hidden_features"]
@@ -82,7 +82,7 @@ class VAETrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class VAESettings:
-    """Everything that a run of ``vae`` is made from."""
+    """All settings of a run of ``vae``."""
 
     model: VAEConfig = field(default_factory=VAEConfig)
     training: VAETrainConfig = field(default_factory=VAETrainConfig)
