@@ -103,7 +103,8 @@ def _component(
 @triton.jit
 def _add_exp(largest, total, x):
     """Adds a term to a sum of exponentials. `total` counts in units of e^largest, and is 0 before the first term."""
-    e = exp(-tl.abs(x - largest), tl.float32)
+    # Infinities are compared, not subtracted.
+    e = tl.where(x == largest, 1.0, exp(-tl.abs(x - largest), tl.float32))
     higher = (x > largest) | (total == 0.0)
     return tl.where(higher, x, largest), tl.where(higher, total * e + 1.0, total + e)
 

@@ -1,6 +1,7 @@
 #include "ops/logistic_mixture.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "base/parallel.h"
@@ -208,7 +209,8 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
         store(params + c * block + i, load(params + c * block + i) * share);
     }
   }
-  return largest + log(total / sum_of_weights);
+  // Where no component can be, the sum holds exponentials of differences of infinities.
+  return largest < std::numeric_limits<T>::lowest() ? largest : largest + log(total / sum_of_weights);
 }
 
 // Makes the whole image one row of pixels, where rows follow each other without gaps in all maps.

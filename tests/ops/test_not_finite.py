@@ -106,6 +106,15 @@ def test_mixture_of_very_wide_logistics(impl, log_scale):
     torch.testing.assert_close(d_params.flatten().cpu(), torch.tensor([0.0, 0.0, -1.0]), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("components", [1, 3])
+def test_pixel_that_no_component_gives(impl, components):
+    x = torch.zeros(1, 1, 1, 2, device=place(impl))
+    params = torch.zeros(1, 3 * components, 1, 2, device=place(impl))
+    params[:, components : 2 * components, :, 1] = INF
+    assert F.logistic_mixture_log_prob(x, params, impl=impl).item() == -INF
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_log_det_alone_of_an_infinite_point(impl):
     """Of one feature, the log-determinant does not depend on the point, and no product with it is formed."""
