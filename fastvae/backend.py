@@ -197,6 +197,11 @@ def route(
     return route_of(chosen, *[t for t in plain if isinstance(t, Tensor)]), plain
 
 
+def can_read(impl: str, *tensors: Tensor) -> bool:
+    """Whether ``impl`` means the C++ extension, and it can read ``tensors`` without the dispatcher."""
+    return runs_cpp(impl) and _C.look(tensors, 0, 0) > 0
+
+
 def can_call_directly(route: Route, gradients: Sequence[Tensor | None]) -> bool:
     """Whether the C++ kernels of a call's backward pass may be called for ``gradients`` without the dispatcher."""
     return route.impl == "cpp" and not route.dispatched and _C.look(gradients, 0, 0) > 0

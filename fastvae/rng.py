@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import backend
 from .reference.philox import philox_4x32_10
 
 __all__ = ["check_generator", "draw_seed", "philox_uniform"]
@@ -85,6 +86,10 @@ def philox_uniform(seed: Tensor, rows: int, columns: int, row_offset: int = 0) -
         >>> u.shape, torch.equal(philox_uniform(torch.tensor(7), 2, 10, row_offset=2), u[2:])
         (torch.Size([4, 10]), True)
     """
+    if backend.can_read("auto", seed):
+        out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
+        backend._C.philox_uniform(seed, row_offset, out)
+        return out
     quarter = -(-columns // 4)
     column = torch.arange(quarter, device=seed.device)
     row = torch.arange(row_offset, row_offset + rows, device=seed.device)[:, None]

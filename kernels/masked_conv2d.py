@@ -240,7 +240,7 @@ def masked_conv2d_fwd(
     begin, step = (-padding[0], -padding[1]), (dilation[0], dilation[1])
     bias = None if bias is None else bias.contiguous()
     sum_over_taps(y, pre, x, packed, bias, counted, groups, begin, step, activation, keep)
-    return y, pre
+    return y, pre if keep else x.new_empty(0)
 
 
 def aot_cases() -> list[AotCase]:

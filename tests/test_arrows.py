@@ -18,7 +18,7 @@ ARROWS = {
     "structure": "",
     "precision": "",
     "reference": "structure precision",
-    "rng": "reference",
+    "rng": "backend reference",
     "kernels": "structure",
     "backend": "_C _version",
     "ops": "kernels backend rng reference precision structure",

@@ -1,6 +1,7 @@
-// The functions on flows' steps. A step with given parameters takes addresses and sizes and returns nothing; one whose
-// network makes the parameters takes tensors and returns new ones. Python's launchers check device, dtype, layout and
-// extent before a call.
+// The functions on flows' steps, of given parameters or of those that a network makes, take tensors and return new
+// ones. Python's launchers check device, dtype, layout and extent before a call.
+#include <algorithm>
+#include <functional>
 #include <initializer_list>
 #include <vector>
 
@@ -13,25 +14,31 @@ using namespace nb::literals;
 namespace fastvae {
 namespace {
 
-void affine_flow_fwd(bool is_double, int64_t kind, bool inverse, Address z, int64_t z_stride, Address shift,
-                     int64_t shift_stride, Address scale_logit, int64_t scale_logit_stride, Address out,
-                     Address log_det, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().affine_flow.fwd(kind, inverse, matrix<T>(z, z_stride), matrix<T>(shift, shift_stride),
-                                      matrix<T>(scale_logit, scale_logit_stride), at<T>(out), at<T>(log_det), rows,
-                                      columns);
+nb::tuple affine_flow_fwd(nb::handle z, nb::handle shift, nb::handle scale_logit, int64_t kind, bool inverse) {
+  const TensorView x = view(z), m = view(shift), s = view(scale_logit);
+  const int64_t rows = x.shape[0], columns = x.shape[1];
+  const Output out = new_tensor(z, x, {rows, columns}), log_det = new_tensor(z, x, {rows});
+  with_type(x.is_double(), [&]<class T>(T) {
+    current().of<T>().affine_flow.fwd(kind, inverse, rows_of<T>(x), rows_of<T>(m), rows_of<T>(s), out.as<T>(),
+                                      log_det.as<T>(), rows, columns);
   });
+  return nb::make_tuple(out.tensor, log_det.tensor);
 }
 
-void affine_flow_bwd(bool is_double, int64_t kind, bool inverse, Address d_out, Address d_log_det, Address z,
-                     int64_t z_stride, Address shift, int64_t shift_stride, Address scale_logit,
-                     int64_t scale_logit_stride, Address d_z, Address d_shift, Address d_scale_logit, int64_t rows,
-                     int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().affine_flow.bwd(kind, inverse, at<const T>(d_out), at<const T>(d_log_det), matrix<T>(z, z_stride),
-                                      matrix<T>(shift, shift_stride), matrix<T>(scale_logit, scale_logit_stride),
-                                      at<T>(d_z), at<T>(d_shift), at<T>(d_scale_logit), rows, columns);
+// Returns the gradients of z, shift and scale_logit; None for an absent one.
+nb::tuple affine_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle z, nb::handle shift,
+                          nb::handle scale_logit, int64_t kind, bool inverse) {
+  const FlatView g = flat_view(d_out), g_log_det = flat_view(d_log_det);
+  const TensorView x = view(z), m = view(shift), s = view(scale_logit);
+  const int64_t rows = x.shape[0], columns = x.shape[1];
+  const Output d_z = new_tensor(z, x, {rows, columns}), d_shift = new_tensor(z, x, {rows, columns});
+  const Output d_scale_logit = s.given ? new_tensor(z, x, {rows, columns}) : Output();
+  with_type(x.is_double(), [&]<class T>(T) {
+    current().of<T>().affine_flow.bwd(kind, inverse, g.as<const T>(), g_log_det.as<const T>(), rows_of<T>(x),
+                                      rows_of<T>(m), rows_of<T>(s), d_z.as<T>(), d_shift.as<T>(), d_scale_logit.as<T>(),
+                                      rows, columns);
   });
+  return nb::make_tuple(d_z.tensor, d_shift.tensor, d_scale_logit.tensor);
 }
 
 // A network's tensors, which come as one list, weights first. `present` says whether there is a context's term, each
@@ -96,93 +103,128 @@ nb::tuple autoregressive_flow_fwd(bool inverse, nb::handle x, nb::handle tensors
   const TensorView point = view(x);
   const int64_t samples = point.shape[0];
   const int64_t outputs = network.alone() ? network.width(network.layers.size() - 1) : point.shape[1];
-  const nb::object out = new_tensor(x, point, {samples, outputs});
-  const nb::object log_det = new_tensor(x, point, {network.alone() ? 0 : samples});
-  const TensorView to_out = view(out), to_log_det = view(log_det);
-  nb::object saved = nb::none();
+  const Output out = new_tensor(x, point, {samples, outputs});
+  const Output log_det = new_tensor(x, point, {network.alone() ? 0 : samples});
+  Output saved;
   const auto run = [&]<class T>(T) {
     const auto& kernels = current().of<T>().autoregressive_flow;
     const NetworkSpec<T> spec = network.spec<T>();
     if (keep) saved = new_tensor(x, point, {(samples + kLanes - 1) / kLanes, kernels.saved_rows(spec), kLanes});
-    const TensorView to_saved = view(saved);
     const nb::gil_scoped_release release;
-    (inverse ? kernels.inverse : kernels.fwd)(spec, rows_of<T>(point), network.context_term.as<const T>(),
-                                              to_out.as<T>(), to_log_det.as<T>(), to_saved.as<T>(), samples);
+    (inverse ? kernels.inverse : kernels.fwd)(spec, rows_of<T>(point), network.context_term.as<const T>(), out.as<T>(),
+                                              log_det.as<T>(), saved.as<T>(), samples);
   };
   point.is_double() ? run(double{}) : run(float{});
-  return nb::make_tuple(out, log_det, saved);
+  return nb::make_tuple(out.tensor, log_det.tensor, saved.tensor);
 }
 
-// Returns the gradient of the input, and a list of the gradients of the forward pass's tensors in their order; `needs`
-// says which are wanted. The context's term has None where its gradient is not wanted; the layers have None where none
-// of theirs is.
+// The gradients of a network's tensors, in the order of the forward pass; `needs` says which are wanted. The context's
+// term has None where its gradient is not wanted; the layers have None where none of theirs is.
+class NetworkGradients {
+ public:
+  NetworkGradients(const NetworkViews& network, nb::handle like, const TensorView& of_like, nb::handle needs) {
+    const Items wanted(needs);
+    const size_t count = network.layers.size();
+    const bool has_context = network.present[0];
+    const auto wants = [&](size_t i) { return wanted[i].ptr() == Py_True; };
+    bool of_layers = false;
+    for (size_t i = 0; i < wanted.size(); ++i) of_layers |= wants(i) && !(has_context && i == count);
+    any_ = of_layers || (has_context && wants(count));
+    const auto add = [&](bool is_wanted, std::initializer_list<int64_t> shape) {
+      const Output made = is_wanted ? new_tensor(like, of_like, shape) : Output();
+      tensors_.append(made.tensor);
+      return made;
+    };
+    layers_.resize(count);
+    for (size_t l = 0; l < count; ++l)
+      layers_[l].weight = add(of_layers, {network.width(l), network.layers[l].in_degrees.shape[0]});
+    if (has_context) context_term_ = add(wants(count), {of_like.shape[0], network.width(0)});
+    for (size_t l = 0; l < count; ++l)
+      if (network.has_bias(l)) layers_[l].bias = add(of_layers, {network.width(l)});
+    for (size_t l = 0; l < count; ++l)
+      if (network.has_scale(l)) layers_[l].scale = add(of_layers, {network.width(l)});
+  }
+
+  bool any() const { return any_; }
+  const nb::list& tensors() const { return tensors_; }
+
+  template <class T>
+  void compute(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T* saved, T* d_x,
+               int64_t samples) const {
+    std::vector<LayerGradients<T>> of_each;
+    for (const Layer& to : layers_) of_each.push_back({to.weight.as<T>(), to.bias.as<T>(), to.scale.as<T>()});
+    current().of<T>().autoregressive_flow.bwd(spec, d_out, d_log_det, saved, d_x, context_term_.as<T>(), of_each,
+                                              samples);
+  }
+
+ private:
+  struct Layer {
+    Output weight, bias, scale;
+  };
+
+  bool any_;
+  nb::list tensors_;
+  std::vector<Layer> layers_;
+  Output context_term_;
+};
+
+// Returns the gradient of the input, and the network's gradients.
 nb::tuple autoregressive_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle saved, nb::handle tensors,
                                   nb::handle present, bool normalized, nb::handle degrees, nb::handle structure,
                                   nb::handle needs) {
   const NetworkViews network(NetworkViews::Content::kFactors, tensors, present, normalized, degrees, structure);
-  const TensorView g = view(d_out), g_log_det = view(d_log_det), kept = view(saved);
-  const Items wanted(needs);
-  const size_t count = network.layers.size();
-  const int64_t samples = g.shape[0];
-  const auto wants = [&](size_t i) { return wanted[i].ptr() == Py_True; };
-  bool of_layers = false;
-  for (size_t i = 0; i < wanted.size(); ++i) of_layers |= wants(i) && !(network.present[0] && i == count);
-  const nb::object d_x = new_tensor(d_out, g, {samples, network.structure[0]});
-  nb::list gradients;
-  const auto add_gradient = [&](bool is_wanted, std::initializer_list<int64_t> shape) {
-    const nb::object made = is_wanted ? new_tensor(d_out, g, shape) : nb::none();
-    gradients.append(made);
-    return view(made);
-  };
-  struct Targets {
-    TensorView weight, bias, scale;
-  };
-  std::vector<Targets> to(count);
-  TensorView to_context;
-  for (size_t l = 0; l < count; ++l)
-    to[l].weight = add_gradient(of_layers, {network.width(l), network.layers[l].in_degrees.shape[0]});
-  if (network.present[0]) to_context = add_gradient(wants(count), {samples, network.width(0)});
-  for (size_t l = 0; l < count; ++l)
-    if (network.has_bias(l)) to[l].bias = add_gradient(of_layers, {network.width(l)});
-  for (size_t l = 0; l < count; ++l)
-    if (network.has_scale(l)) to[l].scale = add_gradient(of_layers, {network.width(l)});
-  const TensorView to_x = view(d_x);
+  const TensorView g = view(d_out);
+  const FlatView g_log_det = flat_view(d_log_det), kept = flat_view(saved);
+  const Output d_x = new_tensor(d_out, g, {g.shape[0], network.structure[0]});
+  const NetworkGradients gradients(network, d_out, g, needs);
   with_type(g.is_double(), [&]<class T>(T) {
-    std::vector<LayerGradients<T>> of_each;
-    for (const Targets& t : to) of_each.push_back({t.weight.as<T>(), t.bias.as<T>(), t.scale.as<T>()});
-    current().of<T>().autoregressive_flow.bwd(network.spec<T>(), g.as<const T>(), g_log_det.as<const T>(),
-                                              kept.as<const T>(), to_x.as<T>(), to_context.as<T>(), of_each, samples);
+    gradients.compute<T>(network.spec<T>(), g.as<const T>(), g_log_det.as<const T>(), kept.as<const T>(), d_x.as<T>(),
+                         g.shape[0]);
   });
-  return nb::make_tuple(d_x, gradients);
+  return nb::make_tuple(d_x.tensor, gradients.tensors());
 }
 
-nb::object autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::handle saved, nb::handle tensors,
-                                      nb::handle present, nb::handle degrees, nb::handle structure) {
-  const NetworkViews network(NetworkViews::Content::kFactors, tensors, present, false, degrees, structure);
-  const TensorView g = view(d_x), g_log_det = view(d_log_det), kept = view(saved);
-  const nb::object d_z = new_tensor(d_x, g, {g.shape[0], g.shape[1]});
-  const TensorView to = view(d_z);
+// The same of the inverse. By the implicit function theorem the network's gradients are those of the step for the
+// upstream gradients (-d_z, -d_log_det).
+nb::tuple autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::handle saved, nb::handle tensors,
+                                     nb::handle present, bool normalized, nb::handle degrees, nb::handle structure,
+                                     nb::handle needs) {
+  const NetworkViews network(NetworkViews::Content::kFactors, tensors, present, normalized, degrees, structure);
+  const TensorView g = view(d_x);
+  const FlatView g_log_det = flat_view(d_log_det), kept = flat_view(saved);
+  const int64_t samples = g.shape[0], points = samples * g.shape[1];
+  const Output d_z = new_tensor(d_x, g, {samples, g.shape[1]});
+  const NetworkGradients gradients(network, d_x, g, needs);
+  Output negated, unused;
+  if (gradients.any()) {
+    negated = new_tensor(d_x, g, {points + samples});
+    unused = new_tensor(d_x, g, {points});
+  }
   with_type(g.is_double(), [&]<class T>(T) {
-    current().of<T>().autoregressive_flow.inverse_bwd(network.spec<T>(), g.as<const T>(), g_log_det.as<const T>(),
-                                                      kept.as<const T>(), to.as<T>(), g.shape[0]);
+    const NetworkSpec<T> spec = network.spec<T>();
+    current().of<T>().autoregressive_flow.inverse_bwd(spec, g.as<const T>(), g_log_det.as<const T>(),
+                                                      kept.as<const T>(), d_z.as<T>(), samples);
+    if (!gradients.any()) return;
+    T* const upstream = negated.as<T>();
+    std::transform(d_z.as<T>(), d_z.as<T>() + points, upstream, std::negate<>());
+    std::transform(g_log_det.as<T>(), g_log_det.as<T>() + samples, upstream + points, std::negate<>());
+    gradients.compute<T>(spec, upstream, upstream + points, kept.as<const T>(), unused.as<T>(), samples);
   });
-  return d_z;
+  return nb::make_tuple(d_z.tensor, gradients.tensors());
 }
 
 }  // namespace
 
 void bind_flows(nb::module_& m) {
-  m.def("affine_flow_fwd", affine_flow_fwd, "is_double"_a, "kind"_a, "inverse"_a, "z"_a, "z_stride"_a, "shift"_a,
-        "shift_stride"_a, "scale_logit"_a, "scale_logit_stride"_a, "out"_a, "log_det"_a, "rows"_a, "columns"_a);
-  m.def("affine_flow_bwd", affine_flow_bwd, "is_double"_a, "kind"_a, "inverse"_a, "d_out"_a, "d_log_det"_a, "z"_a,
-        "z_stride"_a, "shift"_a, "shift_stride"_a, "scale_logit"_a, "scale_logit_stride"_a, "d_z"_a, "d_shift"_a,
-        "d_scale_logit"_a, "rows"_a, "columns"_a);
+  m.def("affine_flow_fwd", affine_flow_fwd, "z"_a, "shift"_a, "scale_logit"_a.none(), "kind"_a, "inverse"_a);
+  m.def("affine_flow_bwd", affine_flow_bwd, "d_out"_a, "d_log_det"_a, "z"_a, "shift"_a, "scale_logit"_a.none(),
+        "kind"_a, "inverse"_a);
   m.def("autoregressive_flow_fwd", autoregressive_flow_fwd, "inverse"_a, "x"_a, "tensors"_a, "present"_a, "degrees"_a,
         "structure"_a, "keep"_a);
   m.def("autoregressive_flow_bwd", autoregressive_flow_bwd, "d_out"_a, "d_log_det"_a, "saved"_a, "tensors"_a,
         "present"_a, "normalized"_a, "degrees"_a, "structure"_a, "needs"_a);
   m.def("autoregressive_inverse_bwd", autoregressive_inverse_bwd, "d_x"_a, "d_log_det"_a, "saved"_a, "tensors"_a,
-        "present"_a, "degrees"_a, "structure"_a);
+        "present"_a, "normalized"_a, "degrees"_a, "structure"_a, "needs"_a);
 }
 
 }  // namespace fastvae

@@ -1,6 +1,10 @@
-// The functions on Gaussians take addresses and sizes, and return nothing. Python's launchers own all memory, and check
-// device, dtype, layout and extent before a call.
+// The functions on Gaussians take tensors, and return new ones. Python's launchers check device, dtype, layout and
+// extent before a call. Points, noise and their gradients are contiguous; parameters are matrices of contiguous rows.
+#include <span>
+#include <vector>
+
 #include "bindings/bindings.h"
+#include "bindings/layer_views.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -8,190 +12,256 @@ using namespace nb::literals;
 namespace fastvae {
 namespace {
 
-void diag_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
-                       Address noise, bool given, Address z, Address log_q, Address kept, int64_t samples, int64_t rows,
-                       int64_t columns, int64_t row_offset) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q), at<T>(kept),
-                                        {samples, rows, columns});
-  });
+// `count` numbers are K samples for each row; none where there are no rows.
+Extent extent_of(int64_t count, int64_t rows, int64_t columns) {
+  return {rows ? count / (rows * columns) : 0, rows, columns};
+}
+Extent extent_of(int64_t count, const TensorView& parameters) {
+  return extent_of(count, parameters.shape[0], parameters.shape[1]);
 }
 
-void diag_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address kept, Address d_mu, Address d_log_sigma,
-                       int64_t samples, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), at<const T>(kept), at<T>(d_mu),
-                                        at<T>(d_log_sigma), {samples, rows, columns});
-  });
+// Without dimensions it is a seed, else the normals themselves.
+template <class T>
+NoiseSource<T> noise_of(const FlatView& noise, int64_t row_offset) {
+  const bool given = noise.dims > 0;
+  return {given ? nullptr : noise.as<const int64_t>(), given ? noise.as<const T>() : nullptr, row_offset};
 }
 
-void diag_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t mu_stride, Address log_sigma,
-                                int64_t log_sigma_stride, Address log_q, int64_t samples, int64_t rows,
-                                int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.log_prob_fwd(at<const T>(z), matrix<T>(mu, mu_stride),
-                                                 matrix<T>(log_sigma, log_sigma_stride), at<T>(log_q),
-                                                 {samples, rows, columns});
-  });
+template <class T>
+Tril<const T> tril_of(const TensorView& tril) {
+  return {tril.as<const T>(), tril.stride[0], tril.dims == 3 ? tril.stride[1] : Tril<const T>::kPacked};
 }
 
-void diag_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address z, Address mu, int64_t mu_stride,
-                                Address log_sigma, int64_t log_sigma_stride, Address d_z, Address d_mu,
-                                Address d_log_sigma, int64_t samples, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.log_prob_bwd(at<const T>(d_log_q), at<const T>(z), matrix<T>(mu, mu_stride),
-                                                 matrix<T>(log_sigma, log_sigma_stride), at<T>(d_z), at<T>(d_mu),
-                                                 at<T>(d_log_sigma), {samples, rows, columns});
-  });
+// The gradient of a factor, packed or dense.
+struct TrilGradient {
+  int64_t stride, row_stride;
+  Output to;
+
+  TrilGradient(nb::handle like, const Numbers& of_like, int64_t rows, int64_t columns, bool dense)
+      : stride(dense ? columns * columns : columns * (columns - 1) / 2),
+        row_stride(dense ? columns : Tril<float>::kPacked),
+        to(dense ? new_tensor(like, of_like, {rows, columns, columns}) : new_tensor(like, of_like, {rows, stride})) {}
+
+  template <class T>
+  Tril<T> of() const {
+    return {to.as<T>(), stride, row_stride};
+  }
+};
+
+// What a kernel that draws returns: the points, their log-densities, and what the backward pass reads.
+struct Sample {
+  Output z, log_q, kept;
+  int64_t count = 1;
+
+  Sample(nb::handle like, const Numbers& of_like, nb::handle of_shape, bool keep) {
+    const std::vector<int64_t> shape = Items(of_shape).integers();
+    if (shape.empty()) throw nb::value_error("a sample has a dimension of features");
+    for (const int64_t size : shape) count *= size;
+    z = new_tensor(like, of_like, shape);
+    log_q = new_tensor(like, of_like, std::span(shape.data(), shape.size() - 1));
+    if (keep) kept = new_tensor(like, of_like, shape);
+  }
+  nb::tuple results() const { return nb::make_tuple(z.tensor, log_q.tensor, kept.tensor); }
+};
+
+Output new_like(nb::handle matrix, const TensorView& of_matrix) {
+  return new_tensor(matrix, of_matrix, {of_matrix.shape[0], of_matrix.shape[1]});
 }
 
-void diag_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
-                          Address kl, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.kl_fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride), at<T>(kl),
-                                           rows, columns);
+// noise: a seed or the normals. shape: that of the sample, (*sample_shape, *batch, D). With `keep` sigma eps is kept.
+nb::tuple diag_gaussian_fwd(nb::handle mu, nb::handle log_sigma, nb::handle noise, nb::handle shape, int64_t row_offset,
+                            bool keep) {
+  const TensorView m = view(mu), s = view(log_sigma);
+  const FlatView source = flat_view(noise);
+  const Sample sample(mu, m, shape, keep);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.fwd(rows_of<T>(m), rows_of<T>(s), noise_of<T>(source, row_offset), sample.z.as<T>(),
+                                        sample.log_q.as<T>(), sample.kept.as<T>(), extent_of(sample.count, m));
   });
+  return sample.results();
 }
 
-void diag_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
-                          int64_t log_sigma_stride, Address d_mu, Address d_log_sigma, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.kl_bwd(at<const T>(d_kl), matrix<T>(mu, mu_stride),
-                                           matrix<T>(log_sigma, log_sigma_stride), at<T>(d_mu), at<T>(d_log_sigma),
-                                           rows, columns);
+// Returns the gradients of mu, None unless it is wanted, and of log_sigma.
+nb::tuple diag_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle kept, int64_t rows, int64_t columns,
+                            bool with_mu) {
+  const FlatView g = flat_view(d_z), g_log_q = flat_view(d_log_q), moved = flat_view(kept);
+  const Output d_mu = with_mu ? new_tensor(kept, moved, {rows, columns}) : Output();
+  const Output d_log_sigma = new_tensor(kept, moved, {rows, columns});
+  with_type(moved.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), moved.as<const T>(), d_mu.as<T>(),
+                                        d_log_sigma.as<T>(), extent_of(g.count, rows, columns));
   });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor);
 }
 
-void diag_gaussian_kl_prior_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma,
-                                int64_t log_sigma_stride, Address prior_mu, int64_t prior_mu_stride,
-                                Address prior_log_sigma, int64_t prior_log_sigma_stride, Address kl, int64_t rows,
-                                int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.kl_prior_fwd(
-        matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride), matrix<T>(prior_mu, prior_mu_stride),
-        matrix<T>(prior_log_sigma, prior_log_sigma_stride), at<T>(kl), rows, columns);
+nb::object diag_gaussian_log_prob_fwd(nb::handle z, nb::handle mu, nb::handle log_sigma, nb::handle shape) {
+  const FlatView points = flat_view(z);
+  const TensorView m = view(mu), s = view(log_sigma);
+  const Output log_q = new_tensor(mu, m, Items(shape).integers());
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.log_prob_fwd(points.as<const T>(), rows_of<T>(m), rows_of<T>(s), log_q.as<T>(),
+                                                 extent_of(points.count, m));
   });
+  return log_q.tensor;
 }
 
-void diag_gaussian_kl_prior_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
-                                int64_t log_sigma_stride, Address prior_mu, int64_t prior_mu_stride,
-                                Address prior_log_sigma, int64_t prior_log_sigma_stride, Address d_mu,
-                                Address d_log_sigma, Address d_prior_mu, Address d_prior_log_sigma, int64_t rows,
-                                int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().diag_gaussian.kl_prior_bwd(
-        at<const T>(d_kl), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-        matrix<T>(prior_mu, prior_mu_stride), matrix<T>(prior_log_sigma, prior_log_sigma_stride), at<T>(d_mu),
-        at<T>(d_log_sigma), at<T>(d_prior_mu), at<T>(d_prior_log_sigma), rows, columns);
+nb::tuple diag_gaussian_log_prob_bwd(nb::handle d_log_q, nb::handle z, nb::handle mu, nb::handle log_sigma,
+                                     nb::handle shape) {
+  const FlatView g = flat_view(d_log_q), points = flat_view(z);
+  const TensorView m = view(mu), s = view(log_sigma);
+  const Output d_z = new_tensor(mu, m, Items(shape).integers()), d_mu = new_like(mu, m), d_log_sigma = new_like(mu, m);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.log_prob_bwd(g.as<const T>(), points.as<const T>(), rows_of<T>(m), rows_of<T>(s),
+                                                 d_z.as<T>(), d_mu.as<T>(), d_log_sigma.as<T>(),
+                                                 extent_of(points.count, m));
   });
+  return nb::make_tuple(d_z.tensor, d_mu.tensor, d_log_sigma.tensor);
 }
 
-void tril_gaussian_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
-                       Address tril, int64_t tril_stride, int64_t tril_row_stride, Address noise, bool given, Address z,
-                       Address log_q, Address eps, int64_t samples, int64_t rows, int64_t columns, int64_t row_offset) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().tril_gaussian.fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-                                        {at<const T>(tril), tril_stride, tril_row_stride},
-                                        noise_source<T>(noise, given, row_offset), at<T>(z), at<T>(log_q), at<T>(eps),
-                                        {samples, rows, columns});
+nb::object diag_gaussian_kl_fwd(nb::handle mu, nb::handle log_sigma) {
+  const TensorView m = view(mu), s = view(log_sigma);
+  const Output kl = new_tensor(mu, m, {m.shape[0]});
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_fwd(rows_of<T>(m), rows_of<T>(s), kl.as<T>(), m.shape[0], m.shape[1]);
   });
+  return kl.tensor;
 }
 
-void tril_gaussian_bwd(bool is_double, Address d_z, Address d_log_q, Address log_sigma, int64_t log_sigma_stride,
-                       Address eps, Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
-                       int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().tril_gaussian.bwd(at<const T>(d_z), at<const T>(d_log_q), matrix<T>(log_sigma, log_sigma_stride),
-                                        at<const T>(eps), at<T>(d_mu), at<T>(d_log_sigma),
-                                        {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, {samples, rows, columns});
+nb::tuple diag_gaussian_kl_bwd(nb::handle d_kl, nb::handle mu, nb::handle log_sigma) {
+  const FlatView g = flat_view(d_kl);
+  const TensorView m = view(mu), s = view(log_sigma);
+  const Output d_mu = new_like(mu, m), d_log_sigma = new_like(mu, m);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_bwd(g.as<const T>(), rows_of<T>(m), rows_of<T>(s), d_mu.as<T>(),
+                                           d_log_sigma.as<T>(), m.shape[0], m.shape[1]);
   });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor);
 }
 
-void tril_gaussian_log_prob_fwd(bool is_double, Address z, Address mu, int64_t mu_stride, Address log_sigma,
-                                int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
-                                Address log_q, Address eps, int64_t samples, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().tril_gaussian.log_prob_fwd(
-        at<const T>(z), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-        {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(log_q), at<T>(eps), {samples, rows, columns});
+nb::object diag_gaussian_kl_prior_fwd(nb::handle mu, nb::handle log_sigma, nb::handle prior_mu,
+                                      nb::handle prior_log_sigma) {
+  const TensorView m = view(mu), s = view(log_sigma), prior_m = view(prior_mu), prior_s = view(prior_log_sigma);
+  const Output kl = new_tensor(mu, m, {m.shape[0]});
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_prior_fwd(rows_of<T>(m), rows_of<T>(s), rows_of<T>(prior_m), rows_of<T>(prior_s),
+                                                 kl.as<T>(), m.shape[0], m.shape[1]);
   });
+  return kl.tensor;
 }
 
-void tril_gaussian_log_prob_bwd(bool is_double, Address d_log_q, Address eps, Address log_sigma,
-                                int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
-                                Address d_z, Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
-                                int64_t d_tril_row_stride, int64_t samples, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().tril_gaussian.log_prob_bwd(
-        at<const T>(d_log_q), at<const T>(eps), matrix<T>(log_sigma, log_sigma_stride),
-        {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(d_z), at<T>(d_mu), at<T>(d_log_sigma),
-        {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, {samples, rows, columns});
+nb::tuple diag_gaussian_kl_prior_bwd(nb::handle d_kl, nb::handle mu, nb::handle log_sigma, nb::handle prior_mu,
+                                     nb::handle prior_log_sigma) {
+  const FlatView g = flat_view(d_kl);
+  const TensorView m = view(mu), s = view(log_sigma), prior_m = view(prior_mu), prior_s = view(prior_log_sigma);
+  const Output d_mu = new_like(mu, m), d_log_sigma = new_like(mu, m);
+  const Output d_prior_mu = new_like(mu, m), d_prior_log_sigma = new_like(mu, m);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.kl_prior_bwd(g.as<const T>(), rows_of<T>(m), rows_of<T>(s), rows_of<T>(prior_m),
+                                                 rows_of<T>(prior_s), d_mu.as<T>(), d_log_sigma.as<T>(),
+                                                 d_prior_mu.as<T>(), d_prior_log_sigma.as<T>(), m.shape[0], m.shape[1]);
   });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor, d_prior_mu.tensor, d_prior_log_sigma.tensor);
 }
 
-void tril_gaussian_kl_fwd(bool is_double, Address mu, int64_t mu_stride, Address log_sigma, int64_t log_sigma_stride,
-                          Address tril, int64_t tril_stride, int64_t tril_row_stride, Address kl, int64_t rows,
-                          int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().tril_gaussian.kl_fwd(matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-                                           {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(kl), rows, columns);
+// As diag_gaussian_fwd. With `keep` eps is kept.
+nb::tuple tril_gaussian_fwd(nb::handle mu, nb::handle log_sigma, nb::handle tril, nb::handle noise, nb::handle shape,
+                            int64_t row_offset, bool keep) {
+  const TensorView m = view(mu), s = view(log_sigma), t = view(tril);
+  const FlatView source = flat_view(noise);
+  const Sample sample(mu, m, shape, keep);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.fwd(rows_of<T>(m), rows_of<T>(s), tril_of<T>(t), noise_of<T>(source, row_offset),
+                                        sample.z.as<T>(), sample.log_q.as<T>(), sample.kept.as<T>(),
+                                        extent_of(sample.count, m));
   });
+  return sample.results();
 }
 
-void tril_gaussian_kl_bwd(bool is_double, Address d_kl, Address mu, int64_t mu_stride, Address log_sigma,
-                          int64_t log_sigma_stride, Address tril, int64_t tril_stride, int64_t tril_row_stride,
-                          Address d_mu, Address d_log_sigma, Address d_tril, int64_t d_tril_stride,
-                          int64_t d_tril_row_stride, int64_t rows, int64_t columns) {
-  with_type(is_double, [&]<class T>(T) {
-    current().of<T>().tril_gaussian.kl_bwd(
-        at<const T>(d_kl), matrix<T>(mu, mu_stride), matrix<T>(log_sigma, log_sigma_stride),
-        {at<const T>(tril), tril_stride, tril_row_stride}, at<T>(d_mu), at<T>(d_log_sigma),
-        {at<T>(d_tril), d_tril_stride, d_tril_row_stride}, rows, columns);
+// Returns the gradients of mu, None unless it is wanted, of log_sigma and of the factor.
+nb::tuple tril_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle log_sigma, nb::handle eps, bool dense,
+                            bool with_mu) {
+  const FlatView g = flat_view(d_z), g_log_q = flat_view(d_log_q), drawn = flat_view(eps);
+  const TensorView s = view(log_sigma);
+  const Output d_mu = with_mu ? new_like(log_sigma, s) : Output(), d_log_sigma = new_like(log_sigma, s);
+  const TrilGradient d_tril(log_sigma, s, s.shape[0], s.shape[1], dense);
+  with_type(s.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), rows_of<T>(s), drawn.as<const T>(),
+                                        d_mu.as<T>(), d_log_sigma.as<T>(), d_tril.of<T>(), extent_of(g.count, s));
   });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor, d_tril.to.tensor);
+}
+
+// Returns the log-density, and the whitened points in the shape of z.
+nb::tuple tril_gaussian_log_prob_fwd(nb::handle z, nb::handle mu, nb::handle log_sigma, nb::handle tril,
+                                     nb::handle shape) {
+  const FlatView points = flat_view(z);
+  const TensorView m = view(mu), s = view(log_sigma), t = view(tril);
+  const Sample sample(mu, m, shape, false);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.log_prob_fwd(points.as<const T>(), rows_of<T>(m), rows_of<T>(s), tril_of<T>(t),
+                                                 sample.log_q.as<T>(), sample.z.as<T>(), extent_of(points.count, m));
+  });
+  return nb::make_tuple(sample.log_q.tensor, sample.z.tensor);
+}
+
+nb::tuple tril_gaussian_log_prob_bwd(nb::handle d_log_q, nb::handle eps, nb::handle log_sigma, nb::handle tril,
+                                     nb::handle shape) {
+  const FlatView g = flat_view(d_log_q), points = flat_view(eps);
+  const TensorView s = view(log_sigma), t = view(tril);
+  const Output d_z = new_tensor(log_sigma, s, Items(shape).integers());
+  const Output d_mu = new_like(log_sigma, s), d_log_sigma = new_like(log_sigma, s);
+  const TrilGradient d_tril(log_sigma, s, s.shape[0], s.shape[1], t.dims == 3);
+  with_type(s.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.log_prob_bwd(g.as<const T>(), points.as<const T>(), rows_of<T>(s), tril_of<T>(t),
+                                                 d_z.as<T>(), d_mu.as<T>(), d_log_sigma.as<T>(), d_tril.of<T>(),
+                                                 extent_of(points.count, s));
+  });
+  return nb::make_tuple(d_z.tensor, d_mu.tensor, d_log_sigma.tensor, d_tril.to.tensor);
+}
+
+nb::object tril_gaussian_kl_fwd(nb::handle mu, nb::handle log_sigma, nb::handle tril) {
+  const TensorView m = view(mu), s = view(log_sigma), t = view(tril);
+  const Output kl = new_tensor(mu, m, {m.shape[0]});
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.kl_fwd(rows_of<T>(m), rows_of<T>(s), tril_of<T>(t), kl.as<T>(), m.shape[0],
+                                           m.shape[1]);
+  });
+  return kl.tensor;
+}
+
+nb::tuple tril_gaussian_kl_bwd(nb::handle d_kl, nb::handle mu, nb::handle log_sigma, nb::handle tril) {
+  const FlatView g = flat_view(d_kl);
+  const TensorView m = view(mu), s = view(log_sigma), t = view(tril);
+  const Output d_mu = new_like(mu, m), d_log_sigma = new_like(mu, m);
+  const TrilGradient d_tril(mu, m, m.shape[0], m.shape[1], t.dims == 3);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.kl_bwd(g.as<const T>(), rows_of<T>(m), rows_of<T>(s), tril_of<T>(t), d_mu.as<T>(),
+                                           d_log_sigma.as<T>(), d_tril.of<T>(), m.shape[0], m.shape[1]);
+  });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor, d_tril.to.tensor);
 }
 
 }  // namespace
 
 void bind_gaussians(nb::module_& m) {
-  m.def("diag_gaussian_fwd", diag_gaussian_fwd, "is_double"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "noise"_a, "given"_a, "z"_a, "log_q"_a, "kept"_a, "samples"_a, "rows"_a, "columns"_a,
-        "row_offset"_a);
-  m.def("diag_gaussian_bwd", diag_gaussian_bwd, "is_double"_a, "d_z"_a, "d_log_q"_a, "kept"_a, "d_mu"_a,
-        "d_log_sigma"_a, "samples"_a, "rows"_a, "columns"_a);
-  m.def("diag_gaussian_log_prob_fwd", diag_gaussian_log_prob_fwd, "is_double"_a, "z"_a, "mu"_a, "mu_stride"_a,
-        "log_sigma"_a, "log_sigma_stride"_a, "log_q"_a, "samples"_a, "rows"_a, "columns"_a);
-  m.def("diag_gaussian_log_prob_bwd", diag_gaussian_log_prob_bwd, "is_double"_a, "d_log_q"_a, "z"_a, "mu"_a,
-        "mu_stride"_a, "log_sigma"_a, "log_sigma_stride"_a, "d_z"_a, "d_mu"_a, "d_log_sigma"_a, "samples"_a, "rows"_a,
-        "columns"_a);
-  m.def("diag_gaussian_kl_fwd", diag_gaussian_kl_fwd, "is_double"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "kl"_a, "rows"_a, "columns"_a);
-  m.def("diag_gaussian_kl_bwd", diag_gaussian_kl_bwd, "is_double"_a, "d_kl"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "d_mu"_a, "d_log_sigma"_a, "rows"_a, "columns"_a);
-  m.def("diag_gaussian_kl_prior_fwd", diag_gaussian_kl_prior_fwd, "is_double"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "prior_mu"_a, "prior_mu_stride"_a, "prior_log_sigma"_a, "prior_log_sigma_stride"_a,
-        "kl"_a, "rows"_a, "columns"_a);
-  m.def("diag_gaussian_kl_prior_bwd", diag_gaussian_kl_prior_bwd, "is_double"_a, "d_kl"_a, "mu"_a, "mu_stride"_a,
-        "log_sigma"_a, "log_sigma_stride"_a, "prior_mu"_a, "prior_mu_stride"_a, "prior_log_sigma"_a,
-        "prior_log_sigma_stride"_a, "d_mu"_a, "d_log_sigma"_a, "d_prior_mu"_a, "d_prior_log_sigma"_a, "rows"_a,
-        "columns"_a);
-  m.def("tril_gaussian_fwd", tril_gaussian_fwd, "is_double"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "tril"_a, "tril_stride"_a, "tril_row_stride"_a, "noise"_a, "given"_a, "z"_a, "log_q"_a,
-        "eps"_a, "samples"_a, "rows"_a, "columns"_a, "row_offset"_a);
-  m.def("tril_gaussian_bwd", tril_gaussian_bwd, "is_double"_a, "d_z"_a, "d_log_q"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "eps"_a, "d_mu"_a, "d_log_sigma"_a, "d_tril"_a, "d_tril_stride"_a, "d_tril_row_stride"_a,
-        "samples"_a, "rows"_a, "columns"_a);
-  m.def("tril_gaussian_log_prob_fwd", tril_gaussian_log_prob_fwd, "is_double"_a, "z"_a, "mu"_a, "mu_stride"_a,
-        "log_sigma"_a, "log_sigma_stride"_a, "tril"_a, "tril_stride"_a, "tril_row_stride"_a, "log_q"_a, "eps"_a,
-        "samples"_a, "rows"_a, "columns"_a);
-  m.def("tril_gaussian_log_prob_bwd", tril_gaussian_log_prob_bwd, "is_double"_a, "d_log_q"_a, "eps"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "tril"_a, "tril_stride"_a, "tril_row_stride"_a, "d_z"_a, "d_mu"_a, "d_log_sigma"_a,
-        "d_tril"_a, "d_tril_stride"_a, "d_tril_row_stride"_a, "samples"_a, "rows"_a, "columns"_a);
-  m.def("tril_gaussian_kl_fwd", tril_gaussian_kl_fwd, "is_double"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "tril"_a, "tril_stride"_a, "tril_row_stride"_a, "kl"_a, "rows"_a, "columns"_a);
-  m.def("tril_gaussian_kl_bwd", tril_gaussian_kl_bwd, "is_double"_a, "d_kl"_a, "mu"_a, "mu_stride"_a, "log_sigma"_a,
-        "log_sigma_stride"_a, "tril"_a, "tril_stride"_a, "tril_row_stride"_a, "d_mu"_a, "d_log_sigma"_a, "d_tril"_a,
-        "d_tril_stride"_a, "d_tril_row_stride"_a, "rows"_a, "columns"_a);
+  m.def("diag_gaussian_fwd", diag_gaussian_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a, "row_offset"_a, "keep"_a);
+  m.def("diag_gaussian_bwd", diag_gaussian_bwd, "d_z"_a, "d_log_q"_a, "kept"_a, "rows"_a, "columns"_a, "with_mu"_a);
+  m.def("diag_gaussian_log_prob_fwd", diag_gaussian_log_prob_fwd, "z"_a, "mu"_a, "log_sigma"_a, "shape"_a);
+  m.def("diag_gaussian_log_prob_bwd", diag_gaussian_log_prob_bwd, "d_log_q"_a, "z"_a, "mu"_a, "log_sigma"_a, "shape"_a);
+  m.def("diag_gaussian_kl_fwd", diag_gaussian_kl_fwd, "mu"_a, "log_sigma"_a);
+  m.def("diag_gaussian_kl_bwd", diag_gaussian_kl_bwd, "d_kl"_a, "mu"_a, "log_sigma"_a);
+  m.def("diag_gaussian_kl_prior_fwd", diag_gaussian_kl_prior_fwd, "mu"_a, "log_sigma"_a, "prior_mu"_a,
+        "prior_log_sigma"_a);
+  m.def("diag_gaussian_kl_prior_bwd", diag_gaussian_kl_prior_bwd, "d_kl"_a, "mu"_a, "log_sigma"_a, "prior_mu"_a,
+        "prior_log_sigma"_a);
+  m.def("tril_gaussian_fwd", tril_gaussian_fwd, "mu"_a, "log_sigma"_a, "tril"_a, "noise"_a, "shape"_a, "row_offset"_a,
+        "keep"_a);
+  m.def("tril_gaussian_bwd", tril_gaussian_bwd, "d_z"_a, "d_log_q"_a, "log_sigma"_a, "eps"_a, "dense"_a, "with_mu"_a);
+  m.def("tril_gaussian_log_prob_fwd", tril_gaussian_log_prob_fwd, "z"_a, "mu"_a, "log_sigma"_a, "tril"_a, "shape"_a);
+  m.def("tril_gaussian_log_prob_bwd", tril_gaussian_log_prob_bwd, "d_log_q"_a, "eps"_a, "log_sigma"_a, "tril"_a,
+        "shape"_a);
+  m.def("tril_gaussian_kl_fwd", tril_gaussian_kl_fwd, "mu"_a, "log_sigma"_a, "tril"_a);
+  m.def("tril_gaussian_kl_bwd", tril_gaussian_kl_bwd, "d_kl"_a, "mu"_a, "log_sigma"_a, "tril"_a);
 }
 
 }  // namespace fastvae

@@ -21,14 +21,12 @@ nb::tuple masked_linear_fwd(nb::handle x, nb::handle weight, nb::handle bias, nb
   layer.bias = view(bias);
   const TensorView point = view(x);
   const int64_t samples = point.shape[0], outputs = layer.out_degrees.shape[0];
-  const nb::object y = new_tensor(x, point, {samples, outputs});
-  const nb::object pre = keep_pre ? new_tensor(x, point, {samples, outputs}) : nb::none();
-  const TensorView y_view = view(y), pre_view = view(pre);
+  const Output y = new_tensor(x, point, {samples, outputs});
+  const Output pre = keep_pre ? new_tensor(x, point, {samples, outputs}) : Output();
   with_type(point.is_double(), [&]<class T>(T) {
-    current().of<T>().masked_linear.fwd(layer.of<T>(), activation, rows_of<T>(point), y_view.as<T>(), pre_view.as<T>(),
-                                        samples);
+    current().of<T>().masked_linear.fwd(layer.of<T>(), activation, rows_of<T>(point), y.as<T>(), pre.as<T>(), samples);
   });
-  return nb::make_tuple(y, pre);
+  return nb::make_tuple(y.tensor, pre.tensor);
 }
 
 // Returns the gradients of x, weight, bias and factors; None for an absent bias or absent factors.
@@ -37,37 +35,34 @@ nb::tuple masked_linear_bwd(nb::handle d_y, nb::handle at, nb::handle x, nb::han
   const LayerViews layer = layer_views(weight, scale, in_degrees, out_degrees);
   const TensorView g = view(d_y), activations = view(at), point = view(x);
   const int64_t samples = g.shape[0], in = layer.in_degrees.shape[0], out = layer.out_degrees.shape[0];
-  const nb::object d_x = new_tensor(d_y, g, {samples, in}), d_weight = new_tensor(d_y, g, {out, in});
-  const nb::object d_bias = has_bias ? new_tensor(d_y, g, {out}) : nb::none();
-  const nb::object d_scale = layer.scale.given ? new_tensor(d_y, g, {out}) : nb::none();
-  const TensorView to_x = view(d_x), to_weight = view(d_weight), to_bias = view(d_bias), to_scale = view(d_scale);
+  const Output d_x = new_tensor(d_y, g, {samples, in}), d_weight = new_tensor(d_y, g, {out, in});
+  const Output d_bias = has_bias ? new_tensor(d_y, g, {out}) : Output();
+  const Output d_scale = layer.scale.given ? new_tensor(d_y, g, {out}) : Output();
   with_type(g.is_double(), [&]<class T>(T) {
     current().of<T>().masked_linear.bwd(layer.of<T>(), activation, g.as<const T>(), activations.as<const T>(),
-                                        rows_of<T>(point), to_x.as<T>(),
-                                        {to_weight.as<T>(), to_bias.as<T>(), to_scale.as<T>()}, samples);
+                                        rows_of<T>(point), d_x.as<T>(),
+                                        {d_weight.as<T>(), d_bias.as<T>(), d_scale.as<T>()}, samples);
   });
-  return nb::make_tuple(d_x, d_weight, d_bias, d_scale);
+  return nb::make_tuple(d_x.tensor, d_weight.tensor, d_bias.tensor, d_scale.tensor);
 }
 
 nb::object masked_norm_fwd(nb::handle weight, nb::handle in_degrees, nb::handle out_degrees) {
   const LayerViews layer = layer_views(weight, nb::none(), in_degrees, out_degrees);
-  const nb::object norm = new_tensor(weight, layer.weight, {layer.out_degrees.shape[0]});
-  const TensorView to = view(norm);
+  const Output norm = new_tensor(weight, layer.weight, {layer.out_degrees.shape[0]});
   with_type(layer.weight.is_double(),
-            [&]<class T>(T) { current().of<T>().masked_linear.norm_fwd(layer.of<T>(), to.as<T>()); });
-  return norm;
+            [&]<class T>(T) { current().of<T>().masked_linear.norm_fwd(layer.of<T>(), norm.as<T>()); });
+  return norm.tensor;
 }
 
 nb::object masked_norm_bwd(nb::handle d_norm, nb::handle norm, nb::handle weight, nb::handle in_degrees,
                            nb::handle out_degrees) {
   const LayerViews layer = layer_views(weight, nb::none(), in_degrees, out_degrees);
   const TensorView g = view(d_norm), norms = view(norm);
-  const nb::object d_weight = new_tensor(d_norm, g, {layer.out_degrees.shape[0], layer.in_degrees.shape[0]});
-  const TensorView to = view(d_weight);
+  const Output d_weight = new_tensor(d_norm, g, {layer.out_degrees.shape[0], layer.in_degrees.shape[0]});
   with_type(g.is_double(), [&]<class T>(T) {
-    current().of<T>().masked_linear.norm_bwd(layer.of<T>(), g.as<const T>(), norms.as<const T>(), to.as<T>());
+    current().of<T>().masked_linear.norm_bwd(layer.of<T>(), g.as<const T>(), norms.as<const T>(), d_weight.as<T>());
   });
-  return d_weight;
+  return d_weight.tensor;
 }
 
 }  // namespace

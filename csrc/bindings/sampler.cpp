@@ -1,9 +1,11 @@
-// The cached sampler takes records, addresses and numbers, and returns nothing. Python can also ask for the codes and
-// the records' fields: a test compares them with its own.
+// The cached sampler takes records, addresses and numbers, and returns nothing. Python can also ask for the uniform
+// numbers that it takes, and for the codes and the records' fields: a test compares them with its own.
 #include <vector>
 
 #include "base/codes.h"
+#include "base/uniform.h"
 #include "bindings/bindings.h"
+#include "bindings/tensors.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -30,6 +32,14 @@ void causal_sampler(bool is_double, const Integers& sizes, const Integers& head,
     current().of<T>().causal_sampler.run(plan, at<T>(images), at<const uint8_t>(given), at<const T>(uniforms),
                                          at<T>(parameters));
   });
+}
+
+// out: float32 (rows, columns), which receives the numbers.
+void philox_uniform(nb::handle seed, int64_t row_offset, nb::handle out) {
+  const TensorView numbers = view(out);
+  const uint64_t number = static_cast<uint64_t>(*flat_view(seed).as<const int64_t>());
+  const nb::gil_scoped_release release;
+  draw_uniforms(number, numbers.shape[0], numbers.shape[1], row_offset, numbers.as<float>());
 }
 
 template <class Code>
@@ -94,6 +104,7 @@ nb::dict record_fields() {
 void bind_sampler(nb::module_& m) {
   m.def("causal_sampler", causal_sampler, "is_double"_a, "sizes"_a, "head"_a, "buffers"_a, "nodes"_a, "taps"_a,
         "addresses"_a, "scalars"_a, "temperature"_a, "images"_a, "given"_a, "uniforms"_a, "parameters"_a);
+  m.def("philox_uniform", philox_uniform, "seed"_a, "row_offset"_a, "out"_a);
   m.def("codes", codes);
   m.def("record_fields", record_fields);
 }

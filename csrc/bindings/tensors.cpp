@@ -3,7 +3,9 @@
 #include <nanobind/ndarray.h>
 
 #include <algorithm>
+#include <functional>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "base/memory.h"
@@ -81,22 +83,42 @@ bool is_allocated(const void* data, const int64_t* shape, int32_t dims) {
   return data || std::find(shape, shape + dims, 0) != shape + dims;
 }
 
+bool find(const DlExchange& exchange, nb::handle tensor, DlTensor& found) {
+  if (exchange.view(tensor.ptr(), &found) == 0) return true;
+  PyErr_Clear();
+  return false;
+}
+
+void* data_of(const DlTensor& t) { return static_cast<char*>(t.data) + t.byte_offset; }
+
+Scalar scalar_of(DlType type) {
+  if (type.lanes != 1) return Scalar::kOther;
+  if (type.code == kDlFloat && type.bits == 32) return Scalar::kFloat;
+  if (type.code == kDlFloat && type.bits == 64) return Scalar::kDouble;
+  return type.code == kDlInt && type.bits == 64 ? Scalar::kInt64 : Scalar::kOther;
+}
+
+Scalar scalar_by_method(const Torch& torch, nb::handle tensor) {
+  const nb::object dtype = tensor.attr("dtype");
+  if (dtype.is(torch.float32)) return Scalar::kFloat;
+  if (dtype.is(torch.float64)) return Scalar::kDouble;
+  return dtype.is(torch.int64) ? Scalar::kInt64 : Scalar::kOther;
+}
+
+void* data_by_method(nb::handle tensor) {
+  return reinterpret_cast<void*>(nb::cast<uintptr_t>(tensor.attr("data_ptr")()));
+}
+
 bool view_by_exchange(const DlExchange& exchange, nb::handle tensor, TensorView& view) {
   DlTensor t;
-  if (exchange.view(tensor.ptr(), &t) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  if (t.device.type != kDlCpu || t.dims > TensorView::kMostDims) return false;
-  view.data = static_cast<char*>(t.data) + t.byte_offset;
+  if (!find(exchange, tensor, t) || t.device.type != kDlCpu || t.dims > TensorView::kMostDims) return false;
+  view.data = data_of(t);
   view.dims = t.dims;
   for (int i = 0; i < t.dims; ++i) {
     view.shape[i] = t.shape[i];
     view.stride[i] = t.strides[i];
   }
-  if (t.type.lanes == 1 && t.type.code == kDlFloat && t.type.bits == 32) view.scalar = Scalar::kFloat;
-  if (t.type.lanes == 1 && t.type.code == kDlFloat && t.type.bits == 64) view.scalar = Scalar::kDouble;
-  if (t.type.lanes == 1 && t.type.code == kDlInt && t.type.bits == 64) view.scalar = Scalar::kInt64;
+  view.scalar = scalar_of(t.type);
   return true;
 }
 
@@ -104,16 +126,13 @@ bool view_by_methods(const Torch& torch, nb::handle tensor, TensorView& view) {
   if (!nb::cast<bool>(tensor.attr("is_cpu"))) return false;
   const nb::tuple shape(tensor.attr("shape")), stride(tensor.attr("stride")());
   if (shape.size() > TensorView::kMostDims) return false;
-  view.data = reinterpret_cast<void*>(nb::cast<uintptr_t>(tensor.attr("data_ptr")()));
+  view.data = data_by_method(tensor);
   view.dims = static_cast<int>(shape.size());
   for (int i = 0; i < view.dims; ++i) {
     view.shape[i] = nb::cast<int64_t>(shape[i]);
     view.stride[i] = nb::cast<int64_t>(stride[i]);
   }
-  const nb::object dtype = tensor.attr("dtype");
-  if (dtype.is(torch.float32)) view.scalar = Scalar::kFloat;
-  if (dtype.is(torch.float64)) view.scalar = Scalar::kDouble;
-  if (dtype.is(torch.int64)) view.scalar = Scalar::kInt64;
+  view.scalar = scalar_by_method(torch, tensor);
   return true;
 }
 
@@ -169,10 +188,7 @@ bool is_readable(nb::handle tensor, TensorKind& kind) {
   kind = {};
   if (t.exchange && t.wanted) {
     DlTensor found;
-    if (t.exchange->view(tensor.ptr(), &found) != 0) {
-      PyErr_Clear();
-      return false;
-    }
+    if (!find(*t.exchange, tensor, found)) return false;
     if (found.type.code == kDlFloat || found.type.code == kDlBfloat)
       kind.floating = 100 * found.type.code + found.type.bits;
     if (found.dims == 2 && (found.strides[1] == 1 || found.shape[1] == 1)) {
@@ -194,7 +210,9 @@ bool is_readable(nb::handle tensor, TensorKind& kind) {
 }
 
 bool try_readable_view(nb::handle tensor, TensorView& view) {
-  return try_view(tensor, view) && is_allocated(view.data, view.shape, view.dims) && !is_negated(tensor);
+  if (!try_view(tensor, view) || !is_allocated(view.data, view.shape, view.dims)) return false;
+  // Only parts of complex numbers are negated lazily.
+  return view.scalar == Scalar::kInt64 || !is_negated(tensor);
 }
 
 TensorView view(nb::handle tensor) {
@@ -203,31 +221,65 @@ TensorView view(nb::handle tensor) {
   return found;
 }
 
-nb::object new_tensor(nb::handle like, const TensorView& like_view, std::span<const int64_t> shape) {
+FlatView flat_view(nb::handle tensor) {
+  FlatView flat;
+  if (tensor.is_none()) return flat;
+  const Torch& t = torch();
+  flat.given = true;
+  if (t.exchange && t.wanted) {
+    DlTensor found;
+    if (!find(*t.exchange, tensor, found) || found.device.type != kDlCpu)
+      throw nb::type_error("the extension takes tensors in the memory of the CPU");
+    flat.data = data_of(found);
+    flat.scalar = scalar_of(found.type);
+    flat.dims = found.dims;
+    flat.count = std::accumulate(found.shape, found.shape + found.dims, int64_t{1}, std::multiplies<>());
+    return flat;
+  }
+  flat.data = data_by_method(tensor);
+  flat.scalar = scalar_by_method(t, tensor);
+  flat.dims = nb::cast<int>(tensor.attr("dim")());
+  flat.count = nb::cast<int64_t>(tensor.attr("numel")());
+  return flat;
+}
+
+Output new_tensor(nb::handle like, const Numbers& of_like, std::span<const int64_t> shape) {
   // From this size on outputs use blocks: the first touch of fresh pages costs more than the kernel that fills them.
   constexpr size_t block_bytes = 1 << 20;
-  size_t bytes = like_view.is_double() ? sizeof(double) : sizeof(float);
+  const Torch& t = torch();
+  size_t bytes = of_like.is_double() ? sizeof(double) : sizeof(float);
   for (const int64_t size : shape) bytes = checked_bytes(bytes, static_cast<size_t>(size));
   // Under deterministic algorithms torch fills what it allocates.
-  if (bytes >= block_bytes && !nb::cast<bool>(torch().deterministic())) {
+  if (bytes >= block_bytes && !nb::cast<bool>(t.deterministic())) {
     void* data = take_block(bytes);
     const nb::capsule owner(data, [](void* block) noexcept { give_back(block); });
-    size_t sizes[TensorView::kMostDims];
-    std::copy(shape.begin(), shape.end(), sizes);
-    return nb::cast(nb::ndarray<nb::pytorch, nb::c_contig>(
-        data, shape.size(), sizes, owner, nullptr, like_view.is_double() ? nb::dtype<double>() : nb::dtype<float>()));
+    const std::vector<size_t> sizes(shape.begin(), shape.end());
+    return {nb::cast(
+                nb::ndarray<nb::pytorch, nb::c_contig>(data, sizes.size(), sizes.data(), owner, nullptr,
+                                                       of_like.is_double() ? nb::dtype<double>() : nb::dtype<float>())),
+            data};
   }
   static PyObject* const name = PyUnicode_InternFromString("new_empty");
-  // The tensor itself, then the sizes: torch reads them faster as single arguments than as a tuple.
-  PyObject* arguments[1 + TensorView::kMostDims] = {like.ptr()};
-  nb::object numbers[TensorView::kMostDims];
-  for (size_t i = 0; i < shape.size(); ++i) {
-    numbers[i] = nb::int_(shape[i]);
-    arguments[i + 1] = numbers[i].ptr();
+  nb::object made;
+  if (shape.size() > 0 && shape.size() <= TensorView::kMostDims) {
+    // The tensor itself, then the sizes: torch reads them faster as single arguments than as a tuple.
+    PyObject* arguments[1 + TensorView::kMostDims] = {like.ptr()};
+    nb::object numbers[TensorView::kMostDims];
+    for (size_t i = 0; i < shape.size(); ++i) {
+      numbers[i] = nb::int_(shape[i]);
+      arguments[i + 1] = numbers[i].ptr();
+    }
+    made = nb::steal(PyObject_VectorcallMethod(name, arguments, 1 + shape.size(), nullptr));
+  } else {
+    nb::list sizes;
+    for (const int64_t size : shape) sizes.append(size);
+    PyObject* arguments[] = {like.ptr(), sizes.ptr()};
+    made = nb::steal(PyObject_VectorcallMethod(name, arguments, 2, nullptr));
   }
-  PyObject* made = PyObject_VectorcallMethod(name, arguments, 1 + shape.size(), nullptr);
-  if (!made) throw nb::python_error();
-  return nb::steal(made);
+  if (!made.is_valid()) throw nb::python_error();
+  DlTensor found;
+  if (t.exchange && t.wanted && find(*t.exchange, made, found)) return {made, data_of(found)};
+  return {made, data_by_method(made)};
 }
 
 bool use_exchange(bool wanted) {

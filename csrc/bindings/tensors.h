@@ -8,25 +8,47 @@
 #include <cstdint>
 #include <initializer_list>
 #include <span>
+#include <vector>
 
 namespace fastvae {
 
 enum class Scalar { kOther, kFloat, kDouble, kInt64 };
 
-// A tensor of up to three dimensions in the memory of the CPU; without data where None was given.
-struct TensorView {
-  static constexpr int kMostDims = 3;
-
+// The numbers of a tensor in the memory of the CPU; without data where None was given.
+struct Numbers {
   void* data = nullptr;
   Scalar scalar = Scalar::kOther;
   int dims = 0;
-  int64_t shape[kMostDims] = {}, stride[kMostDims] = {};
   bool given = false;
 
   bool is_double() const { return scalar == Scalar::kDouble; }
   bool is_real() const { return scalar == Scalar::kFloat || scalar == Scalar::kDouble; }
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// A tensor of up to four dimensions.
+struct TensorView : Numbers {
+  static constexpr int kMostDims = 4;
+
+  int64_t shape[kMostDims] = {}, stride[kMostDims] = {};
+
   // Whether the numbers of the last dimension are side by side, as one number always is.
   bool contiguous_rows() const { return dims == 0 || stride[dims - 1] == 1 || shape[dims - 1] <= 1; }
+};
+
+// A contiguous tensor of any number of dimensions.
+struct FlatView : Numbers {
+  int64_t count = 0;
+};
+
+// A new tensor, whose numbers a kernel writes; None, without data, for an output that is not wanted.
+struct Output {
+  nanobind::object tensor = nanobind::none();
+  void* data = nullptr;
 
   template <class T>
   T* as() const {
@@ -55,12 +77,13 @@ bool try_readable_view(nanobind::handle tensor, TensorView& view);
 bool try_view(nanobind::handle tensor, TensorView& view);
 // The same, or TypeError.
 TensorView view(nanobind::handle tensor);
+// The same for a contiguous tensor, however many dimensions it has.
+FlatView flat_view(nanobind::handle tensor);
 
 // An uninitialised tensor of `like`'s dtype, float32 or float64. Large ones use blocks of the pool.
-nanobind::object new_tensor(nanobind::handle like, const TensorView& like_view, std::span<const int64_t> shape);
-inline nanobind::object new_tensor(nanobind::handle like, const TensorView& like_view,
-                                   std::initializer_list<int64_t> shape) {
-  return new_tensor(like, like_view, std::span<const int64_t>(shape.begin(), shape.size()));
+Output new_tensor(nanobind::handle like, const Numbers& of_like, std::span<const int64_t> shape);
+inline Output new_tensor(nanobind::handle like, const Numbers& of_like, std::initializer_list<int64_t> shape) {
+  return new_tensor(like, of_like, std::span<const int64_t>(shape.begin(), shape.size()));
 }
 
 // Switches torch's table on or off, so that tests try both ways. Returns whether it is used now.
@@ -77,6 +100,12 @@ class Items {
   nanobind::handle operator[](size_t i) const {
     if (i >= size()) throw nanobind::index_error("a list is too short");
     return PySequence_Fast_GET_ITEM(fast_.ptr(), static_cast<Py_ssize_t>(i));
+  }
+  // All of them as integers.
+  std::vector<int64_t> integers() const {
+    std::vector<int64_t> found(size());
+    for (size_t i = 0; i < found.size(); ++i) found[i] = nanobind::cast<int64_t>((*this)[i]);
+    return found;
   }
 
  private:

@@ -135,7 +135,8 @@ class _AutoregressiveSteps(nn.Module):
 
     def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
-        for module, network in reversed(list(zip(self.networks, self.steps(), strict=True))):
+        for i, module in reversed(list(enumerate(self.networks._modules.values()))):
+            network = _network_in(module, i)
             parameters = _fused_parameters(module, network)
             if parameters is not None:
                 term, structure = network.context_term(z, context), network.structure

@@ -140,6 +140,13 @@ def check_triangular(
     """All three, expanded to one batch shape, and whether ``tril`` is packed; ``alike`` as :func:`check_gaussian`."""
     if not alike:
         mu, log_sigma, tril = to_same_kind(mu=mu, log_sigma=log_sigma, tril=tril)
+    elif len(shape := mu.shape) == 2 and shape == log_sigma.shape and shape[1] > 0:
+        # The usual calls, recognised at once.
+        n, d = shape
+        if (of_tril := tril.shape) == (n, d * (d - 1) // 2):
+            return mu, log_sigma, tril, True
+        if of_tril == (n, d, d):
+            return mu, log_sigma, tril, False
     check_features(mu=mu, log_sigma=log_sigma)
     packed = is_packed(mu, tril)
     mu, log_sigma, tril = broadcast_batch((1, 1, 1 if packed else 2), mu=mu, log_sigma=log_sigma, tril=tril)

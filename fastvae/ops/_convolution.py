@@ -188,5 +188,5 @@ def check_geometry(call: Call) -> None:
         call.require(size == (height, width), "d_y", f"have {height} x {width} pixels", f"{size[0]} x {size[1]}")
         call.require(len(call["needs"]) == 3, "needs", "be three truth values", call["needs"])
         # Without an activation nothing is kept of the output.
-        if call["activation"] != "identity" or call.get_tensor("at").dim() == 4:
+        if call["activation"] != "identity":
             call.tensor("at", call.get_tensor("at"), ("N", "O", "h", "w"), "a")

@@ -40,6 +40,11 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t if t.dtype is dtype else t.to(dtype)
 
 
+def all_to(tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
+    """The results of the extension in ``dtype``."""
+    return tensors if tensors[0].dtype is dtype else tuple([t.to(dtype) for t in tensors])
+
+
 def to_rows(t: Tensor, width: int) -> Tensor:
     """``t`` as a matrix of ``width`` columns with contiguous rows; a view wherever strides allow."""
     if t.dim() != 2:

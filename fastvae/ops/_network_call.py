@@ -51,10 +51,10 @@ class NetworkCall(NamedTuple):
         The latter are the weights, the factors and, where these come from gains, the norms that divide the gains.
         """
         count = self.layers
-        weights = tensors[:count]
-        scaled = [i for i, there in enumerate(self.present[count + 1 :]) if there]
-        if not scaled:
+        weights, has_scale = tensors[:count], self.present[count + 1 :]
+        if True not in has_scale:
             return tensors, weights
+        scaled = [i for i, there in enumerate(has_scale) if there]
         others, scales = tensors[: -len(scaled)], tensors[-len(scaled) :]
         if not self.normalized:
             return tensors, (*weights, *scales)
@@ -120,8 +120,7 @@ def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: T
     """Keeps what the kernels' backward pass reads, and the further inputs that the reference reads."""
     ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
     ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)
-    if call.kind is not None:
-        keep_none(ctx)
+    keep_none(ctx)
 
 
 def read_saved(ctx: Any) -> tuple[Tensor, Tensors]:

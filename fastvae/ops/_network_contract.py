@@ -46,15 +46,12 @@ def check_gradient(call: Call) -> None:
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
     call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
     scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
-    # The inverse's pass also gets the norms, if any, and reads none.
-    normalized = call.arguments.get("normalized", len(kept) > count + len(scaled))
-    vectors = scaled * 2 if normalized else scaled
+    vectors = scaled * 2 if call["normalized"] else scaled
     call.require(len(kept) == count + len(vectors), "kept", f"be {count + len(vectors)} tensors", len(kept))
     _weights(call, "kept", kept[:count], widths)
     _vectors(call, "kept", kept[count:], vectors)
-    if "needs" in call.arguments:
-        wanted = count + sum(present)
-        call.require(len(call["needs"]) == wanted, "needs", f"be {wanted} truth values", len(call["needs"]))
+    wanted = count + sum(present)
+    call.require(len(call["needs"]) == wanted, "needs", f"be {wanted} truth values", len(call["needs"]))
 
 
 def _structure(call: Call) -> list[int]:

@@ -18,7 +18,6 @@ from ._library import (
     Differentiable,
     apply,
     define,
-    empty,
     extension,
     keep_none,
     needs_grad,
@@ -27,20 +26,9 @@ from ._library import (
 )
 
 
-def _rows_of(*tensors: Tensor | None) -> list[tuple[Tensor | None, int, int]]:
-    """Each tensor in the dtype of the computation, with its address and the stride of its rows."""
-    computed = [None if t is None else _layout.to_compute_dtype(t) for t in tensors]
-    return [(t, 0, 0) if t is None else (t, t.data_ptr(), t.stride(0)) for t in computed]
-
-
 def _fwd_cpu(z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool) -> tuple[Tensor, Tensor]:
-    (x, x_at, x_stride), (_m, m_at, m_stride), (_s, s_at, s_stride) = _rows_of(z, shift, scale_logit)
-    assert x is not None
-    out, log_det = empty(x, x.shape), x.new_empty(x.shape[0])
-    extension().affine_flow_fwd(
-        x.dtype == torch.float64, KIND_IDS[kind], inverse, x_at, x_stride, m_at, m_stride, s_at, s_stride,
-        out.data_ptr(), log_det.data_ptr(), *x.shape,
-    )  # fmt: skip
+    tensors = _layout.all_to_compute_dtype((z, shift, scale_logit), z.dtype)
+    out, log_det = extension().affine_flow_fwd(*tensors, KIND_IDS[kind], inverse)
     return _layout.cast(out, z.dtype), log_det
 
 
@@ -56,22 +44,10 @@ def _bwd_cpu(
     scale_logit: Tensor | None,
     kind: str,
     inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (x, x_at, x_stride), (_m, m_at, m_stride), (_s, s_at, s_stride) = _rows_of(z, shift, scale_logit)
-    assert x is not None
-    g = _layout.to_compute_dtype(d_out)
-    d_z, d_shift = empty(x, x.shape), empty(x, x.shape)
-    d_scale_logit = x.new_empty(0) if scale_logit is None else empty(x, x.shape)
-    extension().affine_flow_bwd(
-        x.dtype == torch.float64, KIND_IDS[kind], inverse, g.data_ptr(), d_log_det.data_ptr(), x_at, x_stride,
-        m_at, m_stride, s_at, s_stride, d_z.data_ptr(), d_shift.data_ptr(), d_scale_logit.data_ptr(), *x.shape,
-    )  # fmt: skip
-    dtype = z.dtype
-    return _layout.cast(d_z, dtype), _layout.cast(d_shift, dtype), _layout.cast(d_scale_logit, dtype)
-
-
-def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(args[2].new_empty(0) if t is None else t for t in launcher(*args))
+) -> tuple[Tensor | None, ...]:
+    g, *tensors = _layout.all_to_compute_dtype((d_out, z, shift, scale_logit), z.dtype)
+    gradients = extension().affine_flow_bwd(g, d_log_det, *tensors, KIND_IDS[kind], inverse)
+    return tuple([None if t is None else _layout.cast(t, z.dtype) for t in gradients])
 
 
 def _bwd_fake(
@@ -99,7 +75,7 @@ BWD = define(
     "affine_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor z, Tensor shift, Tensor? scale_logit, str kind,"
     " bool inverse) -> (Tensor d_z, Tensor d_shift, Tensor d_scale_logit)",
     tensors="z[N,D]r shift[N,D]r scale_logit?[N,D]r d_out[N,D]c d_log_det[N]cw", more=_check_call,
-    module="affine_flow", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
+    module="affine_flow", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 
 
@@ -202,10 +178,13 @@ def affine_flow(
             f"scale_logit must be {'None' if kind == 'location_only' else 'a tensor'} for kind={kind!r}, got "
             f"{'None' if scale_logit is None else type(scale_logit).__name__}"
         )
+    names = ("z", "shift", "scale_logit")
+    route, (z, shift, scale_logit) = backend.route(impl, z, shift, scale_logit, names=names, required=2)
+    if route.rows:
+        return _step(route, z, shift, scale_logit, kind, inverse)
     named = {"z": z, "shift": shift} | ({} if scale_logit is None else {"scale_logit": scale_logit})
-    route, routed = backend.route(impl, *named.values(), names=tuple(named))
     if not route.alike:
-        named = dict(zip(named, _checks.to_same_kind(**dict(zip(named, routed, strict=True))), strict=True))
+        named = dict(zip(named, _checks.to_same_kind(**named), strict=True))
     _checks.check_features(**named)
     z, shift, *rest = _checks.broadcast_batch((1,) * len(named), **named)
     if route.impl == "reference":
@@ -213,8 +192,13 @@ def affine_flow(
     batch, d = z.shape[:-1], z.shape[-1]
     z, shift = _layout.to_rows(z, d), _layout.to_rows(shift, d)
     logit = _layout.to_rows(rest[0], d) if rest else None
-    if needs_grad(z, shift, *rest):
-        out, log_det = apply(_AffineFlow, z, shift, logit, (kind, inverse, route))
-    else:
-        out, log_det = FWD.on(route)(z, shift, logit, kind, inverse)
+    out, log_det = _step(route, z, shift, logit, kind, inverse)
     return _layout.to_shape(out, (*batch, d)), _layout.to_shape(log_det, batch)
+
+
+def _step(
+    route: Route, z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    if needs_grad(z, shift) or (scale_logit is not None and needs_grad(scale_logit)):
+        return apply(_AffineFlow, z, shift, scale_logit, (kind, inverse, route))
+    return FWD.on(route)(z, shift, scale_logit, kind, inverse)

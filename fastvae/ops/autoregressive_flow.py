@@ -86,37 +86,24 @@ def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return fwd_cpu(False, *args)
 
 
-def _bwd_cpu(
-    d_out: Tensor,
-    d_log_det: Tensor,
-    saved: Tensor,
-    kept: Tensors,
-    present: Sequence[bool],
-    normalized: bool,
-    degrees: Tensors,
-    structure: Sequence[int],
-    needs: Sequence[bool],
-) -> tuple[Tensor, list[Tensor | None]]:
-    dtype = d_out.dtype
-    if dtype is torch.float32 or dtype is torch.float64:
-        return extension().autoregressive_flow_bwd(
-            d_out, d_log_det, saved, kept, present, normalized, degrees, structure, needs
-        )
-    d_x, gradients = extension().autoregressive_flow_bwd(
-        _layout.to_compute_dtype(d_out),
-        d_log_det,
-        saved,
-        _layout.all_to_compute_dtype(kept, dtype),
-        present,
-        normalized,
-        degrees,
-        structure,
-        needs,
-    )
-    return d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
+def bwd_cpu(name: str) -> Callable[..., tuple[Tensor, OptionalTensors]]:
+    """The launcher of the extension's function ``name``: the gradients of the step, or of its inverse."""
+
+    def run(
+        d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors, *others: Any
+    ) -> tuple[Tensor, OptionalTensors]:
+        dtype, launch = d_out.dtype, getattr(extension(), name)
+        if dtype is torch.float32 or dtype is torch.float64:
+            found: tuple[Tensor, OptionalTensors] = launch(d_out, d_log_det, saved, kept, *others)
+            return found
+        g, *kept = _layout.all_to_compute_dtype((d_out, *kept), dtype)
+        d_x, gradients = launch(g, d_log_det, saved, kept, *others)
+        return d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
+
+    return run
 
 
-def _bwd_fake(
+def bwd_fake(
     d_out: Tensor,
     d_log_det: Any,
     saved: Any,
@@ -148,23 +135,29 @@ FWD = define(
 )  # fmt: skip
 # `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
 # whether its gradient is wanted; those of all layers are computed where one of them is.
+GRADIENT_ARGUMENTS = (
+    "Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present, bool normalized, Tensor[] degrees,"
+    " SymInt[] structure, bool[] needs"
+)
 BWD = define(
-    "autoregressive_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
-    " bool normalized, Tensor[] degrees, SymInt[] structure, bool[] needs) -> (Tensor d_z, Tensor[] d_tensors)",
+    f"autoregressive_flow_bwd({GRADIENT_ARGUMENTS}) -> (Tensor d_z, Tensor[] d_tensors)",
     tensors="d_out[N,O]c", more=check_gradient,
-    module=None, cpu=_bwd_cpu, fake=_bwd_fake, instead=_INSTEAD,
+    module=None, cpu=bwd_cpu("autoregressive_flow_bwd"), fake=bwd_fake, instead=_INSTEAD,
 )  # fmt: skip
 
 
 def step_gradients(
-    ctx: Any, route: Route, d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors
-) -> tuple[Tensor, OptionalTensors]:
-    """The gradients of the step that ``ctx`` keeps: of its point, and of the tensors of its call."""
-    call, needs = ctx.call, ctx.needs_input_grad[2:]
-    d_x, gradients = BWD.on(route)(
-        d_out, d_log_det, saved, kept, call.present, call.normalized, call.degrees, call.fields, needs
-    )
-    return d_x, keep_needed(gradients, needs)
+    ctx: Any, launch: Callable[..., tuple[Tensor, OptionalTensors]], d_out: Tensor, d_log_det: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of what ``ctx`` keeps, by the op ``launch``: of the point, and of the tensors of the call."""
+    call, needs, (saved, kept) = ctx.call, ctx.needs_input_grad[2:], read_saved(ctx)
+    if d_log_det is None:
+        d_log_det = zeros_for_rows(d_out) if call.kind is not None else d_out.new_empty(0)
+    d_x, gradients = launch(
+        d_out.contiguous(), d_log_det.contiguous(), saved, kept, call.present, call.normalized, call.degrees,
+        call.fields, needs,
+    )  # fmt: skip
+    return d_x, *keep_needed(gradients, needs)
 
 
 def _rebuild_step(ctx: Any) -> Differentiable:
@@ -191,10 +184,7 @@ class _AutoregressiveFlow(torch.autograd.Function):
         if d_out is None:
             # The log-determinant alone does not depend on how large the points are.
             return reference_gradients(_rebuild_step, ctx, (None, d_log_det))
-        saved, kept = read_saved(ctx)
-        d_log_det = zeros_for_rows(d_out) if d_log_det is None else d_log_det
-        d_x, gradients = step_gradients(ctx, route, d_out.contiguous(), d_log_det.contiguous(), saved, kept)
-        return None, d_x, *gradients
+        return None, *step_gradients(ctx, BWD.on(route), d_out, d_log_det)
 
 
 def masked_network(

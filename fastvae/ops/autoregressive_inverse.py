@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from ._library import (
     Differentiable,
     apply,
     define,
-    extension,
     keep_none,
     needs_grad,
     reference_gradients,
@@ -25,34 +23,13 @@ from ._library import (
     zeros_for_rows,
 )
 from ._network import check_network, route_network, structure_fields
-from ._network_call import NetworkCall, Tensors, prepare, read_saved, rebuild_network, recognise, save_network
+from ._network_call import NetworkCall, Tensors, prepare, rebuild_network, recognise, save_network
 from ._network_contract import check_forward, check_gradient
-from .autoregressive_flow import NETWORK, step_gradients
+from .autoregressive_flow import GRADIENT_ARGUMENTS, NETWORK, step_gradients
 
 
 def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return autoregressive_flow.fwd_cpu(True, *args)
-
-
-def _bwd_cpu(
-    d_x: Tensor,
-    d_log_det: Tensor,
-    saved: Tensor,
-    kept: Tensors,
-    present: Sequence[bool],
-    degrees: Tensors,
-    structure: Sequence[int],
-) -> Tensor:
-    d_z = extension().autoregressive_inverse_bwd(
-        _layout.to_compute_dtype(d_x),
-        d_log_det,
-        saved,
-        _layout.all_to_compute_dtype(kept, d_x.dtype),
-        present,
-        degrees,
-        structure,
-    )
-    return _layout.cast(d_z, d_x.dtype)
 
 
 # The Triton kernels sweep through a network of another form, see _TritonInverse.
@@ -64,10 +41,10 @@ FWD = define(
     instead=_INSTEAD,
 )  # fmt: skip
 BWD = define(
-    "autoregressive_inverse_bwd(Tensor d_x, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present,"
-    " Tensor[] degrees, SymInt[] structure) -> Tensor d_z",
-    tensors="d_x[N,O]c", more=check_gradient,
-    module=None, cpu=_bwd_cpu, fake=lambda d_x, *_: d_x.new_empty(d_x.shape), instead=_INSTEAD,
+    f"autoregressive_inverse_bwd({GRADIENT_ARGUMENTS}) -> (Tensor d_z, Tensor[] d_tensors)",
+    tensors="d_out[N,O]c", more=check_gradient,
+    module=None, cpu=autoregressive_flow.bwd_cpu("autoregressive_inverse_bwd"), fake=autoregressive_flow.bwd_fake,
+    instead=_INSTEAD,
 )  # fmt: skip
 
 
@@ -76,8 +53,8 @@ def _rebuild_inverse(ctx: Any) -> Differentiable:
 
 
 class _AutoregressiveInverse(torch.autograd.Function):
-    # By the implicit function theorem: with F the step and z = F(x), the gradient d_z solves J^T d_z = d_x (plus what
-    # comes through log_det), and parameters get the gradient of F for the upstream (-d_z, -d_log_det).
+    # By the implicit function theorem: with F the step and z = F(x), the gradient d_z solves J^T d_z = d_x, plus what
+    # comes through log_det.
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         used, kept = call.with_factors(tensors)
@@ -90,13 +67,7 @@ class _AutoregressiveInverse(torch.autograd.Function):
     def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
         if d_x is None:
             return reference_gradients(_rebuild_inverse, ctx, (None, d_log_det))
-        saved, kept = read_saved(ctx)
-        call, needs = ctx.call, ctx.needs_input_grad[2:]
-        d_log_det = zeros_for_rows(d_x) if d_log_det is None else d_log_det.contiguous()
-        d_z = BWD.on(route)(d_x.contiguous(), d_log_det, saved, kept, call.present, call.degrees, call.fields)
-        if not any(needs):
-            return None, d_z, *(None,) * len(needs)
-        return None, d_z, *step_gradients(ctx, route, -d_z, -d_log_det, saved, kept)[1]
+        return None, *step_gradients(ctx, BWD.on(route), d_x, d_log_det)
 
 
 def _rebuild_triton_inverse(ctx: Any) -> Differentiable:

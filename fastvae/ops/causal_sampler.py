@@ -16,6 +16,8 @@ the image of colour p are drawn. Pass ``num_colors`` serves later pixels. Outsid
 from __future__ import annotations
 
 import functools
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -45,32 +47,48 @@ def _keep_integers(values: tuple[int, ...]) -> Tensor:
     return torch.tensor(values, device="cpu")
 
 
-class _Encoding:
-    """A plan and the tensors of one call as records; ``kept`` keeps alive what the addresses point to."""
+class _Program:
+    """A plan as records, for images of one width. The addresses of a call's own tensors are filled in at the call."""
 
     def __init__(self, plan: Plan, binding: Binding, width: int) -> None:
-        self.plan, self.binding = plan, binding
-        self.addresses: list[int] = []
+        self.plan = plan
         self.scalars: list[float] = []
-        self.kept: list[Tensor] = []
         self.taps: list[TapRecord] = []
+        # Of each address, that of integers which stay, or where in a binding its tensor is and which number of it.
+        self._addresses: list[int] = []
+        self._tensors: list[tuple[int, int, int, int]] = []
+        self._kept: list[Tensor] = []
         layout, self.image_numbers = lay_out(plan, width)
-        self.buffers = [
+        buffers = [
             record._replace(passes=self._add_integers(buffer.passes))
             for record, buffer in zip(layout, plan.buffers, strict=True)
         ]
-        self.nodes = [
-            NodeRecord(OpCode[node.op.upper()], plan.when(node), *node.dst, **self._encode_fields(node))
+        nodes = [
+            NodeRecord(OpCode[node.op.upper()], plan.when(node), *node.dst, **self._encode_fields(node, binding))
             for node in plan.nodes
         ]
+        self.records = flatten(buffers), flatten(nodes), flatten(self.taps)
 
-    def _add_address(self, t: Tensor, offset: int = 0) -> int:
-        self.kept.append(t)
-        self.addresses.append(t.data_ptr() + offset * t.element_size())
-        return len(self.addresses) - 1
+    def addresses(self, binding: Binding) -> list[int]:
+        """The addresses of one call, which last as long as ``binding`` does."""
+        found = list(self._addresses)
+        for place, part, index, offset in self._tensors:
+            t = binding[part][index]
+            assert t is not None
+            found[place] = t.data_ptr() + offset * t.element_size()
+        return found
+
+    def _add_tensor(self, part: str, index: int, offset: int = 0) -> int:
+        self._tensors.append((len(self._addresses), Binding._fields.index(part), index, offset))
+        self._addresses.append(0)
+        return len(self._addresses) - 1
 
     def _add_integers(self, values: tuple[int, ...] | None) -> int:
-        return ABSENT if values is None else self._add_address(_keep_integers(values))
+        if values is None:
+            return ABSENT
+        self._kept.append(_keep_integers(values))
+        self._addresses.append(self._kept[-1].data_ptr())
+        return len(self._addresses) - 1
 
     def _add_scalar(self, value: float | None) -> int:
         if value is None:
@@ -78,16 +96,16 @@ class _Encoding:
         self.scalars.append(value)
         return len(self.scalars) - 1
 
-    def _encode_fields(self, node: Node) -> dict[str, int]:
+    def _encode_fields(self, node: Node, binding: Binding) -> dict[str, int]:
         """What a node's op needs besides its destination."""
         if node.op == "constant":
-            value = self.binding.constants[node.index]
-            return {"constant": self._add_address(value), "is_map": int(value.dim() == 4)}
+            is_map = binding.constants[node.index].dim() == 4
+            return {"constant": self._add_tensor("constants", node.index), "is_map": int(is_map)}
         if node.op == "add" or node.op == "sub" or node.op == "mul":
             return _encode_source(node.a) | _encode_other(node.b)
         fields = _encode_source(node.src)
         if node.op == "conv":
-            fields |= self._encode_conv(node)
+            fields |= self._encode_conv(node, binding.biases[node.layer] is not None)
         elif node.op == "affine":
             fields |= {"alpha": self._add_scalar(node.alpha), "beta": self._add_scalar(node.beta)}
         elif node.op == "activation":
@@ -98,14 +116,13 @@ class _Encoding:
                 fields |= _encode_other(node.condition)
         return fields
 
-    def _encode_conv(self, node: Conv) -> dict[str, int]:
+    def _encode_conv(self, node: Conv, has_bias: bool) -> dict[str, int]:
         first = node.group * node.dst.channels
-        bias = self.binding.biases[node.layer]
         first_tap = len(self.taps)
         self.taps += (TapRecord(*tap) for tap in node.taps)
         return {
-            "weight": self._add_address(self.binding.weights[node.layer], first * node.src.channels * node.kernel_area),
-            "bias": ABSENT if bias is None else self._add_address(bias, first),
+            "weight": self._add_tensor("weights", node.layer, first * node.src.channels * node.kernel_area),
+            "bias": self._add_tensor("biases", node.layer, first) if has_bias else ABSENT,
             "in_degrees": self._add_integers(node.in_degrees),
             "out_degrees": self._add_integers(node.out_degrees),
             "kernel_area": node.kernel_area,
@@ -114,6 +131,19 @@ class _Encoding:
             "taps": len(node.taps),
             "activation": ActivationCode[node.activation.upper()],
         }
+
+
+# The programs of every plan by what else they depend on: the width, which layers have a bias, which constants are maps.
+_PROGRAMS: WeakKeyDictionary[Plan, dict[Any, _Program]] = WeakKeyDictionary()
+
+
+def _program_of(plan: Plan, binding: Binding, width: int) -> _Program:
+    programs = _PROGRAMS.setdefault(plan, {})
+    biases, maps = [b is not None for b in binding.biases], [c.dim() == 4 for c in binding.constants]
+    key = width, *biases, *maps
+    if key not in programs:
+        programs[key] = _Program(plan, binding, width)
+    return programs[key]
 
 
 def _encode_source(span: Span) -> dict[str, int]:
@@ -135,12 +165,12 @@ def _run_cpp(
     parameters: Tensor | None,
 ) -> None:
     n, channels, height, width = images.shape
-    encoding = _Encoding(plan, binding, width)
-    sizes = SizesRecord(n, channels, height, width, plan.parameter_channels, plan.num_colors, encoding.image_numbers)
+    program = _program_of(plan, binding, width)
+    sizes = SizesRecord(n, channels, height, width, plan.parameter_channels, plan.num_colors, program.image_numbers)
     kept = None if given is None else given.to(torch.uint8).contiguous()
     extension().causal_sampler(
-        images.dtype == torch.float64, [*sizes], [*head], flatten(encoding.buffers), flatten(encoding.nodes),
-        flatten(encoding.taps), encoding.addresses, encoding.scalars, temperature, images.data_ptr(),
+        images.dtype == torch.float64, [*sizes], [*head], *program.records, program.addresses(binding),
+        program.scalars, temperature, images.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in (kept, uniforms, parameters)),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks, _layout
 from ._contracts import check_sample, check_sample_gradient
-from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
+from ._library import Differentiable, apply, define, extension, keep_none, needs_grad, with_reference
 
 # Here and below `noise` is a 0-d int64 seed or the normals themselves. Samples keep their own shape, (*sample_shape,
 # *batch, D), through the op: a view taken behind it would be one more node of autograd's graph.
@@ -25,18 +25,11 @@ from ._library import Differentiable, apply, define, empty, extension, keep_none
 
 def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = mu.shape
-    x, log_s, given = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma), noise.dim() > 0
-    if given:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, log_s = _layout.all_to_compute_dtype((mu, log_sigma), mu.dtype)
+    if noise.dim() > 0:
         noise = _layout.cast(noise, x.dtype)
-    z, log_q = empty(x, shape), empty(x, shape[:-1])
-    kept = empty(x, shape) if keep else x.new_empty(0)
-    extension().diag_gaussian_fwd(
-        x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
-        _layout.count_samples(z.numel(), n, d), n, d, row_offset,
-    )  # fmt: skip
+    z, log_q, kept = extension().diag_gaussian_fwd(x, log_s, noise, shape, row_offset, keep)
     return _layout.cast(z, mu.dtype), log_q, kept
 
 
@@ -48,37 +41,29 @@ def _fwd_triton(
         noise = _layout.stack_samples(noise, n, d)
     samples = _layout.count_samples(_layout.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, noise, samples, row_offset)
-    return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
+    return z.view(shape), log_q.view(shape[:-1]), mu.new_empty(0)
 
 
 def _fwd_fake(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     log_q = mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
-    return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
-
-
-def _backward_cpu(d_z: Tensor, d_log_q: Tensor, kept: Tensor, n: int, d_mu: Tensor | None) -> Tensor:
-    g, d = _layout.to_compute_dtype(d_z), d_z.shape[-1]
-    d_log_sigma = empty(g, (n, d))
-    extension().diag_gaussian_bwd(
-        g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), kept.data_ptr(),
-        0 if d_mu is None else d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        _layout.count_samples(g.numel(), n, d), n, d,
-    )  # fmt: skip
-    return _layout.cast(d_log_sigma, d_z.dtype)
+    kept = log_q.new_empty(shape) if keep and mu.device.type == "cpu" else mu.new_empty(0)
+    return mu.new_empty(shape), log_q, kept
 
 
 def _bwd_cpu(d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Tensor, n: int, row_offset: int) -> Tensor:
-    return _backward_cpu(d_z, d_log_q, kept, n, None)
+    g = _layout.to_compute_dtype(d_z)
+    d_log_sigma: Tensor = extension().diag_gaussian_bwd(g, d_log_q, kept, n, g.shape[-1], False)[1]
+    return _layout.cast(d_log_sigma, d_z.dtype)
 
 
 def _bwd_samples_cpu(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Any, noise: Any, kept: Tensor, n: int, row_offset: int
 ) -> tuple[Tensor, Tensor]:
-    d_mu = empty(kept, (n, d_z.shape[-1]))
-    d_log_sigma = _backward_cpu(d_z, d_log_q, kept, n, d_mu)
-    return _layout.cast(d_mu, d_z.dtype), d_log_sigma
+    g = _layout.to_compute_dtype(d_z)
+    d_mu, d_log_sigma = extension().diag_gaussian_bwd(g, d_log_q, kept, n, g.shape[-1], True)
+    return _layout.cast(d_mu, d_z.dtype), _layout.cast(d_log_sigma, d_z.dtype)
 
 
 def _bwd_triton(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,39 +13,22 @@ from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks, _layout
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     return t.new_empty(shape, dtype=compute_dtype(t.dtype))
 
 
-def _matrix(t: Tensor) -> tuple[int, int]:
-    """What the extension takes for a matrix of contiguous rows: its address and its row stride."""
-    return t.data_ptr(), t.stride(0)
-
-
 def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
-    n, d = mu.shape
-    points, x, log_s = (_layout.to_compute_dtype(t) for t in (z, mu, log_sigma))
-    log_q = x.new_empty(z.shape[:-1])
-    extension().diag_gaussian_log_prob_fwd(
-        x.dtype == torch.float64, points.data_ptr(), *_matrix(x), *_matrix(log_s), log_q.data_ptr(),
-        _layout.count_samples(z.numel(), n, d), n, d,
-    )  # fmt: skip
+    tensors = _layout.all_to_compute_dtype((z, mu, log_sigma), z.dtype)
+    log_q: Tensor = extension().diag_gaussian_log_prob_fwd(*tensors, z.shape[:-1])
     return log_q
 
 
-def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = mu.shape
-    points, x, log_s = (_layout.to_compute_dtype(t) for t in (z, mu, log_sigma))
-    d_z, d_mu, d_log_sigma = empty(x, z.shape), empty(x, (n, d)), empty(x, (n, d))
-    extension().diag_gaussian_log_prob_bwd(
-        x.dtype == torch.float64, d_log_q.data_ptr(), points.data_ptr(), *_matrix(x), *_matrix(log_s),
-        d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(),
-        _layout.count_samples(z.numel(), n, d), n, d,
-    )  # fmt: skip
-    return _layout.cast(d_z, z.dtype), _layout.cast(d_mu, z.dtype), _layout.cast(d_log_sigma, z.dtype)
+def _log_prob_bwd_cpu(d_log_q: Tensor, z: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, ...]:
+    tensors = _layout.all_to_compute_dtype((z, mu, log_sigma), z.dtype)
+    return _layout.all_to(extension().diag_gaussian_log_prob_bwd(d_log_q, *tensors, z.shape), z.dtype)
 
 
 def _log_prob_fwd_triton(launcher: Any, z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -59,42 +43,27 @@ def _log_prob_bwd_triton(
     return d_z.view(z.shape), d_mu, d_log_sigma
 
 
-def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor) -> Tensor:
-    x, log_s = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma)
-    kl = x.new_empty((mu.shape[0],))
-    extension().diag_gaussian_kl_fwd(x.dtype == torch.float64, *_matrix(x), *_matrix(log_s), kl.data_ptr(), *mu.shape)
+def _kl_fwd_cpu(*parameters: Tensor) -> Tensor:
+    kl: Tensor = extension().diag_gaussian_kl_fwd(*_layout.all_to_compute_dtype(parameters, parameters[0].dtype))
     return kl
 
 
-def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
-    x, log_s = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma)
-    d_mu, d_log_sigma = empty(x, x.shape), empty(x, x.shape)
-    extension().diag_gaussian_kl_bwd(
-        x.dtype == torch.float64, d_kl.data_ptr(), *_matrix(x), *_matrix(log_s),
-        d_mu.data_ptr(), d_log_sigma.data_ptr(), *mu.shape,
-    )  # fmt: skip
-    return _layout.cast(d_mu, mu.dtype), _layout.cast(d_log_sigma, mu.dtype)
-
-
-def _kl_prior_fwd_cpu(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor) -> Tensor:
-    parameters = [_layout.to_compute_dtype(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
-    kl = parameters[0].new_empty((mu.shape[0],))
-    extension().diag_gaussian_kl_prior_fwd(
-        kl.dtype == torch.float64, *(word for p in parameters for word in _matrix(p)), kl.data_ptr(), *mu.shape
+def _kl_bwd_cpu(d_kl: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    dtype = parameters[0].dtype
+    return _layout.all_to(
+        extension().diag_gaussian_kl_bwd(d_kl, *_layout.all_to_compute_dtype(parameters, dtype)), dtype
     )
+
+
+def _kl_prior_fwd_cpu(*parameters: Tensor) -> Tensor:
+    kl: Tensor = extension().diag_gaussian_kl_prior_fwd(*_layout.all_to_compute_dtype(parameters, parameters[0].dtype))
     return kl
 
 
-def _kl_prior_bwd_cpu(
-    d_kl: Tensor, mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor
-) -> tuple[Tensor, ...]:
-    parameters = [_layout.to_compute_dtype(t) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
-    gradients = [empty(p, p.shape) for p in parameters]
-    extension().diag_gaussian_kl_prior_bwd(
-        d_kl.dtype == torch.float64, d_kl.data_ptr(), *(word for p in parameters for word in _matrix(p)),
-        *(g.data_ptr() for g in gradients), *mu.shape,
-    )  # fmt: skip
-    return tuple(_layout.cast(g, mu.dtype) for g in gradients)
+def _kl_prior_bwd_cpu(d_kl: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    dtype = parameters[0].dtype
+    gradients = extension().diag_gaussian_kl_prior_bwd(d_kl, *_layout.all_to_compute_dtype(parameters, dtype))
+    return _layout.all_to(gradients, dtype)
 
 
 def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -217,14 +186,15 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         torch.Size([5, 3])
     """
     route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
-    if not route.alike:
-        z, mu, log_sigma = _checks.to_same_kind(z=z, mu=mu, log_sigma=log_sigma)
-    mu, log_sigma = _checks.check_gaussian(mu, log_sigma, alike=True)
-    z, mu, log_sigma = _checks.align_points(z, (mu, log_sigma), (1, 1))
-    if route.impl == "reference":
-        return reference.log_prob(z, mu, log_sigma)
-    z, d = z.contiguous(), z.shape[-1]
-    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
+    if not route.rows:
+        if not route.alike:
+            z, mu, log_sigma = _checks.to_same_kind(z=z, mu=mu, log_sigma=log_sigma)
+        mu, log_sigma = _checks.check_gaussian(mu, log_sigma, alike=True)
+        z, mu, log_sigma = _checks.align_points(z, (mu, log_sigma), (1, 1))
+        if route.impl == "reference":
+            return reference.log_prob(z, mu, log_sigma)
+        mu, log_sigma = _layout.to_rows(mu, mu.shape[-1]), _layout.to_rows(log_sigma, mu.shape[-1])
+    z = z.contiguous()
     if needs_grad(z, mu, log_sigma):
         return apply(_DiagGaussianLogProb, z, mu, log_sigma, route)
     return LOG_PROB_FWD.on(route)(z, mu, log_sigma)
@@ -272,18 +242,23 @@ def diag_gaussian_kl(
     if (prior_mu is None) != (prior_log_sigma is None):
         missing = "prior_mu" if prior_mu is None else "prior_log_sigma"
         raise ValueError(f"prior_mu and prior_log_sigma must be given together; {missing} is None")
-    named = {"mu": mu, "log_sigma": log_sigma}
-    if prior_mu is not None and prior_log_sigma is not None:
-        named |= {"prior_mu": prior_mu, "prior_log_sigma": prior_log_sigma}
-    route, routed = backend.route(impl, *named.values(), names=tuple(named))
+    names = ("mu", "log_sigma") if prior_mu is None else ("mu", "log_sigma", "prior_mu", "prior_log_sigma")
+    given = (mu, log_sigma) if prior_mu is None else (mu, log_sigma, prior_mu, prior_log_sigma)
+    route, parameters = backend.route(impl, *given, names=names)
+    if route.rows:
+        return _kl(route, parameters)
     if not route.alike:
-        named = dict(zip(named, _checks.to_same_kind(**dict(zip(named, routed, strict=True))), strict=True))
+        parameters = _checks.to_same_kind(**dict(zip(names, parameters, strict=True)))
+    named = dict(zip(names, parameters, strict=True))
     _checks.check_features(**named)
     parameters = _checks.broadcast_batch([1] * len(named), **named)
     if route.impl == "reference":
         return reference.kl(*parameters, *[None] * (4 - len(parameters)))
     batch, d = parameters[0].shape[:-1], parameters[0].shape[-1]
-    parameters = [_layout.to_rows(p, d) for p in parameters]
+    return _layout.to_shape(_kl(route, [_layout.to_rows(p, d) for p in parameters]), batch)
+
+
+def _kl(route: Route, parameters: Sequence[Tensor]) -> Tensor:
     if needs_grad(*parameters):
-        return _layout.to_shape(apply(_DiagGaussianKL, route, *parameters), batch)
-    return _layout.to_shape((KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters), batch)
+        return apply(_DiagGaussianKL, route, *parameters)
+    return (KL_FWD if len(parameters) == 2 else KL_PRIOR_FWD).on(route)(*parameters)

@@ -82,10 +82,11 @@ def _network_bwd(
     return (4 if of_layers else 2) * d_out.shape[0] * _network(degrees)
 
 
-def _inverse_bwd(
-    d_x: Tensor, d_log_det: Any, saved: Any, kept: Any, present: Any, degrees: Sequence[Tensor], *_: Any, **__: Any
-) -> int:
-    return 2 * d_x.shape[0] * _network(degrees)
+def _inverse_bwd(d_out: Tensor, *others: Any, **named: Any) -> int:
+    """The transposed sweep and, where a gradient of the network is needed, the backward pass of the step."""
+    *_, degrees, _, needs = others
+    sweep = 2 * d_out.shape[0] * _network(degrees)
+    return sweep + _network_bwd(d_out, *others, **named) if any(needs) else sweep
 
 
 def _masked_conv2d_fwd(

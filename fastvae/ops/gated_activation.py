@@ -12,7 +12,7 @@ from ..backend import Route
 from ..reference import gated_activation as reference
 from . import _checks, _layout
 from ._contracts import Call
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 
 # The extension's numbers (csrc/base/codes.h).
 KIND_IDS = {kind: index for index, kind in enumerate(reference.KINDS)}
@@ -27,59 +27,30 @@ def _format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if _is_channels_last(x) else torch.contiguous_format
 
 
-def _images(x: Tensor, channels: int, *, fresh: Any) -> Tensor:
+def _images(x: Tensor, channels: int) -> Tensor:
     """Uninitialised images of ``channels`` channels in the layout of ``x``."""
     n, _, h, w = x.shape
     if _is_channels_last(x):
-        made: Tensor = fresh((n, h, w, channels))
-        return made.permute(0, 3, 1, 2)
-    made = fresh((n, channels, h, w))
-    return made
-
-
-def _strides(condition: Tensor) -> list[int]:
-    """Strides of what broadcasts to ``(N, 2F, H, W)``: 0 where it has one row or column for all."""
-    return [step if dim < 2 or condition.shape[dim] > 1 else 0 for dim, step in enumerate(condition.stride())]
-
-
-def _condition_fields(x: Tensor, condition: Tensor | None) -> tuple[Tensor | None, int, list[int]]:
-    """The condition in the dtype of the computation, its address and strides."""
-    if condition is None:
-        return None, 0, [0, 0, 0, 0]
-    computed = _layout.to_compute_dtype(condition)
-    return computed, computed.data_ptr(), _strides(computed.expand(x.shape))
+        return x.new_empty((n, h, w, channels)).permute(0, 3, 1, 2)
+    return x.new_empty((n, channels, h, w))
 
 
 def _fwd_cpu(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
-    dtype, (n, c, h, w) = x.dtype, x.shape
-    x = _layout.to_compute_dtype(x)
-    _alive, condition_at, condition_strides = _condition_fields(x, condition)
-    y = _images(x, c // 2, fresh=lambda shape: empty(x, shape))
-    extension().gated_activation_fwd(
-        x.dtype == torch.float64, KIND_IDS[kind], [n, c // 2, h, w], x.data_ptr(), list(x.stride()),
-        condition_at, condition_strides, y.data_ptr(), list(y.stride()),
-    )  # fmt: skip
-    return _layout.cast(y, dtype)
+    y: Tensor = extension().gated_activation_fwd(*_layout.all_to_compute_dtype((x, condition), x.dtype), KIND_IDS[kind])
+    return _layout.cast(y, x.dtype)
 
 
 def _fwd_fake(x: Tensor, condition: Any, kind: Any) -> Tensor:
-    return _images(x, x.shape[1] // 2, fresh=x.new_empty)
+    return _images(x, x.shape[1] // 2)
 
 
 def _bwd_cpu(d_y: Tensor, x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
-    dtype, (n, c, h, w) = x.dtype, x.shape
-    g, x = _layout.to_compute_dtype(d_y), _layout.to_compute_dtype(x)
-    _alive, condition_at, condition_strides = _condition_fields(x, condition)
-    d_x = _images(x, c, fresh=lambda shape: empty(x, shape))
-    extension().gated_activation_bwd(
-        x.dtype == torch.float64, KIND_IDS[kind], [n, c // 2, h, w], g.data_ptr(), list(g.stride()),
-        x.data_ptr(), list(x.stride()), condition_at, condition_strides, d_x.data_ptr(), list(d_x.stride()),
-    )  # fmt: skip
-    return _layout.cast(d_x, dtype)
+    tensors = _layout.all_to_compute_dtype((d_y, x, condition), x.dtype)
+    return _layout.cast(extension().gated_activation_bwd(*tensors, KIND_IDS[kind]), x.dtype)
 
 
 def _bwd_fake(d_y: Any, x: Tensor, condition: Any, kind: Any) -> Tensor:
-    return _images(x, x.shape[1], fresh=x.new_empty)
+    return _images(x, x.shape[1])
 
 
 def _check_call(call: Call) -> None:

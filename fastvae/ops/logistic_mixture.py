@@ -20,31 +20,12 @@ from ._library import Differentiable, apply, define, empty, extension, needs_gra
 MOST_LEVELS = 1 << 16
 
 
-def _sizes(x: Tensor, params: Tensor, levels: int) -> list[int]:
-    return [*x.shape, params.shape[1] // PARAMS_PER_COMPONENT[x.shape[1]], levels]
-
-
-def _maps_like(params: Tensor, like: Tensor) -> Tensor:
-    """Uninitialised maps of ``like``'s dtype, channels last where those of ``params`` are."""
-    if params.stride(1) != 1:
-        return empty(like, params.shape)
-    n, c, h, w = params.shape
-    return empty(like, (n, h, w, c)).permute(0, 3, 1, 2)
-
-
 # `kept` holds the derivatives of log_prob, which a CPU computes in the forward pass: computing them again would cost
 # more than a product with them. It is empty on a GPU, which is bound by memory.
 
 
-def _fwd_cpu(x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
-    p = _layout.to_compute_dtype(params)
-    log_prob = p.new_empty(x.shape[0])
-    kept = _maps_like(params, p) if keep else p.new_empty(0)
-    extension().logistic_mixture_fwd(
-        p.dtype == torch.float64, _sizes(x, p, levels), x.data_ptr(), list(x.stride()), p.data_ptr(),
-        list(p.stride()), log_prob.data_ptr(), kept.data_ptr() if keep else 0, list(kept.stride()) if keep else [0] * 4,
-    )  # fmt: skip
-    return log_prob, kept
+def _fwd_cpu(x: Tensor, params: Tensor, levels: int, keep: bool) -> Any:
+    return extension().logistic_mixture_fwd(x, _layout.to_compute_dtype(params), levels, keep)
 
 
 def _fwd_triton(launcher: Any, x: Tensor, params: Tensor, levels: int, keep: bool) -> tuple[Tensor, Tensor]:
@@ -59,7 +40,9 @@ def _fwd_fake(x: Tensor, params: Tensor, levels: Any, keep: bool) -> tuple[Tenso
 
 
 def _bwd_cpu(d_log_prob: Tensor, x: Any, params: Any, kept: Tensor, levels: int) -> Tensor:
-    d_params = _maps_like(kept, kept)
+    n, c, h, w = kept.shape
+    by_pixel = kept.stride(1) == 1
+    d_params = empty(kept, (n, h, w, c)).permute(0, 3, 1, 2) if by_pixel else empty(kept, kept.shape)
     torch.mul(kept, d_log_prob.view(-1, 1, 1, 1), out=d_params)
     return d_params
 
@@ -145,6 +128,8 @@ def check_data(x: Tensor, levels: int) -> None:
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.layout is not torch.strided or x.is_nested:
         raise not_dense(x, "x")
+    if x.dtype is torch.float32 and not x.requires_grad:
+        return  # which tells any number of levels apart
     if x.dtype not in _checks.DTYPES:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, with values in [-1, 1], got {x.dtype}")
     if x.requires_grad and torch.is_grad_enabled():
@@ -152,9 +137,10 @@ def check_data(x: Tensor, levels: int) -> None:
     check_dtype("x", x.dtype, levels, symmetric=True)
 
 
-def _check(x: Tensor, params: Tensor, levels: int) -> None:
+def _check(x: Tensor, params: Tensor, levels: int, alike: bool) -> None:
     check_data(x, levels)
-    (params,) = _checks.to_same_kind(params=params)
+    if not alike:
+        (params,) = _checks.to_same_kind(params=params)
     if params.device != x.device:
         raise ValueError(f"params must be on the device of x, {x.device}; it is on {params.device}")
     # A number also where torch.jit.trace makes tensors of sizes.
@@ -162,9 +148,8 @@ def _check(x: Tensor, params: Tensor, levels: int) -> None:
     if channels not in PARAMS_PER_COMPONENT:
         raise ValueError(f"x must have shape (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}")
     n, _, height, width = x.shape
-    per_component = PARAMS_PER_COMPONENT[channels]
-    fits = params.dim() == 4 and (params.shape[0], *params.shape[2:]) == (n, height, width)
-    if not fits or params.shape[1] == 0 or params.shape[1] % per_component:
+    per_component, count = PARAMS_PER_COMPONENT[channels], params.shape[1] if params.dim() == 4 else 0
+    if count == 0 or count % per_component or params.shape != (n, count, height, width):
         raise ValueError(
             f"params must have shape ({n}, {per_component} K, {height}, {width}), K components for {channels} "
             f"channel{'s' if channels > 1 else ''} of x {tuple(x.shape)}, got {tuple(params.shape)}"
@@ -228,7 +213,7 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, *, levels: int = 256, i
     """
     levels = check_levels(levels)
     route, (x, params) = backend.route(impl, x, params, names=("x", "params"))
-    _check(x, params, levels)
+    _check(x, params, levels, route.alike)
     x = _layout.cast(x, compute_dtype(params.dtype))
     if route.impl == "reference":
         return reference.logistic_mixture_log_prob(x, params, levels)

@@ -17,7 +17,7 @@ from ..structure.integers import integer
 from . import _checks, _layout
 from ._convolution import ConvCall, check_geometry, check_shapes, lower_degrees, padding_of, structure_of
 from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 
 
 def _is_channels_last(t: Tensor) -> bool:
@@ -28,50 +28,25 @@ def _is_channels_last(t: Tensor) -> bool:
     return laid and (channels > 1 or height > 1 or width > 1)
 
 
-def _empty_as(x: Tensor, shape: Sequence[int], fake: bool = False) -> Tensor:
+def _empty_as(x: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised (N, C, H, W), channels last where ``x`` has them so, contiguous otherwise."""
     n, channels, height, width = shape
-    make = (lambda sizes: x.new_empty(sizes)) if fake else (lambda sizes: empty(x, sizes))
     if _is_channels_last(x):
-        return make((n, height, width, channels)).permute(0, 3, 1, 2)
-    return make((n, channels, height, width))
-
-
-def _geometry(x: Tensor, weight: Tensor, call: ConvCall) -> list[int]:
-    """The sizes, for the extension: in the order of its own ConvCall."""
-    _, outputs, height, width = call.output_shape(x, weight)
-    return [
-        *x.shape, outputs, height, width, *weight.shape[2:], *call.padding[:2], *call.dilation, call.groups,
-        ACTIVATION_IDS[call.activation], call.origin_tap, *call.taps,
-    ]  # fmt: skip
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _place(t: Tensor) -> tuple[int, list[int]]:
-    """Address and strides of an image; zeros where ``t`` is a placeholder for a missing one."""
-    return (t.data_ptr(), list(t.stride())) if t.dim() == 4 else (0, [0, 0, 0, 0])
+        return x.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
+    return x.new_empty((n, channels, height, width))
 
 
 def _fwd_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: Tensor | None, out_degrees: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    *how, keep = rest
-    call, dtype = ConvCall(*how), x.dtype
-    x, w = _layout.to_compute_dtype(x), _layout.to_compute_dtype(weight).contiguous()
-    b = None if bias is None else _layout.to_compute_dtype(bias).contiguous()
-    shape = call.output_shape(x, w)
-    y = _empty_as(x, shape)
-    keep = keep and call.activation in NEED_PRE
-    pre = _empty_as(x, shape) if keep else x.new_empty(0)
-    extension().masked_conv2d_fwd(
-        x.dtype == torch.float64, _geometry(x, w, call),
-        *_place(x), w.data_ptr(), _address(b), _address(in_degrees), _address(out_degrees),
-        y.data_ptr(), pre.data_ptr() if keep else 0, list(y.stride()),
-    )  # fmt: skip
-    return _layout.cast(y, dtype), pre
+) -> tuple[Tensor, Tensor | None]:
+    *geometry, activation, keep = rest
+    tensors = _layout.all_to_compute_dtype(
+        (x, weight.contiguous(), None if bias is None else bias.contiguous()), x.dtype
+    )
+    y, pre = extension().masked_conv2d_fwd(
+        *tensors, in_degrees, out_degrees, *geometry, ACTIVATION_IDS[activation], keep and activation in NEED_PRE
+    )
+    return _layout.cast(y, x.dtype), pre
 
 
 def _fwd_triton(launcher: Any, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -81,45 +56,39 @@ def _fwd_triton(launcher: Any, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 def _fwd_fake(x: Tensor, weight: Tensor, _bias: Any, _ins: Any, _outs: Any, *rest: Any) -> tuple[Tensor, Tensor]:
     *how, keep = rest
     call = ConvCall(*how)
-    y = _empty_as(x, call.output_shape(x, weight), fake=True)
+    y = _empty_as(x, call.output_shape(x, weight))
     wide = compute_dtype(x.dtype)
     if keep and call.activation in NEED_PRE:
         return y, torch.empty_like(y, dtype=wide)
-    return y, y.new_empty(0, dtype=wide)
+    return y, x.new_empty(0)
 
 
 def _bwd_cpu(
     d_y: Tensor,
-    at: Tensor,
+    at: Tensor | None,
     x: Tensor,
     weight: Tensor,
     in_degrees: Tensor | None,
     out_degrees: Tensor | None,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    *how, needs = rest
-    call, dtype = ConvCall(*how), x.dtype
-    g, at, x, w = (_layout.to_compute_dtype(t) for t in (d_y, at, x, weight))
-    w = w.contiguous()
-    d_x = _empty_as(x, x.shape) if needs[0] else x.new_empty(0)
-    d_weight = empty(x, w.shape) if needs[1] else x.new_empty(0)
-    d_bias = x.new_empty(w.shape[0] if needs[2] else 0)
-    extension().masked_conv2d_bwd(
-        x.dtype == torch.float64, _geometry(x, w, call),
-        *_place(g), *_place(at), *_place(x), w.data_ptr(), _address(in_degrees), _address(out_degrees),
-        *_place(d_x), d_weight.data_ptr() if needs[1] else 0, d_bias.data_ptr() if needs[2] else 0,
-    )  # fmt: skip
-    return _layout.cast(d_x, dtype), _layout.cast(d_weight, dtype), _layout.cast(d_bias, dtype)
+) -> tuple[Tensor | None, ...]:
+    *geometry, activation, needs = rest
+    # `at` may be of another dtype, the pre-activation's.
+    tensors = _layout.all_to_compute_dtype((d_y, at, x, weight.contiguous()), x.dtype)
+    gradients = extension().masked_conv2d_bwd(
+        *tensors, in_degrees, out_degrees, *geometry, ACTIVATION_IDS[activation], needs
+    )
+    return tuple([None if t is None else _layout.cast(t, x.dtype) for t in gradients])
 
 
-def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, ...]:
-    x = args[2]
-    return tuple(x.new_empty(0) if t is None else t for t in launcher(*args, _is_channels_last(x)))
+def _bwd_triton(launcher: Any, *args: Any) -> tuple[Tensor | None, ...]:
+    found: tuple[Tensor | None, ...] = launcher(*args, _is_channels_last(args[2]))
+    return found
 
 
 def _bwd_fake(_d_y: Any, _at: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     needs = rest[-1]
-    d_x = _empty_as(x, x.shape, fake=True) if needs[0] else x.new_empty(0)
+    d_x = _empty_as(x, x.shape) if needs[0] else x.new_empty(0)
     d_weight = x.new_empty(weight.shape if needs[1] else 0)
     return d_x, d_weight, x.new_empty(weight.shape[0] if needs[2] else 0)
 
@@ -135,7 +104,7 @@ FWD = define(
     module="masked_conv2d", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
-    "masked_conv2d_bwd(Tensor d_y, Tensor at, Tensor x, Tensor weight, Tensor? in_degrees, Tensor? out_degrees,"
+    "masked_conv2d_bwd(Tensor d_y, Tensor? at, Tensor x, Tensor weight, Tensor? in_degrees, Tensor? out_degrees,"
     " int[] taps, int origin_tap, int[] padding, int[] dilation, int groups, str activation, bool[] needs)"
     " -> (Tensor d_x, Tensor d_weight, Tensor d_bias)",
     tensors="x[N,C,H,W] weight[O,I,R,Q] d_y[N,O,h,w] in_degrees?[C]ci out_degrees?[O]ci",

@@ -14,16 +14,11 @@ from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
 from . import _checks, _layout
 from ._contracts import Call, check_sample, check_sample_gradient
-from ._library import Differentiable, apply, define, empty, extension, keep_none, needs_grad, with_reference
+from ._library import Differentiable, apply, define, extension, keep_none, needs_grad, with_reference
 from .diag_gaussian import density_alone
 
 # `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals: the backward pass on a CPU reads them,
 # and does not draw them again.
-
-
-def layout(tril: Tensor) -> tuple[int, int, int]:
-    """What the extension takes for ``tril``: its address, the stride of a Gaussian, and of a row (-1: packed)."""
-    return tril.data_ptr(), tril.stride(0), tril.stride(1) if tril.dim() == 3 else -1
 
 
 def tril_shape(n: int, d: int, dense: bool) -> tuple[int, ...]:
@@ -44,19 +39,11 @@ def _check_forward(call: Call) -> None:
 
 def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = mu.shape
-    x, log_s, t = _layout.to_compute_dtype(mu), _layout.to_compute_dtype(log_sigma), _layout.to_compute_dtype(tril)
-    given = noise.dim() > 0
-    if given:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, log_s, t = _layout.all_to_compute_dtype((mu, log_sigma, tril), mu.dtype)
+    if noise.dim() > 0:
         noise = _layout.cast(noise, x.dtype)
-    z, log_q = empty(x, shape), empty(x, shape[:-1])
-    kept = empty(x, shape) if keep else x.new_empty(0)
-    extension().tril_gaussian_fwd(
-        x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
-        noise.data_ptr(), given, z.data_ptr(), log_q.data_ptr(), kept.data_ptr() if keep else 0,
-        _layout.count_samples(z.numel(), n, d), n, d, row_offset,
-    )  # fmt: skip
+    z, log_q, kept = extension().tril_gaussian_fwd(x, log_s, t, noise, shape, row_offset, keep)
     return _layout.cast(z, mu.dtype), log_q, kept
 
 
@@ -75,14 +62,15 @@ def _fwd_triton(
         noise = _layout.stack_samples(noise, n, d)
     samples = _layout.count_samples(_layout.product(shape), n, d)
     z, log_q = launcher(mu, log_sigma, tril, noise, samples, row_offset)
-    return z.view(shape), log_q.view(shape[:-1]), log_q.new_empty(0)
+    return z.view(shape), log_q.view(shape[:-1]), mu.new_empty(0)
 
 
 def _fwd_fake(
     mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     log_q = mu.new_empty(shape[:-1], dtype=compute_dtype(mu.dtype))
-    return mu.new_empty(shape), log_q, log_q.new_empty(shape if keep and mu.device.type == "cpu" else 0)
+    kept = log_q.new_empty(shape) if keep and mu.device.type == "cpu" else mu.new_empty(0)
+    return mu.new_empty(shape), log_q, kept
 
 
 def _bwd_cpu(
@@ -94,18 +82,12 @@ def _bwd_cpu(
     row_offset: int,
     dense: bool,
     with_mu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = log_sigma.shape
-    g, log_s = _layout.to_compute_dtype(d_z), _layout.to_compute_dtype(log_sigma)
-    d_mu = empty(g, (n, d)) if with_mu else g.new_empty(0)
-    d_log_sigma, d_tril = empty(g, (n, d)), empty(g, tril_shape(n, d, dense))
-    extension().tril_gaussian_bwd(
-        g.dtype == torch.float64, g.data_ptr(), d_log_q.data_ptr(), log_s.data_ptr(), log_s.stride(0),
-        kept.data_ptr(), d_mu.data_ptr() if with_mu else 0, d_log_sigma.data_ptr(), *layout(d_tril),
-        _layout.count_samples(g.numel(), n, d), n, d,
-    )  # fmt: skip
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    g, log_s = _layout.all_to_compute_dtype((d_z, log_sigma), log_sigma.dtype)
+    d_mu, d_log_sigma, d_tril = extension().tril_gaussian_bwd(g, d_log_q, log_s, kept, dense, with_mu)
     dtype = log_sigma.dtype
-    return _layout.cast(d_mu, dtype), _layout.cast(d_log_sigma, dtype), _layout.cast(d_tril, dtype)
+    d_mu = None if d_mu is None else _layout.cast(d_mu, dtype)
+    return d_mu, _layout.cast(d_log_sigma, dtype), _layout.cast(d_tril, dtype)
 
 
 def _bwd_triton(

@@ -12,56 +12,31 @@ from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
 from . import _checks, _layout
-from ._library import Differentiable, apply, define, empty, extension, needs_grad, with_reference
-from .tril_gaussian import check_tril, layout, tril_shape
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from .tril_gaussian import check_tril
 
 
-def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
-    n, d = mu.shape
-    points, x, log_s, t = (_layout.to_compute_dtype(p) for p in (z, mu, log_sigma, tril))
-    log_q, eps = x.new_empty(z.shape[:-1]), empty(x, z.shape)
-    extension().tril_gaussian_log_prob_fwd(
-        x.dtype == torch.float64, points.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        *layout(t), log_q.data_ptr(), eps.data_ptr(), _layout.count_samples(z.numel(), n, d), n, d,
-    )  # fmt: skip
-    return log_q, eps
+def _log_prob_fwd_cpu(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Any:
+    return extension().tril_gaussian_log_prob_fwd(
+        *_layout.all_to_compute_dtype((z, mu, log_sigma, tril), z.dtype), z.shape
+    )
 
 
-def _log_prob_bwd_cpu(
-    d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, d = log_sigma.shape
-    log_s, t, dense = _layout.to_compute_dtype(log_sigma), _layout.to_compute_dtype(tril), tril.dim() == 3
-    d_z, d_mu, d_log_sigma = empty(eps, eps.shape), empty(eps, (n, d)), empty(eps, (n, d))
-    d_tril = empty(eps, tril_shape(n, d, dense))
-    extension().tril_gaussian_log_prob_bwd(
-        eps.dtype == torch.float64, d_log_q.data_ptr(), eps.data_ptr(), log_s.data_ptr(), log_s.stride(0),
-        *layout(t), d_z.data_ptr(), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril),
-        _layout.count_samples(eps.numel(), n, d), n, d,
-    )  # fmt: skip
-    d_z, d_mu, d_log_sigma, d_tril = (_layout.cast(g, log_sigma.dtype) for g in (d_z, d_mu, d_log_sigma, d_tril))
-    return d_z, d_mu, d_log_sigma, d_tril
+def _log_prob_bwd_cpu(d_log_q: Tensor, eps: Tensor, log_sigma: Tensor, tril: Tensor) -> Any:
+    log_s, t = _layout.all_to_compute_dtype((log_sigma, tril), log_sigma.dtype)
+    gradients = extension().tril_gaussian_log_prob_bwd(d_log_q, eps, log_s, t, eps.shape)
+    return _layout.all_to(gradients, log_sigma.dtype)
 
 
-def _kl_fwd_cpu(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
-    x, log_s, t = (_layout.to_compute_dtype(p) for p in (mu, log_sigma, tril))
-    kl = x.new_empty((mu.shape[0],))
-    extension().tril_gaussian_kl_fwd(
-        x.dtype == torch.float64, x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0), *layout(t),
-        kl.data_ptr(), *mu.shape,
-    )  # fmt: skip
-    return kl
+def _kl_fwd_cpu(*parameters: Tensor) -> Any:
+    return extension().tril_gaussian_kl_fwd(*_layout.all_to_compute_dtype(parameters, parameters[0].dtype))
 
 
-def _kl_bwd_cpu(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = mu.shape
-    x, log_s, t = (_layout.to_compute_dtype(p) for p in (mu, log_sigma, tril))
-    d_mu, d_log_sigma, d_tril = empty(x, (n, d)), empty(x, (n, d)), empty(x, tril_shape(n, d, tril.dim() == 3))
-    extension().tril_gaussian_kl_bwd(
-        x.dtype == torch.float64, d_kl.data_ptr(), x.data_ptr(), x.stride(0), log_s.data_ptr(), log_s.stride(0),
-        *layout(t), d_mu.data_ptr(), d_log_sigma.data_ptr(), *layout(d_tril), n, d,
-    )  # fmt: skip
-    return _layout.cast(d_mu, mu.dtype), _layout.cast(d_log_sigma, mu.dtype), _layout.cast(d_tril, mu.dtype)
+def _kl_bwd_cpu(d_kl: Tensor, *parameters: Tensor) -> Any:
+    dtype = parameters[0].dtype
+    return _layout.all_to(
+        extension().tril_gaussian_kl_bwd(d_kl, *_layout.all_to_compute_dtype(parameters, dtype)), dtype
+    )
 
 
 def _log_prob_fwd_triton(

@@ -91,6 +91,8 @@ def _norm(norm: Norm, recording: Recording, images: Tensor) -> Tensor:
 
 def _numbers(t: Any, images: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
     """``t`` as a plain contiguous tensor of the dtype of ``images``."""
+    if type(t) in (Tensor, nn.Parameter) and t.dtype is images.dtype and t.shape == shape and _is_alike(t, images):
+        return t.detach()  # the usual one, recognised at once
     if not isinstance(t, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(t).__name__}")
     why = ""
@@ -115,6 +117,10 @@ def _numbers(t: Any, images: Tensor, name: str, shape: tuple[int, ...] | None = 
     if shape is not None and tuple(t.shape) != shape:
         raise ValueError(f"{name} must have the shape that the layer's attributes say, {shape}, got {tuple(t.shape)}")
     return t.detach().to(images.dtype).contiguous()
+
+
+def _is_alike(t: Tensor, images: Tensor) -> bool:
+    return t.layout is torch.strided and not t.is_meta and t.device == images.device and t.is_contiguous()
 
 
 def _constant(value: Any, channels: int, images: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ AS_GOOD = {
     "masked_linear_fwd": {"x without its last row", "x twice as long"},
     "masked_norm_fwd": {"weight of another dtype"},
     "autoregressive_flow_fwd": {f"structure [{i}] 0" for i in (2, 3, 4, 5)},
-    "autoregressive_flow_bwd": {"structure [4] 0", "structure [5] 0"},
+    "autoregressive_flow_bwd": {"structure [4] 0", "structure [5] 0", "saved of one dimension more"},
     "autoregressive_inverse_fwd": {"structure [2] 0", "structure [4] 0", "structure [5] 0"},
-    "autoregressive_inverse_bwd": {"structure [4] 0", "structure [5] 0", "kept longer"},
+    "autoregressive_inverse_bwd": {"structure [4] 0", "structure [5] 0", "saved of one dimension more"},
     "gated_activation_fwd": {"x without its last column", "condition without its last row"},
     "gated_activation_bwd": {"condition without its last row"},
     "masked_conv2d_fwd": {

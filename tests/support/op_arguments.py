@@ -91,5 +91,5 @@ def network_arguments() -> dict[str, tuple]:
             [False, False, True, False, False],
         ),
         "autoregressive_inverse_fwd": (x, *network, True),
-        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, degrees, structure),
+        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5),
     }
