@@ -216,6 +216,11 @@ def route_of(chosen: str, *tensors: Tensor) -> Route:
     return CPP if chosen == "cpp" else Route(chosen)
 
 
+def is_asked_for(impl: str) -> bool:
+    """Whether somebody chose the implementation, by ``impl`` or by :class:`use`."""
+    return (impl if _forced is None else _forced) != "auto"
+
+
 def runs_cpp(impl: str) -> bool:
     """Whether ``impl`` means the C++ kernels on a CPU, and no compiler traces the call.
 

@@ -5,6 +5,7 @@ from .ops.affine_flow import affine_flow
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
 from .ops.gated_activation import gated_activation
+from .ops.linear_bernoulli import linear_bernoulli_log_prob
 from .ops.logistic_mixture import logistic_mixture_log_prob
 from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
@@ -18,6 +19,7 @@ __all__ = [
     "diag_gaussian_rsample",
     "discretized_logistic_log_prob",
     "gated_activation",
+    "linear_bernoulli_log_prob",
     "logistic_mixture_log_prob",
     "logistic_mixture_sample",
     "masked_conv2d",

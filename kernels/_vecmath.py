@@ -23,8 +23,8 @@ def exp(x, dtype: tl.constexpr):
     whole = (x * _LOG2_E + 12582912.0) - 12582912.0  # 1.5 * 2^23 rounds to an integer
     rest = (x - whole * 0.693359375) + whole * 2.12194440e-4
     factor = tl.exp2(rest * _LOG2_E)
-    # Infinite x makes this factor NaN; the other factor holds the limit.
-    return tl.where(factor > 0.5, factor, 0.5) * tl.exp2(whole)
+    # Infinite x makes this factor NaN, and a very large one makes it infinite; the other factor holds the limit.
+    return tl.where(factor > 0.5, tl.minimum(factor, 2.0), 0.5) * tl.exp2(whole)
 
 
 @triton.jit

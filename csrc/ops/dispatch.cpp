@@ -4,20 +4,22 @@
 
 namespace fastvae {
 
-#define FASTVAE_DECLARE_TYPE(type, suffix)                                                             \
-  DiagGaussian<type> diag_gaussian_##suffix();                                                         \
-  TrilGaussian<type> tril_gaussian_##suffix();                                                         \
-  MaskedLinear<type> masked_linear_##suffix();                                                         \
-  AffineFlow<type> affine_flow_##suffix();                                                             \
-  AutoregressiveFlow<type> autoregressive_flow_##suffix();                                             \
-  MaskedConv2d<type> masked_conv2d_##suffix();                                                         \
-  GatedActivation<type> gated_activation_##suffix();                                                   \
-  LogisticMixture<type> logistic_mixture_##suffix();                                                   \
-  CausalSampler<type> causal_sampler_##suffix();                                                       \
-  static Kernels<type> kernels_##suffix() {                                                            \
-    return {diag_gaussian_##suffix(),    tril_gaussian_##suffix(),       masked_linear_##suffix(),     \
-            affine_flow_##suffix(),      autoregressive_flow_##suffix(), masked_conv2d_##suffix(),     \
-            gated_activation_##suffix(), causal_sampler_##suffix(),      logistic_mixture_##suffix()}; \
+#define FASTVAE_DECLARE_TYPE(type, suffix)                                                            \
+  DiagGaussian<type> diag_gaussian_##suffix();                                                        \
+  TrilGaussian<type> tril_gaussian_##suffix();                                                        \
+  MaskedLinear<type> masked_linear_##suffix();                                                        \
+  AffineFlow<type> affine_flow_##suffix();                                                            \
+  AutoregressiveFlow<type> autoregressive_flow_##suffix();                                            \
+  MaskedConv2d<type> masked_conv2d_##suffix();                                                        \
+  GatedActivation<type> gated_activation_##suffix();                                                  \
+  LogisticMixture<type> logistic_mixture_##suffix();                                                  \
+  LinearBernoulli<type> linear_bernoulli_##suffix();                                                  \
+  CausalSampler<type> causal_sampler_##suffix();                                                      \
+  static Kernels<type> kernels_##suffix() {                                                           \
+    return {diag_gaussian_##suffix(),    tril_gaussian_##suffix(),       masked_linear_##suffix(),    \
+            affine_flow_##suffix(),      autoregressive_flow_##suffix(), masked_conv2d_##suffix(),    \
+            gated_activation_##suffix(), causal_sampler_##suffix(),      logistic_mixture_##suffix(), \
+            linear_bernoulli_##suffix()};                                                             \
   }
 
 #define FASTVAE_DECLARE(isa)                                       \

@@ -6,6 +6,7 @@
 #include "ops/causal_sampler.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
+#include "ops/linear_bernoulli.h"
 #include "ops/logistic_mixture.h"
 #include "ops/masked_conv2d.h"
 #include "ops/masked_linear.h"
@@ -24,6 +25,7 @@ struct Kernels {
   GatedActivation<T> gated_activation;
   CausalSampler<T> causal_sampler;
   LogisticMixture<T> logistic_mixture;
+  LinearBernoulli<T> linear_bernoulli;
 };
 
 struct Table {

@@ -53,7 +53,9 @@ def to_readable(**tensors: Any) -> list[Any]:
     return [backend.as_plain(t, name) if isinstance(t, Tensor) else t for name, t in tensors.items()]
 
 
-def to_kind_of_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: Tensor | None) -> tuple[Any, ...]:
+def to_kind_of_products(
+    x: Tensor, weight: Tensor, *, alike: bool, name: str = "x", **optional: Tensor | None
+) -> tuple[Any, ...]:
     """As :func:`to_same_kind`, for ops that multiply matrices: under autocast in its dtype, as ``nn.Linear``.
 
     None stays None. ``alike`` says that all have one dtype and one device.
@@ -61,12 +63,12 @@ def to_kind_of_products(x: Tensor, weight: Tensor, *, alike: bool, **optional: T
     under_autocast = torch._C._is_any_autocast_enabled()
     if alike and not under_autocast:
         return (x, weight, *optional.values())
-    named = {"x": x, "weight": weight} | {name: t for name, t in optional.items() if t is not None}
+    named = {name: x, "weight": weight} | {name: t for name, t in optional.items() if t is not None}
     if under_autocast and isinstance(x, Tensor) and is_autocasting(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         named = {name: to_autocast(t, dtype) for name, t in named.items()}
     found = dict(zip(named, to_same_kind(**named), strict=True))
-    return (found["x"], found["weight"], *[found.get(name) for name in optional])
+    return (found[name], found["weight"], *[found.get(name) for name in optional])
 
 
 def check_features(**tensors: Tensor) -> None:

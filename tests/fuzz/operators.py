@@ -33,6 +33,8 @@ SOURCES = {
     "diag_gaussian_log_prob_fwd": "diag_gaussian_log_prob",
     "gated_activation_bwd": "gated_activation",
     "gated_activation_fwd": "gated_activation",
+    "linear_bernoulli_bwd": "linear_bernoulli_log_prob",
+    "linear_bernoulli_fwd": "linear_bernoulli_log_prob",
     "logistic_mixture_bwd": "logistic_mixture_log_prob",
     "logistic_mixture_fwd": "logistic_mixture_log_prob",
     "masked_conv2d_bwd": "masked_conv2d",

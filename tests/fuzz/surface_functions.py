@@ -155,6 +155,17 @@ def masked_conv2d(draw: Draw) -> Problem:
     return Problem(lambda _, *t: F.masked_conv2d(*t, **options), inputs, cuts=True)
 
 
+def linear_bernoulli_log_prob(draw: Draw) -> Problem:
+    samples, points, classes = draw.size(3), draw.size(70), draw.size(3)
+    pixels, features = draw.some(20), draw.size(9)
+    h, weight = draw.tensor(samples, points, classes, features), draw.tensor(pixels, features)
+    bias = [draw.tensor(pixels)] if draw.chance(0.7) else []
+    x = (torch.rand(points, 1, pixels, generator=draw.generator) < 0.5).double()
+    return Problem(
+        lambda _, h, w, *b: F.linear_bernoulli_log_prob(h, w, b[0] if b else None, x.to(h)), [h, weight, *bias]
+    )
+
+
 def gated_activation(draw: Draw) -> Problem:
     images, features, height, width = draw.size(4), draw.some(6), draw.size(), draw.size()
     x = draw.tensor(images, 2 * features, height, width)
@@ -250,6 +261,7 @@ FUNCTIONS = {
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),
+        ("linear_bernoulli_log_prob", linear_bernoulli_log_prob),
         ("logistic_mixture_log_prob", logistic_mixture_log_prob),
         ("logistic_mixture_sample", logistic_mixture_sample),
         ("discretized_logistic_log_prob", discretized_logistic_log_prob),

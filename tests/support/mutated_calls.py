@@ -61,6 +61,8 @@ AS_GOOD = {
     "diag_gaussian_log_prob_fwd": _SAMPLES,
     "tril_gaussian_log_prob_fwd": _SAMPLES,
     "tril_gaussian_bwd": {"log_sigma without its last row", "log_sigma twice as long"},
+    "linear_bernoulli_fwd": {"h twice as long", "x without its last row"},
+    "linear_bernoulli_bwd": {"x without its last row"},
     "masked_linear_fwd": {"x without its last row", "x twice as long"},
     "masked_norm_fwd": {"weight of another dtype"},
     "autoregressive_flow_fwd": {f"structure [{i}] 0" for i in (2, 3, 4, 5)},

@@ -121,6 +121,11 @@ def masked_linear(x: Tensor, activation: str = "silu", scaled: bool = False) -> 
     )  # fmt: skip
 
 
+def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
+    weight = WEIGHT.to(h)
+    return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], torch.tensor([True, False, True, True, False]).to(h))
+
+
 def masked_conv2d(x: Tensor, activation: str = "gelu") -> Tensor:
     weight = KERNEL.to(x)
     return F.masked_conv2d(x, weight, weight[:, 0, 0, 0], mask_type="B", padding=1, num_colors=2, activation=activation)
@@ -154,6 +159,7 @@ FUNCTIONS = [
     function("tril_gaussian_kl dense", F.tril_gaussian_kl, VECTOR, VECTOR, dense),
     function("masked_linear", masked_linear, VECTOR),
     function("masked_linear with factors", lambda x: masked_linear(x, "elu", scaled=True), VECTOR),
+    function("linear_bernoulli_log_prob", linear_bernoulli_log_prob, VECTOR),
     function("affine_flow", F.affine_flow, *[VECTOR] * 3),
     function("affine_flow inverse", lambda z, m, s: F.affine_flow(z, m, s, kind="softplus", inverse=True),
              *[VECTOR] * 3),

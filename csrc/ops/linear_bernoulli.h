@@ -1,0 +1,24 @@
+// Log-likelihood of binary data whose logits a dense layer makes, without the logits in memory.
+#pragma once
+
+#include "base/types.h"
+
+namespace fastvae {
+
+// Rows of h are samples, then data points, then `inner` classes: row m belongs to data point m / inner % points.
+struct BernoulliSizes {
+  int64_t samples, points, inner;
+
+  int64_t rows() const { return samples * points * inner; }
+};
+
+template <class T>
+struct LinearBernoulli {
+  // x (points, out); log_p (rows) = sum over outputs of x l - softplus(l), with l = weight h + bias.
+  void (*fwd)(const MaskedLayer<T>& layer, Matrix<T> h, Matrix<T> x, T* log_p, BernoulliSizes sizes);
+  // d_h (rows, in), d_weight and d_bias may be null.
+  void (*bwd)(const MaskedLayer<T>& layer, const T* d_log_p, Matrix<T> h, Matrix<T> x, T* d_h, T* d_weight, T* d_bias,
+              BernoulliSizes sizes);
+};
+
+}  // namespace fastvae

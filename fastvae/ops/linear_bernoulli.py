@@ -1,0 +1,196 @@
+"""Log-likelihood of binary data whose logits a dense layer makes: the logits are never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..backend import Route
+from ..precision import compute_dtype
+from ..reference import linear_bernoulli as reference
+from . import _checks, _layout
+from ._contracts import Call
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+
+# Row m of h belongs to row m // inner % N of x: samples come first, then data points, then `inner` classes of each.
+
+
+def _fwd_cpu(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, inner: int) -> Tensor:
+    tensors = _layout.all_to_compute_dtype((h, weight, bias), h.dtype)
+    log_p: Tensor = extension().linear_bernoulli_fwd(*tensors, x, inner)
+    return log_p
+
+
+def _fwd_fake(h: Tensor, weight: Any, bias: Any, x: Any, inner: Any) -> Tensor:
+    return h.new_empty(h.shape[0], dtype=compute_dtype(h.dtype))
+
+
+def _bwd_cpu(
+    d_log_p: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, inner: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    tensors = _layout.all_to_compute_dtype((h, weight, bias), h.dtype)
+    gradients = extension().linear_bernoulli_bwd(d_log_p, *tensors, x, inner, needs)
+    return tuple([None if g is None else _layout.cast(g, h.dtype) for g in gradients])
+
+
+def _bwd_fake(
+    d_log_p: Tensor, h: Tensor, weight: Tensor, bias: Any, x: Any, inner: Any, needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    shapes = h.shape, weight.shape, weight.shape[:1]
+    return tuple(
+        h.new_empty(shape) if need else d_log_p.new_empty(0) for shape, need in zip(shapes, needs, strict=True)
+    )
+
+
+def _check_call(call: Call) -> None:
+    inner, rows, points = call["inner"], call.sizes["M"], call.sizes["N"]
+    call.require(inner >= 1, "inner", "be >= 1", inner)
+    whole = rows % (points * inner) == 0 if points else rows == 0
+    call.require(whole, "h", f"have a multiple of {points} x {inner} rows", rows)
+    if "needs" in call.arguments:
+        needs = call["needs"]
+        call.require(len(needs) == 3, "needs", "be three truth values", needs)
+        call.require(not needs[2] or call["bias"] is not None, "needs", "want no gradient of an absent bias", needs)
+
+
+_TENSORS = "h[M,H]r weight[P,H]r bias?[P]c x[N,P]rw"
+FWD = define(
+    "linear_bernoulli_fwd(Tensor h, Tensor weight, Tensor? bias, Tensor x, SymInt inner) -> Tensor log_p",
+    tensors=_TENSORS, more=_check_call,
+    module="linear_bernoulli", cpu=_fwd_cpu, fake=_fwd_fake,
+)  # fmt: skip
+BWD = define(
+    "linear_bernoulli_bwd(Tensor d_log_p, Tensor h, Tensor weight, Tensor? bias, Tensor x, SymInt inner, bool[] needs)"
+    " -> (Tensor d_h, Tensor d_weight, Tensor d_bias)",
+    tensors=f"{_TENSORS} d_log_p[M]cw", more=_check_call,
+    module="linear_bernoulli", cpu=_bwd_cpu, fake=_bwd_fake,
+)  # fmt: skip
+
+
+def _rebuild_log_prob(ctx: Any) -> Differentiable:
+    h, weight, bias, x = ctx.saved_tensors
+
+    def log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, *_: None) -> Tensor:
+        return reference.linear_bernoulli_log_prob(h, weight, bias, x, ctx.inner)
+
+    return log_prob, (h, weight, bias, None, None)
+
+
+class _LinearBernoulliLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, call: tuple[int, Route]) -> Tensor:
+        inner, route = call
+        ctx.save_for_backward(h, weight, bias, x)
+        ctx.inner, ctx.route = inner, route
+        return FWD.on(route)(h, weight, bias, x, inner)
+
+    @staticmethod
+    @with_reference(_rebuild_log_prob)
+    def backward(ctx: Any, route: Route, d_log_p: Tensor) -> Any:
+        needs = list(ctx.needs_input_grad[:3])
+        found = BWD.on(route)(d_log_p.contiguous(), *ctx.saved_tensors, ctx.inner, needs)
+        return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
+
+
+def _align(h: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """The data points as a matrix, and how many rows of ``h`` follow each other for one of them."""
+    batch = list(h.shape[:-1])
+    if x.dim() >= 1 and x.dim() <= h.dim():
+        own = [1] * (h.dim() - x.dim()) + list(x.shape[:-1])
+        if all(size == 1 or size == wanted for size, wanted in zip(own, batch, strict=True)):
+            first, last = 0, len(own)
+            while first < last and own[first] == 1:
+                first += 1
+            while last > first and own[last - 1] == 1:
+                last -= 1
+            inner = _layout.product(batch[last:]) if first < last else 1
+            points = x.reshape(*own[first:last], x.shape[-1]).expand(*batch[first:last], x.shape[-1])
+            return points.reshape(-1, x.shape[-1]), inner
+    raise ValueError(
+        f"x must have shape (*, P) whose batch broadcasts to that of h, {tuple(h.shape[:-1])}, got {tuple(x.shape)}"
+    )
+
+
+def _check(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight must have shape (P, H) with P >= 1, got {tuple(weight.shape)}")
+    pixels, features = weight.shape
+    if h.dim() == 0 or h.shape[-1] != features:
+        raise ValueError(f"h must have shape (*, {features}), got {tuple(h.shape)}")
+    if bias is not None and bias.shape != (pixels,):
+        raise ValueError(f"bias must have shape ({pixels},), got {tuple(bias.shape)}")
+    if not isinstance(x, Tensor) or x.is_complex():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a bool, integer or floating-point tensor, got {kind}")
+    if x.device != h.device:
+        raise ValueError(f"x must be on the device of h, {h.device}; it is on {x.device}")
+    if x.dim() == 0 or x.shape[-1] != pixels:
+        raise ValueError(f"x must have shape (*, {pixels}), one value for each row of weight, got {tuple(x.shape)}")
+
+
+def linear_bernoulli_log_prob(
+    h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    r"""Log-likelihood of binary data under the logits of a dense layer, without the logits in memory.
+
+    .. math::
+        l = W h + b, \qquad \log p(x \mid h) = \sum_j x_j l_j - \operatorname{softplus}(l_j)
+
+    It is :func:`torch.nn.functional.linear` followed by :func:`fastvae.likelihoods.bernoulli_log_prob`, for the last
+    layer of a decoder: for K samples of N data points the logits ``(K, N, P)`` would be by far its largest tensor.
+
+    Args:
+        h: inputs of the layer, ``(*sample_shape, *, H)``; float16, bfloat16, float32 or float64.
+        weight: W, ``(P, H)``.
+        bias: b, ``(P,)``, or None.
+        x: data, ``(*, P)``: bool, integer or floating point, in [0, 1]. Missing or unit batch dimensions broadcast
+            against those of ``h`` and are not repeated in memory: ``(N, P)`` against ``(K, N, H)``, or ``(N, 1, P)``
+            against ``(N, C, H)`` for C classes.
+        impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
+
+    Returns:
+        ``log_p_x``, nats, shape of ``h`` without its last dimension; float32 (float64 for float64 ``h``).
+
+    Raises:
+        TypeError: an argument is no tensor of the right kind, or dtypes differ outside autocast.
+        ValueError: shapes do not fit or devices differ.
+        RuntimeError: ``impl`` cannot run here.
+
+    Note:
+        Under autocast the layer runs in its dtype, as :func:`torch.nn.functional.linear` does. The backward pass
+        computes the logits again, a few thousand rows at a time: that takes a third more products than keeping them.
+        A gradient of ``x`` is the reference's. The values of ``x`` are not checked. Deterministic. Differentiable any
+        number of times, by the reference from the second time on.
+
+    Example:
+        >>> h, weight, bias = torch.zeros(5, 2, 4), torch.zeros(3, 4), torch.zeros(3)
+        >>> x = torch.tensor([[True, False, True], [False, False, True]])
+        >>> linear_bernoulli_log_prob(h, weight, bias, x).shape
+        torch.Size([5, 2])
+    """
+    route, (h, weight, bias, x) = backend.route(
+        impl, h, weight, bias, x, names=("h", "weight", "bias", "x"), floats=3, required=2
+    )
+    h, weight, bias = _checks.to_kind_of_products(h, weight, bias=bias, alike=route.alike, name="h")
+    _check(h, weight, bias, x)
+    x, inner = _align(h, x.to(compute_dtype(h.dtype)))
+    if needs_grad(x):
+        if backend.is_asked_for(impl) and route.impl != "reference":
+            raise RuntimeError(f"impl={impl!r} cannot run here: x requires a gradient, which only the reference gives")
+        route = Route("reference")
+    batch, (pixels, features) = h.shape[:-1], weight.shape
+    h = _layout.to_rows(h, features)
+    x = _layout.to_rows(x, pixels)
+    if route.impl == "reference":
+        return reference.linear_bernoulli_log_prob(h, weight, bias, x, inner).reshape(batch)
+    weight = _layout.to_rows(weight, features)
+    bias = None if bias is None else bias.contiguous()
+    if needs_grad(h, weight) or (bias is not None and needs_grad(bias)):
+        log_p = apply(_LinearBernoulliLogProb, h, weight, bias, x, (inner, route))
+    else:
+        log_p = FWD.on(route)(h, weight, bias, x, inner)
+    return _layout.to_shape(log_p, batch)
