@@ -14,38 +14,39 @@ from ._tiles import ceil_div, row_tile, vector_width
 @triton.jit(do_not_specialize=["n_out"])
 def _masked_norm_fwd_kernel(
     norm_ptr, weight_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
-    DTYPE: tl.constexpr, LEAST: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    DTYPE: tl.constexpr, LEAST: tl.constexpr, SHIFT: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_O rows.
 
     norm = sqrt(sum of w^2 over the weights that count).
-    Where squares leave the range though the norm does not, w is divided by the row's largest weight first.
+    Where squares leave the range though the norm does not, w is multiplied by a power of two, SHIFT or 1 / SHIFT.
     The backward pass keeps the norm.
     """
     o = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
     out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)[:, None]
-    total, most = tl.zeros((BLOCK_O, BLOCK_I), DTYPE), tl.zeros((BLOCK_O, BLOCK_I), DTYPE)
+    total, some = tl.zeros((BLOCK_O, BLOCK_I), DTYPE), tl.zeros((BLOCK_O, BLOCK_I), tl.int1)
     for start in range(0, n_in, BLOCK_I):
         i = start + tl.arange(0, BLOCK_I)[None, :]
         mask = (o < n_out)[:, None] & (i < n_in)
         w = tl.load(weight_ptr + o[:, None] * stride_weight + i, mask, 0.0).to(DTYPE)
         counts = mask & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
         total += tl.where(counts, w * w, 0.0)
-        most = tl.where(counts & (tl.abs(w) > most), tl.abs(w), most)
-    squares, largest = tl.sum(total, 1), tl.max(most, 1)
+        some |= counts & (w != 0.0)
+    squares = tl.sum(total, 1)
+    small, large = (squares < LEAST) & (tl.max(some.to(tl.int32), 1) > 0), squares == float("inf")
     norm = tl.sqrt(squares)
-    leaves = ((squares < LEAST) | (squares == float("inf"))) & (largest > 0.0) & (largest < float("inf"))
-    if tl.max(leaves.to(tl.int32), 0) > 0:
+    if tl.max((small | large).to(tl.int32), 0) > 0:
+        shift = tl.where(small, SHIFT, tl.where(large, 1.0 / SHIFT, 1.0)).to(DTYPE)
         total = tl.zeros((BLOCK_O, BLOCK_I), DTYPE)
-        unit = tl.where(leaves, largest, 1.0)
         for start in range(0, n_in, BLOCK_I):
             i = start + tl.arange(0, BLOCK_I)[None, :]
             mask = (o < n_out)[:, None] & (i < n_in)
             w = tl.load(weight_ptr + o[:, None] * stride_weight + i, mask, 0.0).to(DTYPE)
             counts = mask & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
-            share = tl.where(counts, w / unit[:, None], 0.0)
-            total += share * share
-        norm = tl.where(leaves, largest * tl.sqrt(tl.sum(total, 1)), norm)
+            w *= shift[:, None]
+            total += tl.where(counts, w * w, 0.0)
+        back = tl.where(small, 1.0 / SHIFT, tl.where(large, SHIFT, 1.0)).to(DTYPE)
+        norm = tl.sqrt(tl.sum(total, 1)) * back
     tl.store(norm_ptr + o, norm.to(norm_ptr.dtype.element_ty), o < n_out)
 
 
@@ -83,8 +84,8 @@ def masked_norm_fwd(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> 
     launch(
         _masked_norm_fwd_kernel, ceil_div(n_out, tile.rows),
         norm, weight, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
-        DTYPE=_dtype(weight), LEAST=limits.tiny / limits.eps, BLOCK_O=tile.rows, BLOCK_I=tile.columns,
-        num_warps=tile.warps,
+        DTYPE=_dtype(weight), LEAST=limits.tiny / limits.eps, SHIFT=2.0**100 if limits.bits == 32 else 2.0**800,
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return norm
 
