@@ -23,8 +23,7 @@ def _clamp(x, low, high):
 
 @triton.jit
 def _between(x, low, high):
-    """The derivative of the clamp."""
-    return tl.where((x >= low) & (x <= high), 1.0, 0.0).to(x.dtype)
+    return (x >= low) & (x <= high)
 
 
 @triton.jit
@@ -59,11 +58,10 @@ def scale_of(s, KIND: tl.constexpr):
 
 @triton.jit
 def slopes_of(s, a, c, KIND: tl.constexpr):
-    """The derivatives of log a and of c with respect to s."""
+    """The derivatives of log a and of c with respect to s, where s is inside of the clamp."""
     zero = tl.zeros(s.shape, s.dtype)
     if KIND == "gated":
-        d_log_a = _between(s, -_GATE_BOUND, _GATE_BOUND) * c
-        return d_log_a, -a * d_log_a
+        return c, -a * c
     elif KIND == "softplus":
         return sigmoid(s) / a, zero
     elif KIND == "sigmoid":
@@ -73,9 +71,21 @@ def slopes_of(s, a, c, KIND: tl.constexpr):
         root = 1.0 / (1.0 + tl.abs(s) / _EXP_BOUND)
         return root * root, zero
     elif KIND == "clamped_exp":
-        return _between(s, _CLAMP_LOW, _CLAMP_HIGH), zero
+        return tl.full(s.shape, 1.0, s.dtype), zero
     elif KIND == "iaf_release":
-        d_log_a = _between(s, -_RELEASE_BOUND, _RELEASE_BOUND) * -_RELEASE_FACTOR
-        return d_log_a, c * d_log_a
+        return tl.full(s.shape, -_RELEASE_FACTOR, s.dtype), c * -_RELEASE_FACTOR
     else:
         return zero, zero
+
+
+@triton.jit
+def inside_clamp(d_s, s, KIND: tl.constexpr):
+    """The gradient of s: 0 beyond the clamp, whatever d_s is there."""
+    if KIND == "gated":
+        return tl.where(_between(s, -_GATE_BOUND, _GATE_BOUND), d_s, 0.0)
+    elif KIND == "clamped_exp":
+        return tl.where(_between(s, _CLAMP_LOW, _CLAMP_HIGH), d_s, 0.0)
+    elif KIND == "iaf_release":
+        return tl.where(_between(s, -_RELEASE_BOUND, _RELEASE_BOUND), d_s, 0.0)
+    else:
+        return d_s

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._affine import scale_of, slopes_of
+from ._affine import inside_clamp, scale_of, slopes_of
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._tiles import ceil_div, row_tile, vector_width
 
@@ -83,7 +83,7 @@ def _affine_flow_bwd_kernel(
             d_z = d_out * a
             d_m = d_out * c
             d_s = (d_z * z + d_log_det) * d_log_a + m * d_out * d_c
-        tl.store(d_scale_logit_ptr + at, d_s.to(out_dtype), mask)
+        tl.store(d_scale_logit_ptr + at, inside_clamp(d_s, s, KIND).to(out_dtype), mask)
     tl.store(d_z_ptr + at, d_z.to(out_dtype), mask)
     tl.store(d_shift_ptr + at, d_m.to(out_dtype), mask)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..structure import MadeStructure, spread_degrees
 from ._activations import OF_PRE_ACTIVATION, activate, through
-from ._affine import scale_of, slopes_of
+from ._affine import inside_clamp, scale_of, slopes_of
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import launch_options
 from ._tiles import ceil_div, next_power_of_2
@@ -177,7 +177,8 @@ def _autoregressive_inverse_solve_kernel(
             d_log_a, d_c = slopes_of(s, a, c, KIND)
             lam = lam / a
             tl.store(adjoints, c * lam, exists)
-            tl.store(adjoints + 1, (a * x * lam + d_log_det) * d_log_a + d_c * m * lam, exists)
+            d_s = (a * x * lam + d_log_det) * d_log_a + d_c * m * lam
+            tl.store(adjoints + 1, inside_clamp(d_s, s, KIND), exists)
         tl.store(lam_ptr + row * D + feature, lam.to(lam_ptr.dtype.element_ty), exists)
         tl.debug_barrier()
 

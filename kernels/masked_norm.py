@@ -14,23 +14,40 @@ from ._tiles import ceil_div, row_tile, vector_width
 @triton.jit(do_not_specialize=["n_out"])
 def _masked_norm_fwd_kernel(
     norm_ptr, weight_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
-    DTYPE: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    DTYPE: tl.constexpr, LEAST: tl.constexpr, SHIFT: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_O rows.
 
     norm = sqrt(sum of w^2 over the weights that count).
+    Where squares leave the range though the norm does not, w is multiplied by a power of two, SHIFT or 1 / SHIFT.
     The backward pass keeps the norm.
     """
     o = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
     out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)[:, None]
-    total = tl.zeros((BLOCK_O, BLOCK_I), DTYPE)
+    total, some = tl.zeros((BLOCK_O, BLOCK_I), DTYPE), tl.zeros((BLOCK_O, BLOCK_I), tl.int1)
     for start in range(0, n_in, BLOCK_I):
         i = start + tl.arange(0, BLOCK_I)[None, :]
         mask = (o < n_out)[:, None] & (i < n_in)
         w = tl.load(weight_ptr + o[:, None] * stride_weight + i, mask, 0.0).to(DTYPE)
         counts = mask & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
         total += tl.where(counts, w * w, 0.0)
-    tl.store(norm_ptr + o, tl.sqrt(tl.sum(total, 1)).to(norm_ptr.dtype.element_ty), o < n_out)
+        some |= counts & (w != 0.0)
+    squares = tl.sum(total, 1)
+    small, large = (squares < LEAST) & (tl.max(some.to(tl.int32), 1) > 0), squares == float("inf")
+    norm = tl.sqrt(squares)
+    if tl.max((small | large).to(tl.int32), 0) > 0:
+        shift = tl.where(small, SHIFT, tl.where(large, 1.0 / SHIFT, 1.0)).to(DTYPE)
+        total = tl.zeros((BLOCK_O, BLOCK_I), DTYPE)
+        for start in range(0, n_in, BLOCK_I):
+            i = start + tl.arange(0, BLOCK_I)[None, :]
+            mask = (o < n_out)[:, None] & (i < n_in)
+            w = tl.load(weight_ptr + o[:, None] * stride_weight + i, mask, 0.0).to(DTYPE)
+            counts = mask & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
+            w *= shift[:, None]
+            total += tl.where(counts, w * w, 0.0)
+        back = tl.where(small, 1.0 / SHIFT, tl.where(large, SHIFT, 1.0)).to(DTYPE)
+        norm = tl.sqrt(tl.sum(total, 1)) * back
+    tl.store(norm_ptr + o, norm.to(norm_ptr.dtype.element_ty), o < n_out)
 
 
 @triton.jit(do_not_specialize=["n_out"])
@@ -62,12 +79,13 @@ def _dtype(weight: Tensor) -> tl.dtype:
 def masked_norm_fwd(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """Norms (O,) of the rows of weight (O, I), in its dtype."""
     n_out, n_in = weight.shape
-    norm = weight.new_empty(n_out)
+    norm, limits = weight.new_empty(n_out), torch.finfo(compute_dtype(weight.dtype))
     tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
     launch(
         _masked_norm_fwd_kernel, ceil_div(n_out, tile.rows),
         norm, weight, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
-        DTYPE=_dtype(weight), BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+        DTYPE=_dtype(weight), LEAST=limits.tiny / limits.eps, SHIFT=2.0**100 if limits.bits == 32 else 2.0**800,
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return norm
 

@@ -23,45 +23,49 @@ FASTVAE_INLINE FloatVector clamp(FloatVector x, float low, float high) {
   return at_most(at_least(x, FloatVector{} + low), FloatVector{} + high);
 }
 
-// For one scale logit: log a, a, d log a / ds, and the factor c of the shift.
+// For one scale logit: log a, a, d log a / ds where s is inside of the clamp, and the factor c of the shift.
 template <class V>
 struct Scale {
   V log_a, a, slope, c;
+  Integers<V> inside;
+
+  // The gradient of s for that of log a. Beyond the clamp it is selected: the gradient may be infinite there.
+  FASTVAE_INLINE V to_logit(V d_log_a) const { return inside ? slope * d_log_a : V{}; }
 };
 
 constexpr double kGateBound = 30, kExpBound = 6.907755278982137, kLeastScale = 1e-3, kRelease = 0.1,
                  kReleaseBound = 300;
 
-template <class T>
-FASTVAE_INLINE typename Simd<T>::Vector inside(typename Simd<T>::Vector x, T low, T high) {
-  using V = typename Simd<T>::Vector;
-  return (x >= low) & (x <= high) ? V{} + 1 : V{};
+template <class V, class T>
+FASTVAE_INLINE Integers<V> between(V x, T low, T high) {
+  return (x >= low) & (x <= high);
 }
 
 template <FlowKind kind, class T, class V = typename Simd<T>::Vector>
 FASTVAE_INLINE Scale<V> scale_of(V s) {
   const V one = V{} + 1;
+  const Integers<V> everywhere = ~Integers<V>{};
   if constexpr (kind == FlowKind::kGated) {
     const V x = clamp(s, T(-kGateBound), T(kGateBound));
     const V rest = sigmoid(-x), log_a = -softplus(-x);
-    return {log_a, sigmoid(x), rest * inside<T>(s, T(-kGateBound), T(kGateBound)), rest};
+    return {log_a, sigmoid(x), rest, rest, between(s, T(-kGateBound), T(kGateBound))};
   } else if constexpr (kind == FlowKind::kExp) {
     const V size = s < 0 ? -s : s, shrunk = 1 + size * T(1 / kExpBound), log_a = s / shrunk;
-    return {log_a, exp(log_a), 1 / (shrunk * shrunk), one};
+    return {log_a, exp(log_a), 1 / (shrunk * shrunk), one, everywhere};
   } else if constexpr (kind == FlowKind::kClampedExp) {
     const V log_a = clamp(s, T(-5), T(3));
-    return {log_a, exp(log_a), inside<T>(s, T(-5), T(3)), one};
+    return {log_a, exp(log_a), one, one, between(s, T(-5), T(3))};
   } else if constexpr (kind == FlowKind::kSoftplus) {
     const V a = softplus(s) + T(kLeastScale);
-    return {log_of(a), a, sigmoid(s) / a, one};
+    return {log_of(a), a, sigmoid(s) / a, one, everywhere};
   } else if constexpr (kind == FlowKind::kSigmoid) {
     const V gate = sigmoid(s), a = gate + T(kLeastScale);
-    return {log_of(a), a, gate * sigmoid(-s) / a, one};
+    return {log_of(a), a, gate * sigmoid(-s) / a, one, everywhere};
   } else if constexpr (kind == FlowKind::kIafRelease) {
     const V log_a = clamp(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a = exp(log_a);
-    return {log_a, a, inside<T>(s, T(-kReleaseBound), T(kReleaseBound)) * T(-kRelease), a * T(-kRelease)};
+    return {log_a, a, V{} - T(kRelease), a * T(-kRelease), between(s, T(-kReleaseBound), T(kReleaseBound))};
   } else {
-    return {V{}, one, V{}, one};
+    return {V{}, one, V{}, one, everywhere};
   }
 }
 

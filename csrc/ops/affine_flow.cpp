@@ -64,7 +64,7 @@ void bwd(int64_t kind, bool inverse, const T* d_out, const T* d_log_det, Matrix<
           const Vector lever = inverse ? g * arm : direct * arm;
           store_up_to(d_z + row + i, direct, count);
           store_up_to(d_shift + row + i, inverse ? -(direct * at.c) : g * at.c, count);
-          if (k != FlowKind::kLocationOnly) store_up_to(d_scale_logit + row + i, at.slope * (lever + d_log), count);
+          if (k != FlowKind::kLocationOnly) store_up_to(d_scale_logit + row + i, at.to_logit(lever + d_log), count);
         });
       }
     });

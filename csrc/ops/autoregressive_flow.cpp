@@ -87,7 +87,7 @@ FASTVAE_INLINE void feature_backward(const Network<T>& network, int64_t feature,
     const auto upstream = load(g + lane), direct = upstream * at.a;
     const auto arm = load(z + lane) - pivot<kind, T>(load(block + shift + lane));
     store(adjoints + shift + lane, upstream * at.c);
-    if (kind != FlowKind::kLocationOnly) store(adjoints + logit + lane, at.slope * (direct * arm + load(d_log + lane)));
+    if (kind != FlowKind::kLocationOnly) store(adjoints + logit + lane, at.to_logit(direct * arm + load(d_log + lane)));
     store(g + lane, direct);
   }
 }

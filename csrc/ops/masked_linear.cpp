@@ -1,6 +1,8 @@
 #include "ops/masked_linear.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "network/network.h"
 #include "network/weight_gradient.h"
@@ -81,16 +83,33 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
   if (of_layer) layer_gradients<T>({{s, packed, Blocks<T>{kept.get(), block_size, samples}, gradients}});
 }
 
+// The norm of a row whose squares leave the range of T though the norm does not: of shares of its largest weight.
+template <class T, class Weight>
+T norm_by_shares(int64_t count, const Weight& weight) {
+  T largest = 0;
+  for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::abs(weight(k)));
+  if (!(largest > 0 && largest <= std::numeric_limits<T>::max())) return largest;
+  return largest * std::sqrt(sum_terms<T>(count, [&](int64_t k) {
+           const T share = weight(k) / largest;
+           return share * share;
+         }));
+}
+
 template <class T>
 void norm_fwd(const MaskedLayer<T>& layer, T* norm) {
+  using Limits = std::numeric_limits<T>;
+  // Below the least, squares that are no normal numbers would count.
+  constexpr T least = Limits::min() / Limits::epsilon(), most = Limits::max();
   const Staircase<T> s(layer);
   parallel_ranges(layer.out, layer.in, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T* w = s.rows[r];
-      const T total = s.inputs.sorted()
-                          ? sum_terms<T>(s.prefix[r], [&](int64_t k) { return w[k] * w[k]; })
-                          : sum_terms<T>(s.prefix[r], [&](int64_t k) { return w[s.inputs.at(k)] * w[s.inputs.at(k)]; });
-      norm[s.outputs.at(r)] = std::sqrt(total);
+      const int64_t kept = s.prefix[r];
+      const auto weight = [&](int64_t k) { return w[s.inputs.at(k)]; };
+      const T total = s.inputs.sorted() ? sum_terms<T>(kept, [&](int64_t k) { return w[k] * w[k]; })
+                                        : sum_terms<T>(kept, [&](int64_t k) { return weight(k) * weight(k); });
+      const bool leaves = total < least || total > most;  // NaN stays
+      norm[s.outputs.at(r)] = leaves ? norm_by_shares<T>(kept, weight) : std::sqrt(total);
     }
   });
 }

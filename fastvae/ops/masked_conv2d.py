@@ -215,6 +215,10 @@ def masked_conv2d(
         weights are exactly zero. Deterministic. Differentiable any number of times, by the reference from the second
         time on.
 
+        An input that is infinite or NaN meets zeros of the mask, as 0 · inf: in the reference at every tap that the
+        mask cuts; in the kernels at the origin only, where it may reach all channels of its own pixel, and no other
+        pixel that does not count it.
+
         A stack of layers of types A and B never sees some of the pixels above and to the right: its blind spot. A
         vertical stack beside a horizontal one has none.
 

@@ -234,7 +234,8 @@ def masked_linear(
     Note:
         Sums are taken in float32 (float64 for float64 inputs). Gradients of masked weights are exactly zero. In the
         kernels an input that is infinite or NaN reaches no output that does not count it; the reference has 0 · inf
-        there.
+        there. The kernels multiply the sums by s, the reference the weights: where W x leaves the dtype's range, y is
+        infinite or NaN in the kernels, however small s is.
         Deterministic. Differentiable any number of times, by the reference from the second time on.
 
     Reference:

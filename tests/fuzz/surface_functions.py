@@ -6,10 +6,13 @@ import torch
 from torch.distributions import kl_divergence
 
 import fastvae.functional as F
+from fastvae import backend
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from fastvae.ops._checks import check_triangular
 from fastvae.reference import affine_flow as affine
 from fastvae.reference import gated_activation as gates
 from fastvae.reference.masked_linear import ACTIVATIONS as NAMED
+from fastvae.reference.tril_gaussian import strictly_lower
 
 from .draw import Draw, Problem
 
@@ -83,12 +86,24 @@ def diag_gaussian_kl(draw: Draw) -> Problem:
     return Problem(lambda _, *t: F.diag_gaussian_kl(*t), _gaussian(draw, draw.choice((2, 4)))[0])
 
 
+def _tril_rsample(mu, log_sigma, tril, samples, *, eps=None, **more):
+    """The reference multiplies infinite noise by the zeros above the diagonal; here, as in the kernels, it does not."""
+    z, log_q = F.tril_gaussian_rsample(mu, log_sigma, tril, samples, eps=eps, **more)
+    if eps is None or eps.isfinite().all() or backend.resolve("auto", mu) != "reference":
+        return z, log_q
+    mu, log_sigma, tril, packed = check_triangular(mu, log_sigma, tril, alike=True)
+    mu, log_sigma, tril, eps = (t.to(log_q.dtype) for t in (mu, log_sigma, tril, eps))
+    lower, below = strictly_lower(tril, mu.shape[-1], packed), torch.ones(mu.shape[-1], mu.shape[-1]).tril(-1) > 0
+    mixed = torch.where(below, lower * eps.unsqueeze(-2), 0.0).sum(-1)
+    return torch.where(z.isnan(), (mu + mixed + log_sigma.exp() * eps).to(z.dtype), z), log_q
+
+
 def tril_gaussian_rsample(draw: Draw) -> Problem:
     parameters, batch, features = _gaussian(draw)
     samples = _samples(draw)
     noise, more = _noise(draw, (*samples, *batch, features))
     inputs = [*parameters, _tril(draw, batch, features), *noise]
-    call = _sample_with(F.tril_gaussian_rsample, samples, more)
+    call = _sample_with(_tril_rsample, samples, more)
     return Problem(call, inputs, constants=(3,) if noise else (), compared=bool(noise))
 
 

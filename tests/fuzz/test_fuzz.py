@@ -92,6 +92,52 @@ def test_wrong_kernels_are_reported(kernel, message, monkeypatch):
     assert_reported(monkeypatch, lambda x: kernel(x) if runs_kernels(x) else 2 * x, message)
 
 
+def beside_overflow(x):
+    """Twos, computed beside a layer whose sums overflow."""
+    degrees = torch.arange(3)
+    y = F.masked_linear(x, 3e38 * torch.ones(3, 3).to(x), in_degrees=degrees, out_degrees=degrees)
+    return 2 + 0 * y.clamp(max=1)
+
+
+def test_wrong_numbers_beside_sums_that_overflow_are_reported(monkeypatch):
+    assert_reported(monkeypatch, lambda x: torch.ones(3) if runs_kernels(x) else beside_overflow(x), "kernel 1")
+
+
+def test_sums_that_overflow_need_not_be_finite(monkeypatch):
+    def problem(draw):
+        return Problem(
+            lambda _, x: torch.full((3,), torch.nan) if runs_kernels(x) else beside_overflow(x),
+            [torch.ones(3)],
+            constants=(0,),
+        )
+
+    monkeypatch.setitem(surface.TARGETS, "infinite", (problem, ()))
+    surface.run("infinite", "infinite/0")
+
+
+@pytest.mark.parametrize(("factor", "wrong"), [(1.0, False), (1.001, True)])
+def test_gradients_of_normalised_rows_are_compared(factor, wrong, monkeypatch):
+    def problem(draw):
+        layer = nn.MaskedLinear(1, 2, [0], [0, 0], weight_norm=True)
+        with torch.no_grad():
+            layer.weight_gain.fill_(1e6)
+
+        def call(module, x):
+            # Were the norm a constant, a row of one weight would have a gradient.
+            y = module(x)
+            norm = module.weight.norm(dim=-1)
+            return y * (norm / norm.detach()) ** (factor - 1) if runs_kernels(x) else y
+
+        return Problem(call, [torch.ones(5, 1)], layer)
+
+    monkeypatch.setitem(surface.TARGETS, "row", (problem, ()))
+    if wrong:
+        with pytest.raises(FuzzError, match="result"):
+            surface.run("row", "row/0")
+    else:
+        surface.run("row", "row/0")
+
+
 def test_errors_of_kernels_are_those_of_the_reference(monkeypatch):
     assert_reported(
         monkeypatch,

@@ -7,6 +7,7 @@ import torch
 
 import fastvae.functional as F
 from fastvae import backend, nn
+from fastvae.ops.masked_linear import masked_norm
 
 IMPLS = ["cpp", "triton"]
 INF = math.inf
@@ -129,3 +130,61 @@ def test_log_det_alone_of_an_infinite_point(impl):
     for ours, theirs in zip(*results, strict=True):
         assert ours.isfinite().all()
         torch.testing.assert_close(ours, theirs)
+
+
+CLAMPED = ["gated", "clamped_exp", "iaf_release"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", CLAMPED)
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_logit_beyond_the_clamp_has_no_gradient(impl, kind, inverse):
+    """Though the product with the gradient of the scale is infinite."""
+
+    def call(impl):
+        return lambda z, m, s: F.affine_flow(z, m, s, kind=kind, inverse=inverse, impl=impl)[0]
+
+    z, m = torch.tensor([[INF, 0.5, 0.5, -INF, 0.5]]), torch.tensor([[0.3, INF, -INF, 0.3, math.nan]])
+    s = torch.tensor([[400.0, 400.0, -400.0, math.nan, 400.0]])
+    compare(call, (z, m, s), torch.ones(1, 5), impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", CLAMPED)
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_clamped_logit_of_an_infinite_point(impl, kind, method):
+    """Of one feature, gradients of parameters do not depend on the point where the logit has none."""
+    torch.manual_seed(0)
+    z = torch.tensor([[0.5], [INF], [3.0]], device=place(impl))
+    flow = nn.InverseAutoregressiveFlow(1, (6,), kind=kind).to(place(impl))
+    with torch.no_grad():
+        flow.networks[0].layers[-1].bias.fill_(400.0)
+    parameters, results = tuple(flow.parameters()), []
+    for chosen, point in ((impl, z), ("reference", torch.ones_like(z))):
+        with backend.use(chosen):
+            points, log_det = getattr(flow, method)(point)
+            results.append(torch.autograd.grad(points.sum() + log_det.sum(), parameters))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float64, 1e-200), (torch.float64, 1e200)],
+)
+def test_norm_of_weights_whose_squares_leave_the_range(impl, order, dtype, size):
+    degrees = {"in_degrees": torch.tensor(order), "out_degrees": torch.tensor([1, 2, -1, 2])}
+    degrees = {name: t.to(place(impl)) for name, t in degrees.items()}
+    # A masked weight and a row without connections do not count; an ordinary row beside them keeps its norm.
+    rows = torch.tensor([[3.0, 4.0, math.nan], [2.0, 3.0, 6.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=dtype) * size
+    rows[3] = torch.tensor([2.0, 3.0, 6.0])
+    weight = rows[:, order].to(place(impl)).requires_grad_()
+    norm = masked_norm(weight, **degrees, impl=impl)
+    expected = torch.tensor([5 * size, 7 * size, 0.0, 7.0], dtype=dtype, device=place(impl))
+    torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
+    (d_weight,) = torch.autograd.grad(norm.sum(), weight)
+    unit = torch.tensor([[3 / 5, 4 / 5, 0], [2 / 7, 3 / 7, 6 / 7], [0, 0, 0], [2 / 7, 3 / 7, 6 / 7]], dtype=dtype)
+    torch.testing.assert_close(d_weight, unit[:, order].to(place(impl)), rtol=1e-6, atol=0)
