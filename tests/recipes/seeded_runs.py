@@ -18,8 +18,8 @@ from fastvae import _C
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
-from fastvae.recipes.systems.catalogue import find_system
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig

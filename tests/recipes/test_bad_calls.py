@@ -23,7 +23,8 @@ from fastvae.recipes.cli.run_options import RunOptions
 from fastvae.recipes.cli.settings import list_options
 from fastvae.recipes.cli.train import make_command
 from fastvae.recipes.data import mnist as data
-from fastvae.recipes.systems.catalogue import CATALOGUE, find_system
+from fastvae.recipes.systems.catalogue import CATALOGUE
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig

@@ -13,8 +13,9 @@ from fastvae.recipes.cli import main as cli
 from fastvae.recipes.data import mnist as data
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.settings import Implementation
-from fastvae.recipes.systems.catalogue import CATALOGUE, find_system
+from fastvae.recipes.systems.catalogue import CATALOGUE
 from fastvae.recipes.systems.iaf_vae.config import Kind
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.posterior2d.config import Posterior2dConfig, Posterior2dSettings
 from fastvae.recipes.training import trainer
 from fastvae.reference.affine_flow import KINDS

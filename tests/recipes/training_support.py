@@ -6,7 +6,7 @@ import csv
 import lightning as L
 import torch
 
-from fastvae.recipes.systems.catalogue import find_system
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.training import checkpoints
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..system import System
-from ..systems.catalogue import CATALOGUE, find_system
+from ..systems.catalogue import CATALOGUE
+from ..systems.loading import find_system
 from ..training.folder import leads
 from .errors import refuse
 from .run_options import RunOptions, check_impl, quieten

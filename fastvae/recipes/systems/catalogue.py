@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ..errors import RecipeError
-
-if TYPE_CHECKING:
-    from ..system import System
-
-__all__ = ["CATALOGUE", "Entry", "find_system"]
+__all__ = ["CATALOGUE", "Entry"]
 
 
 class Entry(NamedTuple):
@@ -63,19 +56,3 @@ CATALOGUE = {
         "plane, by maximising the evidence lower bound; print the bounds and draw the fits.",
     ),
 }
-
-
-def find_system(name: str) -> System:
-    """The system of this name.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, 1)
-        raise RecipeError(
-            f"there is no system {name!r}; it must be one of {', '.join(CATALOGUE)}"
-            + (f"; the nearest is {near[0]!r}" if near else "")
-        )
-    found: System = importlib.import_module(f".{name}.system", __package__).SYSTEM
-    return found
