@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CATALOGUE", "Entry"]
+__all__ = ["CATALOGUE", "UNNAMED", "Entry"]
 
 
 class Entry(NamedTuple):
@@ -14,11 +14,13 @@ class Entry(NamedTuple):
         paper: authors and year of the paper.
         help: one line.
         description: what the help of its command begins with.
+        out: the folder of a run, unless the user names another; the system's name with ``-out`` if None.
     """
 
     paper: str
     help: str
     description: str
+    out: str | None = None
 
 
 STATIC = "static binarised MNIST (50 000 training images, binarized_mnist.npz in $FASTVAE_DATA or the user's cache)"
@@ -35,6 +37,7 @@ CATALOGUE = {
         "Train a convolutional ResNet VAE with a diagonal, a full-covariance or an inverse autoregressive flow "
         "posterior on dynamically binarised MNIST (60 000 training images); then print test ELBO and "
         "importance-sampled log p(x), and draw.",
+        "iaf-out",
     ),
     "pixelcnn": Entry(
         "van den Oord et al. 2016",
@@ -56,3 +59,6 @@ CATALOGUE = {
         "plane, by maximising the evidence lower bound; print the bounds and draw the fits.",
     ),
 }
+
+# The system of checkpoints that name none.
+UNNAMED = "vae"

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..system import System
 from ..training.checkpoints import read_checkpoint, system_of
-from .catalogue import CATALOGUE
+from .catalogue import CATALOGUE, UNNAMED
 
 __all__ = ["find_system", "load_checkpoint"]
 
@@ -42,8 +42,9 @@ def load_checkpoint(path: Path, *, impl: str | None = None) -> tuple[System, Any
         RecipeError: the file cannot be read or is no such checkpoint.
     """
     content = read_checkpoint(path)
+    name = system_of(content)
     try:
-        system = find_system(system_of(content))
+        system = find_system(UNNAMED if name is None else name)
     except RecipeError as error:
         raise RecipeError(f"{path} cannot be used here: {error}") from None
     model, settings = system.load(path, impl=impl, content=content)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import lightning as L
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..evaluation.bounds import check_figures
 from ..files import write_json
 from ..pictures.curves import draw_learning_curves
 from ..settings import to_plain
-from .checkpoints import CHECKPOINT
+from .checkpoints import CHECKPOINT, Named
 from .folder import leads, run_folder
 from .history import curves_of, describe_machine, make_loggers
 from .trainer import Speed, device_of, fit
@@ -26,10 +26,8 @@ from .trainer import Speed, device_of, fit
 __all__ = ["Run", "run"]
 
 
-class Trainable(Protocol):
+class Trainable(Named, Protocol):
     """The part of :class:`fastvae.recipes.system.System` that a run uses."""
-
-    name: ClassVar[str]
 
     def make_model(self, config: Any) -> Any: ...
 
@@ -102,7 +100,7 @@ def run(
     """
     config, plain = settings.training, settings_to_plain(settings)
     device = device_of(accelerator)
-    with run_folder(folder, resume, plain, name=system.name, overwrite=overwrite) as done:
+    with run_folder(folder, resume, plain, system=system, overwrite=overwrite) as done:
         last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
         if leads():
             write_json(folder / "config.json", {"recipe": system.name} | plain)
