@@ -211,18 +211,18 @@ def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
 
 
 @pytest.fixture
-def kept(canonical):
+def keep_images(canonical):
     data.save_npz(data.cache_folder() / "mnist.npz", canonical)
 
 
-def refused(capsys, *arguments):
+def read_error(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "iaf_vae", *arguments])
     assert stop.value.code == 2
     return capsys.readouterr().err
 
 
-def test_command_line_in_parts_then_evaluate(kept, tmp_path, capsys):
+def test_command_line_in_parts_then_evaluate(keep_images, tmp_path, capsys):
     out, checkpoint = tmp_path / "out", str(tmp_path / "out" / "last.ckpt")
     assert cli.main(["train", "iaf_vae", *TINY_OPTIONS, "--limit-epochs", "1", "--out", str(out)]) == 0
     assert f"next: fastvae train iaf_vae --resume {checkpoint} --out {out}" in capsys.readouterr().out
@@ -239,7 +239,7 @@ def test_command_line_in_parts_then_evaluate(kept, tmp_path, capsys):
     assert found["elbo"] == result["elbo"]
 
 
-def test_command_line_wins_over_the_file(kept, tmp_path, monkeypatch):
+def test_command_line_wins_over_the_file(keep_images, tmp_path, monkeypatch):
     seen = []
 
     def record(system, settings, folder, **options):
@@ -269,12 +269,12 @@ def test_command_line_wins_over_the_file(kept, tmp_path, monkeypatch):
     ],
 )
 def test_bad_option(arguments, message, capsys):
-    assert message in refused(capsys, *arguments.split())
+    assert message in read_error(capsys, *arguments.split())
 
 
 def test_resume_with_other_settings(tiny, tmp_path, capsys):
     checkpoint = str(run(tiny, tmp_path, limit_epochs=1).checkpoint)
-    said = refused(capsys, "--resume", checkpoint, "--depth", "5")
+    said = read_error(capsys, "--resume", checkpoint, "--depth", "5")
     assert "--resume continues a run with depth = 2; it cannot become 5" in said
 
 

@@ -80,12 +80,12 @@ class Bounds(L.Callback):
     def on_train_start(self, trainer, task):
         bound = task.model.bound
 
-        def recorded(x, **options):
+        def record(x, **options):
             generator = options.get("generator")
             self.calls.append(options | {"training": task.training, "seed": generator and generator.initial_seed()})
             return bound(x, **options)
 
-        task.model.bound = recorded
+        task.model.bound = record
 
 
 def test_kl_warmup_starts_without_kl(tiny, tmp_path):
