@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from ..data.batches import binarize_fixed
@@ -121,12 +122,33 @@ def run(
         )
         model, figures = task.final_model.eval(), None
         if finish and leads() and last == config.epochs:
-            figures = system.evaluate(model.to(device), batches.images, settings.evaluation, progress=progress)
-            result = asdict(figures) | describe(system.name, settings, task, batches.images, speed)
-            write_json(folder / "result.json", result | describe_machine(settings.model.impl, device))
-            check_figures(figures)
-            draw_all(system, settings, model, task, batches.images, folder)
+            figures = finish_run(system, settings, task, batches.images, speed, folder, device, progress=progress)
         return Run(model.cpu(), folder / CHECKPOINT, len(task.history), config.epochs, speed, task.history, figures)
+
+
+def finish_run(
+    system: Trainable,
+    settings: Any,
+    task: Any,
+    images: Images,
+    speed: Speed,
+    folder: Path,
+    device: torch.device,
+    *,
+    progress: bool,
+) -> Any:
+    """Evaluates the trained model on a device, writes ``result.json`` and draws; returns the figures.
+
+    Raises:
+        RecipeError: a figure is not finite.
+    """
+    model = task.final_model.to(device)
+    figures = system.evaluate(model, images, settings.evaluation, progress=progress)
+    result = asdict(figures) | describe(system.name, settings, task, images, speed)
+    write_json(folder / "result.json", result | describe_machine(settings.model.impl, device))
+    check_figures(figures)
+    draw_all(system, settings, model, task, images, folder)
+    return figures
 
 
 def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) -> dict[str, Any]:
