@@ -85,12 +85,19 @@ def _apply_activation(x, activation, slope):
 
 
 @triton.jit
+def _locate_column(buffers_ptr, buffer, x):
+    """Where column x of a buffer's first row begins in an image's memory, the rows, and the numbers of a row."""
+    buffer_ptr = buffers_ptr + buffer * _BUFFER_FIELDS
+    column = (x + tl.load(buffer_ptr + _LEFT_AT)) * tl.load(buffer_ptr + _ROW_CHANNELS_AT)
+    first = tl.load(buffer_ptr + _FIRST_AT) + column
+    return first, tl.load(buffer_ptr + _ROWS_AT), tl.load(buffer_ptr + _ROW_NUMBERS_AT)
+
+
+@triton.jit
 def locate(buffers_ptr, buffer, y, x):
     """Where the pixel (y, x) of a buffer begins in an image's memory."""
-    buffer_ptr = buffers_ptr + buffer * _BUFFER_FIELDS
-    row = y % tl.load(buffer_ptr + _ROWS_AT) * tl.load(buffer_ptr + _ROW_NUMBERS_AT)
-    column = (x + tl.load(buffer_ptr + _LEFT_AT)) * tl.load(buffer_ptr + _ROW_CHANNELS_AT)
-    return tl.load(buffer_ptr + _FIRST_AT) + row + column
+    first, rows, row_numbers = _locate_column(buffers_ptr, buffer, x)
+    return first + y % rows * row_numbers
 
 
 @triton.jit
@@ -99,16 +106,13 @@ def _multiply(
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK_N, BLOCK_O) sums over K terms, each so many rows and numbers away from the pixel."""
-    buffer_ptr = buffers_ptr + buffer * _BUFFER_FIELDS
-    first, rows = tl.load(buffer_ptr + _FIRST_AT), tl.load(buffer_ptr + _ROWS_AT)
-    row_numbers = tl.load(buffer_ptr + _ROW_NUMBERS_AT)
-    column = (x + tl.load(buffer_ptr + _LEFT_AT)) * tl.load(buffer_ptr + _ROW_CHANNELS_AT)
+    first, rows, row_numbers = _locate_column(buffers_ptr, buffer, x)
     total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         term = k < K
         row = (y + rows + tl.load(terms_ptr + k, term, 0)) % rows
-        at = first + row * row_numbers + column + tl.load(terms_ptr + K + k, term, 0)
+        at = first + row * row_numbers + tl.load(terms_ptr + K + k, term, 0)
         known = tl.load(memory_ptrs[:, None] + at[None, :], exists[:, None] & term[None, :], 0.0)
         weight = tl.load(weights_ptr + k[:, None] * count + o[None, :], term[:, None] & (o < count)[None, :], 0.0)
         total = tl.dot(known, weight, total, input_precision="ieee")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ..structure.sampling_plan import Binding, Conv, Gate, Node, Plan, Span
 from ..structure.sampling_records import ABSENT, ActivationCode, GateCode, OpCode, flatten, lay_out
-
-if TYPE_CHECKING:
-    from ..structure.sampling_plan import Binding, Conv, Gate, Node, Plan, Span
 
 Shape = tuple[int, ...]
 

@@ -33,5 +33,5 @@ def poisoned_memory():
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seed_torch():
     torch.manual_seed(0)

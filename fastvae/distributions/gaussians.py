@@ -55,7 +55,11 @@ class _TriangularConstraints:
 
 
 class _Gaussian(Distribution):
-    """What both posteriors share."""
+    """What both posteriors share.
+
+    Each writes its own :meth:`rsample_with_log_prob` and ``log_prob``: torch.compile keeps a limited number of programs
+    for one function, and both would compete for them.
+    """
 
     arg_constraints: dict[str, constraints.Constraint]
     support = constraints.real_vector
@@ -102,6 +106,13 @@ class _Gaussian(Distribution):
         """Draws a sample without gradient, ``(*sample_shape, *batch_shape, D)``."""
         with torch.no_grad():
             return self.rsample(sample_shape)
+
+    def _expand_into(self, new: Any, batch_shape: Sequence[int]) -> None:
+        """Makes ``new`` this Gaussian with a larger batch shape."""
+        new.mu = self.mu.expand(*batch_shape, -1)
+        new.log_sigma = self.log_sigma.expand(*batch_shape, -1)
+        new._finish(self.impl, False)
+        new._validate_args = self._validate_args
 
     def entropy(self) -> Tensor:
         r"""Differential entropy :math:`\sum_i \log\sigma_i + \frac D2 \log 2\pi e`, nats, ``batch_shape``."""
@@ -217,10 +228,7 @@ class DiagonalGaussian(_Gaussian):
     def expand(self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None) -> DiagonalGaussian:
         """The same Gaussian with a larger batch shape; nothing is copied."""
         new = self._get_checked_instance(DiagonalGaussian, _instance)
-        new.mu = self.mu.expand(*batch_shape, -1)
-        new.log_sigma = self.log_sigma.expand(*batch_shape, -1)
-        new._finish(self.impl, False)
-        new._validate_args = self._validate_args
+        self._expand_into(new, batch_shape)
         return new
 
 
@@ -379,10 +387,7 @@ class TriangularGaussian(_Gaussian):
     def expand(self, batch_shape: Sequence[int], _instance: TriangularGaussian | None = None) -> TriangularGaussian:
         """The same Gaussian with a larger batch shape; nothing is copied."""
         new = self._get_checked_instance(TriangularGaussian, _instance)
-        new.mu = self.mu.expand(*batch_shape, -1)
-        new.log_sigma = self.log_sigma.expand(*batch_shape, -1)
         matrix = self.tril.shape[-1:] if self._packed else self.tril.shape[-2:]
         new.tril, new._packed = self.tril.expand(*batch_shape, *matrix), self._packed
-        new._finish(self.impl, False)
-        new._validate_args = self._validate_args
+        self._expand_into(new, batch_shape)
         return new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,12 @@ from ._hooks import has_hooks, has_hooks_on_all
 from ._start import Start, start_as
 from .made import MADE, places_of
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 __all__ = ["InverseAutoregressiveFlow", "MaskedAutoregressiveFlow"]
 
 # Start near the identity: the gate's bias is that of the paper, the others' make their scale 1.
 SCALE_BIAS = {"gated": 2.0, "softplus": 0.5413, "sigmoid": 2.0}
+
+FlowT = TypeVar("FlowT", bound="_AutoregressiveSteps")
 
 
 class _AutoregressiveSteps(nn.Module):
@@ -75,7 +74,7 @@ class _AutoregressiveSteps(nn.Module):
             start_as(network.masked_layers()[-1], self._near_identity())
 
     @classmethod
-    def from_networks(cls, networks: Sequence[MADE], *, kind: str = "gated", impl: str = "auto") -> Self:
+    def from_networks(cls: type[FlowT], networks: Sequence[MADE], *, kind: str = "gated", impl: str = "auto") -> FlowT:
         """A flow made of given networks, one for each step, as they are.
 
         Args:

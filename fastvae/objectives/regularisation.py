@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,9 +10,6 @@ from torch import Tensor
 
 from ..precision import compute_dtype
 from . import _checks
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = ["free_bits"]
 
@@ -25,7 +21,7 @@ def free_bits(
     num_groups: int | None = None,
     batch_ndims: int = 1,
     all_processes: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""KL divergence that leaves the first ``minimum`` nats of every group free.
 
@@ -116,7 +112,7 @@ def _floor(minimum: float | Tensor, rows: Tensor) -> Tensor:
     return rows.new_full((), minimum)
 
 
-def _means_of_all(rows: Tensor, process_group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def _means_of_all(rows: Tensor, process_group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """The mean over all processes, and the same value with the gradient of this process's share."""
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("all_processes=True needs torch.distributed to be initialised, and it is not")

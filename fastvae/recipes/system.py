@@ -35,6 +35,8 @@ class System:
 
     name: ClassVar[str]
     settings: ClassVar[Any]
+    # Whether checkpoints that name no system are of this one.
+    has_unnamed_checkpoints: ClassVar[bool] = False
 
     # The parts of the system
 
@@ -145,7 +147,7 @@ class System:
             RecipeError: the file cannot be read or is no checkpoint of this system.
         """
         content = read_checkpoint(path) if content is None else content
-        check_system(content, self.name, path)
+        check_system(content, self, path)
         plain = content["hyper_parameters"]
         try:
             settings = self.to_settings({name: plain[name] for name in ("model", "training")})

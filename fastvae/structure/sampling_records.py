@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from .sampling_plan import Plan
+from .sampling_plan import Plan
 
 __all__ = [
     "ABSENT",

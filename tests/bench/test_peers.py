@@ -73,12 +73,12 @@ def test_gradients_reach_the_input_and_every_weight(name):
 def test_an_absent_package_is_said_and_costs_the_others_nothing(name, monkeypatch):
     real = peers.importlib.import_module
 
-    def absent(module, package=None):
+    def refuse_import(module, package=None):
         if module.partition(".")[0] == INSTALLED[name]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(module, package)
 
-    monkeypatch.setattr(peers.importlib, "import_module", absent)
+    monkeypatch.setattr(peers.importlib, "import_module", refuse_import)
     limits = roofline.Limits(1e10, 1e11)
     rows = runner.measure(case_of(), ["fastvae", name], limits, runner.Settings(timing.QUICK))
     told = {row["provider"]: row for row in rows}

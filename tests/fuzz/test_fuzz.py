@@ -73,7 +73,7 @@ def runs_kernels(x):
     return backend.resolve("auto", x) == "cpp"
 
 
-def raising(error):
+def raise_error(error):
     raise error
 
 
@@ -85,7 +85,7 @@ def raising(error):
         (lambda x: 2 * x.double(), "is torch.float64"),
         (lambda x: torch.full((4,), 2.0), r"\(4,\), expected"),
         (lambda x: torch.empty(3), "memory is read before it is written"),
-        (lambda x: raising(KeyError("x")), "the kernel raises KeyError"),
+        (lambda x: raise_error(KeyError("x")), "the kernel raises KeyError"),
     ],
 )
 def test_wrong_kernels_are_reported(kernel, message, monkeypatch):
@@ -141,7 +141,7 @@ def test_gradients_of_normalised_rows_are_compared(factor, wrong, monkeypatch):
 def test_errors_of_kernels_are_those_of_the_reference(monkeypatch):
     assert_reported(
         monkeypatch,
-        lambda x: raising(ValueError("no")) if runs_kernels(x) else raising(TypeError("no")),
+        lambda x: raise_error(ValueError("no")) if runs_kernels(x) else raise_error(TypeError("no")),
         "the kernel raises ValueError.*the reference TypeError",
     )
 

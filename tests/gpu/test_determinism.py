@@ -7,7 +7,7 @@ import fastvae.functional as F
 from fastvae.sampling import CausalSampler
 from tests.gpu.problems import PROBLEMS
 from tests.support import mixtures
-from tests.support.causal_stacks import scaled, stacks
+from tests.support.causal_stacks import scale_weights, stacks
 from tests.support.convolutions import Form
 from tests.support.gaussians import problems
 from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem
@@ -57,7 +57,7 @@ def test_same_seed_same_sample(stem):
 
 def test_same_seed_same_images():
     stack = stacks()["gated"]
-    sampler = CausalSampler(scaled(stack.make()).cuda(), stack.likelihood, impl="triton")
+    sampler = CausalSampler(scale_weights(stack.make()).cuda(), stack.likelihood, impl="triton")
     first, second = (
         sampler.sample_with_parameters(37, (6, 7), generator=torch.Generator("cuda").manual_seed(5)) for _ in range(2)
     )

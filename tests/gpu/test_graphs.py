@@ -6,7 +6,7 @@ import torch
 import fastvae.functional as F
 from fastvae.sampling import CausalSampler
 from tests.gpu.problems import PROBLEMS
-from tests.support.causal_stacks import scaled, stacks
+from tests.support.causal_stacks import scale_weights, stacks
 from tests.support.gaussians import packed_size
 from tests.support.oracle import run_with_gradients
 
@@ -61,7 +61,9 @@ def test_replays_draw_anew(stem):
 @pytest.mark.parametrize("name", ["gated", "gated map", "mixture"])
 def test_replays_draw_new_images(name):
     stack = stacks()[name]
-    sampler = CausalSampler(scaled(stack.make()).cuda(), stack.likelihood, in_channels=stack.channels, impl="triton")
+    sampler = CausalSampler(
+        scale_weights(stack.make()).cuda(), stack.likelihood, in_channels=stack.channels, impl="triton"
+    )
     context = None if stack.context is None else stack.context(5, 6, 7).cuda()
     graph, (images, parameters) = capture(lambda: sampler.sample_with_parameters(5, (6, 7), context=context))
     drawn = []

@@ -23,7 +23,7 @@ N, D = 4, 3
 
 
 @pytest.fixture(autouse=True)
-def validated():
+def validate():
     pyro.clear_param_store()
     with pyro.validation_enabled(True):
         yield

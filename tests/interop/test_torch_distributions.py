@@ -120,7 +120,7 @@ def test_nothing_stale(cache_size):
     context = torch.randn(3, C).double()
     t, z = to_torch_transform(flow, context, cache_size=cache_size), torch.randn(3, D).double()
 
-    def changed(change):
+    def check_change(change):
         y = t(z)
         change(y)
         torch.testing.assert_close(t.inv(y), flow.inverse(y, context)[0])
@@ -129,9 +129,9 @@ def test_nothing_stale(cache_size):
         torch.testing.assert_close(t.log_abs_det_jacobian(z, y), flow(z, context)[1])
 
     with torch.no_grad():
-        changed(lambda y: next(flow.parameters()).add_(1.0))
-        changed(lambda y: context.mul_(2.0))
-        changed(lambda y: z.mul_(2.0))
+        check_change(lambda y: next(flow.parameters()).add_(1.0))
+        check_change(lambda y: context.mul_(2.0))
+        check_change(lambda y: z.mul_(2.0))
         y = t(z)
     # What was computed without gradients does not serve where they are wanted.
     assert t.log_abs_det_jacobian(z, y).requires_grad

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastvae.sampling import CausalSampler
-from tests.support.causal_stacks import scaled, stacks
+from tests.support.causal_stacks import scale_weights, stacks
 from tests.support.implementations import GPU, device_of
 
 STACKS = stacks()
@@ -15,7 +15,7 @@ SIZE = (6, 7) if GPU else (2, 2)
 NAMES = tuple(STACKS) if GPU else ("gated map", "colored categorical", "colored mixture", "embedded", "normed")
 
 
-def drawn(network, stack, context, impl, given=None):
+def draw(network, stack, context, impl, given=None):
     device = device_of(impl)
     network = network.to(device)
     context = None if context is None else context.to(device)
@@ -31,14 +31,14 @@ def drawn(network, stack, context, impl, given=None):
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_what_the_reference_draws(name):
     stack = STACKS[name]
-    network = scaled(stack.make())
+    network = scale_weights(stack.make())
     context = None if stack.context is None else stack.context(2, *SIZE)
     given = None
     if stack.channels > 1:
         given = torch.full((2, stack.channels, *SIZE), math.nan)
         given[0, :, 0, 1] = given[1, :, 1, 0] = 1.0
-    images, parameters, again = drawn(network, stack, context, "triton", given)
-    expected, expected_parameters, _ = drawn(network, stack, context, "reference", given)
+    images, parameters, again = draw(network, stack, context, "triton", given)
+    expected, expected_parameters, _ = draw(network, stack, context, "reference", given)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(parameters, expected_parameters, rtol=1e-5, atol=1e-5)
     if again is not None:

@@ -147,10 +147,10 @@ def test_bound_gradcheck():
 def test_bound_under_transforms():
     s = torch.tensor([[-9.0, 0.0, 9.0]] * 2)
 
-    def signed(s, sign):
+    def apply_sign(s, sign):
         return (sign * bound_log_sigma(s)).sum()
 
-    gradient = torch.func.vmap(torch.func.grad(signed))(s, torch.tensor([1.0, -1.0]))
+    gradient = torch.func.vmap(torch.func.grad(apply_sign))(s, torch.tensor([1.0, -1.0]))
     assert gradient.tolist() == [[0.0, 1.0, 1.0], [-1.0, -1.0, 0.0]]
     _, tangent = torch.func.jvp(bound_log_sigma, (s,), (torch.ones_like(s),))
     assert tangent.tolist() == [[0.0, 1.0, 0.0]] * 2

@@ -29,7 +29,7 @@ every_form = pytest.mark.parametrize("name", FORMS)
 every_impl = pytest.mark.parametrize("impl", ["reference", "auto"])
 
 
-def made_of(name="plain", **options):
+def make_network(name="plain", **options):
     # Weight normalisation would initialise itself from the first batch in training mode.
     return MADE(5, **{"hidden_features": (20, 24), **FORMS[name], **options}).train("weight_norm" not in FORMS[name])
 
@@ -43,7 +43,7 @@ def inputs_of(net, batch, dtype=torch.float32):
 @every_form
 @pytest.mark.parametrize("batch", [(7,), (2, 3), (), (0,)])
 def test_forward_and_gradients(batch, name, impl):
-    net = made_of(name, impl=impl)
+    net = make_network(name, impl=impl)
     params = net(*inputs_of(net, batch))
     assert params.shape == (*batch, net.structure.params_per_feature, 5)
     params.square().sum().backward()
@@ -57,7 +57,7 @@ def test_forward_and_gradients(batch, name, impl):
 @every_form
 def test_is_autoregressive(name, impl):
     """Parameters of a feature depend on all the features before it, and on nothing else of x: exactly."""
-    net = made_of(name, impl=impl, dtype=torch.float64)
+    net = make_network(name, impl=impl, dtype=torch.float64)
     x, context = inputs_of(net, (), torch.float64)
     found = jacobian(lambda x: net(x, context), x)  # (params, feature, input)
     place = torch.tensor(net.structure.order)
@@ -79,7 +79,7 @@ def test_context_reaches_every_output(features, name, impl):
 
 @every_impl
 def test_context_broadcasts(impl):
-    net = made_of("context", impl=impl)
+    net = make_network("context", impl=impl)
     x, context = torch.randn(4, 5), torch.randn(3)
     torch.testing.assert_close(net(x, context), net(x, context.expand(4, 3)))
     torch.testing.assert_close(net(x[0], context.expand(4, 3)), net(x[:1].expand(4, 5), context.expand(4, 3)))
@@ -87,7 +87,7 @@ def test_context_broadcasts(impl):
 
 def test_layouts_hold_the_same_parameters():
     """The interleaved network is the blocked one with its last layer's rows in another order."""
-    blocked, interleaved = made_of(), made_of("plain", layout="interleaved")
+    blocked, interleaved = make_network(), make_network("plain", layout="interleaved")
     interleaved.load_state_dict(blocked.state_dict())
     last = [net.masked_layers()[-1] for net in (blocked, interleaved)]
     rows = torch.arange(10).view(2, 5).T.reshape(-1)
@@ -99,7 +99,7 @@ def test_layouts_hold_the_same_parameters():
 
 
 def test_layers_one_by_one_make_the_network():
-    net = made_of("context")
+    net = make_network("context")
     x, context = inputs_of(net, (7,))
     first, second, last = net.masked_layers()
     h = torch.nn.functional.elu(first(x) + net.context_layer(context))
@@ -108,7 +108,7 @@ def test_layers_one_by_one_make_the_network():
 
 
 def test_residual_layers_one_by_one_make_the_network():
-    net = made_of("residual", activation="relu")
+    net = make_network("residual", activation="relu")
     x = torch.randn(7, 5)
     first, a, b, last = net.masked_layers()
     h = first(x)
@@ -118,7 +118,7 @@ def test_residual_layers_one_by_one_make_the_network():
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
-    net = made_of(activation=activation)
+    net = make_network(activation=activation)
     x = torch.randn(7, 5)
     first, second, last = net.masked_layers()
     act = ACTIVATIONS[activation]
@@ -219,7 +219,7 @@ def test_initialisation_of_every_form(name):
 
 @pytest.mark.parametrize("name", ["residual, context", "weight norm"])
 def test_per_example_gradients(name):
-    net = made_of(name)
+    net = make_network(name)
     x, context = inputs_of(net, (3,))
     weights = {key: p.detach() for key, p in net.named_parameters()}
 
@@ -236,7 +236,7 @@ def test_per_example_gradients(name):
 
 @pytest.mark.parametrize("name", ["residual, context", "weight norm", "interleaved"])
 def test_compile(name):
-    net = made_of(name)
+    net = make_network(name)
     x, context = inputs_of(net, (7,))
     torch._dynamo.reset()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
@@ -249,7 +249,7 @@ def test_compile(name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(dtype):
-    net, x = made_of(), torch.randn(7, 5)
+    net, x = make_network(), torch.randn(7, 5)
     expected = net(x)
     with torch.autocast("cpu", dtype):
         params = net(x)
@@ -261,9 +261,9 @@ def test_half_precision_and_autocast(dtype):
 
 @every_form
 def test_pickle_deepcopy_and_state_dict(name):
-    net = made_of(name)
+    net = make_network(name)
     x, context = inputs_of(net, (7,))
-    fresh = made_of(name)
+    fresh = make_network(name)
     fresh.load_state_dict(net.state_dict())
     for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net), fresh):
         assert torch.equal(twin(x, context), net(x, context))

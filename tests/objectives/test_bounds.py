@@ -129,18 +129,18 @@ def test_checkpointed_iwae_bound_keeps_one_number_a_sample():
     encoder, decoder, x = small_model()
     q = DiagonalGaussian(*encoder(x).chunk(2, -1))
 
-    def kept(bound):
+    def count_kept(bound):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()), id):
             bound(log_weights_of(encoder, decoder, x, "auto"))
         return sum(sizes)
 
     assert q.batch_shape == (4,)
-    few = kept(lambda f: checkpointed_iwae_bound(f, 10, 10))
-    many = kept(lambda f: checkpointed_iwae_bound(f, 100, 10))
+    few = count_kept(lambda f: checkpointed_iwae_bound(f, 10, 10))
+    many = count_kept(lambda f: checkpointed_iwae_bound(f, 100, 10))
     # logsumexp saves its argument and the checkpoints their empty device markers.
     assert many - few == 90 * len(x)
-    assert kept(lambda f: iwae_bound(f(100))) > 10 * many
+    assert count_kept(lambda f: iwae_bound(f(100))) > 10 * many
 
 
 def test_chunks_are_drawn_as_asked():

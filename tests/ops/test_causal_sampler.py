@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
-from tests.support.causal_networks import Colored, Gated, masked
-from tests.support.causal_stacks import SIZE, Case, Stack, scaled, seeded, stacks
+from tests.support.causal_networks import Colored, Gated, make_masked
+from tests.support.causal_stacks import SIZE, Case, Stack, make_generator, scale_weights, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 STACKS = stacks()
@@ -74,7 +74,7 @@ def test_parallel_forward_has_the_same_bits(name, likelihood, n):
     from fastvae.nn import gated_pixelcnn, pixelcnn
 
     kind = getattr(pixelcnn if name == "PixelCNN" else gated_pixelcnn, name)
-    network = scaled(kind(1, 6, 3, likelihood=likelihood, impl="cpp"))
+    network = scale_weights(kind(1, 6, 3, likelihood=likelihood, impl="cpp"))
     images, parameters = CausalSampler(network, likelihood, impl="cpp").sample_with_parameters(n, SIZE)
     assert torch.equal(network(images), parameters)
 
@@ -133,10 +133,12 @@ def test_low_temperature_takes_the_likeliest(impl):
 def test_seeds_shards_and_generators(impl):
     case = Case(STACKS["gated"], 7)
     sampler = case.sampler(impl)
-    whole = sampler.sample(7, SIZE, generator=seeded())
-    parts = [sampler.sample(n, SIZE, generator=seeded(), row_offset=start) for start, n in ((0, 3), (3, 1), (4, 3))]
+    whole = sampler.sample(7, SIZE, generator=make_generator())
+    parts = [
+        sampler.sample(n, SIZE, generator=make_generator(), row_offset=start) for start, n in ((0, 3), (3, 1), (4, 3))
+    ]
     assert torch.equal(torch.cat(parts), whole)
-    generator = seeded()
+    generator = make_generator()
     first, second = sampler.sample(7, SIZE, generator=generator), sampler.sample(7, SIZE, generator=generator)
     assert torch.equal(first, whole)
     assert not torch.equal(first, second)
@@ -172,7 +174,7 @@ def test_images_smaller_than_kernels(name, size, impl):
     expected, expected_parameters = case.naive(colors_of(name, STACKS[name]))
     close(images, expected)
     close(parameters, expected_parameters)
-    assert torch.equal(case.sampler(impl).sample(2, size, generator=seeded()), images)
+    assert torch.equal(case.sampler(impl).sample(2, size, generator=make_generator()), images)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -186,10 +188,10 @@ def test_no_images(impl):
 def test_weights_are_read_at_each_call(impl):
     case = Case(STACKS["plain"], 2)
     sampler = case.sampler(impl)
-    before = sampler.sample(2, SIZE, generator=seeded())
+    before = sampler.sample(2, SIZE, generator=make_generator())
     with torch.no_grad():
         case.network.last[1].bias += 20
-    assert sampler.sample(2, SIZE, generator=seeded()).all()
+    assert sampler.sample(2, SIZE, generator=make_generator()).all()
     assert not before.all()
 
 
@@ -202,7 +204,7 @@ def test_half_precision_is_computed_in_single(dtype, impl):
     constant = case.network.vector(case.context).float()
     single = case.network.float()
     single.vector = nn.Identity()
-    expected = CausalSampler(single, impl="reference").sample(3, SIZE, context=constant, generator=seeded())
+    expected = CausalSampler(single, impl="reference").sample(3, SIZE, context=constant, generator=make_generator())
     assert torch.equal(images, expected)
 
 
@@ -222,22 +224,24 @@ def test_context_of_one_image_serves_all(impl):
     case = Case(STACKS["gated vector"], 3)
     sampler = case.sampler(impl)
     one = case.context[:1]
-    images = sampler.sample(3, SIZE, context=one, generator=seeded())
-    assert torch.equal(images, sampler.sample(3, SIZE, context=one.expand(3, -1), generator=seeded()))
+    images = sampler.sample(3, SIZE, context=one, generator=make_generator())
+    assert torch.equal(images, sampler.sample(3, SIZE, context=one.expand(3, -1), generator=make_generator()))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_distribution_of_a_tiny_model(channels, impl):
     """All images of 2 x 2 pixels are counted, chi-square against their probabilities."""
-    network = scaled(Gated(outputs=1) if channels == 1 else Colored(2), 3.0).double()
+    network = scale_weights(Gated(outputs=1) if channels == 1 else Colored(2), 3.0).double()
     size = (2, 2) if channels == 1 else (2, 1)
     sampler = CausalSampler(network, in_channels=channels, impl=impl)
     every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4)), dtype=torch.float64).view(16, channels, *size)
     probabilities = sampler.log_prob(every).exp()
     torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0, dtype=torch.float64))
     n = 20_000
-    codes = (sampler.sample(n, size, generator=seeded()).view(n, 4) @ torch.tensor([8.0, 4, 2, 1]).double()).long()
+    codes = (
+        sampler.sample(n, size, generator=make_generator()).view(n, 4) @ torch.tensor([8.0, 4, 2, 1]).double()
+    ).long()
     expected = n * probabilities
     statistic = ((torch.bincount(codes, minlength=16) - expected).square() / expected).sum()
     # 15 degrees of freedom: exceeded by one seed in 10^5.
@@ -251,7 +255,7 @@ def test_distribution_of_the_heads(impl):
     class Constant(nn.Module):
         def __init__(self, values):
             super().__init__()
-            self.layer = masked(1, len(values), 1, "A")
+            self.layer = make_masked(1, len(values), 1, "A")
             with torch.no_grad():
                 self.layer.bias.copy_(values)
 
@@ -268,7 +272,7 @@ def test_distribution_of_the_heads(impl):
         sampler = CausalSampler(Constant(values), likelihood, impl=impl)
         expected = n * sampler.log_prob(images).exp()
         torch.testing.assert_close(expected.sum(), torch.tensor(float(n)), rtol=1e-5, atol=0)
-        got = sampler.sample(n, 1, generator=seeded()).flatten()
+        got = sampler.sample(n, 1, generator=make_generator()).flatten()
         low, high = float(images.min()), float(images.max())
         counts = torch.bincount(((got - low) / (high - low) * 5).round().long(), minlength=6)
         assert ((counts - expected).square() / expected).sum() < 30
@@ -308,12 +312,12 @@ class Random(nn.Module):
             for stream in ("vertical", "horizontal"):
                 types = ("vertical_A", "vertical_B") if stream == "vertical" else ("A", "B")
                 self.layers.append(
-                    masked(
+                    make_masked(
                         width if depth else 1, width, layer["kernel"], types[depth > 0], origin=layer["origin"],
                         dilation=layer["dilation"], activation=layer["activation"],
                     )
                 )  # fmt: skip
-            self.joins.append(masked(width, 2 * width, 1, "B"))
+            self.joins.append(make_masked(width, 2 * width, 1, "B"))
         self.last = nn.Conv2d(2 * width, 1, 1)
 
     def forward(self, x):

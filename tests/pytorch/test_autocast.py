@@ -54,7 +54,7 @@ def test_flows_keep_the_dtype_of_their_points(flow):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_kernels_follow_the_reference(subject, dtype):
     """Outputs have the dtypes of the reference, and its numbers up to the half type's rounding."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     found = []
     for impl in ("auto", "reference"):
         with backend.use(impl), torch.autocast("cpu", dtype=dtype):

@@ -59,7 +59,7 @@ def selective(policy):
     return partial(checkpoint, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, policy))
 
 
-def nested(function, *inputs):
+def nest(function, *inputs):
     inner = partial(checkpoint, function, use_reentrant=False)
     return checkpoint(inner, *inputs, use_reentrant=False)
 
@@ -72,7 +72,7 @@ def to_the_end(function, *inputs):
 CHECKPOINTS = {
     "without reentry": partial(checkpoint, use_reentrant=False),
     "reentrant": partial(checkpoint, use_reentrant=True),
-    "nested": nested,
+    "nested": nest,
     "to the end": to_the_end,
     "selective, nothing again": selective(recompute_none),
     "selective, something again": selective(recompute_some),
@@ -83,7 +83,7 @@ CHECKPOINTS = {
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint(subject, name):
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     if name == "reentrant" and not any(t.requires_grad for t in inputs):
         # Re-entry follows inputs only; that one of them needs a gradient is its own condition.
         inputs = [*inputs, torch.zeros(1, requires_grad=True)]
@@ -113,23 +113,23 @@ HOOKS = {
 @every
 @pytest.mark.parametrize("name", HOOKS)
 def test_saved_tensors_hooks(subject, name):
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     expected = gradients(module, module, inputs)
 
-    def hooked(*tensors):
+    def call_with_hooks(*tensors):
         with HOOKS[name]():
             return module(*tensors)
 
-    assert_equal(gradients(hooked, module, inputs), expected)
+    assert_equal(gradients(call_with_hooks, module, inputs), expected)
 
 
 @every
 def test_second_derivatives_under_a_checkpoint(subject):
     """create_graph through a recomputation."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
 
-    def penalised(run):
+    def penalise(run):
         torch.manual_seed(3)
         loss = sum(o.square().sum() for o in tensors_of(run(*inputs)))
         if not loss.requires_grad:
@@ -138,7 +138,7 @@ def test_second_derivatives_under_a_checkpoint(subject):
         penalty = sum(g.square().sum() for g in first if g is not None)
         return torch.autograd.grad(penalty, wanted, allow_unused=True)
 
-    assert_equal(penalised(partial(checkpoint, module, use_reentrant=False)), penalised(module))
+    assert_equal(penalise(partial(checkpoint, module, use_reentrant=False)), penalise(module))
 
 
 def assert_equal(found, expected):

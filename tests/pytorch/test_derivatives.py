@@ -24,7 +24,7 @@ class Problem:
     """A subject as a function of all the tensors that it has gradients of: inputs, then parameters by name."""
 
     def __init__(self, subject, dtype=torch.float64, batch=2, largest=None):
-        self.module, self.inputs = subject.drawn(batch, dtype)
+        self.module, self.inputs = subject.draw(batch, dtype)
         self.places = [i for i, t in enumerate(self.inputs) if t.requires_grad]
         parameters = dict(self.module.named_parameters())
         if largest is not None:
@@ -55,7 +55,7 @@ class Problem:
         weights = dict(self.module.float().named_parameters())
         self.at = [*(self.inputs[i] for i in self.places), *(weights[name] for name in self.names)]
 
-    def detached(self):
+    def detach(self):
         return tuple(t.detach() for t in self.at)
 
 
@@ -134,7 +134,7 @@ def test_backward_into_chosen_leaves(subject):
 def test_functional_derivatives(subject):
     """Those of torch.autograd.functional: loops over rows, vmap over backward and vmap over forward mode."""
     problem = Problem(subject, batch=1, largest=6)
-    at = problem.detached()
+    at = problem.detach()
     along = tuple(torch.linspace(-1.0, 2.0, t.numel()).to(t).view(t.shape) for t in at)
     functional = torch.autograd.functional
 
@@ -207,7 +207,7 @@ def test_gradients_of_an_inner_step(subject):
 
 def transforms(problem):
     """torch.func's, each as a function without arguments."""
-    func, at = torch.func, problem.detached()
+    func, at = torch.func, problem.detach()
     everywhere = tuple(range(len(at)))
     stacked = tuple(torch.stack([t, 0.5 * t]) for t in at)
     along = tuple(torch.ones_like(t) for t in at)

@@ -25,9 +25,9 @@ REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionE
 every = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 
 
-def drawn(subject):
+def draw(subject):
     """The module, its inputs and parameters, all without gradients, and the reference's outputs."""
-    module, inputs = subject.drawn(2)
+    module, inputs = subject.draw(2)
     inputs, weights = (
         [t.detach() for t in inputs],
         {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())},
@@ -58,7 +58,7 @@ MODES = {"functions": Functions, "dispatches": Dispatches, "meta": lambda: torch
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(subject, mode):
     """Functions and dispatches are as without the mode; a device for new tensors changes none that are there."""
-    module, inputs = subject.drawn(2)
+    module, inputs = subject.draw(2)
     wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
 
     def run():
@@ -78,7 +78,7 @@ def test_modes(subject, mode):
 
 
 @pytest.fixture(autouse=True)
-def _validating(monkeypatch):
+def _validate(monkeypatch):
     """Compilers switch the checks of distributions off for the rest of the process."""
     monkeypatch.setattr(Distribution, "_validate_args", True)
 
@@ -91,7 +91,7 @@ LOOKING = {"DiagonalGaussian kl", "TriangularGaussian kl to torch's"}
 @every
 def test_fake_tensors(subject):
     """They give the shapes inside of their mode; outside of it as well, or PyTorch asks for fake constants too."""
-    module, inputs, weights, expected = drawn(subject)
+    module, inputs, weights, expected = draw(subject)
     mode = FakeTensorMode(allow_non_fake_inputs=subject.name in WITH_CONSTANTS)
     fakes = tuple(mode.from_tensor(t) for t in inputs)
     fake_weights = {name: mode.from_tensor(t) for name, t in weights.items()}
@@ -119,7 +119,7 @@ def test_fake_tensors(subject):
 @every
 def test_a_fake_tensor_among_real_ones(subject):
     """Outputs that it reaches have no numbers, or PyTorch says that it does not mix them."""
-    module, inputs, weights, expected = drawn(subject)
+    module, inputs, weights, expected = draw(subject)
     mode = FakeTensorMode()
     for place in range(len(inputs)):
         changed = [mode.from_tensor(t) if i == place else t for i, t in enumerate(inputs)]
@@ -136,12 +136,12 @@ def test_a_fake_tensor_among_real_ones(subject):
 CUSTOM_FUNCTIONS = {"DiagonalGaussianHead", "TriangularGaussianHead"}
 
 
-def unwrapped(functional):
+def unwrap(functional):
     torch._sync(functional)
     return torch._from_functional_tensor(functional)
 
 
-def functionalised(module, inputs):
+def functionalise(module, inputs):
     wrapped = [torch._to_functional_tensor(t) for t in inputs]
     torch._enable_functionalization(reapply_views=True)
     try:
@@ -155,7 +155,7 @@ def in_inference_mode(module, inputs):
         module(*inputs)
 
 
-def faked(module, inputs):
+def fake(module, inputs):
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         module(*(mode.from_tensor(t) for t in inputs))
@@ -167,9 +167,9 @@ def with_a_device(module, inputs):
 
 
 FIRST_USES = {
-    "functional": functionalised,
+    "functional": functionalise,
     "inference": in_inference_mode,
-    "fake": faked,
+    "fake": fake,
     "device": with_a_device,
     "vmap": lambda module, inputs: torch.func.vmap(lambda *t: module(*t), randomness="same")(
         *(torch.stack([t, t]) for t in inputs)
@@ -182,7 +182,7 @@ FIRST_USES = {
 def test_what_a_first_use_keeps_serves_every_other(subject, first):
     """Constants are made once, and the first use may be in a mode whose tensors are good for nothing else."""
     _convolution._colors.cache_clear()
-    module, inputs = subject.drawn(2)
+    module, inputs = subject.draw(2)
     # Two distributions of torch's look at numbers, which some modes do not have.
     with contextlib.suppress(*REFUSALS) if subject.name in LOOKING else contextlib.nullcontext():
         FIRST_USES[first](module, [t.detach() for t in inputs])
@@ -201,20 +201,20 @@ def test_what_a_first_use_keeps_serves_every_other(subject, first):
 
 @every
 def test_functional_tensors(subject):
-    module, inputs, _, expected = drawn(subject)
+    module, inputs, _, expected = draw(subject)
     if subject.name in CUSTOM_FUNCTIONS:
         with pytest.raises(RuntimeError, match="Functionalize rule for custom_function_call"):
             torch.func.functionalize(lambda *t: module(*t))(*inputs)
     else:
         assert_close(torch.func.functionalize(lambda *t: module(*t))(*inputs), expected)
-    found = functionalised(module, inputs)
-    assert_close(tuple(o if not torch._is_functional_tensor(o) else unwrapped(o) for o in found), expected)
+    found = functionalise(module, inputs)
+    assert_close(tuple(o if not torch._is_functional_tensor(o) else unwrap(o) for o in found), expected)
 
 
 @every
 @pytest.mark.parametrize("tracing_mode", ["real", "fake"])
 def test_make_fx(subject, tracing_mode):
-    module, inputs, weights, expected = drawn(subject)
+    module, inputs, weights, expected = draw(subject)
 
     def run(weights, *tensors):
         return tensors_of(functional_call(module, weights, tensors))
@@ -258,7 +258,7 @@ WRAPPERS = {
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_wrapper_subclasses(subject, kind):
     """As an input, as a weight, or all: equal to the reference, or an error."""
-    module, inputs, weights, expected = drawn(subject)
+    module, inputs, weights, expected = draw(subject)
     wrap, unwrap = WRAPPERS[kind]
     for places in ([i] for i in range(len(inputs))), [[*weights]], [[*range(len(inputs)), *weights]]:
         for chosen in places:
@@ -280,7 +280,7 @@ def mesh(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:Found a non-scalar tensor")
 def test_distributed_tensors(subject, mesh):
     """All distributed, or some: equal to the reference, or PyTorch's error about a mixture or a missing rule."""
-    module, inputs, weights, expected = drawn(subject)
+    module, inputs, weights, expected = draw(subject)
     spread = {name: distribute_tensor(t, mesh, [Replicate()]) for name, t in weights.items()}
     spread_inputs = tuple(distribute_tensor(t, mesh, [Replicate()]) for t in inputs)
     for others, changed in ((spread, spread_inputs), (weights, spread_inputs), (spread, tuple(inputs))):
@@ -311,7 +311,7 @@ UPSTREAM = {
 @pytest.mark.parametrize("form", UPSTREAM)
 def test_upstream_gradients(subject, form):
     """Of every form, for each output alone, so that the others have none."""
-    module, inputs = subject.drawn(2)
+    module, inputs = subject.draw(2)
     wanted = [t for t in inputs if t.requires_grad]
     if (form, subject.name) == ("sparse", "discretized_logistic_log_prob"):
         # In plain PyTorch, whose where has no rule for it.

@@ -63,7 +63,7 @@ CHANGES = {
 @every_layered
 def test_forward_hooks_act(subject, kind):
     """On every layer within, one at a time: it fires, and what it changes is changed."""
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     expected = outputs_of(subject, original, inputs)
     for name in layers_of(original):
         module, calls = copy.deepcopy(original), []
@@ -77,7 +77,7 @@ def test_forward_hooks_act(subject, kind):
 @every_layered
 def test_backward_hooks_act(subject):
     """A hook that multiplies a layer's upstream gradient by 0 leaves none for its weight."""
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     for name in layers_of(original):
         module = copy.deepcopy(original)
         layer = module.get_submodule(name)
@@ -100,7 +100,7 @@ CHANGED_WEIGHTS = {
 @every_layered
 def test_reparametrised_weights(subject, how):
     """The same as a clean module with the weights that they compute; a second backward pass works."""
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     module = copy.deepcopy(original)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -127,7 +127,7 @@ WRAPPERS = {
 @every_layered
 def test_wrapped_parts(subject, how):
     """Layers, networks of flows, and the whole: outputs and gradients stay."""
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     networks = [n for n, m in original.named_modules() if isinstance(m, (layers.MADE, layers.ConvMADE))]
     takes_one = len(inputs) == 1
     for names in (layers_of(original), [] if how == "sequential" and not takes_one else networks, [""] * takes_one):
@@ -148,7 +148,7 @@ def test_wrapped_parts(subject, how):
 @pytest.mark.parametrize("subject", [s for s in MODULES if list(s.build().parameters())], ids=str)
 def test_averages(subject, average):
     """Buffers too, twice and more; the average of a model that does not move is the model."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     averaged = AveragedModel(module, use_buffers=True, multi_avg_fn=average)
     for _ in range(3):
         averaged.update_parameters(module)
@@ -158,7 +158,7 @@ def test_averages(subject, average):
 @every_layered
 def test_lora_is_refused_or_right(subject):
     """An adapter beside a masked layer, which no mask cuts, is an error; beside a plain layer it works."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     masked = [n for n in layers_of(module)
               if isinstance(module.get_submodule(n), (layers.MaskedLinear, layers.MaskedConv2d))]  # fmt: skip
     plain = [n for n in layers_of(module) if n not in masked and n]
@@ -196,7 +196,7 @@ def test_samples_with_an_adapter_are_right_or_refused():
 @every_module
 def test_quantised_weights(subject):
     """As nn.Linear: outputs close to those of the float module."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     inputs = [t.detach() for t in inputs]
     quantised = copy.deepcopy(module)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_quantised_weights(subject):
 
 @every_module
 def test_dynamically_quantised_layers(subject):
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     inputs = [t.detach() for t in inputs]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -227,7 +227,7 @@ def test_samples_of_quantised_networks(kind):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @every_module
 def test_dtypes(subject, dtype):
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     module = copy.deepcopy(original).to(dtype)
     # Half precision does not tell the levels of an image apart.
     kept = subject.constants if dtype != torch.float64 else ()
@@ -244,7 +244,7 @@ def test_dtypes(subject, dtype):
 
 @every_module
 def test_formats_vectors_and_swapped_parameters(subject):
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     assert_close(subject, copy.deepcopy(original).to(memory_format=torch.channels_last), original, inputs)
     module, state = subject.build().eval(), original.state_dict()
     if list(module.parameters()):
@@ -266,7 +266,7 @@ def test_formats_vectors_and_swapped_parameters(subject):
 @every_module
 def test_frozen_parts(subject):
     """A frozen parameter has no gradient, the others the very one that they had."""
-    original, inputs = subject.drawn()
+    original, inputs = subject.draw()
     sum(o.square().sum() for o in outputs_of(subject, original, inputs)).backward()
     for frozen, _ in original.named_parameters():
         module = copy.deepcopy(original)

@@ -45,7 +45,7 @@ def empty_batch_of(subject):
 
 @every_module
 def test_loads_into_uninitialised_memory(subject):
-    original, _ = subject.drawn()
+    original, _ = subject.draw()
     module = empty_batch_of(subject)
     module.load_state_dict(original.state_dict(), strict=True)
     assert_same(subject, module, original)
@@ -53,7 +53,7 @@ def test_loads_into_uninitialised_memory(subject):
 
 @every_module
 def test_loads_by_assignment(subject):
-    original, _ = subject.drawn()
+    original, _ = subject.draw()
     module = on_meta(subject)
     module.load_state_dict(original.state_dict(), strict=True, assign=True)
     assert_same(subject, module, original)
@@ -62,7 +62,7 @@ def test_loads_by_assignment(subject):
 @every_module
 def test_is_built_under_fake_tensors(subject):
     """As deferred initialisation does: shapes first, numbers by a later load."""
-    original, _ = subject.drawn()
+    original, _ = subject.draw()
     with FakeTensorMode():
         module = subject.build().eval()
     module.load_state_dict(original.state_dict(), strict=True, assign=True)
@@ -71,7 +71,7 @@ def test_is_built_under_fake_tensors(subject):
 
 @every_module
 def test_goes_to_meta_and_comes_back(subject):
-    original, _ = subject.drawn()
+    original, _ = subject.draw()
     module = copy.deepcopy(original).to("meta").to_empty(device="cpu")
     module.load_state_dict(original.state_dict(), strict=True)
     assert_same(subject, module, original)
@@ -81,7 +81,7 @@ def test_goes_to_meta_and_comes_back(subject):
 @every_module
 def test_copies(subject, used):
     """Also of modules whose caches a first call has filled."""
-    original, _ = subject.drawn()
+    original, _ = subject.draw()
     if used:
         outputs_of(subject, original)
     file = io.BytesIO()
@@ -98,7 +98,7 @@ def test_copies(subject, used):
 @pytest.mark.parametrize("include_buffers", [False, True])
 @every_module
 def test_accelerate(subject, include_buffers, tmp_path):
-    original, _ = subject.drawn()
+    original, _ = subject.draw()
     torch.save(original.state_dict(), tmp_path / "model.bin")
     with init_empty_weights(include_buffers=include_buffers):
         dispatched, by_tensor = subject.build().eval(), subject.build().eval()

@@ -37,7 +37,7 @@ def test_every_op_is_reached():
     registered = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
     with Recorder() as recorder:
         for subject in SUBJECTS:
-            module, inputs = subject.drawn()
+            module, inputs = subject.draw()
             total = sum(o.square().sum() for o in subject.outputs(module, inputs))
             if total.requires_grad:
                 total.backward()
@@ -48,7 +48,7 @@ def test_every_op_is_reached():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_kernels_and_reference_agree(subject, dtype):
     """The subjects are sound: without any mechanism outputs and gradients are those of the reference."""
-    module, inputs = subject.drawn(dtype=dtype)
+    module, inputs = subject.draw(dtype=dtype)
     wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
     found = []
     for impl in ("auto", "reference"):

@@ -82,11 +82,11 @@ def places_of(module, inputs):
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_tensor_in_every_place(subject, form):
-    module, inputs = subject.drawn(2, torch.float64)
+    module, inputs = subject.draw(2, torch.float64)
     weights = dict(module.named_parameters())
     for places in places_of(module, inputs):
 
-        def filled(make, places=places):
+        def fill(make, places=places):
             def one(place, t):
                 return make(t.detach()).requires_grad_(t.requires_grad) if place in places else t
 
@@ -94,20 +94,20 @@ def test_tensor_in_every_place(subject, form):
             return tensors, {name: one(name, t) for name, t in weights.items()}
 
         with backend.use("reference"):
-            expected = results(module, *filled(lambda t: plain(FORMS[form](t))))
+            expected = results(module, *fill(lambda t: plain(FORMS[form](t))))
         refusal = TORCH_REFUSES.get((form, subject.name))
         if refusal is not None and places == ["bias"]:
             with pytest.raises(RuntimeError, match=refusal):
-                results(module, *filled(FORMS[form]))
+                results(module, *fill(FORMS[form]))
             continue
-        found = results(module, *filled(FORMS[form]))
+        found = results(module, *fill(FORMS[form]))
         torch.testing.assert_close(found, expected, msg=lambda m, p=places: f"{p}: {m}")
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 def test_tensors_of_inference_mode(subject):
     """Without autograd they are as others; autograd does not save them, which PyTorch says."""
-    module, inputs = subject.drawn(2, torch.float64)
+    module, inputs = subject.draw(2, torch.float64)
     with torch.inference_mode():
         from_there = [t.clone() for t in inputs]
         module(*from_there)  # whose constants must not be remembered as tensors of this mode

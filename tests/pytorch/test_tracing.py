@@ -59,7 +59,7 @@ def in_graph(module, inputs, call):
 
 @every_subject
 def test_trace(subject):
-    module, _ = subject.drawn()
+    module, _ = subject.draw()
     with torch.no_grad():
         traced = torch.jit.trace(module, tuple(subject.inputs(5)))  # which compares two recordings itself
         file = io.BytesIO()
@@ -78,7 +78,7 @@ TRAINED = {"tril_gaussian_rsample", "masked_linear", "MADE", "InverseAutoregress
 @pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.name in TRAINED], ids=str)
 def test_trained_trace(subject):
     """A traced module has the gradients of the module."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     # A second recording of a Python function, which a head's bound is, differs for torch from the first.
     traced = torch.jit.trace(module, tuple(subject.inputs(5)), check_trace="Head" not in subject.name)
     assert_equal(in_graph(module, inputs, traced), in_graph(module, inputs, module))
@@ -105,7 +105,7 @@ def test_a_head_traced_with_gradients_is_not_saved_in_silence():
 @pytest.mark.parametrize(("subject", "strict"), [*((s, True) for s in LIGHT), *((s, False) for s in EVERY)], ids=str)
 def test_export(subject, strict):
     """One program for every batch: 2 rows, as many as features, one block of a kernel's and one row more."""
-    module, _ = subject.drawn()
+    module, _ = subject.draw()
     inputs = subject.inputs(5)
     subject.outputs(module, inputs)  # torch looks a divergence up in a table that it fills at the first call
     batch = Dim("batch", min=2, max=1024)
@@ -125,7 +125,7 @@ def test_export(subject, strict):
 )
 def test_compile(subject, dynamic, by):
     """In evaluation mode for one shape, in training mode for all."""
-    module, inputs = subject.drawn()
+    module, inputs = subject.draw()
     module.train(dynamic)
     subject.outputs(module, inputs)  # normalised layers set their gains from it
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend=by)
@@ -191,7 +191,7 @@ def onnx_of(subject, module, inputs, dynamo):
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("subject", EXPORTED, ids=str)
 def test_onnx(subject, dynamo):
-    module, _ = subject.drawn()
+    module, _ = subject.draw()
     inputs = subject.inputs(5)
     subject.outputs(module, inputs)
     if (subject.name, dynamo) in WITHOUT_ONNX:
@@ -207,22 +207,22 @@ def test_onnx(subject, dynamo):
             assert_equal(found, subject.outputs(module, inputs))
 
 
-def ran(x):
+def resolve_cpp(x):
     """Which implementation an explicit choice of C++ ends in."""
     return backend.resolve("cpp", x)
 
 
 def test_use_is_a_block_and_a_decorator():
     x = torch.zeros(2)
-    assert ran(x) == "cpp"
+    assert resolve_cpp(x) == "cpp"
     with backend.use("reference"):
-        assert ran(x) == "reference"
+        assert resolve_cpp(x) == "reference"
         with backend.use("auto"):
-            assert ran(x) == "cpp"
-        assert ran(x) == "reference"
-    decorated = backend.use("reference")(ran)
+            assert resolve_cpp(x) == "cpp"
+        assert resolve_cpp(x) == "reference"
+    decorated = backend.use("reference")(resolve_cpp)
     assert decorated(x) == "reference"
-    assert ran(x) == "cpp"
+    assert resolve_cpp(x) == "cpp"
 
 
 def test_use_ends_with_an_exception():
@@ -230,14 +230,14 @@ def test_use_ends_with_an_exception():
     def recursive(depth):
         if depth:
             recursive(depth - 1)
-        raise KeyError(ran(torch.zeros(2)))
+        raise KeyError(resolve_cpp(torch.zeros(2)))
 
     with pytest.raises(KeyError, match="reference"):
         recursive(3)
-    assert ran(torch.zeros(2)) == "cpp"
+    assert resolve_cpp(torch.zeros(2)) == "cpp"
     with pytest.raises(ZeroDivisionError), backend.use("reference"):
         _ = 1 / 0
-    assert ran(torch.zeros(2)) == "cpp"
+    assert resolve_cpp(torch.zeros(2)) == "cpp"
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -30,7 +30,7 @@ def example(impl="cpp", likelihood="bernoulli", size=(6, 5), images=2):
     return network, x, compress_images(network, x)
 
 
-def rewritten(data, content=None, **fields):
+def rewrite(data, content=None, **fields):
     """The file with other fields and words, and a checksum that fits."""
     content = data[LAYOUT.size : -CRC.size] if content is None else content
     head = LAYOUT.pack(*read_header(data)._replace(**{"words": len(content) // 4} | fields))
@@ -58,16 +58,16 @@ def damage(data, random):
         return data[:place] + data[place + random.randrange(1, 9) :]
     if kind == "claim":
         name = random.choice(("height", "width"))
-        return rewritten(data, **{name: random.choice(SIZES)})
+        return rewrite(data, **{name: random.choice(SIZES)})
     if kind == "claims":
         images = random.choice((0, 1, 3, 1000, 10**6, 2**32 - 1))
-        return rewritten(data, images=images, height=random.choice(SIZES), width=random.choice(SIZES))
+        return rewrite(data, images=images, height=random.choice(SIZES), width=random.choice(SIZES))
     if kind == "words":
-        return rewritten(data, random.randbytes(4 * random.randrange(12)), height=random.choice(SIZES))
+        return rewrite(data, random.randbytes(4 * random.randrange(12)), height=random.choice(SIZES))
     if kind == "few":
-        return rewritten(data, words=random.choice((0, 1, 2**31, 2**32 - 1)))
+        return rewrite(data, words=random.choice((0, 1, 2**31, 2**32 - 1)))
     field = random.choice(("version", "impl", "likelihood", "levels", "channels"))
-    return rewritten(data, **{field: random.randrange(256)})
+    return rewrite(data, **{field: random.randrange(256)})
 
 
 def outcome(network, x, data):

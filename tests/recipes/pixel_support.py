@@ -44,7 +44,7 @@ def static_images(tiny):
     return BinaryImages(binary(parts.x_train), binary(parts.x_valid), binary(parts.x_test), "synthetic")
 
 
-def packed(images):
+def pack(images):
     """The arrays of a file of static images."""
     return {
         name: np.packbits(getattr(images, f"x_{name}").reshape(-1, 784) > 0, axis=1)
@@ -55,9 +55,9 @@ def packed(images):
 def keep(images, folder, monkeypatch):
     """Writes the file into ``folder``; its checksums become the ones that are asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / static_mnist.FILE, **packed(images))
+    np.savez(folder / static_mnist.FILE, **pack(images))
     digests = {
-        name: hashlib.sha256(np.unpackbits(rows, axis=1).tobytes()).hexdigest() for name, rows in packed(images).items()
+        name: hashlib.sha256(np.unpackbits(rows, axis=1).tobytes()).hexdigest() for name, rows in pack(images).items()
     }
     monkeypatch.setattr(static_mnist, "BITS_SHA256", digests)
 

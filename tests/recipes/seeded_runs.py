@@ -18,8 +18,8 @@ from fastvae import _C
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
-from fastvae.recipes.systems.catalogue import find_system
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -98,11 +98,11 @@ def generator():
 
 
 @torch.no_grad()
-def decoded(model):
+def decode(model):
     return model.decode(torch.randn(8, model.config.latent_features, generator=generator())).sigmoid()
 
 
-def found_in(watch, model, samples, figures):
+def gather(watch, model, samples, figures):
     plain = {name: value for name, value in asdict(figures).items() if name != "sampled_images_per_second"}
     weights = summary(model.state_dict().values())
     return {
@@ -127,25 +127,25 @@ def train(name, model, training, folder):
 def vae(model, changes, folder):
     training = VAETrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
     watch, run = train("vae", model, training, folder)
-    return found_in(watch, run.model, decoded(run.model), run.figures)
+    return gather(watch, run.model, decode(run.model), run.figures)
 
 
 def iaf_vae(model, changes, folder):
     training = IAFTrainConfig(epochs=2, batch_size=60, average_decay=0.8, **changes)
     watch, run = train("iaf_vae", model, training, folder)
-    return found_in(watch, run.model, decoded(run.model), run.figures)
+    return gather(watch, run.model, decode(run.model), run.figures)
 
 
 def pixelcnn(model, changes, folder):
     training = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelcnn", model, training, folder)
-    return found_in(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
 def pixelvae(model, changes, folder):
     training = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelvae", model, training, folder)
-    return found_in(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
 def posterior2d(kind):

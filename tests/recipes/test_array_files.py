@@ -27,7 +27,7 @@ def archive(path, content, method=zipfile.ZIP_DEFLATED, name="x.npy"):
     return path
 
 
-def refused(path):
+def read_error(path):
     """What is said of the file, on one line, without memory for its content."""
     tracemalloc.start()
     try:
@@ -57,9 +57,9 @@ def test_arrays_come_back(tmp_path):
 def test_bombs(tmp_path):
     path = archive(tmp_path / "bomb.npz", npy_header((2 * MOST_BYTES,)) + bytes(2 * MOST_BYTES))
     assert path.stat().st_size < MIB
-    assert f"x must have at most {MOST_BYTES} bytes, got" in refused(path)
+    assert f"x must have at most {MOST_BYTES} bytes, got" in read_error(path)
     path = archive(tmp_path / "claim.npz", npy_header((10**6, 10**6)) + bytes(9))
-    assert f"x must be uint8 with at most {MOST_BYTES} bytes, got uint8 of shape (1000000, 1000000)" in refused(path)
+    assert f"x must be uint8 with at most {MOST_BYTES} bytes, got uint8 of shape (1000000, 1000000)" in read_error(path)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -67,7 +67,7 @@ def test_methods_that_expand_whole_blocks(method, tmp_path):
     path = tmp_path / "other.npz"
     with zipfile.ZipFile(path, "w", method) as file:
         file.writestr("x.npy", npy_header((9,)) + bytes(9))
-    assert "must be stored or deflated" in refused(path)
+    assert "must be stored or deflated" in read_error(path)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_methods_that_expand_whole_blocks(method, tmp_path):
 )
 def test_members_that_are_no_bytes(content, message, tmp_path):
 
-    assert re.search(message, refused(archive(tmp_path / "bad.npz", content)))
+    assert re.search(message, read_error(archive(tmp_path / "bad.npz", content)))
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "folder", "absent", "no such array", "damaged"])
@@ -108,7 +108,7 @@ def test_archives_that_are_none(kind, tmp_path):
         path.unlink()
         if kind == "folder":
             path.mkdir()
-    assert "cannot be read" in refused(path)
+    assert "cannot be read" in read_error(path)
 
 
 def test_every_damaged_byte_of_an_archive(tmp_path):

@@ -23,7 +23,8 @@ from fastvae.recipes.cli.run_options import RunOptions
 from fastvae.recipes.cli.settings import list_options
 from fastvae.recipes.cli.train import make_command
 from fastvae.recipes.data import mnist as data
-from fastvae.recipes.systems.catalogue import CATALOGUE, find_system
+from fastvae.recipes.systems.catalogue import CATALOGUE
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
@@ -118,7 +119,7 @@ def is_choice(option):
     return get_origin(base_of(option)) is Literal
 
 
-def refused(capsys, arguments, *, status=(1, 2)):
+def read_error(capsys, arguments, *, status=(1, 2)):
     """Runs the command line; what it says of the error."""
     try:
         found = cli.main(arguments)
@@ -151,7 +152,7 @@ def test_values_out_of_range(command, name, files, capsys):
     [option] = [option for option in options_of(command) if name == option.name]
     for value in ("none-such",) if is_choice(option) else BAD_VALUES[base_of(option)]:
         # A value that begins with a dash must not look like an option.
-        said = refused(capsys, [*words(command, files), f"{option.flags[0]}={value}"])
+        said = read_error(capsys, [*words(command, files), f"{option.flags[0]}={value}"])
         assert any(flag in said for flag in option.flags) or name in said, value
     assert not Path("out.png").exists()
     assert not list(Path().glob("*-out"))
@@ -188,7 +189,7 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 def test_inputs(call, bad, files, capsys):
     arguments = [word.format(**files, bad=files[bad]) for word in CALLS[call].split()]
-    refused(capsys, arguments)
+    read_error(capsys, arguments)
     assert not Path("out.png").exists()
 
 
@@ -202,15 +203,15 @@ def test_inputs(call, bad, files, capsys):
     + [("decompress {compressed} --checkpoint {pixelcnn} -o", target) for target in TARGETS["--json"]],
 )
 def test_targets(command, target, files, capsys):
-    said = refused(capsys, [*words(command, files), files[target]])
+    said = read_error(capsys, [*words(command, files), files[target]])
     assert files[target].split("/")[0] in said or "/proc" in said
 
 
 def test_figures_are_not_computed_for_a_file_that_cannot_be_written(files, capsys, monkeypatch):
     monkeypatch.setattr(trained, "load_checkpoint", None)
-    assert "it is a folder; name a file" in refused(capsys, ["evaluate", "vae.ckpt", "--json", "folder"])
+    assert "it is a folder; name a file" in read_error(capsys, ["evaluate", "vae.ckpt", "--json", "folder"])
     monkeypatch.setattr(type(find_system("posterior2d")), "make_model", None)
-    assert "name another folder with --out" in refused(capsys, ["train", "posterior2d", "--out", "empty"])
+    assert "name another folder with --out" in read_error(capsys, ["train", "posterior2d", "--out", "empty"])
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_figures_are_not_computed_for_a_file_that_cannot_be_written(files, capsy
 )
 def test_configuration_files(content, message, files, capsys):
     Path("bad.json").write_bytes(content.encode("latin1"))
-    assert message in refused(capsys, ["train", "pixelcnn", "--config", "bad.json"])
+    assert message in read_error(capsys, ["train", "pixelcnn", "--config", "bad.json"])
 
 
 def test_implementation_that_cannot_run(files, capsys, monkeypatch):
@@ -244,7 +245,7 @@ def test_implementation_that_cannot_run(files, capsys, monkeypatch):
 
     monkeypatch.setattr(run_options.backend, "resolve", resolve)
     for command in [command for command in COMMANDS if command.split()[0] in ("train", "evaluate", "demo")]:
-        said = refused(capsys, [*words(command, files), "--impl", "triton", "--accelerator", "cpu"])
+        said = read_error(capsys, [*words(command, files), "--impl", "triton", "--accelerator", "cpu"])
         assert "impl='triton' cannot run on cpu tensors here; choose another one: --impl auto" in said
     assert not list(Path().glob("*-out"))
 
@@ -267,7 +268,7 @@ def test_whatever_a_command_raises(error, message, status, capsys, monkeypatch):
 
     monkeypatch.setattr(backend, "report", report)
     monkeypatch.delenv(cli.TRACEBACK, raising=False)
-    assert message in refused(capsys, ["report"], status=(status,))
+    assert message in read_error(capsys, ["report"], status=(status,))
     monkeypatch.setenv(cli.TRACEBACK, "1")
     if isinstance(error, Exception):
         with pytest.raises(type(error)):
@@ -361,6 +362,6 @@ def test_data_files(command, fault, files, capsys, monkeypatch):
         path.write_bytes(b"" if fault == "empty" else b"PK\3\4 this is some other file\n" * 9)
     monkeypatch.setenv("FASTVAE_DATA", str(given))
     accelerator = [] if command.startswith("compress") else ["--accelerator", "cpu"]
-    said = refused(capsys, [*words(command, files), *accelerator])
+    said = read_error(capsys, [*words(command, files), *accelerator])
     assert str(path) in said
     assert not Path("out.png").exists()

@@ -35,7 +35,7 @@ def run(tiny, folder, **options):
 
 
 @pytest.fixture
-def broken(tiny, tmp_path):
+def broken_checkpoint(tiny, tmp_path):
     """The checkpoint of a run that broke off after its first epoch."""
     with pytest.raises(RuntimeError, match="power failure"):
         run(tiny, tmp_path / "out", callbacks=[Crash()])
@@ -56,9 +56,9 @@ OWN = ("{out}/mine/file", "{out}/mine/../../victim/file")
 
 
 @pytest.mark.parametrize("form", ["{victim}", "{out}/../victim", "local://{victim}", "{out}/mine", *OWN])
-def test_callback_state_that_names_files_is_ignored(form, tiny, broken, tmp_path):
+def test_callback_state_that_names_files_is_ignored(form, tiny, broken_checkpoint, tmp_path):
     """Lightning's ModelCheckpoint removes with all that is in it what such a state calls its last checkpoint."""
-    out, victim = broken.parent, tmp_path / "victim"
+    out, victim = broken_checkpoint.parent, tmp_path / "victim"
     for folder in (victim, out / "mine"):
         folder.mkdir()
         (folder / "file").write_text("precious")
@@ -71,8 +71,8 @@ def test_callback_state_that_names_files_is_ignored(form, tiny, broken, tmp_path
     def attack(content):
         content["callbacks"] = dict.fromkeys((callback.state_key, own.state_key, "LastCheckpoint"), state)
 
-    edit(broken, attack)
-    run(tiny, out, resume=broken, callbacks=[own])
+    edit(broken_checkpoint, attack)
+    run(tiny, out, resume=broken_checkpoint, callbacks=[own])
     assert (victim / "file").read_text() == "precious"
     assert (out / "mine" / "file").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "victim"]
@@ -119,10 +119,10 @@ def test_callback_state_without_files_is_restored(tiny, tmp_path):
         (lambda content: content["hyper_parameters"].pop("model"), "it has no settings of its model"),
     ],
 )
-def test_checkpoint_that_does_not_fit(change, message, tiny, broken):
-    edit(broken, change)
+def test_checkpoint_that_does_not_fit(change, message, tiny, broken_checkpoint):
+    edit(broken_checkpoint, change)
     with pytest.raises(RecipeError, match=message) as error:
-        run(tiny, broken.parent, resume=broken)
+        run(tiny, broken_checkpoint.parent, resume=broken_checkpoint)
     assert "\n" not in str(error.value)
 
 
@@ -310,12 +310,12 @@ def test_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path, mon
     def record(name):
         function = getattr(os, name)
 
-        def recorded(first, *others):
+        def call(first, *others):
             path = os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else str(first)
             calls.append((name, Path(path).name.startswith(files.PART)))
             return function(first, *others)
 
-        return recorded
+        return call
 
     for name in ("fsync", "replace"):
         monkeypatch.setattr(files.os, name, record(name))
@@ -353,10 +353,10 @@ def test_what_a_killed_run_left_is_removed(tiny, tmp_path):
         {"hidden_features": None},
     ],
 )
-def test_settings_larger_than_the_weights_are_refused(change, broken):
-    edit(broken, lambda content: content["hyper_parameters"]["model"].update(change))
+def test_settings_larger_than_the_weights_are_refused(change, broken_checkpoint):
+    edit(broken_checkpoint, lambda content: content["hyper_parameters"]["model"].update(change))
     with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of vae: ") as error:
-        load("vae", broken)
+        load("vae", broken_checkpoint)
     assert "\n" not in str(error.value)
 
 
@@ -369,14 +369,14 @@ def test_model_of_endless_parts_is_refused_before_it_is_made(name, value):
         checkpoints.model_of(make, {name: value}, CONTENT["state_dict"])
 
 
-def test_weights_that_are_no_tensors_are_refused(broken):
-    edit(broken, lambda content: content["state_dict"].update({"model.head.weight": 3}))
+def test_weights_that_are_no_tensors_are_refused(broken_checkpoint):
+    edit(broken_checkpoint, lambda content: content["state_dict"].update({"model.head.weight": 3}))
     with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of vae: "):
-        load("vae", broken)
+        load("vae", broken_checkpoint)
 
 
-def test_checkpoint_of_a_run_has_a_checksum(broken):
-    with zipfile.ZipFile(broken) as archive:
+def test_checkpoint_of_a_run_has_a_checksum(broken_checkpoint):
+    with zipfile.ZipFile(broken_checkpoint) as archive:
         assert archive.comment.startswith(archives.LABEL)
-    model, config = load("vae", broken)
+    model, config = load("vae", broken_checkpoint)
     assert (model.config, config) == (SMALL, SHORT)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 ROOT = Path(__file__).parents[2]
 
 
-def refused(capsys, *arguments):
+def read_error(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
@@ -91,7 +91,7 @@ def test_without_the_extra_the_library_and_the_report_work():
     ],
 )
 def test_bad_option(arguments, message, capsys):
-    assert message in refused(capsys, *arguments.split())
+    assert message in read_error(capsys, *arguments.split())
 
 
 def test_train_then_evaluate_then_resume(canonical, tmp_path, capsys):
@@ -108,7 +108,7 @@ def test_train_then_evaluate_then_resume(canonical, tmp_path, capsys):
     resuming = ["train", "vae", "--resume", str(out / "last.ckpt"), "--accelerator", "cpu"]
     assert cli.main([*resuming, "--out", str(out)]) == 0
     assert "nan" not in capsys.readouterr().out
-    assert "--resume continues a run with seed = 0; it cannot become 1" in refused(capsys, *resuming, "--seed", "1")
+    assert "--resume continues a run with seed = 0; it cannot become 1" in read_error(capsys, *resuming, "--seed", "1")
 
 
 def test_error_without_traceback(canonical, tmp_path, capsys):

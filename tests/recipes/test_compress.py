@@ -131,11 +131,11 @@ def test_decoding_runs_the_sampler_once_for_each_wrong_guess(likelihood, monkeyp
     calls = []
     plain = CausalSampler.sample_with_parameters
 
-    def counted(self, *args, **kwargs):
+    def count(self, *args, **kwargs):
         calls.append(args)
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(CausalSampler, "sample_with_parameters", counted)
+    monkeypatch.setattr(CausalSampler, "sample_with_parameters", count)
     assert torch.equal(decompress_images(net, data), x)
     assert 0 < wrong.sum() < wrong.numel()
     assert len(calls) == 1 + wrong[:-1].sum()
@@ -158,7 +158,7 @@ def file():
     return net, compress_images(net, torch.bernoulli(torch.full((1, 1, 4, 5), 0.5)))
 
 
-def rewritten(data, **fields):
+def rewrite(data, **fields):
     content = LAYOUT.pack(*read_header(data)._replace(**fields)) + data[LAYOUT.size : -CRC.size]
     return content + CRC.pack(zlib.crc32(content))
 
@@ -208,7 +208,7 @@ def test_other_files_are_refused(data, file):
 def test_other_origin_is_refused(fields, message, file):
     net, data = file
     with pytest.raises(RecipeError, match=message):
-        decompress_images(net, rewritten(data, **fields))
+        decompress_images(net, rewrite(data, **fields))
 
 
 @pytest.mark.parametrize("offset", [0.1, 3.0, -3.0])
@@ -216,11 +216,11 @@ def test_other_numbers_never_give_other_images(offset, file, monkeypatch):
     net, data = file
     plain = CausalSampler.sample_with_parameters
 
-    def shifted(self, *args, **kwargs):
+    def shift(self, *args, **kwargs):
         images, parameters = plain(self, *args, **kwargs)
         return images, parameters + offset
 
-    monkeypatch.setattr(CausalSampler, "sample_with_parameters", shifted)
+    monkeypatch.setattr(CausalSampler, "sample_with_parameters", shift)
     with pytest.raises(RecipeError, match="differ from those of the encoder"):
         decompress_images(net, data)
 
@@ -281,7 +281,7 @@ def checkpoint(tmp_path):
 
 
 def test_commands_take_an_implementation(checkpoint, tmp_path):
-    picture = drawn(tmp_path / "one.png", np.zeros((5, 5), np.uint8))
+    picture = draw_picture(tmp_path / "one.png", np.zeros((5, 5), np.uint8))
     command("compress", picture, "--checkpoint", checkpoint, "--impl", "reference", "-o", tmp_path / "one")
     decompressing = ("decompress", tmp_path / "one", "--checkpoint", checkpoint, "-o", tmp_path / "back.png")
     with pytest.raises(RecipeError, match="one: the compressed file was made with the implementation reference"):
@@ -290,7 +290,7 @@ def test_commands_take_an_implementation(checkpoint, tmp_path):
     assert (tmp_path / "back.png").read_bytes()
 
 
-def drawn(path, shades, mode="L"):
+def draw_picture(path, shades, mode="L"):
     Image.fromarray(shades).convert(mode).save(path)
     return path
 
@@ -298,7 +298,7 @@ def drawn(path, shades, mode="L"):
 def test_commands_bring_a_picture_back(checkpoint, tmp_path, capsys):
     shades = np.zeros((12, 9), np.uint8)
     shades[2:10, 4:6] = 255
-    picture = drawn(tmp_path / "one.png", shades, "1")
+    picture = draw_picture(tmp_path / "one.png", shades, "1")
     command("compress", picture, "--checkpoint", checkpoint, "-o", tmp_path / "one.fvpx")
     said = capsys.readouterr().out.splitlines()
     size = (tmp_path / "one.fvpx").stat().st_size
@@ -330,20 +330,20 @@ def test_pictures_hold_every_level(levels, channels, tmp_path):
 
 
 def test_bad_pictures(checkpoint, tmp_path):
-    def refused(*sources):
+    def read_error(*sources):
         with pytest.raises(RecipeError) as error:
             image_files.read_images([str(source) for source in sources], 2)
         return str(error.value)
 
-    grey = drawn(tmp_path / "grey.png", np.full((4, 4), 100, np.uint8))
-    small = drawn(tmp_path / "small.png", np.zeros((4, 4), np.uint8))
-    large = drawn(tmp_path / "large.png", np.zeros((4, 6), np.uint8))
-    with_alpha = drawn(tmp_path / "alpha.png", np.zeros((4, 4, 4), np.uint8), "RGBA")
-    assert "grey.png must have values of 0 and 255 only" in refused(grey)
-    assert "large.png has (4, 6) with 1" in refused(small, large)
-    assert "got mode RGBA" in refused(with_alpha)
-    assert "there is no image" in refused(tmp_path / "absent.png")
-    assert "cannot be read as an image" in refused(checkpoint)
+    grey = draw_picture(tmp_path / "grey.png", np.full((4, 4), 100, np.uint8))
+    small = draw_picture(tmp_path / "small.png", np.zeros((4, 4), np.uint8))
+    large = draw_picture(tmp_path / "large.png", np.zeros((4, 6), np.uint8))
+    with_alpha = draw_picture(tmp_path / "alpha.png", np.zeros((4, 4, 4), np.uint8), "RGBA")
+    assert "grey.png must have values of 0 and 255 only" in read_error(grey)
+    assert "large.png has (4, 6) with 1" in read_error(small, large)
+    assert "got mode RGBA" in read_error(with_alpha)
+    assert "there is no image" in read_error(tmp_path / "absent.png")
+    assert "cannot be read as an image" in read_error(checkpoint)
     with pytest.raises(RecipeError, match="a PNG must have 1 or 3 channels of up to 256 levels, got 2 channels of 2"):
         image_files.write_images(torch.zeros(1, 2, 4, 4), 2, tmp_path / "out.png")
     with pytest.raises(RecipeError, match="cannot be written"):
@@ -360,6 +360,6 @@ def test_bad_files_are_named(checkpoint, tmp_path):
             command("decompress", tmp_path / source, "--checkpoint", checkpoint, "-o", tmp_path / "out.png")
     with pytest.raises(RecipeError, match="there is no checkpoint"):
         command("compress", 0, "--checkpoint", tmp_path / "absent.ckpt", "-o", tmp_path / "out")
-    picture = drawn(tmp_path / "white.png", np.full((4, 4), 255, np.uint8))
+    picture = draw_picture(tmp_path / "white.png", np.full((4, 4), 255, np.uint8))
     with pytest.raises(RecipeError, match="cannot be written: No such file"):
         command("compress", picture, "--checkpoint", checkpoint, "-o", tmp_path / "absent" / "out")

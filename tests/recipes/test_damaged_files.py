@@ -16,7 +16,7 @@ from fastvae.recipes.uses.compress import OVERHEAD, _reach, _window, compress_im
 from fastvae.recipes.uses.compressed_file import least_bits, read_file, read_header
 from fastvae.sampling.likelihoods import Categorical
 from fastvae.sampling.sampler import CausalSampler
-from tests.recipes.damaged_files import damage, example, outcome, rewritten
+from tests.recipes.damaged_files import damage, example, outcome, rewrite
 
 constriction = pytest.importorskip("constriction", reason="needs the extra compress")
 
@@ -27,11 +27,11 @@ def runs(monkeypatch):
     found = []
     plain = CausalSampler.sample_with_parameters
 
-    def counted(self, n, image_size, **kwargs):
+    def count(self, n, image_size, **kwargs):
         found.append(image_size)
         return plain(self, n, image_size, **kwargs)
 
-    monkeypatch.setattr(CausalSampler, "sample_with_parameters", counted)
+    monkeypatch.setattr(CausalSampler, "sample_with_parameters", count)
     return found
 
 
@@ -63,7 +63,7 @@ def test_damaged_files():
 def test_more_numbers_than_words_hold_are_refused_before_decoding(claim, runs):
     network, _, data = example()
     with pytest.raises(RecipeError, match=r"says that it holds \d+ numbers, and its \d words hold at most \d+"):
-        decompress_images(network, rewritten(data, **claim))
+        decompress_images(network, rewrite(data, **claim))
     assert not runs
 
 
@@ -71,7 +71,7 @@ def test_more_numbers_than_words_hold_are_refused_before_decoding(claim, runs):
 def test_sizes_that_no_image_has(claim):
     _, _, data = example()
     with pytest.raises(RecipeError, match="every size is at least 1"):
-        read_header(rewritten(data, **claim))
+        read_header(rewrite(data, **claim))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_sizes_that_no_image_has(claim):
 def test_decoding_ends_with_the_bits(claim, runs):
     network, _, data = example()
     with pytest.raises(RecipeError, match="does not decode with this network"):
-        decompress_images(network, rewritten(data, **claim))
+        decompress_images(network, rewrite(data, **claim))
     bits = 8 * (len(data) - OVERHEAD)
     # A wrong guess takes a bit or nearly so, and no window goes far beyond what the bits can decode.
     assert len(runs) <= 2 * bits

@@ -15,11 +15,11 @@ ARGUMENTS = "--epochs 2 --batch-size 60 --hidden 16 --latent 4 --samples 6 --ima
 
 
 @pytest.fixture
-def kept(canonical):
+def keep_images(canonical):
     data.save_npz(data.cache_folder() / "mnist.npz", canonical)
 
 
-def test_demo(kept, tmp_path, capsys):
+def test_demo(keep_images, tmp_path, capsys):
     folder = tmp_path / "out"
     assert main(["demo", "--out", str(folder), "--accelerator", "cpu", *ARGUMENTS.split()]) == 0
     printed = capsys.readouterr().out
@@ -40,7 +40,7 @@ def test_demo(kept, tmp_path, capsys):
     assert str(folder) in printed
 
 
-def test_demo_checkpoint_evaluates_to_the_printed_figures(canonical, kept, tmp_path, capsys):
+def test_demo_checkpoint_evaluates_to_the_printed_figures(canonical, keep_images, tmp_path, capsys):
     config = DemoSettings(
         model=VAEConfig(latent_features=4, hidden_features=(16,)),
         training=VAETrainConfig(epochs=1, batch_size=60),

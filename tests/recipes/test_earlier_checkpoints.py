@@ -11,8 +11,7 @@ import torch
 
 from fastvae.recipes.cli import main as cli
 from fastvae.recipes.evaluation.config import EvaluationConfig
-from fastvae.recipes.systems.catalogue import find_system
-from fastvae.recipes.systems.loading import load_checkpoint
+from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 from tests.recipes.training_support import assert_same_weights, train
 

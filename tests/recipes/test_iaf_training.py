@@ -1,14 +1,9 @@
 """Training of the recipe ``iaf_vae``: what it leaves behind, how it resumes, what its command line says."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 
@@ -26,7 +21,7 @@ from fastvae.recipes.systems.loading import load_checkpoint
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 from fastvae.recipes.systems.vae.model import VAE
 from fastvae.recipes.training import history
-from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train, train_on_one_and_two_processes
 
 SMALL = IAFVAEConfig(latent_features=3, depth=2, width=8, feature_maps=(2,), dense_features=8)
 SHORT = IAFTrainConfig(epochs=4, batch_size=60, average_decay=0.8)
@@ -190,20 +185,9 @@ def test_checkpoint_of_another_recipe(tiny, tmp_path):
 
 
 def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
-    npz = tmp_path / "tiny.npz"
-    np.savez(npz, **{key: getattr(tiny, key) for key in data.NPZ_KEYS.values()})
-    script = Path(__file__).with_name("iaf_two_processes.py")
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
-    for name, launcher in launchers.items():
-        subprocess.run(
-            [sys.executable, *launcher, script, npz, tmp_path / name],
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            stdout=subprocess.DEVNULL,
-        )
+    folders = train_on_one_and_two_processes("iaf_two_processes.py", tiny, tmp_path)
     for posterior in ("triangular", "iaf"):
-        one, two = (metrics(tmp_path / name / posterior) for name in launchers)
+        one, two = (metrics(folder / posterior) for folder in folders)
         assert len(one) == len(two) == 2
         for name in ("loss", "train_elbo", "train_kl", "test_elbo"):
             for ours, theirs in zip(two, one, strict=True):
@@ -211,18 +195,18 @@ def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
 
 
 @pytest.fixture
-def kept(canonical):
+def keep_images(canonical):
     data.save_npz(data.cache_folder() / "mnist.npz", canonical)
 
 
-def refused(capsys, *arguments):
+def read_error(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "iaf_vae", *arguments])
     assert stop.value.code == 2
     return capsys.readouterr().err
 
 
-def test_command_line_in_parts_then_evaluate(kept, tmp_path, capsys):
+def test_command_line_in_parts_then_evaluate(keep_images, tmp_path, capsys):
     out, checkpoint = tmp_path / "out", str(tmp_path / "out" / "last.ckpt")
     assert cli.main(["train", "iaf_vae", *TINY_OPTIONS, "--limit-epochs", "1", "--out", str(out)]) == 0
     assert f"next: fastvae train iaf_vae --resume {checkpoint} --out {out}" in capsys.readouterr().out
@@ -239,7 +223,7 @@ def test_command_line_in_parts_then_evaluate(kept, tmp_path, capsys):
     assert found["elbo"] == result["elbo"]
 
 
-def test_command_line_wins_over_the_file(kept, tmp_path, monkeypatch):
+def test_command_line_wins_over_the_file(keep_images, tmp_path, monkeypatch):
     seen = []
 
     def record(system, settings, folder, **options):
@@ -269,12 +253,12 @@ def test_command_line_wins_over_the_file(kept, tmp_path, monkeypatch):
     ],
 )
 def test_bad_option(arguments, message, capsys):
-    assert message in refused(capsys, *arguments.split())
+    assert message in read_error(capsys, *arguments.split())
 
 
 def test_resume_with_other_settings(tiny, tmp_path, capsys):
     checkpoint = str(run(tiny, tmp_path, limit_epochs=1).checkpoint)
-    said = refused(capsys, "--resume", checkpoint, "--depth", "5")
+    said = read_error(capsys, "--resume", checkpoint, "--depth", "5")
     assert "--resume continues a run with depth = 2; it cannot become 5" in said
 
 

@@ -188,20 +188,20 @@ OPTIONS = (
 
 
 @pytest.fixture
-def kept(images, monkeypatch, tmp_path):
+def keep_images(images, monkeypatch, tmp_path):
     monkeypatch.delenv("FASTVAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     keep(images, data.cache_folder(), monkeypatch)
 
 
-def refused(capsys, *arguments):
+def read_error(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "pixelcnn", *arguments])
     assert stop.value.code == 2
     return capsys.readouterr().err
 
 
-def test_command_line_in_parts(kept, tmp_path, capsys):
+def test_command_line_in_parts(keep_images, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["train", "pixelcnn", *OPTIONS, "--limit-epochs", "1", "--out", str(out)]) == 0
     assert f"next: fastvae train pixelcnn --resume {out / 'last.ckpt'} --out {out}" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_command_line_in_parts(kept, tmp_path, capsys):
     assert "nats, validation (50 images)" in printed
     assert "nats, test (60 images)" in printed
     assert "images/s, in batches of 64" in printed
-    said = refused(capsys, "--resume", str(out / "last.ckpt"), "--layers", "9")
+    said = read_error(capsys, "--resume", str(out / "last.ckpt"), "--layers", "9")
     assert "--resume continues a run with layers = 2; it cannot become 9" in said
 
 
@@ -258,7 +258,7 @@ def test_command_line_wins_over_the_file(tmp_path, monkeypatch):
     ],
 )
 def test_bad_option(arguments, message, capsys):
-    assert message in refused(capsys, *arguments.split())
+    assert message in read_error(capsys, *arguments.split())
 
 
 def test_help(capsys):

@@ -2,13 +2,8 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,7 +17,7 @@ from fastvae.recipes.systems.pixelvae.model import PixelVAE
 from fastvae.recipes.systems.pixelvae.system import PixelVAESystem
 from tests.recipes.pixel_support import SMALL_VAE as SMALL
 from tests.recipes.pixel_support import VARIANTS, is_png, keep, static_images
-from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train, train_on_one_and_two_processes
 
 SHORT = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, learning_rate=1e-2, kl_warmup=4)
 FEW = EvaluationConfig(samples=3, log_p_images=20)
@@ -93,20 +88,9 @@ def test_reference_trains(images, tmp_path):
 
 
 def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
-    npz = tmp_path / "tiny.npz"
-    np.savez(npz, **{key: getattr(tiny, key) for key in data.NPZ_KEYS.values()})
-    script = Path(__file__).with_name("pixel_two_processes.py")
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
-    for name, launcher in launchers.items():
-        subprocess.run(
-            [sys.executable, *launcher, script, npz, tmp_path / name],
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            stdout=subprocess.DEVNULL,
-        )
+    folders = train_on_one_and_two_processes("pixel_two_processes.py", tiny, tmp_path)
     for levels, terms in (("1", ["train_kl"]), ("2", ["train_kl1", "train_kl2"])):
-        one, two = (metrics(tmp_path / name / levels) for name in launchers)
+        one, two = (metrics(folder / levels) for folder in folders)
         assert len(one) == len(two) == 2
         for name in ("loss", "train_elbo", *terms, "valid_elbo"):
             for ours, theirs in zip(two, one, strict=True):

@@ -19,7 +19,7 @@ from fastvae.recipes.systems.posterior2d.task import fit_posterior
 QUICK = Posterior2dConfig(depth=2, width=8, steps=150, batch_size=64, learning_rate=0.03, samples=4000, starts=2)
 
 
-def correlated(z):
+def correlated_gaussian(z):
     """A Gaussian, normalised: correlation 0.8, standard deviations 1.5 and 0.5."""
     x, y = z[..., 0] / 1.5, z[..., 1] / 0.5
     quadratic = (x**2 - 1.6 * x * y + y**2) / (1 - 0.64)
@@ -33,7 +33,7 @@ def test_grid_holds_the_centres_of_squares():
 
 
 def test_normalizer_of_a_gaussian():
-    assert log_normalizer(correlated) == pytest.approx(0.0, abs=1e-4)
+    assert log_normalizer(correlated_gaussian) == pytest.approx(0.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", DENSITIES)
@@ -70,7 +70,7 @@ def test_log_density_of_a_flow_is_that_of_its_inverse(impl):
 def test_gaussian_fits_of_a_gaussian():
     """The full-covariance posterior is exact; the diagonal one lacks the mutual information, -log sqrt(1 - 0.8^2)."""
     config = replace(QUICK, steps=400)
-    found = {kind: fit_posterior(kind, correlated, config) for kind in ("diagonal", "triangular")}
+    found = {kind: fit_posterior(kind, correlated_gaussian, config) for kind in ("diagonal", "triangular")}
     assert found["triangular"].bound == pytest.approx(0.0, abs=0.02)
     assert found["diagonal"].bound == pytest.approx(math.log(0.6), abs=0.05)
     covariance = torch.cov(found["triangular"].samples.T)

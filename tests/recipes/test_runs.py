@@ -127,13 +127,13 @@ def test_signal_during_a_save_loses_neither_checkpoint(call, tiny, tmp_path, mon
     expected = run(tiny, tmp_path / "whole")
     sound, calls = getattr(os, call), []
 
-    def signalled(*arguments):
+    def send_signal(*arguments):
         calls.extend(saving)
         if saving and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return sound(*arguments)
 
-    monkeypatch.setattr(files.os, call, signalled)
+    monkeypatch.setattr(files.os, call, send_signal)
     with watched_saves() as saving, pytest.raises(SystemExit) as stop:
         run(tiny, tmp_path / "out")
     monkeypatch.undo()
@@ -276,10 +276,10 @@ def test_history_of_a_checkpoint_is_figures(tiny, tmp_path):
 def test_figures_that_are_not_finite(name, tiny, tmp_path, monkeypatch):
     sound = latent_system.evaluate
 
-    def diverged(*arguments, **options):
+    def diverge(*arguments, **options):
         return replace(sound(*arguments, **options), **{name: math.nan})
 
-    monkeypatch.setattr(latent_system, "evaluate", diverged)
+    monkeypatch.setattr(latent_system, "evaluate", diverge)
     with pytest.raises(RecipeError, match=f"the trained model has {name} = nan: try a lower learning rate"):
         run_flow(tiny, tmp_path)
 

@@ -48,10 +48,10 @@ def test_toml(tmp_path):
 
 
 def test_toml_without_a_reader(tmp_path, monkeypatch):
-    def absent(name):
+    def refuse_import(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", refuse_import)
     with pytest.raises(RecipeError, match=r"settings.toml: TOML needs Python 3.11 or later"):
         read(tmp_path / "settings.toml")
 

@@ -12,7 +12,7 @@ from fastvae.recipes.data import mnist as data
 from fastvae.recipes.data import static_mnist
 from fastvae.recipes.data.batches import BinarizedImages, JointBatches, binarize_fixed
 from fastvae.recipes.data.static_mnist import load_binary_images, load_static_mnist, split_mnist
-from tests.recipes.pixel_support import keep, packed, static_images
+from tests.recipes.pixel_support import keep, pack, static_images
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_absent(images, monkeypatch, tmp_path):
 def test_unsound_file(images, fault, monkeypatch):
     folder = data.cache_folder()
     keep(images, folder, monkeypatch)
-    path, arrays = folder / "binarized_mnist.npz", packed(images)
+    path, arrays = folder / "binarized_mnist.npz", pack(images)
     if fault == "bit":
         arrays["valid"][3, 5] ^= 1
     elif fault == "shape":

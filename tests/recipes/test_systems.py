@@ -13,8 +13,9 @@ from fastvae.recipes.cli import main as cli
 from fastvae.recipes.data import mnist as data
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.settings import Implementation
-from fastvae.recipes.systems.catalogue import CATALOGUE, find_system
+from fastvae.recipes.systems.catalogue import CATALOGUE, UNNAMED
 from fastvae.recipes.systems.iaf_vae.config import Kind
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.posterior2d.config import Posterior2dConfig, Posterior2dSettings
 from fastvae.recipes.training import trainer
 from fastvae.reference.affine_flow import KINDS
@@ -44,6 +45,14 @@ def test_settings_have_defaults_and_names_of_their_own(name):
     names = [field.name for part in vars(system.settings()).values() for field in fields(part)]
     assert len(set(names)) == len(names)
     assert all(is_dataclass(part) for part in vars(system.settings()).values())
+
+
+def test_unnamed_checkpoints_are_of_one_system(tmp_path):
+    assert [name for name in CATALOGUE if find_system(name).has_unnamed_checkpoints] == [UNNAMED]
+    path = tmp_path / "last.ckpt"
+    torch.save({"hyper_parameters": {}, "state_dict": {}}, path)
+    with pytest.raises(RecipeError, match=r"last.ckpt is no checkpoint of pixelcnn: it names no recipe"):
+        find_system("pixelcnn").load(path)
 
 
 def test_system_that_is_not_there():

@@ -3,9 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -13,18 +10,16 @@ import pytest
 import torch
 
 from fastvae.recipes import RecipeError
-from fastvae.recipes.data import mnist as data
 from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.evaluation.bounds import evaluate
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig, VAETrainConfig
 from fastvae.recipes.training.history import curves_of
-from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train
+from tests.recipes.training_support import Crash, assert_same_run, load, metrics, train, train_on_one_and_two_processes
 
 SMALL = VAEConfig(latent_features=4, hidden_features=(16,))
 SHORT = VAETrainConfig(epochs=4, batch_size=60, learning_rate=1e-2)
 FEW = EvaluationConfig(samples=4)
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 
@@ -80,12 +75,12 @@ class Bounds(L.Callback):
     def on_train_start(self, trainer, task):
         bound = task.model.bound
 
-        def recorded(x, **options):
+        def record(x, **options):
             generator = options.get("generator")
             self.calls.append(options | {"training": task.training, "seed": generator and generator.initial_seed()})
             return bound(x, **options)
 
-        task.model.bound = recorded
+        task.model.bound = record
 
 
 def test_kl_warmup_starts_without_kl(tiny, tmp_path):
@@ -188,30 +183,9 @@ def test_gpu_that_is_not_there(tiny, tmp_path):
         run(tiny, tmp_path, accelerator="gpu")
 
 
-@pytest.fixture
-def losses_of(tiny, tmp_path):
-    npz = tmp_path / "tiny.npz"
-    np.savez(npz, **{key: getattr(tiny, key) for key in data.NPZ_KEYS.values()})
-
-    def launch(name, *launcher):
-        folder = tmp_path / name
-        folder.mkdir()
-        script = Path(__file__).with_name("two_processes.py")
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        subprocess.run(
-            [sys.executable, *launcher, script, npz, folder],
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            stdout=subprocess.DEVNULL,
-        )
-        return json.loads((folder / "losses.json").read_text())
-
-    return launch
-
-
-def test_two_processes_have_the_losses_of_one_with_the_joint_batch(losses_of):
-    one = losses_of("one")
-    two = losses_of("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_two_processes_have_the_losses_of_one_with_the_joint_batch(tiny, tmp_path):
+    folders = train_on_one_and_two_processes("two_processes.py", tiny, tmp_path)
+    one, two = (json.loads((folder / "losses.json").read_text()) for folder in folders)
     assert one.keys() == two.keys()
     # Ten steps of sums over 784 pixels, in another order.
     tolerance = 10 * 784 * torch.finfo(torch.float64).eps

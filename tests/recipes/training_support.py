@@ -2,11 +2,17 @@
 
 import contextlib
 import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 
-from fastvae.recipes.systems.catalogue import find_system
+from fastvae.recipes.data.mnist import NPZ_KEYS
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.training import checkpoints
 
 
@@ -21,6 +27,23 @@ def load(name, path, **options):
     """The model of a checkpoint, and how it was trained."""
     model, settings = find_system(name).load(path, **options)
     return model, settings.training
+
+
+def train_on_one_and_two_processes(script, images, folder):
+    """Runs a script of this folder twice; returns the folders of the run on one process and of that on two."""
+    npz = folder / "images.npz"
+    np.savez(npz, **{key: getattr(images, key) for key in NPZ_KEYS.values()})
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+    for name, launcher in launchers.items():
+        (folder / name).mkdir()
+        subprocess.run(
+            [sys.executable, *launcher, Path(__file__).with_name(script), npz, folder / name],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+        )
+    return [folder / name for name in launchers]
 
 
 class Crash(L.Callback):

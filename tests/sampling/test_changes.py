@@ -16,8 +16,8 @@ from fastvae.nn import GatedPixelCNN, PixelCNN
 from fastvae.nn.gated_conv import GatedActivation
 from fastvae.sampling import Categorical, CausalSampler
 from fastvae.sampling.snapshot import Snapshot
-from tests.support.causal_networks import masked
-from tests.support.causal_stacks import SIZE, scaled, seeded
+from tests.support.causal_networks import make_masked
+from tests.support.causal_stacks import SIZE, make_generator, scale_weights
 
 
 class Network(nn.Module):
@@ -27,8 +27,10 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first = masked(1, 4, 3, "A")
-        self.layers = nn.ModuleList([masked(4, 4, 3, "B"), nn.ReLU(), masked(4, 4, 3, "B", activation="tanh")])
+        self.first = make_masked(1, 4, 3, "A")
+        self.layers = nn.ModuleList(
+            [make_masked(4, 4, 3, "B"), nn.ReLU(), make_masked(4, 4, 3, "B", activation="tanh")]
+        )
         self.gate = GatedActivation(impl="reference")
         self.last = nn.Conv2d(2, 1, 1)
         self.scale, self.skips, self.config = 1.0, [0], types.SimpleNamespace(shift=0.5)
@@ -39,11 +41,11 @@ class Network(nn.Module):
         h = self.first(x)
         for index, layer in enumerate(self.layers):
             h = layer(h) if index not in self.skips[1:] else h
-        h = self.turned(h * self.scale + self.config.shift) * float(self.factors[0])
+        h = self.turn(h * self.scale + self.config.shift) * float(self.factors[0])
         h = h * (self.plain * self.slope) + (self.offset + 1.0)
         return self.last(self.gate(h))
 
-    def turned(self, h):
+    def turn(self, h):
         return h
 
 
@@ -64,18 +66,18 @@ def item(container, index, value):
     return lambda net: getattr(net, container).__setitem__(index, value)
 
 
-def patched_method(net):
-    net.turned = lambda h: -h
+def patch_method(net):
+    net.turn = lambda h: -h
 
 
-def patched_forward(net):
+def patch_forward(net):
     inner = net.last
     net.last = nn.Sequential(inner)
     forward = net.last.forward
     net.last.forward = lambda h: forward(h) * 3
 
 
-def changed_in_place(name, value):
+def change_in_place(name, value):
     def change(net):
         with torch.no_grad():
             getattr(net, name).fill_(value)
@@ -89,13 +91,13 @@ def hooked_container(net):
 
 
 CHANGES = {
-    "replaced layer": lambda net: setattr(net, "last", scaled(nn.Conv2d(2, 1, 1), 9.0)),
-    "replaced in a list": item("layers", 0, scaled(masked(4, 4, 3, "B"), 9.0)),
+    "replaced layer": lambda net: setattr(net, "last", scale_weights(nn.Conv2d(2, 1, 1), 9.0)),
+    "replaced in a list": item("layers", 0, scale_weights(make_masked(4, 4, 3, "B"), 9.0)),
     "wrapped": lambda net: setattr(net, "last", nn.Sequential(net.last, nn.Tanh())),
     "wrapped by a module": lambda net: net.layers.__setitem__(2, Doubling(net.layers[2])),
     "checkpointed": lambda net: net.layers.__setitem__(0, checkpoint_wrapper(Doubling(net.layers[0]))),
     "compiled": lambda net: net.layers.__setitem__(
-        0, torch.compile(scaled(masked(4, 4, 3, "B"), 9.0), backend="eager")
+        0, torch.compile(scale_weights(make_masked(4, 4, 3, "B"), 9.0), backend="eager")
     ),
     "dropped": lambda net: setattr(net, "layers", net.layers[:-1]),
     "identity": item("layers", 2, nn.Identity()),
@@ -104,19 +106,19 @@ CHANGES = {
     "kind": lambda net: setattr(net.gate, "kind", "linear"),
     "activation": lambda net: setattr(net.layers[0], "activation", "softplus"),
     "dilation": lambda net: setattr(net.layers[0], "dilation", (2, 2)),
-    "structure": lambda net: setattr(net.layers[0], "structure", masked(4, 4, 3, "A").structure),
+    "structure": lambda net: setattr(net.layers[0], "structure", make_masked(4, 4, 3, "A").structure),
     "parametrised": lambda net: nn.utils.parametrizations.spectral_norm(net.last),
-    "method": patched_method,
-    "forward": patched_forward,
+    "method": patch_method,
+    "forward": patch_forward,
     "hook of a container": hooked_container,
     "bias": lambda net: setattr(net.last, "bias", None),
     "number": put("scale", 3.0),
     "list": lambda net: net.skips.append(0),
     "attribute's attribute": lambda net: setattr(net.config, "shift", 4.0),
     "array": lambda net: net.factors.__setitem__(0, -2.0),
-    "tensor": changed_in_place("plain", -3.0),
+    "tensor": change_in_place("plain", -3.0),
     "other tensor": put("plain", torch.full((), -3.0)),
-    "buffer": changed_in_place("offset", 4.0),
+    "buffer": change_in_place("offset", 4.0),
 }
 
 
@@ -124,9 +126,9 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_sampler_follows(name, impl):
     torch.manual_seed(1)
-    net = scaled(Network(), 1.5)
+    net = scale_weights(Network(), 1.5)
     sampler = CausalSampler(net, impl=impl)
-    x = sampler.sample(8, SIZE, generator=seeded())
+    x = sampler.sample(8, SIZE, generator=make_generator())
     before = net(x)
     torch.testing.assert_close(sampler.parameters(x), before, rtol=1e-4, atol=1e-4)
     CHANGES[name](net)
@@ -134,21 +136,21 @@ def test_sampler_follows(name, impl):
     after = net(x)
     assert not torch.allclose(after, before, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(sampler.parameters(x), after, rtol=1e-4, atol=1e-4)
-    fresh = CausalSampler(net, impl=impl).sample(8, SIZE, generator=seeded())
-    assert torch.equal(sampler.sample(8, SIZE, generator=seeded()), fresh)
+    fresh = CausalSampler(net, impl=impl).sample(8, SIZE, generator=make_generator())
+    assert torch.equal(sampler.sample(8, SIZE, generator=make_generator()), fresh)
 
 
 def test_sampler_follows_classes(monkeypatch):
-    net = scaled(Network())
+    net = scale_weights(Network())
     sampler = CausalSampler(net)
     x = sampler.sample(2, SIZE)
-    for name, value in (("slope", -2.0), ("turned", lambda self, h: -h)):
+    for name, value in (("slope", -2.0), ("turn", lambda self, h: -h)):
         monkeypatch.setattr(Network, name, value)
         torch.testing.assert_close(sampler.parameters(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_compiled_in_place():
-    net = scaled(Network())
+    net = scale_weights(Network())
     sampler = CausalSampler(net)
     x = sampler.sample(2, SIZE)
     expected = sampler.parameters(x)
@@ -162,7 +164,7 @@ def test_untied_parameters():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = masked(1, 1, 3, "A")
+            self.layer = make_masked(1, 1, 3, "A")
             self.a = self.b = nn.Parameter(torch.ones(()))
 
         def forward(self, x):
@@ -251,7 +253,7 @@ def test_attributes_of_any_kind():
     class Options(abc.ABC):
         sizes: list
 
-    net = nn.Sequential(masked(1, 1, 3, "A"))
+    net = nn.Sequential(make_masked(1, 1, 3, "A"))
     options = Options([1, 2])
     ring = [options]
     ring.append(ring)
@@ -267,7 +269,7 @@ def test_attributes_of_any_kind():
 
 
 def test_order_of_children():
-    net = nn.Sequential(masked(1, 2, 3, "A"))
+    net = nn.Sequential(make_masked(1, 2, 3, "A"))
     net.add_module("a", nn.ReLU())
     net.add_module("b", nn.Tanh())
     net.add_module("c", nn.Conv2d(2, 1, 1))

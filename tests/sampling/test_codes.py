@@ -12,7 +12,7 @@ from fastvae.precision import tells_apart
 from fastvae.recipes.systems.pixelvae.prior import GaussianPixels, GaussianPrior
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture
 from tests.support.causal_networks import Plain
-from tests.support.causal_stacks import scaled
+from tests.support.causal_stacks import scale_weights
 
 LIKELIHOODS = [Bernoulli(), Categorical(7), LogisticMixture(2, 9)]
 likelihoods = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda likelihood: type(likelihood).__name__)
@@ -27,7 +27,7 @@ def codes_of(likelihood, channels=1, n=2):
 def network(kind=GatedPixelCNN, likelihood="bernoulli", channels=1, **options):
     torch.manual_seed(0)
     net = kind(channels, 6 * channels, 2, first_kernel_size=3, likelihood=likelihood, **options)
-    return scaled(net, 1.5)
+    return scale_weights(net, 1.5)
 
 
 # Which dtypes tell levels apart

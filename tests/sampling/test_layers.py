@@ -6,8 +6,8 @@ from torch import nn
 
 from fastvae.nn import CodeEmbedding, MaskedConv2d
 from fastvae.sampling import Categorical, CausalSampler
-from tests.support.causal_networks import Embedded, LookedUp, Normed, masked
-from tests.support.causal_stacks import SIZE, Case, Stack, scaled, seeded, stacks
+from tests.support.causal_networks import Embedded, LookedUp, Normed, make_masked
+from tests.support.causal_stacks import SIZE, Case, Stack, make_generator, scale_weights, stacks
 
 IMPLEMENTATIONS = ("reference", "cpp")
 implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -68,7 +68,7 @@ class Written(nn.Module):
         super().__init__()
         self.function, self.moved = function, moved
         self.embed = nn.Embedding(levels, 3, **options)
-        self.last = nn.Sequential(masked(3, 4, 3, "A", activation="elu"), nn.Conv2d(4, levels, 1))
+        self.last = nn.Sequential(make_masked(3, 4, 3, "A", activation="elu"), nn.Conv2d(4, levels, 1))
 
     def forward(self, x):
         return self.last(self.moved(self.embed(self.function(x))))
@@ -116,8 +116,8 @@ REFUSED = {
     "max_norm": (lambda: Written(FORMS["index"], max_norm=1.0), "max_norm must be None"),
     "rows kept": (lambda: Written(FORMS["index"], moved=lambda h: h), "must become that of the channels|takes activa"),
     "rows turned": (lambda: Written(FORMS["index"], moved=lambda h: h.permute(0, 3, 2, 1)), "must become that of the"),
-    "codes added": (lambda: nn.Sequential(Rounded(), masked(1, 7, 3, "A")), "got integers of the image"),
-    "two channels": (lambda: nn.Sequential(masked(1, 2, 3, "A"), CodeEmbedding(7, 7)), "takes one channel, got 2"),
+    "codes added": (lambda: nn.Sequential(Rounded(), make_masked(1, 7, 3, "A")), "got integers of the image"),
+    "two channels": (lambda: nn.Sequential(make_masked(1, 2, 3, "A"), CodeEmbedding(7, 7)), "takes one channel, got 2"),
 }
 
 
@@ -135,7 +135,7 @@ def test_embeddings_that_are_refused(name):
 
 @implementations
 def test_tables_are_read_at_each_call(impl):
-    net = scaled(LookedUp(5))
+    net = scale_weights(LookedUp(5))
     sampler = CausalSampler(net, Categorical(5), impl=impl)
     x = sampler.sample(2, SIZE)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_tables_are_read_at_each_call(impl):
 
 @implementations
 def test_statistics_are_read_at_each_call(impl):
-    net = scaled(Normed())
+    net = scale_weights(Normed())
     sampler = CausalSampler(net, impl=impl)
     x = sampler.sample(4, SIZE)
     net.train()
@@ -163,7 +163,7 @@ def test_statistics_are_read_at_each_call(impl):
 
 def test_batch_norm_of_other_channels():
     with pytest.raises(ValueError, match=r"layer '1' \(BatchNorm2d\): takes 3 channels, got 4"):
-        CausalSampler(nn.Sequential(masked(1, 4, 3, "A"), nn.BatchNorm2d(3)))
+        CausalSampler(nn.Sequential(make_masked(1, 4, 3, "A"), nn.BatchNorm2d(3)))
 
 
 def test_implementations_agree_on_them():
@@ -182,12 +182,12 @@ class Packed(torch.Tensor):
         raise AssertionError("its memory was read")
 
 
-def packed(t):
+def pack(t):
     return nn.Parameter(t.detach().as_subclass(Packed), requires_grad=False)
 
 
 WEIGHTS = {
-    "subclass": (packed, r"got a \S*test_layers.Packed"),
+    "subclass": (pack, r"got a \S*test_layers.Packed"),
     "integers": (lambda t: nn.Parameter(t.detach().to(torch.int8), requires_grad=False), "got a tensor of torch.int8"),
     "quantised": (
         lambda t: nn.Parameter(torch.quantize_per_tensor(t.detach(), 0.1, 0, torch.qint8), requires_grad=False),
@@ -205,7 +205,7 @@ WEIGHTS = {
 def test_weights_that_are_no_plain_tensors(path, name, impl):
     net = Embedded(5).eval()
     sampler = CausalSampler(net, Categorical(5), impl=impl)
-    x = sampler.sample(1, SIZE, generator=seeded())
+    x = sampler.sample(1, SIZE, generator=make_generator())
     change, words = WEIGHTS[name]
     layer = net.get_submodule(path)
     weight = layer.weight
@@ -213,13 +213,13 @@ def test_weights_that_are_no_plain_tensors(path, name, impl):
     with pytest.raises(ValueError, match=rf"layer '{path}' \({type(layer).__name__}\): weight must .*{words}"):
         sampler.sample(1, SIZE)
     layer.weight = weight
-    assert torch.equal(sampler.sample(1, SIZE, generator=seeded()), x)
+    assert torch.equal(sampler.sample(1, SIZE, generator=make_generator()), x)
 
 
 def test_biases_and_statistics_that_are_no_plain_tensors():
     net = Normed().eval()
     sampler = CausalSampler(net)
-    net.last.bias, bias = packed(net.last.bias), net.last.bias
+    net.last.bias, bias = pack(net.last.bias), net.last.bias
     with pytest.raises(ValueError, match=r"layer 'last' \(Conv2d\): bias must be a plain"):
         sampler.sample(1, SIZE)
     net.last.bias = bias
@@ -243,7 +243,7 @@ def test_what_a_context_is_made_into():
     class Conditioned(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = masked(1, 2, 3, "A")
+            self.layer = make_masked(1, 2, 3, "A")
             self.last = nn.Conv2d(2, 1, 1)
 
         def forward(self, x, context):

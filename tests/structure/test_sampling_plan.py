@@ -9,7 +9,7 @@ from fastvae.nn import MaskedConv2d
 from fastvae.sampling import Bernoulli, Categorical, CausalSampler, LogisticMixture, PixelLikelihood
 from fastvae.sampling.trace import lower
 from fastvae.structure.sampling_plan import ROW, SEVERAL
-from tests.support.causal_networks import Arithmetic, Colored, Gated, Grouped, Plain, Shifted, gate, masked
+from tests.support.causal_networks import Arithmetic, Colored, Gated, Grouped, Plain, Shifted, gate, make_masked
 
 
 def plan_of(network, likelihood="bernoulli", in_channels=1, with_context=False, **constants):
@@ -27,7 +27,7 @@ class Function(nn.Module):
 
     def __init__(self, function, channels=4):
         super().__init__()
-        self.first, self.function = masked(1, channels, 3, "A"), function
+        self.first, self.function = make_masked(1, channels, 3, "A"), function
         self.last = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x):
@@ -74,8 +74,8 @@ def test_colors_become_passes(layout):
 def test_colors_follow_the_network_not_the_channels():
     """Degrees may turn the order of channels round."""
     network = nn.Sequential(
-        masked(2, 4, 3, "A", in_degrees=[1, 0], out_degrees=[0, 0, 1, 1]),
-        masked(4, 2, 1, "B", in_degrees=[0, 0, 1, 1], out_degrees=[1, 0]),
+        make_masked(2, 4, 3, "A", in_degrees=[1, 0], out_degrees=[0, 0, 1, 1]),
+        make_masked(4, 2, 1, "B", in_degrees=[0, 0, 1, 1], out_degrees=[1, 0]),
     )
     assert plan_of(network, in_channels=2).image_colors == (1, 0)
 
@@ -100,8 +100,8 @@ def test_conditioning_is_computed_outside_the_plan():
 
 
 def test_plan_reads_shared_layers_twice():
-    layer = masked(4, 4, 3, "B")
-    plan = plan_of(nn.Sequential(masked(1, 4, 3, "A"), layer, nn.ReLU(), layer, nn.Conv2d(4, 1, 1)))
+    layer = make_masked(4, 4, 3, "B")
+    plan = plan_of(nn.Sequential(make_masked(1, 4, 3, "A"), layer, nn.ReLU(), layer, nn.Conv2d(4, 1, 1)))
     assert len(plan.layers) == 3
     assert [node.layer for node in plan.nodes if node.op == "conv"] == [0, 1, 1, 2]
 
@@ -118,18 +118,20 @@ def test_changes_in_place_are_seen_by_later_readers():
 
 REFUSED = {
     "batch norm": (
-        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.BatchNorm2d(4, affine=False, track_running_stats=False)),
+        lambda: nn.Sequential(make_masked(1, 4, 3, "A"), nn.BatchNorm2d(4, affine=False, track_running_stats=False)),
         "layer '1' (BatchNorm2d): takes mean and variance of the whole batch",
     ),
-    "instance norm": (lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.InstanceNorm2d(4)), "layer '1' (InstanceNorm2d)"),
+    "instance norm": (
+        lambda: nn.Sequential(make_masked(1, 4, 3, "A"), nn.InstanceNorm2d(4)), "layer '1' (InstanceNorm2d)"
+    ),
     "plain convolution": (
-        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.Conv2d(4, 1, 3, padding=1)), "must have kernel_size 1"
+        lambda: nn.Sequential(make_masked(1, 4, 3, "A"), nn.Conv2d(4, 1, 3, padding=1)), "must have kernel_size 1"
     ),
-    "stride": (lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.Conv2d(4, 1, 1, stride=2)), "stride (2, 2)"),
+    "stride": (lambda: nn.Sequential(make_masked(1, 4, 3, "A"), nn.Conv2d(4, 1, 1, stride=2)), "stride (2, 2)"),
     "padding": (
-        lambda: nn.Sequential(type(masked(1, 1, 3, "A"))(1, 1, 3, mask_type="A", padding=0)), "padding must keep"
+        lambda: nn.Sequential(type(make_masked(1, 1, 3, "A"))(1, 1, 3, mask_type="A", padding=0)), "padding must keep"
     ),
-    "reversed": (lambda: nn.Sequential(masked(1, 1, 3, "A", order="reversed")), "order must be 'raster'"),
+    "reversed": (lambda: nn.Sequential(make_masked(1, 1, 3, "A", order="reversed")), "order must be 'raster'"),
     "unknown function": (lambda: Function(torch.exp), "function 'exp'"),
     "unknown method": (lambda: Function(lambda h: h.softmax(1)), "method 'softmax'"),
     "rows mixed": (lambda: Function(lambda h: torch.flip(h, (2,))), "function 'flip'"),
@@ -145,11 +147,11 @@ REFUSED = {
     "odd gate": (lambda: Function(gate(), 3), "even number of channels, got 3"),
     "decides on values": (lambda: Function(lambda h: h if h.sum() > 0 else -h), "cannot be recorded by torch.fx"),
     "forward of its own": (
-        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.Sequential(Doubled(4, 1, 1, mask_type="B"))),
+        lambda: nn.Sequential(make_masked(1, 4, 3, "A"), nn.Sequential(Doubled(4, 1, 1, mask_type="B"))),
         "the forward of layer '1.0' (Doubled) cannot be recorded",
     ),
     "hook": (
-        lambda: nn.Sequential(masked(1, 4, 3, "A"), nn.utils.weight_norm(nn.Conv2d(4, 1, 1))),
+        lambda: nn.Sequential(make_masked(1, 4, 3, "A"), nn.utils.weight_norm(nn.Conv2d(4, 1, 1))),
         "layer '1' (Conv2d): has forward hooks",
     ),
 }  # fmt: skip
@@ -172,7 +174,7 @@ def test_what_no_plan_can_express_is_named(name):
 def test_parametrised_layers():
     """Their weights are made anew at every call."""
     norm = nn.utils.parametrizations.weight_norm
-    network = nn.Sequential(norm(masked(1, 4, 3, "A")), nn.ELU(), norm(nn.Conv2d(4, 1, 1)))
+    network = nn.Sequential(norm(make_masked(1, 4, 3, "A")), nn.ELU(), norm(nn.Conv2d(4, 1, 1)))
     sampler = CausalSampler(network)
     x = sampler.sample(2, (3, 3))
     with torch.no_grad():
@@ -182,10 +184,10 @@ def test_parametrised_layers():
 
 
 NOT_CAUSAL = {
-    "type B first": (lambda: nn.Sequential(masked(1, 4, 3, "B"), nn.Conv2d(4, 1, 1)), "layer '0' (MaskedConv2d)"),
+    "type B first": (lambda: nn.Sequential(make_masked(1, 4, 3, "B"), nn.Conv2d(4, 1, 1)), "layer '0' (MaskedConv2d)"),
     "image added": (lambda: Skip(), "function 'add'"),
     "whole row of a pixel stream": (
-        lambda: nn.Sequential(masked(1, 4, 3, "A"), masked(4, 1, 3, "vertical_B")), "sees its whole row"
+        lambda: nn.Sequential(make_masked(1, 4, 3, "A"), make_masked(4, 1, 3, "vertical_B")), "sees its whole row"
     ),
 }  # fmt: skip
 
@@ -193,7 +195,7 @@ NOT_CAUSAL = {
 class Skip(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = masked(1, 1, 3, "A")
+        self.layer = make_masked(1, 1, 3, "A")
 
     def forward(self, x):
         return self.layer(x) + x
@@ -208,8 +210,8 @@ def test_networks_that_are_not_causal(name):
 
 
 def test_colors_that_see_each_other():
-    network = nn.Sequential(masked(2, 2, 3, "A", in_degrees=[0, 0], out_degrees=[1, 0]))
-    network.append(masked(2, 2, 1, "B", in_degrees=[0, 1], out_degrees=[0, 0]))
+    network = nn.Sequential(make_masked(2, 2, 3, "A", in_degrees=[0, 0], out_degrees=[1, 0]))
+    network.append(make_masked(2, 2, 1, "B", in_degrees=[0, 1], out_degrees=[0, 0]))
     with pytest.raises(ValueError, match="parameters of image channel 0 depend on channel 0 of the same pixel"):
         CausalSampler(network, in_channels=2)
 

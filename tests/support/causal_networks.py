@@ -13,7 +13,9 @@ from fastvae.nn.gated_conv import GatedActivation
 from fastvae.nn.masked_conv2d import MaskedConv2d
 
 
-def masked(inputs: int, outputs: int, kernel: int | tuple[int, int], mask_type: str, **options: Any) -> MaskedConv2d:
+def make_masked(
+    inputs: int, outputs: int, kernel: int | tuple[int, int], mask_type: str, **options: Any
+) -> MaskedConv2d:
     """Without a kernel of its own, so that only the sampler differs between implementations."""
     return MaskedConv2d(inputs, outputs, kernel, padding="same", mask_type=mask_type, impl="reference", **options)
 
@@ -27,13 +29,13 @@ class Plain(nn.Module):
 
     def __init__(self, channels: int = 1, outputs: int = 1, width: int = 4) -> None:
         super().__init__()
-        self.first = masked(channels, 2 * width, 7, "A")
+        self.first = make_masked(channels, 2 * width, 7, "A")
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.ReLU(),
                 nn.Conv2d(2 * width, width, 1),
                 nn.ReLU(inplace=True),
-                masked(width, width, 3, "B", activation="relu"),
+                make_masked(width, width, 3, "B", activation="relu"),
                 nn.Dropout(0.5),
                 nn.Conv2d(width, 2 * width, 1, bias=False),
             )
@@ -59,11 +61,11 @@ class Gated(nn.Module):
             self.layers.append(
                 nn.ModuleDict(
                     {
-                        "vertical": masked(inputs, 2 * width, 3, "vertical_A" if first else "vertical_B"),
+                        "vertical": make_masked(inputs, 2 * width, 3, "vertical_A" if first else "vertical_B"),
                         "across": nn.Conv2d(2 * width, 2 * width, 1),
-                        "horizontal": masked(inputs, 2 * width, (1, 3), "A" if first else "B"),
+                        "horizontal": make_masked(inputs, 2 * width, (1, 3), "A" if first else "B"),
                         "gate": gate(kind),
-                        "out": masked(width, width, 1, "B"),
+                        "out": make_masked(width, width, 1, "B"),
                     }
                 )
             )
@@ -93,10 +95,10 @@ class Shifted(nn.Module):
     def __init__(self, channels: int = 1, outputs: int = 1, width: int = 3, maps: int = 0) -> None:
         super().__init__()
         inputs = channels + 1 + maps
-        self.first_u = masked(inputs, width, (2, 3), "vertical_A", origin=(1, 1))
-        self.first_ul = masked(inputs, width, (2, 2), "A", origin=(1, 1))
-        self.u = masked(2 * width, 2 * width, (2, 3), "vertical_B", origin=(1, 1))
-        self.ul = masked(2 * width, 2 * width, (2, 2), "B", origin=(1, 1))
+        self.first_u = make_masked(inputs, width, (2, 3), "vertical_A", origin=(1, 1))
+        self.first_ul = make_masked(inputs, width, (2, 2), "A", origin=(1, 1))
+        self.u = make_masked(2 * width, 2 * width, (2, 3), "vertical_B", origin=(1, 1))
+        self.ul = make_masked(2 * width, 2 * width, (2, 2), "B", origin=(1, 1))
         self.skip = nn.Conv2d(4 * width, 2 * width, 1)
         self.gate = gate("linear")
         self.dropout = nn.Dropout2d(0.5)
@@ -131,11 +133,13 @@ class Colored(nn.Module):
         degrees = hidden % channels if layout == "interleaved" else hidden // width
         twice = torch.cat([degrees, degrees])
         outputs = torch.arange(channels).repeat_interleave(per_channel)
-        self.first = masked(channels, channels * width, 5, "A", **colors)
-        self.wide = masked(channels * width, 2 * channels * width, 3, "B", in_degrees=degrees, out_degrees=twice)
+        self.first = make_masked(channels, channels * width, 5, "A", **colors)
+        self.wide = make_masked(channels * width, 2 * channels * width, 3, "B", in_degrees=degrees, out_degrees=twice)
         self.gate = gate()
-        self.mid = masked(channels * width, channels * width, 1, "B", activation="elu", **colors)
-        self.last = masked(channels * width, channels * per_channel, 1, "B", in_degrees=degrees, out_degrees=outputs)
+        self.mid = make_masked(channels * width, channels * width, 1, "B", activation="elu", **colors)
+        self.last = make_masked(
+            channels * width, channels * per_channel, 1, "B", in_degrees=degrees, out_degrees=outputs
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -147,8 +151,8 @@ class Grouped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = masked(2, 4, 3, "A", groups=2, dilation=2)
-        self.second = masked(4, 6, (3, 5), "B", groups=2, dilation=(1, 2), activation="softplus")
+        self.first = make_masked(2, 4, 3, "A", groups=2, dilation=2)
+        self.second = make_masked(4, 6, (3, 5), "B", groups=2, dilation=(1, 2), activation="softplus")
         self.mix = nn.Conv2d(6, 4, 1, groups=2)
         self.last = nn.Conv2d(4, 2, 1)
 
@@ -162,9 +166,9 @@ class Arithmetic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.randn(4, 1, 1))
-        self.whole = masked(1, 8, 3, "B")  # knows its own pixel, which the next layer leaves out
-        self.first = masked(8, 8, 3, "A")
-        self.second = masked(8, 8, 3, "B")
+        self.whole = make_masked(1, 8, 3, "B")  # knows its own pixel, which the next layer leaves out
+        self.first = make_masked(8, 8, 3, "A")
+        self.second = make_masked(8, 8, 3, "B")
         self.activations = nn.ModuleList([nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.GELU(), nn.SiLU(), nn.LeakyReLU()])
         self.last = nn.Conv2d(4, 1, 1)
 
@@ -187,8 +191,8 @@ class Embedded(nn.Module):
     def __init__(self, levels: int = 7, width: int = 3) -> None:
         super().__init__()
         self.embed = CodeEmbedding(levels, width)
-        self.first = masked(width, 2 * width, 3, "A", activation="elu")
-        self.last = nn.Sequential(masked(2 * width, width, 3, "B", activation="relu"), nn.Conv2d(width, levels, 1))
+        self.first = make_masked(width, 2 * width, 3, "A", activation="elu")
+        self.last = nn.Sequential(make_masked(2 * width, width, 3, "B", activation="relu"), nn.Conv2d(width, levels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.first(self.embed(x)))
@@ -211,9 +215,9 @@ class Normed(nn.Module):
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
-        self.first = masked(1, width, 3, "A")
+        self.first = make_masked(1, width, 3, "A")
         self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width, eps=0.1, affine=False)])
-        self.second = masked(width, width, 3, "B")
+        self.second = make_masked(width, width, 3, "B")
         self.last = nn.Conv2d(width, 1, 1)
         for norm in self.norms:
             nn.init.normal_(norm.running_mean)

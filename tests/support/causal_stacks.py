@@ -27,7 +27,7 @@ from tests.support.causal_networks import (
 SIZE = (6, 7)
 
 
-def scaled(network: nn.Module, factor: float = 2.0) -> nn.Module:
+def scale_weights(network: nn.Module, factor: float = 2.0) -> nn.Module:
     """In evaluation mode, with weights that make pixels depend on each other strongly."""
     with torch.no_grad():
         for parameter in network.parameters():
@@ -75,7 +75,7 @@ def stacks() -> dict[str, Stack]:
     }
 
 
-def seeded(seed=3):
+def make_generator(seed=3):
     return torch.Generator().manual_seed(seed)
 
 
@@ -84,7 +84,7 @@ class Case:
 
     def __init__(self, stack, n, size=SIZE, dtype=torch.float64):
         self.n, self.size, self.dtype = n, size, dtype
-        self.network = scaled(stack.make()).to(dtype)
+        self.network = scale_weights(stack.make()).to(dtype)
         self.stack = stack
         self.context = None if stack.context is None else stack.context(n, *size).to(dtype)
 
@@ -97,12 +97,12 @@ class Case:
 
     def sample(self, impl, **options):
         return self.sampler(impl).sample_with_parameters(
-            self.n, self.size, context=self.context, generator=seeded(), **options
+            self.n, self.size, context=self.context, generator=make_generator(), **options
         )
 
     def naive(self, colors, given=None, temperature=1.0):
         sampler = self.sampler("reference")
-        uniforms = sampler.uniforms(self.n, self.size, generator=seeded())
+        uniforms = sampler.uniforms(self.n, self.size, generator=make_generator())
         images = torch.zeros(self.n, self.stack.channels, *self.size, dtype=self.dtype)
         kept = None
         if given is not None:

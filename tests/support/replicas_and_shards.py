@@ -90,7 +90,7 @@ def alone(rank, _):
     module.eval()(torch.randn(16, D))
 
 
-def shared(rank, name):
+def share(rank, name):
     """The block in which a first batch is that of all processes; beyond it modules are refused as before."""
     torch.manual_seed(0)
     module = NORMALISED[name]()
@@ -161,7 +161,7 @@ def pixels(rank, scope):
 
 SCOPES = ("layers", "networks", "whole")
 CASES = {
-    "replicas": [(alone, ""), *((case, name) for case in (replicas, shared) for name in NORMALISED)],
+    "replicas": [(alone, ""), *((case, name) for case in (replicas, share) for name in NORMALISED)],
     "shards": [(case, scope) for case in (shards, pixels) for scope in SCOPES],
 }
 

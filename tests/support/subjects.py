@@ -63,7 +63,7 @@ class Subject:
     def outputs(self, module: nn.Module, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         return tensors_of(module(*inputs))
 
-    def drawn(self, batch: int = 4, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list[Tensor]]:
+    def draw(self, batch: int = 4, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list[Tensor]]:
         """The module, in evaluation mode, and inputs that require gradients where they have one."""
         module = self.build().to(dtype).eval()
         inputs = [t.to(dtype) for t in self.inputs(batch)]

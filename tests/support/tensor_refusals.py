@@ -95,7 +95,7 @@ def main(kind: str) -> None:
     for impl in ("auto", "cpp"):
         for subject in SUBJECTS:
             torch.manual_seed(0)
-            module, inputs = subject.drawn(2)
+            module, inputs = subject.draw(2)
             inputs = [t.detach() for t in inputs]
             weights = {name: p.detach() for name, p in module.named_parameters()}
             for place in (*range(len(inputs)), *weights):
@@ -104,13 +104,13 @@ def main(kind: str) -> None:
                     continue
                 print(f"{impl} | {case}", flush=True)
 
-                def called(form: Callable[[Tensor], Tensor], place: int | str = place) -> object:
+                def call(form: Callable[[Tensor], Tensor], place: int | str = place) -> object:
                     given = [form(t) if i == place else t for i, t in enumerate(inputs)]  # noqa: B023
                     others = {name: form(t) if name == place else t for name, t in weights.items()}  # noqa: B023
                     return functional_call(module, others, tuple(given))  # noqa: B023
 
                 with backend.use(impl):
-                    print(f"  {outcome(partial(called, make), partial(called, numbers))}", flush=True)
+                    print(f"  {outcome(partial(call, make), partial(call, numbers))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import RecipeError
 from ..files import check_target, replace_file
-from ..systems.catalogue import find_system
+from ..systems.loading import find_system
 from ..uses.compress import OVERHEAD, compress_images, decompress_images, levels_of
 from ..uses.compressed_file import read_file
 from ..uses.image_files import read_images, write_images

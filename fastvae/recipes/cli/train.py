@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..system import System
-from ..systems.catalogue import CATALOGUE, find_system
+from ..systems.catalogue import CATALOGUE
+from ..systems.loading import find_system
 from ..training.folder import leads
 from .errors import refuse
 from .run_options import RunOptions, check_impl, quieten
@@ -18,8 +19,6 @@ from .settings_file import read_settings_file
 __all__ = ["choose_settings", "train"]
 
 PROCESSES = "On N processes: torchrun --nproc-per-node N -m fastvae train {}; the losses do not depend on N."
-# Of systems whose folder has another name than theirs.
-FOLDERS = {"iaf_vae": "iaf-out"}
 
 
 def train(words: Sequence[str]) -> None:
@@ -57,7 +56,7 @@ def choose_settings(system: System, words: Sequence[str]) -> tuple[RunOptions, A
         SystemExit: an option does not fit, or would change what a checkpoint is resumed with.
     """
     prog, entry = f"fastvae train {system.name}", CATALOGUE[system.name]
-    run = RunOptions(Path(FOLDERS.get(system.name, f"{system.name}-out")))
+    run = RunOptions(Path(entry.out or f"{system.name}-out"))
     kind, description = make_command(system.settings, run), f"{entry.description} {PROCESSES.format(system.name)}"
 
     def choose(words: Sequence[str], kept: Any = None) -> tuple[RunOptions, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -177,12 +177,7 @@ def evaluate(
     valid_elbo = None
     if valid is not None:
         valid_elbo = scan(model, valid, what="bound of valid images", **how).mean_bound(double=separate)[0]
-    if separate:
-        measured = scan(model, x, what="bound of test images", **how)
-        chosen, what = spread(x, count), f"log p(x), K = {samples}"
-        estimated = scan(model, chosen, bound=False, estimated=count, what=what, **importance, **how)
-    else:
-        measured = estimated = scan(model, x, estimated=count, **importance, **how)
+    measured, estimated = scan_test(model, x, count, importance, how, separate=separate)
     elbo, kl_terms, elbo_error = measured.mean_bound(double=separate)
     log_p = torch.cat(estimated.log_p)[:count]
     return Figures(
@@ -198,6 +193,18 @@ def evaluate(
         effective_samples=float(torch.cat(estimated.effective)[:count].mean()),
         valid_elbo=valid_elbo,
     )
+
+
+def scan_test(
+    model: LatentModel, x: Tensor, count: int, importance: Mapping[str, Any], how: Mapping[str, Any], *, separate: bool
+) -> tuple[Scan, Scan]:
+    """The passes that measure the bounds of all images and estimate log p(x) of ``count``; one pass may do both."""
+    if not separate:
+        joint = scan(model, x, estimated=count, **importance, **how)
+        return joint, joint
+    measured = scan(model, x, what="bound of test images", **how)
+    what = f"log p(x), K = {importance['samples']}"
+    return measured, scan(model, spread(x, count), bound=False, estimated=count, what=what, **importance, **how)
 
 
 def evaluate_exact(

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ..errors import RecipeError
-
-if TYPE_CHECKING:
-    from ..system import System
-
-__all__ = ["CATALOGUE", "Entry", "find_system"]
+__all__ = ["CATALOGUE", "UNNAMED", "Entry"]
 
 
 class Entry(NamedTuple):
@@ -21,11 +14,13 @@ class Entry(NamedTuple):
         paper: authors and year of the paper.
         help: one line.
         description: what the help of its command begins with.
+        out: the folder of a run, unless the user names another; the system's name with ``-out`` if None.
     """
 
     paper: str
     help: str
     description: str
+    out: str | None = None
 
 
 STATIC = "static binarised MNIST (50 000 training images, binarized_mnist.npz in $FASTVAE_DATA or the user's cache)"
@@ -42,6 +37,7 @@ CATALOGUE = {
         "Train a convolutional ResNet VAE with a diagonal, a full-covariance or an inverse autoregressive flow "
         "posterior on dynamically binarised MNIST (60 000 training images); then print test ELBO and "
         "importance-sampled log p(x), and draw.",
+        "iaf-out",
     ),
     "pixelcnn": Entry(
         "van den Oord et al. 2016",
@@ -64,18 +60,5 @@ CATALOGUE = {
     ),
 }
 
-
-def find_system(name: str) -> System:
-    """The system of this name.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, 1)
-        raise RecipeError(
-            f"there is no system {name!r}; it must be one of {', '.join(CATALOGUE)}"
-            + (f"; the nearest is {near[0]!r}" if near else "")
-        )
-    found: System = importlib.import_module(f".{name}.system", __package__).SYSTEM
-    return found
+# The system of checkpoints that name none.
+UNNAMED = "vae"

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -22,6 +22,7 @@ from .archives import COMMENT, LABEL, BadCheckpointError, check_archive, check_t
 __all__ = [
     "CHECKPOINT",
     "KEEP",
+    "Named",
     "WholeCheckpoints",
     "check_system",
     "epochs_done",
@@ -34,12 +35,17 @@ __all__ = [
 
 CHECKPOINT = "last.ckpt"
 KEEP = "keep"
-# The system of checkpoints that name none.
-FIRST = "vae"
 
 # Settings that say how often a model has a part.
 REPEATS = ("depth", "layers", "levels", "prior_layers")
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class Named(Protocol):
+    """The part of :class:`fastvae.recipes.system.System` by which a checkpoint is known to be its own."""
+
+    name: ClassVar[str]
+    has_unnamed_checkpoints: ClassVar[bool]
 
 
 class WholeCheckpoints(CheckpointIO):
@@ -134,19 +140,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def system_of(content: dict[str, Any]) -> str:
-    """The name of the system that a checkpoint is of; the oldest ones do not say it."""
-    return str(content["hyper_parameters"].get("recipe", FIRST))
+def system_of(content: dict[str, Any]) -> str | None:
+    """The name of the system that a checkpoint is of; None for the oldest ones, which do not say it."""
+    settings = content["hyper_parameters"]
+    return str(settings["recipe"]) if "recipe" in settings else None
 
 
-def check_system(content: dict[str, Any], name: str, path: Path) -> None:
+def check_system(content: dict[str, Any], system: Named, path: Path) -> None:
     """Checks that a checkpoint is of a system.
 
     Raises:
         RecipeError: it is of another system.
     """
-    if system_of(content) != name:
-        raise RecipeError(f"{path} is no checkpoint of {name}: its recipe is {system_of(content)}")
+    found = system_of(content)
+    if found is None and not system.has_unnamed_checkpoints:
+        raise RecipeError(f"{path} is no checkpoint of {system.name}: it names no recipe")
+    if found is not None and found != system.name:
+        raise RecipeError(f"{path} is no checkpoint of {system.name}: its recipe is {found}")
 
 
 def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import RecipeError
 from ..files import PART, explain
-from .checkpoints import CHECKPOINT, check_system, epochs_done, read_checkpoint
+from .checkpoints import CHECKPOINT, Named, check_system, epochs_done, read_checkpoint
 
 __all__ = ["hold_folder", "leads", "run_folder"]
 
@@ -63,7 +63,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def run_folder(
-    folder: Path, resume: Path | None, settings: Mapping[str, Any], *, name: str, overwrite: bool = False
+    folder: Path, resume: Path | None, settings: Mapping[str, Any], *, system: Named, overwrite: bool = False
 ) -> Iterator[int]:
     """Holds the folder of a run, and checks the run that it continues and the run that it would replace.
 
@@ -71,7 +71,7 @@ def run_folder(
         folder: where everything of the run goes; it is made if it is absent.
         resume: a checkpoint to continue from.
         settings: ``"model"`` and ``"training"`` of this run, as plain data.
-        name: of the system.
+        system: the system of the run.
         overwrite: whether an unfinished run in ``folder`` may be replaced.
 
     Returns:
@@ -82,7 +82,7 @@ def run_folder(
             ``resume`` does not continue; or ``resume`` cannot be read or is of other settings.
     """
     with hold_folder(folder):
-        done = 0 if resume is None else check_continued(resume, settings, name)
+        done = 0 if resume is None else check_continued(resume, settings, system)
         if leads() and not overwrite:
             check_replaced(folder / CHECKPOINT, resume)
         yield done
@@ -108,19 +108,19 @@ def check_replaced(path: Path, resume: Path | None) -> None:
         )
 
 
-def check_continued(path: Path, settings: Mapping[str, Any], name: str) -> int:
+def check_continued(path: Path, settings: Mapping[str, Any], system: Named) -> int:
     """Checks that a checkpoint is of a run with these settings; returns the epochs that are done.
 
     Raises:
         RecipeError: it is not, or cannot be read.
     """
     content = read_checkpoint(path)
-    check_system(content, name, path)
+    check_system(content, system, path)
     plain = content["hyper_parameters"]
     for part in ("model", "training"):
         theirs = plain.get(part)
         if not isinstance(theirs, dict):
-            raise RecipeError(f"{path} is no checkpoint of {name}: it has no settings of its {part}")
+            raise RecipeError(f"{path} is no checkpoint of {system.name}: it has no settings of its {part}")
         for key, value in settings[part].items():
             if key in theirs and to_list(theirs[key]) != to_list(value):
                 raise RecipeError(f"{path} is of a run with {key} = {theirs[key]!r}; it cannot become {value!r}")

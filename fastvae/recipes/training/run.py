@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from ..data.batches import binarize_fixed
@@ -18,7 +19,7 @@ from ..evaluation.bounds import check_figures
 from ..files import write_json
 from ..pictures.curves import draw_learning_curves
 from ..settings import to_plain
-from .checkpoints import CHECKPOINT
+from .checkpoints import CHECKPOINT, Named
 from .folder import leads, run_folder
 from .history import curves_of, describe_machine, make_loggers
 from .trainer import Speed, device_of, fit
@@ -26,10 +27,8 @@ from .trainer import Speed, device_of, fit
 __all__ = ["Run", "run"]
 
 
-class Trainable(Protocol):
+class Trainable(Named, Protocol):
     """The part of :class:`fastvae.recipes.system.System` that a run uses."""
-
-    name: ClassVar[str]
 
     def make_model(self, config: Any) -> Any: ...
 
@@ -102,7 +101,7 @@ def run(
     """
     config, plain = settings.training, settings_to_plain(settings)
     device = device_of(accelerator)
-    with run_folder(folder, resume, plain, name=system.name, overwrite=overwrite) as done:
+    with run_folder(folder, resume, plain, system=system, overwrite=overwrite) as done:
         last = config.epochs if limit_epochs is None else min(config.epochs, done + limit_epochs)
         if leads():
             write_json(folder / "config.json", {"recipe": system.name} | plain)
@@ -123,12 +122,33 @@ def run(
         )
         model, figures = task.final_model.eval(), None
         if finish and leads() and last == config.epochs:
-            figures = system.evaluate(model.to(device), batches.images, settings.evaluation, progress=progress)
-            result = asdict(figures) | describe(system.name, settings, task, batches.images, speed)
-            write_json(folder / "result.json", result | describe_machine(settings.model.impl, device))
-            check_figures(figures)
-            draw_all(system, settings, model, task, batches.images, folder)
+            figures = finish_run(system, settings, task, batches.images, speed, folder, device, progress=progress)
         return Run(model.cpu(), folder / CHECKPOINT, len(task.history), config.epochs, speed, task.history, figures)
+
+
+def finish_run(
+    system: Trainable,
+    settings: Any,
+    task: Any,
+    images: Images,
+    speed: Speed,
+    folder: Path,
+    device: torch.device,
+    *,
+    progress: bool,
+) -> Any:
+    """Evaluates the trained model on a device, writes ``result.json`` and draws; returns the figures.
+
+    Raises:
+        RecipeError: a figure is not finite.
+    """
+    model = task.final_model.to(device)
+    figures = system.evaluate(model, images, settings.evaluation, progress=progress)
+    result = asdict(figures) | describe(system.name, settings, task, images, speed)
+    write_json(folder / "result.json", result | describe_machine(settings.model.impl, device))
+    check_figures(figures)
+    draw_all(system, settings, model, task, images, folder)
+    return figures
 
 
 def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) -> dict[str, Any]:

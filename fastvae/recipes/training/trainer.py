@@ -99,32 +99,18 @@ def fit(
             a file cannot be written; the earlier checkpoint is whole then.
         SystemExit: SIGINT or SIGTERM came; the checkpoint is that after the last whole epoch, the status not 0.
     """
-    world_size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if config.batch_size % world_size:
-        raise RecipeError(f"a batch of {config.batch_size} cannot be shared out evenly by {world_size} processes")
-    device = device_of(accelerator)
     writer = WholeCheckpoints(each.state_key for each in callbacks if not isinstance(each, Checkpoint))
-    every = config.check_every
-    last = LastCheckpoint(folder / CHECKPOINT, every, writer)
-    speed = Speed()
+    last, speed = LastCheckpoint(folder / CHECKPOINT, config.check_every, writer), Speed()
     bar = [ProgressBar(refresh_rate=20)] if progress else []
-    trainer = L.Trainer(
-        accelerator=device.type,
-        devices=local,
-        num_nodes=world_size // local,
-        strategy="ddp" if world_size > 1 else "auto",
-        precision=cast(Any, config.precision),
+    trainer = make_trainer(
+        config,
+        accelerator,
         max_epochs=config.epochs if epochs is None else epochs,
-        check_val_every_n_epoch=every,
         logger=list(loggers),
         callbacks=[last, speed, *bar, *callbacks],
         plugins=[writer],
         default_root_dir=str(folder),
         enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        log_every_n_steps=LOG_EVERY,
     )
     with warnings.catch_warnings(), explain_end(last, resume), stop_on_signals():
         # The batches are made faster than a worker process could hand them over.
@@ -134,6 +120,30 @@ def fit(
         trainer.fit(task, batches, ckpt_path=None if resume is None else str(resume), weights_only=True)
         last.finish(trainer)
     return speed
+
+
+def make_trainer(config: TrainConfig, accelerator: str, **options: Any) -> L.Trainer:
+    """Lightning's trainer for one process or for those of ``torchrun``; it gets ``options``, too.
+
+    Raises:
+        RecipeError: the batch cannot be shared out evenly, or ``accelerator`` is not there.
+    """
+    world_size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if config.batch_size % world_size:
+        raise RecipeError(f"a batch of {config.batch_size} cannot be shared out evenly by {world_size} processes")
+    return L.Trainer(
+        accelerator=device_of(accelerator).type,
+        devices=local,
+        num_nodes=world_size // local,
+        strategy="ddp" if world_size > 1 else "auto",
+        precision=cast(Any, config.precision),
+        check_val_every_n_epoch=config.check_every,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=LOG_EVERY,
+        **options,
+    )
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class Posterior2dSystem(System):
         check_folder(folder)
         planned = [(density, kind) for density in config.densities for kind in FITS]
         plain = {"model": config.as_dict(), "training": {"epochs": len(planned)}}
-        with run_folder(folder, resume, plain, name=self.name, overwrite=overwrite) as done:
+        with run_folder(folder, resume, plain, system=self, overwrite=overwrite) as done:
             write_json(folder / "config.json", {"recipe": self.name, "model": plain["model"]})
             fits = Fits() if resume is None else Fits.read(resume)
             last = len(planned) if limit_epochs is None else min(len(planned), done + limit_epochs)
@@ -86,7 +86,7 @@ class Posterior2dSystem(System):
 
     def read_settings(self, path: Path) -> Posterior2dSettings:
         content = read_checkpoint(path)
-        check_system(content, self.name, path)
+        check_system(content, self, path)
         try:
             found: Posterior2dSettings = self.to_settings(content["hyper_parameters"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ class VAESystem(LatentSystem):
 
     name = "vae"
     settings = VAESettings
+    has_unnamed_checkpoints = True
 
     def make_model(self, config: VAEConfig) -> VAE:
         return VAE(config)
