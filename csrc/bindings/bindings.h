@@ -74,16 +74,6 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-template <class T>
-Matrix<T> matrix(Address address, int64_t stride) {
-  return {at<const T>(address), stride};
-}
-
-template <class T>
-NoiseSource<T> noise_source(Address noise, bool given, int64_t row_offset) {
-  return {given ? nullptr : at<const int64_t>(noise), given ? at<const T>(noise) : nullptr, row_offset};
-}
-
 // Runs body with a float or a double, without the interpreter lock.
 template <class Body>
 void with_type(bool is_double, const Body& body) {

@@ -79,31 +79,36 @@ BernoulliSizes bernoulli_sizes(const TensorView& h, const TensorView& x, int64_t
   return {rows ? h.shape[0] / rows : 0, points, inner};
 }
 
-nb::object linear_bernoulli_fwd(nb::handle h, nb::handle weight, nb::handle bias, nb::handle x, int64_t inner) {
+// Returns the log-likelihoods, and with `keep` what the backward pass reads.
+nb::tuple linear_bernoulli_fwd(nb::handle h, nb::handle weight, nb::handle bias, nb::handle x, int64_t inner,
+                               bool keep) {
   const LayerViews layer = dense_views(weight, bias);
   const TensorView hidden = view(h), points = view(x);
+  const BernoulliSizes sizes = bernoulli_sizes(hidden, points, inner);
+  const int64_t count = current().of<float>().linear_bernoulli.kept_count(layer.weight.shape[0], sizes);
   const Output log_p = new_tensor(h, hidden, {hidden.shape[0]});
+  const Output kept = keep ? new_tensor(h, hidden, {count}) : Output();
   with_type(hidden.is_double(), [&]<class T>(T) {
     current().of<T>().linear_bernoulli.fwd(layer.of<T>(), rows_of<T>(hidden), rows_of<T>(points), log_p.as<T>(),
-                                           bernoulli_sizes(hidden, points, inner));
+                                           kept.as<T>(), sizes);
   });
-  return log_p.tensor;
+  return nb::make_tuple(log_p.tensor, kept.tensor);
 }
 
 // Returns the gradients of h, weight and bias; None for those that `needs` does not want.
 nb::tuple linear_bernoulli_bwd(nb::handle d_log_p, nb::handle h, nb::handle weight, nb::handle bias, nb::handle x,
-                               int64_t inner, nb::handle needs) {
+                               nb::handle kept, int64_t inner, nb::handle needs) {
   const LayerViews layer = dense_views(weight, bias);
-  const TensorView g = view(d_log_p), hidden = view(h), points = view(x);
+  const TensorView hidden = view(h), points = view(x), &w = layer.weight;
+  const FlatView g = flat_view(d_log_p), residuals = flat_view(kept);
   const Items wanted(needs);
   const auto wants = [&](size_t i) { return wanted[i].ptr() == Py_True; };
-  const TensorView& w = layer.weight;
   const Output d_h = wants(0) ? new_tensor(h, hidden, {hidden.shape[0], hidden.shape[1]}) : Output();
   const Output d_weight = wants(1) ? new_tensor(h, hidden, {w.shape[0], w.shape[1]}) : Output();
   const Output d_bias = wants(2) ? new_tensor(h, hidden, {w.shape[0]}) : Output();
   with_type(hidden.is_double(), [&]<class T>(T) {
     current().of<T>().linear_bernoulli.bwd(layer.of<T>(), g.as<const T>(), rows_of<T>(hidden), rows_of<T>(points),
-                                           d_h.as<T>(), d_weight.as<T>(), d_bias.as<T>(),
+                                           residuals.as<const T>(), d_h.as<T>(), d_weight.as<T>(), d_bias.as<T>(),
                                            bernoulli_sizes(hidden, points, inner));
   });
   return nb::make_tuple(d_h.tensor, d_weight.tensor, d_bias.tensor);
@@ -116,9 +121,9 @@ void bind_layers(nb::module_& m) {
         "out_degrees"_a, "activation"_a, "keep_pre"_a);
   m.def("masked_linear_bwd", masked_linear_bwd, "d_y"_a, "at"_a, "x"_a, "weight"_a, "scale"_a.none(), "in_degrees"_a,
         "out_degrees"_a, "activation"_a, "has_bias"_a);
-  m.def("linear_bernoulli_fwd", linear_bernoulli_fwd, "h"_a, "weight"_a, "bias"_a.none(), "x"_a, "inner"_a);
-  m.def("linear_bernoulli_bwd", linear_bernoulli_bwd, "d_log_p"_a, "h"_a, "weight"_a, "bias"_a.none(), "x"_a, "inner"_a,
-        "needs"_a);
+  m.def("linear_bernoulli_fwd", linear_bernoulli_fwd, "h"_a, "weight"_a, "bias"_a.none(), "x"_a, "inner"_a, "keep"_a);
+  m.def("linear_bernoulli_bwd", linear_bernoulli_bwd, "d_log_p"_a, "h"_a, "weight"_a, "bias"_a.none(), "x"_a,
+        "kept"_a.none(), "inner"_a, "needs"_a);
   m.def("masked_norm_fwd", masked_norm_fwd, "weight"_a, "in_degrees"_a, "out_degrees"_a);
   m.def("masked_norm_bwd", masked_norm_bwd, "d_norm"_a, "norm"_a, "weight"_a, "in_degrees"_a, "out_degrees"_a);
 }

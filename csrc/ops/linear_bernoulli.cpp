@@ -12,7 +12,7 @@ namespace {
 
 // Visits of one task: those of the same data points read them once.
 constexpr int64_t kTaskVisits = 8;
-// Blocks whose gradients of logits are in memory at once, for the gradient of the weight. Few: its sums stay accurate.
+// Blocks whose part of the weight's gradient is summed up at once. Few: its sums stay accurate.
 constexpr int64_t kChunkBlocks = 16;
 // Groups of outputs that are summed up before their sum is added to the total: the error of long sums stays small.
 constexpr int64_t kSumGroups = 12;
@@ -113,124 +113,178 @@ struct Dense {
   }
 };
 
+// The logits of a visit, a few outputs at a time: done(begin, end, logits) gets (end - begin, kLanes) of them.
+template <class T, class Done>
+FASTVAE_INLINE void each_group(const Staircase<T>& s, const T* inputs, LaneRange lanes, T* logits, const Done& done) {
+  int64_t group = 0;
+  multiply_rows(
+      s, inputs, 0, s.layer.out, lanes,
+      [&](int64_t r, int64_t lane, typename Simd<T>::Vector sum)
+          FASTVAE_INLINE_LAMBDA { store(logits + (r - group) * kLanes + lane, sum + s.bias(r)); },
+      [&](int64_t begin, int64_t end) {
+        done(begin, end, logits);
+        group = end;
+      });
+}
+
+// x - sigmoid(l), and 0 in lanes without a row: sums over rows read whole blocks.
 template <class T>
-void fwd(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, BernoulliSizes sizes) {
+FASTVAE_INLINE void store_residual(typename Simd<T>::Vector x, typename Simd<T>::Vector l,
+                                   typename Simd<T>::Vector tail, int64_t rows, T* to) {
+  const auto r = x - (l < 0 ? tail : 1 + typename Simd<T>::Vector{}) / (1 + tail);
+  store(to, rows < Simd<T>::kWidth ? first_lanes<T>(r, rows) : r);
+}
+
+template <class T>
+void clear_rest(LaneRange lanes, int64_t out, T* block) {
+  for (int64_t r = 0; lanes.end < kLanes && r < out; ++r)
+    std::fill_n(block + r * kLanes + lanes.end, kLanes - lanes.end, T(0));
+}
+
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Vector tail_of(typename Simd<T>::Vector l) {
+  return exp(l < 0 ? l : -l);
+}
+
+template <class T, bool keep>
+void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, T* kept, BernoulliSizes sizes) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
   const Dense<T> dense(given);
-  const Staircase<T>& s = dense.staircase;
   const int64_t in = given.in, out = given.out;
   const Visits visits(sizes);
   each_visit<T>(given, x, 0, visits.count(), [&](int64_t visit, Points<T>& points) {
     const LaneRange lanes = lanes_of(visits.rows(visit), width);
     const int64_t first = visits.first_row(visit);
     const Scratch<T> scratch((in + kTileRows + 2) * kLanes);
-    T *inputs = scratch.get(), *logits = inputs + in * kLanes, *part = logits + kTileRows * kLanes;
-    T* total = part + kLanes;
+    T *inputs = scratch.get(), *part = inputs + in * kLanes, *total = part + kLanes;
+    T* const residuals = keep ? kept + visit * out * kLanes : nullptr;
     const T* values = points.read(visits, visit, lanes);
     samples_to_lanes(h.row(first), h.stride, in, nullptr, lanes, inputs);
     std::fill_n(part, 2 * kLanes, T(0));
-    int64_t group = 0, group_begin = 0;
-    multiply_rows(
-        s, inputs, 0, out, lanes,
-        [&](int64_t r, int64_t lane, Vector sum)
-            FASTVAE_INLINE_LAMBDA { store(logits + (r - group_begin) * kLanes + lane, sum + s.bias(r)); },
-        [&](int64_t begin, int64_t end) {
-          const bool whole = ++group % kSumGroups == 0 || end == out;
-          for (int64_t lane = 0; lane < lanes.end; lane += width) {
-            // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
-            Vector sum = load(part + lane), product{};
-            for (int64_t r = begin; r < end; ++r) {
-              const Vector l = load(logits + (r - begin) * kLanes + lane), tail = exp(l < 0 ? l : -l);
-              product += tail + tail * product;
-              sum += load(values + r * kLanes + lane) * l - positive_part(l);
-            }
-            sum -= log1p_unit(product);
-            store(part + lane, whole ? Vector{} : sum);
-            if (whole) store(total + lane, load(total + lane) + sum);
-          }
-          group_begin = end;
-        });
+    int64_t groups = 0;
+    each_group<T>(dense.staircase, inputs, lanes, total + kLanes, [&](int64_t begin, int64_t end, const T* logits) {
+      const bool whole = ++groups % kSumGroups == 0 || end == out;
+      for (int64_t lane = 0; lane < lanes.end; lane += width) {
+        // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
+        Vector sum = load(part + lane), product{};
+        for (int64_t r = begin; r < end; ++r) {
+          const Vector l = load(logits + (r - begin) * kLanes + lane), tail = tail_of<T>(l);
+          const Vector value = load(values + r * kLanes + lane);
+          product += tail + tail * product;
+          sum += value * l - positive_part(l);
+          if constexpr (keep) store_residual<T>(value, l, tail, lanes.count - lane, residuals + r * kLanes + lane);
+        }
+        sum -= log1p_unit(product);
+        store(part + lane, whole ? Vector{} : sum);
+        if (whole) store(total + lane, load(total + lane) + sum);
+      }
+    });
+    if constexpr (keep) clear_rest(lanes, out, residuals);
     for (int64_t i = 0; i < lanes.count; ++i) log_p[first + i] = total[i];
   });
 }
 
 template <class T>
-void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x, T* d_h, T* d_weight, T* d_bias,
-         BernoulliSizes sizes) {
+void fwd(const MaskedLayer<T>& layer, Matrix<T> h, Matrix<T> x, T* log_p, T* kept, BernoulliSizes sizes) {
+  (kept ? log_probs<T, true> : log_probs<T, false>)(layer, h, x, log_p, kept, sizes);
+}
+
+// Sums over the lanes of a block of residuals times `upstream`, one for each output.
+template <class T>
+void weighted_sums(const T* residuals, const T* upstream, int64_t out, T* sums) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  for (int64_t r = 0; r < out; r += width) {
+    const int64_t rows = std::min(width, out - r);
+    typename Simd<T>::Vector totals[width] = {};
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t lane = 0; lane < kLanes; lane += width)
+        totals[i] += load(residuals + (r + i) * kLanes + lane) * load(upstream + lane);
+    transpose_square<T>(totals);
+    for (int64_t i = 1; i < width; ++i) totals[0] += totals[i];
+    store_up_to(sums + r, totals[0], rows);
+  }
+}
+
+// Adds the rows of `parts` to `total`, or sets it to their sum.
+template <class T>
+void add_rows(const T* parts, int64_t rows, int64_t columns, bool set, T* total) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < columns; ++c) total[c] = (set && i == 0 ? T(0) : total[c]) + parts[i * columns + c];
+}
+
+template <class T>
+void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x, const T* kept, T* d_h, T* d_weight,
+         T* d_bias, BernoulliSizes sizes) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
   const Dense<T> dense(given);
   const Staircase<T>& s = dense.staircase;
   const int64_t in = given.in, out = given.out, block_size = out * kLanes;
   const Visits visits(sizes);
-  const bool of_layer = d_weight || d_bias, in_chunks = of_layer && visits.count() > kChunkBlocks;
-  const int64_t chunk = of_layer ? std::min(kChunkBlocks, visits.count()) : visits.count();
-  const Scratch<T> kept(of_layer ? chunk * block_size : 0);
-  // A chunk's gradients of the weight and the bias, which are added to those of the chunks before.
-  const Scratch<T> parts(in_chunks ? out * (in + 1) : 0);
-  if (of_layer && visits.count() == 0) {
+  const int64_t chunk = std::min(kChunkBlocks, visits.count());
+  const bool in_chunks = visits.count() > chunk;
+  // The residuals of a chunk, the sums for the bias of each of its visits, and its part of the weight's gradient.
+  const Scratch<T> computed(kept ? 0 : chunk * block_size), of_bias(d_bias ? chunk * out : 0);
+  const Scratch<T> of_weight(d_weight && in_chunks ? out * in : 0);
+  if (visits.count() == 0) {
     if (d_weight) std::fill_n(d_weight, out * in, T(0));
     if (d_bias) std::fill_n(d_bias, out, T(0));
   }
   for (int64_t from = 0; from < visits.count(); from += chunk) {
     const int64_t to = std::min(from + chunk, visits.count());
-    const PackedInputs<T> packed(of_layer ? in : 0, (to - from) * kLanes);
+    const PackedInputs<T> packed(d_weight ? in : 0, (to - from) * kLanes);
+    const T* const residuals = kept ? kept + from * block_size : computed.get();
     each_visit<T>(given, x, from, to, [&](int64_t visit, Points<T>& points) {
       const LaneRange lanes = lanes_of(visits.rows(visit), width), all{0, kLanes, kLanes};
       const int64_t first = visits.first_row(visit);
-      const Scratch<T> scratch((in + (of_layer ? 0 : out) + 1) * kLanes);
-      T *inputs = scratch.get(), *upstream = inputs + in * kLanes;
-      T* adjoints = of_layer ? kept.get() + (visit - from) * block_size : upstream + kLanes;
-      const T* values = points.read(visits, visit, lanes);
-      samples_to_lanes(h.row(first), h.stride, in, nullptr, LaneRange{0, kLanes, lanes.count}, inputs);
-      if (of_layer) {
-        packed.pack(inputs, visit - from, all);
-        // Lanes without a row: the sums over samples read them.
-        if (lanes.end < kLanes)
-          for (int64_t r = 0; r < out; ++r) std::fill_n(adjoints + r * kLanes + lanes.end, kLanes - lanes.end, T(0));
-      }
+      const Scratch<T> scratch((in + kTileRows + 1) * kLanes);
+      T *inputs = scratch.get(), *upstream = inputs + in * kLanes, *logits = upstream + kLanes;
+      const T* const own = residuals + (visit - from) * block_size;
       std::fill_n(upstream, kLanes, T(0));
       std::copy_n(d_log_p + first, lanes.count, upstream);
-      multiply_rows(
-          s, inputs, 0, out, lanes,
-          [&](int64_t r, int64_t lane, Vector sum)
-              FASTVAE_INLINE_LAMBDA { store(adjoints + r * kLanes + lane, sum + s.bias(r)); },
-          [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r)
-              for (int64_t lane = 0; lane < lanes.end; lane += width) {
-                T* const at = adjoints + r * kLanes + lane;
-                const Vector d = load(upstream + lane) * (load(values + r * kLanes + lane) - sigmoid(load(at)));
-                store(at, lane + width > lanes.count ? first_lanes<T>(d, lanes.count - lane) : d);
-              }
-          });
+      if (!kept || d_weight)
+        samples_to_lanes(h.row(first), h.stride, in, nullptr, LaneRange{0, kLanes, lanes.count}, inputs);
+      if (!kept) {
+        T* const to_block = computed.get() + (visit - from) * block_size;
+        const T* values = points.read(visits, visit, lanes);
+        each_group<T>(s, inputs, lanes, logits, [&](int64_t begin, int64_t end, const T* group) {
+          for (int64_t r = begin; r < end; ++r)
+            for (int64_t lane = 0; lane < lanes.end; lane += width) {
+              const Vector l = load(group + (r - begin) * kLanes + lane);
+              store_residual<T>(load(values + r * kLanes + lane), l, tail_of<T>(l), lanes.count - lane,
+                                to_block + r * kLanes + lane);
+            }
+        });
+        clear_rest(lanes, out, to_block);
+      }
+      if (d_weight) {
+        each_vector<T>(0, in, all, [&](int64_t i) FASTVAE_INLINE_LAMBDA {
+          store(inputs + i, load(inputs + i) * load(upstream + i % kLanes));
+        });
+        packed.pack(inputs, visit - from, all);
+      }
+      if (d_bias) weighted_sums(own, upstream, out, of_bias.get() + (visit - from) * out);
       if (!d_h) return;
-      multiply_columns(s, adjoints, 0, in, lanes, [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-        store(inputs + k * kLanes + lane, sum);
+      multiply_columns(s, own, 0, in, lanes, [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+        store(inputs + k * kLanes + lane, sum * load(upstream + lane));
       });
       lanes_to_samples(inputs, in, nullptr, lanes, d_h + first * in, in);
     });
-    if (!of_layer) continue;
-    const bool first = from == 0;
-    T* const weight = first ? d_weight : d_weight ? parts.get() : nullptr;
-    T* const bias = first ? d_bias : d_bias ? parts.get() + out * in : nullptr;
-    const Scratch<T> unused(d_weight ? 0 : out * in);
-    layer_gradients<T>({{s,
-                         packed,
-                         Blocks<T>{kept.get(), block_size, (to - from) * kLanes},
-                         {weight ? weight : unused.get(), bias, nullptr}}});
-    if (first) continue;
-    const auto add = [](T* total, const T* part, int64_t count) {
-      for (int64_t i = 0; total && i < count; ++i) total[i] += part[i];
-    };
-    add(d_weight, parts.get(), out * in);
-    add(d_bias, parts.get() + out * in, out);
+    if (d_bias) add_rows(of_bias.get(), to - from, out, from == 0, d_bias);
+    if (!d_weight) continue;
+    T* const target = from == 0 ? d_weight : of_weight.get();
+    const Blocks<T> blocks{residuals, block_size, (to - from) * kLanes};
+    layer_gradients<T>({{s, packed, blocks, {target, nullptr, nullptr}}});
+    if (from > 0) add_rows(of_weight.get(), 1, out * in, false, d_weight);
   }
 }
 
+int64_t kept_count(int64_t out, BernoulliSizes sizes) { return Visits(sizes).count() * out * kLanes; }
+
 template <class T>
 LinearBernoulli<T> kernels() {
-  return {fwd<T>, bwd<T>};
+  return {fwd<T>, bwd<T>, kept_count};
 }
 
 }  // namespace

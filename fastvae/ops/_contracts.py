@@ -1,4 +1,4 @@
-"""Checks of the arguments of ``torch.ops.fastvae``: the launchers hand out addresses, and check nothing.
+"""Checks of the arguments of ``torch.ops.fastvae``: the launchers hand tensors to kernels, and check nothing.
 
 The functions of :mod:`fastvae.functional` always pass valid arguments; these checks are for direct calls of the ops.
 """

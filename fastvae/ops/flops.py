@@ -89,6 +89,17 @@ def _inverse_bwd(d_out: Tensor, *others: Any, **named: Any) -> int:
     return sweep + _network_bwd(d_out, *others, **named) if any(needs) else sweep
 
 
+def _linear_bernoulli_fwd(h: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * h.shape[0] * weight.numel()
+
+
+def _linear_bernoulli_bwd(d_log_p: Any, h: Tensor, weight: Tensor, *others: Any, **_: Any) -> int:
+    """The products for h and for the weight, and that for the logits unless their gradient was kept."""
+    *_, kept, _, needs = others
+    products = needs[0] + needs[1] + (kept is None)
+    return 2 * products * h.shape[0] * weight.numel()
+
+
 def _masked_conv2d_fwd(
     x: Any,
     weight: Tensor,
@@ -148,6 +159,8 @@ FLOP_FORMULAS.update(
         "autoregressive_flow_bwd": _network_bwd,
         "autoregressive_inverse_fwd": _network_fwd,
         "autoregressive_inverse_bwd": _inverse_bwd,
+        "linear_bernoulli_fwd": _linear_bernoulli_fwd,
+        "linear_bernoulli_bwd": _linear_bernoulli_bwd,
         "masked_conv2d_fwd": _masked_conv2d_fwd,
         "masked_conv2d_bwd": _masked_conv2d_bwd,
         "tril_gaussian_fwd": _tril_gaussian_fwd,

@@ -15,30 +15,81 @@ from ..reference import linear_bernoulli as reference
 from . import _checks, _layout
 from ._contracts import Call
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._network import LANES
 
 # Row m of h belongs to row m // inner % N of x: samples come first, then data points, then `inner` classes of each.
+#
+# `kept` is x - sigmoid(l): a CPU computes it in the forward pass where it is small. What is larger is computed again.
+_MOST_KEPT_BYTES = 64 << 20
 
 
-def _fwd_cpu(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, inner: int) -> Tensor:
+def _is_kept(rows: int, pixels: int, dtype: torch.dtype) -> bool:
+    return rows * pixels * compute_dtype(dtype).itemsize <= _MOST_KEPT_BYTES
+
+
+def _count_kept(rows: int, points: int, pixels: int, inner: int) -> int:
+    """The numbers of `kept`, in blocks of samples as csrc lays them out."""
+    if points == 0:
+        return 0
+    stacked = inner == 1 and points >= LANES
+    blocks = rows // points * _divide_up(points, LANES) if stacked else _divide_up(rows, LANES)
+    return blocks * pixels * LANES
+
+
+def _divide_up(count: int, by: int) -> int:
+    return (count + by - 1) // by
+
+
+def _fwd_cpu(
+    h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, inner: int, keep: bool
+) -> tuple[Tensor, Tensor | None]:
     tensors = _layout.all_to_compute_dtype((h, weight, bias), h.dtype)
-    log_p: Tensor = extension().linear_bernoulli_fwd(*tensors, x, inner)
-    return log_p
+    log_p, kept = extension().linear_bernoulli_fwd(*tensors, x, inner, keep)
+    return log_p, kept
 
 
-def _fwd_fake(h: Tensor, weight: Any, bias: Any, x: Any, inner: Any) -> Tensor:
-    return h.new_empty(h.shape[0], dtype=compute_dtype(h.dtype))
+def _fwd_triton(launcher: Any, *args: Any) -> tuple[Tensor, Tensor | None]:
+    return launcher(*args[:-1]), None
+
+
+def _fwd_fake(h: Tensor, weight: Tensor, bias: Any, x: Tensor, inner: int, keep: bool) -> tuple[Tensor, Tensor]:
+    log_p = h.new_empty(h.shape[0], dtype=compute_dtype(h.dtype))
+    if not (keep and h.device.type == "cpu"):
+        return log_p, h.new_empty(0)
+    return log_p, log_p.new_empty(_count_kept(h.shape[0], x.shape[0], weight.shape[0], inner))
 
 
 def _bwd_cpu(
-    d_log_p: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, inner: int, needs: Sequence[bool]
+    d_log_p: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    kept: Tensor | None,
+    inner: int,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     tensors = _layout.all_to_compute_dtype((h, weight, bias), h.dtype)
-    gradients = extension().linear_bernoulli_bwd(d_log_p, *tensors, x, inner, needs)
+    gradients = extension().linear_bernoulli_bwd(d_log_p, *tensors, x, kept, inner, needs)
     return tuple([None if g is None else _layout.cast(g, h.dtype) for g in gradients])
 
 
+def _bwd_triton(
+    launcher: Any,
+    d_log_p: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    kept: Any,
+    inner: int,
+    needs: Sequence[bool],
+) -> Any:
+    return launcher(d_log_p, h, weight, bias, x, inner, needs)
+
+
 def _bwd_fake(
-    d_log_p: Tensor, h: Tensor, weight: Tensor, bias: Any, x: Any, inner: Any, needs: Sequence[bool]
+    d_log_p: Tensor, h: Tensor, weight: Tensor, bias: Any, x: Any, kept: Any, inner: Any, needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     shapes = h.shape, weight.shape, weight.shape[:1]
     return tuple(
@@ -52,27 +103,31 @@ def _check_call(call: Call) -> None:
     whole = rows % (points * inner) == 0 if points else rows == 0
     call.require(whole, "h", f"have a multiple of {points} x {inner} rows", rows)
     if "needs" in call.arguments:
-        needs = call["needs"]
+        needs, kept = call["needs"], call["kept"]
+        if kept is not None:
+            count = _count_kept(rows, points, call.sizes["P"], inner)
+            call.tensor("kept", kept, (str(count),), "cw")
         call.require(len(needs) == 3, "needs", "be three truth values", needs)
         call.require(not needs[2] or call["bias"] is not None, "needs", "want no gradient of an absent bias", needs)
 
 
 _TENSORS = "h[M,H]r weight[P,H]r bias?[P]c x[N,P]rw"
 FWD = define(
-    "linear_bernoulli_fwd(Tensor h, Tensor weight, Tensor? bias, Tensor x, SymInt inner) -> Tensor log_p",
+    "linear_bernoulli_fwd(Tensor h, Tensor weight, Tensor? bias, Tensor x, SymInt inner, bool keep)"
+    " -> (Tensor log_p, Tensor kept)",
     tensors=_TENSORS, more=_check_call,
-    module="linear_bernoulli", cpu=_fwd_cpu, fake=_fwd_fake,
+    module="linear_bernoulli", cpu=_fwd_cpu, fake=_fwd_fake, adapt=_fwd_triton,
 )  # fmt: skip
 BWD = define(
-    "linear_bernoulli_bwd(Tensor d_log_p, Tensor h, Tensor weight, Tensor? bias, Tensor x, SymInt inner, bool[] needs)"
-    " -> (Tensor d_h, Tensor d_weight, Tensor d_bias)",
+    "linear_bernoulli_bwd(Tensor d_log_p, Tensor h, Tensor weight, Tensor? bias, Tensor x, Tensor? kept, SymInt inner,"
+    " bool[] needs) -> (Tensor d_h, Tensor d_weight, Tensor d_bias)",
     tensors=f"{_TENSORS} d_log_p[M]cw", more=_check_call,
-    module="linear_bernoulli", cpu=_bwd_cpu, fake=_bwd_fake,
+    module="linear_bernoulli", cpu=_bwd_cpu, fake=_bwd_fake, adapt=_bwd_triton,
 )  # fmt: skip
 
 
 def _rebuild_log_prob(ctx: Any) -> Differentiable:
-    h, weight, bias, x = ctx.saved_tensors
+    h, weight, bias, x, _ = ctx.saved_tensors
 
     def log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, *_: None) -> Tensor:
         return reference.linear_bernoulli_log_prob(h, weight, bias, x, ctx.inner)
@@ -84,9 +139,11 @@ class _LinearBernoulliLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, call: tuple[int, Route]) -> Tensor:
         inner, route = call
-        ctx.save_for_backward(h, weight, bias, x)
+        keeps = route.impl == "cpp" and _is_kept(h.shape[0], weight.shape[0], h.dtype)
+        log_p, kept = FWD.on(route)(h, weight, bias, x, inner, keeps)
+        ctx.save_for_backward(h, weight, bias, x, kept if keeps else None)
         ctx.inner, ctx.route = inner, route
-        return FWD.on(route)(h, weight, bias, x, inner)
+        return log_p
 
     @staticmethod
     @with_reference(_rebuild_log_prob)
@@ -107,7 +164,7 @@ def _align(h: Tensor, x: Tensor) -> tuple[Tensor, int]:
                 first += 1
             while last > first and own[last - 1] == 1:
                 last -= 1
-            inner = _layout.product(batch[last:]) if first < last else 1
+            inner = (_layout.product(batch[last:]) if first < last else 1) or 1
             points = x.reshape(*own[first:last], x.shape[-1]).expand(*batch[first:last], x.shape[-1])
             return points.reshape(-1, x.shape[-1]), inner
     raise ValueError(
@@ -161,8 +218,9 @@ def linear_bernoulli_log_prob(
         RuntimeError: ``impl`` cannot run here.
 
     Note:
-        Under autocast the layer runs in its dtype, as :func:`torch.nn.functional.linear` does. The backward pass
-        computes the logits again, a few thousand rows at a time: that takes a third more products than keeping them.
+        Under autocast the layer runs in its dtype, as :func:`torch.nn.functional.linear` does. On a CPU the gradients
+        of up to 64 MiB of logits are kept for the backward pass. It computes larger ones again, a thousand rows at a
+        time, and so takes a third more products; a GPU always does.
         A gradient of ``x`` is the reference's. The values of ``x`` are not checked. Deterministic. Differentiable any
         number of times, by the reference from the second time on.
 
@@ -192,5 +250,5 @@ def linear_bernoulli_log_prob(
     if needs_grad(h, weight) or (bias is not None and needs_grad(bias)):
         log_p = apply(_LinearBernoulliLogProb, h, weight, bias, x, (inner, route))
     else:
-        log_p = FWD.on(route)(h, weight, bias, x, inner)
+        log_p = FWD.on(route)(h, weight, bias, x, inner, False)[0]
     return _layout.to_shape(log_p, batch)

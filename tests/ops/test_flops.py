@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastvae.functional as F
 from fastvae.nn import MADE, InverseAutoregressiveFlow, MaskedAutoregressiveFlow, MaskedConv2d
+from fastvae.ops import linear_bernoulli
 from fastvae.ops._library import FLOP_FORMULAS as FORMULAS
 from fastvae.ops.autoregressive_flow import masked_network
 from fastvae.ops.masked_linear import masked_norm
@@ -234,3 +235,12 @@ def test_whichever_is_imported_first(first):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(2 * 3 * 10)]
+
+
+@pytest.mark.parametrize(("most", "products"), [(1 << 20, 2), (0, 3)])
+def test_linear_bernoulli(most, products, monkeypatch):
+    monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)
+    h, weight, x = torch.randn(2, N, D, requires_grad=True), torch.randn(11, D, requires_grad=True), torch.rand(N, 11)
+    flops = count_flops(lambda: backward(F.linear_bernoulli_log_prob(h, weight, None, x)))
+    once = 2 * 2 * N * 11 * D
+    assert flops == {"linear_bernoulli_fwd": once, "linear_bernoulli_bwd": products * once}

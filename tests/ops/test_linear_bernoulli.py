@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 import fastvae.functional as F
 from fastvae import _C, backend
 from fastvae.likelihoods import bernoulli_log_prob
+from fastvae.ops import linear_bernoulli
 from tests.support.implementations import DTYPES, IMPLEMENTATIONS, device_of
 from tests.support.oracle import Problem, check
 
@@ -27,6 +28,7 @@ SHAPES = [
     ((2, 0), (0,), 5, 4),  # samples of no data points
     ((3,), (3,), 5, 0),  # no features: the bias alone
 ]
+every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 def problem(shape=((3, 4), (4,), 33, 5), with_bias=True, spread=1.0):
@@ -42,7 +44,7 @@ def problem(shape=((3, 4), (4,), 33, 5), with_bias=True, spread=1.0):
 
 
 @every_impl
-@pytest.mark.parametrize("shape", SHAPES)
+@every_shape
 def test_forward_and_backward(shape, impl):
     check(lambda: problem(shape), impl, torch.float32)
 
@@ -58,9 +60,11 @@ def test_without_bias(impl):
     check(lambda: problem(with_bias=False), impl, torch.float32)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("isa", _C.available_isas())
-def test_instruction_sets_and_chunks(isa):
-    """More rows than the weight's gradient takes at once."""
+def test_instruction_sets_and_chunks(isa, keeps, monkeypatch):
+    """More rows than the weight's gradient takes at once; with what the forward pass keeps, and without."""
+    monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", 1 << 20 if keeps else 0)
     before = _C.isa()
     _C.set_isa(isa)
     try:
@@ -129,7 +133,9 @@ def test_not_finite(value, impl):
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
-def test_threads_do_not_change_a_bit():
+@pytest.mark.parametrize("most", [0, 1 << 30])
+def test_threads_do_not_change_a_bit(most, monkeypatch):
+    monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)
     made = problem(((9, 300), (300,), 50, 20))
     before, results = torch.get_num_threads(), []
     try:
@@ -141,6 +147,16 @@ def test_threads_do_not_change_a_bit():
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+@every_shape
+def test_what_is_kept_is_what_would_be_computed_again(shape, monkeypatch):
+    made, found = problem(shape), []
+    for most in (0, 1 << 30):
+        monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)
+        (log_p,) = made.outputs("cpp")
+        found.append([log_p.detach(), *torch.autograd.grad(log_p, made.inputs, torch.ones_like(log_p))])
+    assert all(map(torch.equal, *found))
 
 
 def test_gradient_of_the_data_is_the_references():

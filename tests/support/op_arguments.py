@@ -72,8 +72,8 @@ def network_arguments() -> dict[str, tuple]:
     h, weight_there, bias_there, data, per_row = (torch.randn(s, device=KERNEL) for s in ((6, 4), (5, 4), 5, (2, 5), 6))
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
     return {
-        "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1),
-        "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, 1, [True] * 3),
+        "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
+        "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
         "masked_linear_fwd": (x_there, *layer, True),
         "masked_linear_bwd": (d_y, d_y.clone(), x_there, weight, None, in_degrees, out_degrees, "silu", True),
         "masked_norm_fwd": (weights[0], *degrees[:2]),
