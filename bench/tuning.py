@@ -128,7 +128,8 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
         values=((132, 4096, 4), (528, 4096, 4), (264, 2048, 4), (264, 8192, 4), (264, 8192, 8), (264, 2048, 2)),
     ),
     "linear_bernoulli": _vary_constants(
-        "linear_bernoulli", "_CHUNK", "_BLOCK", values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
+        "linear_bernoulli", "_CHUNK", "_BLOCK",
+        values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
     ),
     "logistic_mixture": _vary_constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
     "causal_sampler": _vary_constants(

@@ -84,7 +84,7 @@ def _network_bwd(
 
 def _inverse_bwd(d_out: Tensor, *others: Any, **named: Any) -> int:
     """The transposed sweep and, where a gradient of the network is needed, the backward pass of the step."""
-    *_, degrees, _, needs = others
+    degrees, needs = others[-3], others[-1]
     sweep = 2 * d_out.shape[0] * _network(degrees)
     return sweep + _network_bwd(d_out, *others, **named) if any(needs) else sweep
 
@@ -93,9 +93,10 @@ def _linear_bernoulli_fwd(h: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     return 2 * h.shape[0] * weight.numel()
 
 
-def _linear_bernoulli_bwd(d_log_p: Any, h: Tensor, weight: Tensor, *others: Any, **_: Any) -> int:
+def _linear_bernoulli_bwd(
+    d_log_p: Any, h: Tensor, weight: Tensor, bias: Any, x: Any, kept: Any, inner: Any, needs: Sequence[bool], **_: Any
+) -> int:
     """The products for h and for the weight, and that for the logits unless their gradient was kept."""
-    *_, kept, _, needs = others
     products = needs[0] + needs[1] + (kept is None)
     return 2 * products * h.shape[0] * weight.numel()
 

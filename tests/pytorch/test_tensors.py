@@ -17,7 +17,8 @@ OF_FUNCTIONS = {f"{subject} | {place}" for subject in FUNCTIONS for place in ran
 TORCH_FIRST = {
     "diag_gaussian_rsample of two samples | 2",  # a stack
     "tril_gaussian_rsample dense | 3",
-    "masked_linear | 0",  # WEIGHT.to(x)
+    "linear_bernoulli_log_prob | 0",  # WEIGHT.to(h)
+    "masked_linear | 0",
     "masked_linear with factors | 0",
     "masked_conv2d | 0",
     "gated_activation with a vector | 1",  # a view, which a freed storage refuses
