@@ -2,6 +2,8 @@
 // AddressSanitizer sees one number too far; and the instruction sets' results side by side.
 #include "sanitize.h"
 
+#include "base/uniform.h"
+
 using namespace fastvae;
 
 namespace {
@@ -263,12 +265,63 @@ int check_networks(const char* type, double tolerance) {
   return failures;
 }
 
+template <class T>
+std::vector<T> run_bernoulli(const Kernels<T>& kernels, const MaskedLayer<T>& layer, const T* h, const T* x,
+                             const T* upstream, BernoulliSizes sizes) {
+  Results<T> r;
+  const auto& bernoulli = kernels.linear_bernoulli;
+  const int64_t rows = sizes.rows();
+  auto log_p = r.array(rows), kept = r.array(bernoulli.kept_count(layer.out, sizes)), d_h = r.array(rows * layer.in),
+       d_weight = r.array(layer.out * layer.in), d_bias = r.array(layer.out);
+  for (T* saved : {kept.get(), static_cast<T*>(nullptr)}) {
+    bernoulli.fwd(layer, {h, layer.in}, {x, layer.out}, log_p.get(), saved, sizes);
+    bernoulli.bwd(layer, upstream, {h, layer.in}, {x, layer.out}, saved, d_h.get(), d_weight.get(), d_bias.get(),
+                  sizes);
+    r.keep(log_p, rows);
+    r.keep(d_h, rows * layer.in);
+    r.keep(d_weight, layer.out * layer.in);
+    r.keep(d_bias, layer.out);
+  }
+  return r.values;
+}
+
+template <class T>
+int check_bernoulli(const char* type, double tolerance) {
+  int failures = 0;
+  for (const BernoulliSizes sizes : {BernoulliSizes{3, 70, 1}, {5, 7, 3}, {2100, 1, 1}, {1, 1, 1}, {2, 0, 1}})
+    for (int64_t in : {1, 19})
+      for (int64_t out : {1, 17, 40}) {
+        const auto h = random_array<T>(sizes.rows() * in), x = random_array<T>(sizes.points * out);
+        const auto weight = random_array<T>(in * out), bias = random_array<T>(out);
+        const auto upstream = random_array<T>(sizes.rows());
+        const MaskedLayer<T> layer{weight.get(), bias.get(), nullptr, nullptr, nullptr, nullptr, in, out, in};
+        char name[96];
+        std::snprintf(name, sizeof(name), "%s bernoulli %ld x %ld x %ld, %ld to %ld", type, sizes.samples, sizes.points,
+                      sizes.inner, in, out);
+        failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) {
+          return run_bernoulli(kernels, layer, h.get(), x.get(), upstream.get(), sizes);
+        });
+      }
+  return failures;
+}
+
+// Uniform numbers have no table of kernels: only their reach is checked.
+void run_uniforms() {
+  for (int64_t rows : {0, 1, 300})
+    for (int64_t columns : {1, 4, 7, 785}) {
+      const auto out = std::make_unique<float[]>(rows * columns);
+      draw_uniforms(7, rows, columns, 5, out.get());
+    }
+}
+
 }  // namespace
 
 int main() {
+  run_uniforms();
   const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
-                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) + check_images() +
-                       check_samplers();
+                       check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) +
+                       check_bernoulli<float>("float", 2e-3) + check_bernoulli<double>("double", 1e-5) +
+                       check_images() + check_samplers();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }
