@@ -47,7 +47,8 @@ void bwd(const MaskedLayer<T>& layer, int64_t activation, const T* d_y, const T*
   using Vector = typename Simd<T>::Vector;
   const Staircase<T> s(layer);
   const int64_t in = layer.in, out = layer.out, block_size = out * kLanes;
-  const bool of_layer = gradients.d_weight || gradients.d_bias;
+  // The gradient of a weight without inputs has no numbers, and no address.
+  const bool of_layer = gradients.d_weight || gradients.d_bias || gradients.d_scale;
   // Adjoints of the pre-activations.
   const Scratch<T> kept((samples + kLanes - 1) / kLanes * block_size);
   const PackedInputs<T> packed(of_layer ? in : 0, samples);

@@ -38,6 +38,7 @@ CASES = (
     "surface.MaskedAutoregressiveFlow.20015",
     # Layers without inputs, images without pixels.
     "surface.masked_linear.11",
+    "surface.masked_linear.50012",
     "surface.MaskedConv2d.63",
     # The header of an array that is no Python; a configuration of nested brackets.
     "file.images.122",
