@@ -30,11 +30,11 @@ FASTVAE_INLINE typename Simd<T>::Four dot_four_rows(const T* const* rows, const 
   }
   // i and the width are multiples of four, hence at most width - 1 numbers are left even of the longest row.
   const int64_t rest = i - j;
-  const auto v = load_first(x + j, rest + (ragged ? 3 : 0));
-  s0 += load_first(rows[0] + j, rest) * v;
-  s1 += load_first(rows[1] + j, rest + (ragged ? 1 : 0)) * v;
-  s2 += load_first(rows[2] + j, rest + (ragged ? 2 : 0)) * v;
-  s3 += load_first(rows[3] + j, rest + (ragged ? 3 : 0)) * v;
+  // What a row does not see is not loaded for it: its product with 0 may be one of infinity.
+  s0 += load_first(rows[0] + j, rest) * load_first(x + j, rest);
+  s1 += load_first(rows[1] + j, rest + (ragged ? 1 : 0)) * load_first(x + j, rest + (ragged ? 1 : 0));
+  s2 += load_first(rows[2] + j, rest + (ragged ? 2 : 0)) * load_first(x + j, rest + (ragged ? 2 : 0));
+  s3 += load_first(rows[3] + j, rest + (ragged ? 3 : 0)) * load_first(x + j, rest + (ragged ? 3 : 0));
   return sum_each<T>(s0, s1, s2, s3);
 }
 

@@ -20,6 +20,7 @@ CASES = (
     # A dense triangle with a stride of 0, read as packed.
     "surface.tril_gaussian_kl.21",
     "surface.tril_gaussian_log_prob.26",
+    "surface.tril_gaussian_rsample.50011",
     # What is infinite: a closed relu, factors of rows, digits beside a large logit, a product with a gradient of 0.
     "surface.InverseAutoregressiveFlow.29",
     "surface.masked_linear.45",

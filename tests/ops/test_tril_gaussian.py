@@ -206,3 +206,23 @@ def test_every_instruction_set(entry, isa):
                     check_against_oracle(made, "cpp", dtype)
     finally:
         _C.set_isa(before)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_infinite_noise_does_not_reach_the_rows_before_it(isa, dense):
+    """A row is a sum over the noise up to its own, whatever the vectors that hold the rest are."""
+    before = _C.isa()
+    _C.set_isa(isa)
+    try:
+        for d in (1, 3, 4, 5, 9, 18):
+            tril = torch.randn(2, d, d) if dense else torch.randn(2, d * (d - 1) // 2)
+            for place in range(d):
+                eps = torch.randn(2, d)
+                eps[1, place] = float("inf")
+                z, _ = F.tril_gaussian_rsample(torch.zeros(2, d), torch.zeros(2, d), tril, eps=eps, impl="cpp")
+                assert z[0].isfinite().all()
+                assert z[1, :place].isfinite().all()
+                assert not z[1, place:].isfinite().any()
+    finally:
+        _C.set_isa(before)
