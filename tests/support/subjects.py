@@ -108,6 +108,7 @@ def layer(name: str, build: Callable[[], nn.Module], *inputs: Callable[[int], Te
 VECTOR, PACKED = normal(D), normal(D * (D - 1) // 2)
 DEGREES = torch.tensor([1, 2, 3]), torch.tensor([0, 0, 1, 2, 2])
 SCALE = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.7])
+BITS = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
 WEIGHT = 0.5 * torch.randn(5, D, generator=torch.Generator().manual_seed(1))
 KERNEL = 0.3 * torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(2))
 
@@ -123,7 +124,7 @@ def masked_linear(x: Tensor, activation: str = "silu", scaled: bool = False) -> 
 
 def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
     weight = WEIGHT.to(h)
-    return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], torch.tensor([True, False, True, True, False]).to(h))
+    return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], BITS.to(h))
 
 
 def masked_conv2d(x: Tensor, activation: str = "gelu") -> Tensor:
