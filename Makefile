@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test docs lint format aot sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
+.PHONY: demo test test-all docs lint format aot sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -16,6 +16,11 @@ test: export GOMP_SPINCOUNT ?= 1000
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist worksteal
 	$(RUN) -m pytest --doctest-modules fastvae
+
+# Also what takes long and differs from the others only in its subject.
+test-all: export GOMP_SPINCOUNT ?= 1000
+test-all: $(VENV)/installed
+	$(RUN) -m pytest -n 2 --dist worksteal -m ""
 
 # The site, from the docstrings and the pages of docs/. A warning is an error.
 docs: $(VENV)/installed
@@ -37,9 +42,11 @@ format: $(VENV)/installed
 aot: $(VENV)/installed
 	$(RUN) -m fastvae.kernels.aot
 
-# Every C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Every C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer, for the instruction sets ISAS.
+sanitize: ISAS ?= baseline;avx2;avx512
 sanitize: $(VENV)/installed
-	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DFASTVAE_SANITIZE=ON
+	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+		-DFASTVAE_SANITIZE=ON "-DFASTVAE_ISAS=$(ISAS)"
 	$(VENV)/bin/ninja -C build/sanitize
 	OMP_NUM_THREADS=2 build/sanitize/sanitize
 
@@ -93,5 +100,8 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train,test,lint,bench,peers,ecosystem,compress,docs]' scikit-build-core nanobind cmake ninja
+	$(RUN) -m pip install --quiet --disable-pip-version-check scikit-build-core nanobind cmake ninja setuptools wheel
+	# With the tools at hand, so that `make wheel` finds the objects of this build.
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		-e '.[train,test,lint,bench,peers,ecosystem,compress,docs]'
 	touch $@

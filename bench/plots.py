@@ -23,12 +23,15 @@ from .wording import name_commit, name_machine, name_shape
 # The palette of Okabe and Ito, which readers with any colour vision tell apart.
 _STYLES = {
     "fastvae": ("#0072B2", "o", "fastvae"),
+    "fastvae_compile": ("#332288", "p", "fastvae + torch.compile"),
     "cpp": ("#009E73", "D", "fastvae, C++"),
     "triton": ("#56B4E9", "v", "fastvae, Triton"),
     "compile": ("#E69F00", "s", "torch.compile(reference)"),
     "distributions": ("#CC79A7", "^", "torch.distributions"),
     "zuko": ("#D55E00", "<", "zuko"),
+    "zuko_compile": ("#882255", "1", "zuko + torch.compile"),
     "nflows": ("#F0E442", ">", "nflows"),
+    "nflows_compile": ("#AA9900", "2", "nflows + torch.compile"),
     "pyro": ("#8C6D31", "P", "Pyro"),
     "forward": ("#000000", "*", "own forward"),
     "fastvae_channels_last": ("#004C7A", "H", "fastvae, channels last"),

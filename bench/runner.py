@@ -225,7 +225,7 @@ def _measure_memory(prepared: Prepared, device: str) -> dict[str, int | None]:
 
 def _find_implementation(provider: str, inputs: Inputs) -> str:
     """What runs behind a provider's name: for the library, the implementation that it chose."""
-    if provider != "fastvae":
+    if provider not in ("fastvae", "fastvae_compile"):
         return provider
     from fastvae import backend
 

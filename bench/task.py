@@ -23,13 +23,16 @@ DTYPE_ALIASES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16
 MODES = ("fwd", "fwdbwd", "step")
 PROVIDERS = (
     "fastvae",
+    "fastvae_compile",
     "fastvae_channels_last",
     "reference",
     "channels_last",
     "compile",
     "distributions",
     "zuko",
+    "zuko_compile",
     "nflows",
+    "nflows_compile",
     "pyro",
     "naive",
     "forward",
@@ -130,7 +133,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Task:
-    """One entry point of one op."""
+    """One entry point of one op, or a ``whole`` job of many ops.
+
+    ``compiled(case, impl)`` runs the job as ``torch.compile`` translates it, with ops of ``impl``; without it, the
+    provider ``compile`` translates the reference. Only a whole job is compiled with the library's ops in it.
+    """
 
     op: str
     entry: str
@@ -145,10 +152,11 @@ class Task:
         default_factory=lambda: {"cpu": ("float32",), "cuda": ("float32", "bfloat16", "float16")}
     )
     peers: Mapping[str, Peer] = field(default_factory=dict)
-    compiled: Callable[[Case], Function] | None = None
+    compiled: Callable[[Case, str], Function] | None = None
     check: Callable[[Case, Inputs, Any], str | None] | None = None
     sampled: bool = True
     compiles: bool = True
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -157,6 +165,8 @@ class Task:
     def offers(self, provider: str) -> bool:
         if provider == "compile":
             return self.compiles
+        if provider == "fastvae_compile":
+            return self.whole and self.compiled is not None
         return provider in ("fastvae", "reference", *EXPLICIT, *self.peers)
 
     def checks(self, provider: str) -> bool:
@@ -171,9 +181,9 @@ class Task:
             return self.fastvae(case, provider)
         if provider == "reference":
             return self.reference(case)
+        if provider in ("compile", "fastvae_compile") and self.compiled is not None:
+            return self.compiled(case, "reference" if provider == "compile" else "auto")
         if provider == "compile":
-            if self.compiled is not None:
-                return self.compiled(case)
             return torch.compile(self.reference(case), dynamic=False)
         return self.peers[provider].function(case)
 

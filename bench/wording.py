@@ -8,6 +8,7 @@ from .rows import Row
 
 TITLES = {
     "fastvae": "fastvae",
+    "fastvae_compile": "fastvae + compile",
     "cpp": "C++",
     "triton": "Triton",
     "fastvae_channels_last": "fastvae, channels last",
@@ -16,7 +17,9 @@ TITLES = {
     "compile": "compile",
     "distributions": "torch.distributions",
     "zuko": "zuko",
+    "zuko_compile": "zuko + compile",
     "nflows": "nflows",
+    "nflows_compile": "nflows + compile",
     "pyro": "Pyro",
     "naive": "whole passes",
     "forward": "own forward",

@@ -29,9 +29,13 @@ namespace fastvae {
   static const Table table = {#isa, kernels_f32(), kernels_f64()}; \
   }
 
+#ifdef FASTVAE_HAS_baseline
 FASTVAE_DECLARE(baseline)
-#ifdef FASTVAE_X86
+#endif
+#ifdef FASTVAE_HAS_avx2
 FASTVAE_DECLARE(avx2)
+#endif
+#ifdef FASTVAE_HAS_avx512
 FASTVAE_DECLARE(avx512)
 #endif
 
@@ -40,11 +44,14 @@ int available(const Table** tables, int capacity) {
   const auto add = [&](const Table& table) {
     if (count < capacity) tables[count++] = &table;
   };
+#ifdef FASTVAE_HAS_baseline
   add(baseline::table);
-#ifdef FASTVAE_X86
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2) add(avx2::table);
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+#endif
+#ifdef FASTVAE_HAS_avx2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::table);
+#endif
+#ifdef FASTVAE_HAS_avx512
+  if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     add(avx512::table);
 #endif

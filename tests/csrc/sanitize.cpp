@@ -317,11 +317,18 @@ void run_uniforms() {
 }  // namespace
 
 int main() {
+  const Table* tables[4];
+  const int count = available(tables, 4);
+  if (count == 0) {
+    std::printf("this machine runs none of the instruction sets that were compiled\n");
+    return 1;
+  }
+  for (int i = 0; i < count; ++i) std::printf("%s ", tables[i]->isa);
   run_uniforms();
   const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
                        check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) +
                        check_bernoulli<float>("float", 2e-3) + check_bernoulli<double>("double", 1e-5) +
                        check_images() + check_samplers();
-  std::printf("%d failures\n", failures);
+  std::printf(": %d failures\n", failures);
   return failures != 0;
 }

@@ -95,7 +95,7 @@ def test_copies(subject, used):
         assert_same(subject, twin, original)
 
 
-@pytest.mark.parametrize("include_buffers", [False, True])
+@pytest.mark.parametrize("include_buffers", [pytest.param(False, marks=pytest.mark.thorough), True])
 @every_module
 def test_accelerate(subject, include_buffers, tmp_path):
     original, _ = subject.draw()
