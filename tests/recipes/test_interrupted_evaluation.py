@@ -117,6 +117,10 @@ DAMAGES = {
     "no passes": (lambda whole: as_file('{"settings": {}}'), "holds no unfinished evaluation"),
     "words": (lambda whole: as_file('{"settings": {}, "passes": {"test": {"0": "no"}}}'), "holds no unfinished"),
     "no matrix": (lambda whole: as_file('{"settings": {}, "passes": {"test": {"0": [[1], [2]]}}}'), "holds no unf"),
+    "huge": (
+        lambda whole: as_file('{"settings": {}, "passes": {"0": {"0": [[[1%s]], [[]]]}}}' % ("0" * 400)),
+        "holds no",
+    ),
     "ragged": (
         lambda whole: as_file('{"settings": {}, "passes": {"test": {"0": [[[1], [2, 3]], [[], []]]}}}'),
         "holds no unfinished evaluation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..files import explain, open_replacement, read_up_to
 
-__all__ = ["Chunk", "Chunks", "read_chunks", "write_chunks"]
+__all__ = ["Chunk", "Chunks", "make_head", "read_chunks", "write_chunks"]
 
 # A file is a line with the checksum of all after it, and JSON.
 LABEL = b"fastvae evaluation, sha256 "
@@ -62,6 +63,7 @@ def write_chunks(path: Path, settings: Mapping[str, Any], chunks: Chunks) -> Non
 
 
 def make_head(content: bytes) -> bytes:
+    """The first line of a file with this content after it."""
     return LABEL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
@@ -84,13 +86,11 @@ def read_chunks(path: Path, settings: Mapping[str, Any]) -> Chunks:
             for name, done in plain["passes"].items()
         }
         changed = [name for name, value in settings.items() if theirs.get(name) != value]
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError):
         raise RecipeError(f"{path} holds no unfinished evaluation: {REMEDY}") from None
-    if changed:
-        name = changed[0]
-        raise RecipeError(
-            f"{path} is of an evaluation with {name} = {theirs.get(name)!r}, not {settings[name]!r}: {REMEDY}"
-        )
+    for name in changed[:1]:
+        found = reprlib.repr(theirs.get(name))
+        raise RecipeError(f"{path} is of an evaluation with {name} = {found}, not {settings[name]!r}: {REMEDY}")
     return chunks
 
 
