@@ -12,6 +12,7 @@ from .data.batches import binarize_fixed
 from .data.mnist import Mnist, load_mnist
 from .evaluation.bounds import Figures, evaluate
 from .evaluation.config import EvaluationConfig
+from .evaluation.job import ALONE, Job
 from .evaluation.wording import describe_figures
 from .pictures.grids import draw_reconstructions, draw_samples
 from .system import System
@@ -26,10 +27,17 @@ class LatentSystem(System):
         return load_mnist(progress=progress)
 
     def evaluate(
-        self, model: Any, images: Mnist, config: EvaluationConfig, *, seed: int = 0, progress: bool = False
+        self,
+        model: Any,
+        images: Mnist,
+        config: EvaluationConfig,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+        job: Job = ALONE,
     ) -> Figures:
         x = binarize_fixed(images.x_test, seed)
-        return evaluate(model, x, **asdict(config), seed=seed, progress=progress)
+        return evaluate(model, x, **asdict(config), seed=seed, progress=progress, job=job)
 
     def describe(self, figures: Figures) -> list[str]:
         return describe_figures(figures)

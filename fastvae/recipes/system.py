@@ -14,6 +14,7 @@ from .data.batches import binarize_fixed
 from .data.loaders import ImageBatches, Images
 from .errors import RecipeError
 from .evaluation.bounds import spread
+from .evaluation.job import ALONE, Job
 from .pictures.grids import draw_grid
 from .training.checkpoints import check_system, model_of, read_checkpoint, weights_of
 from .training.run import Run, run
@@ -62,8 +63,19 @@ class System:
 
     # The uses of a trained model
 
-    def evaluate(self, model: Any, images: Any, config: Any, *, seed: int = 0, progress: bool = False) -> Any:
-        """The figures of a model, a dataclass; the seed is that of binarisation and noise."""
+    def evaluate(
+        self, model: Any, images: Any, config: Any, *, seed: int = 0, progress: bool = False, job: Job = ALONE
+    ) -> Any:
+        """The figures of a model, a dataclass.
+
+        Args:
+            model: the model; its device is used.
+            images: those of :meth:`load_images`.
+            config: the settings of the evaluation.
+            seed: of binarisation and noise.
+            progress: whether to show progress bars.
+            job: the processes that share the evaluation, and the file that an interrupted one goes on from.
+        """
         raise NotImplementedError
 
     def describe(self, figures: Any) -> list[str]:

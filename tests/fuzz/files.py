@@ -24,6 +24,7 @@ from fastvae.nn import GatedPixelCNN, PixelCNN
 from fastvae.recipes import RecipeError
 from fastvae.recipes.cli.settings_file import read_settings_file
 from fastvae.recipes.data.static_mnist import load_static_mnist
+from fastvae.recipes.evaluation.chunks import Chunk, make_head, read_chunks, write_chunks
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 from fastvae.recipes.uses.compress import compress_images, decompress_images
 from fastvae.sampling import Categorical
@@ -240,12 +241,42 @@ def _write_large(path: Path, rows: int) -> None:
                     file.write(bytes(2**20))
 
 
+def evaluation(case: str, folder: Path) -> None:
+    draw, settings, path = Draw(case), {"samples": 5, "model": "0123456789abcdef"}, folder / "work"
+    parts = torch.rand(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sound = {name: {first: Chunk(*parts) for first in (0, 3)} for name in ("test", "valid")}
+    write_chunks(path, settings, sound)
+    data = path.read_bytes()
+    mended = draw.chance(0.6)
+    if mended:
+        # Not by accident: the checksum fits.
+        content, said = damage(draw, data[data.index(b"\n") + 1 :])
+        content, said = make_head(content) + content, said + ", checksum mended"
+    else:
+        content, said = damage(draw, data)
+    path.write_bytes(content)
+    described = f"unfinished evaluation: {said}"
+    with bound_cost(described):
+        try:
+            found = read_chunks(path, settings)
+        except RecipeError as error:
+            return _check_message(error, described)
+    if not mended and str(found) != str(sound):
+        raise FuzzError(f"{described}: gives other figures")
+
+
 def _check_message(error: RecipeError, described: str) -> None:
     if not str(error).strip():
         raise FuzzError(f"{described}: the error says nothing")
 
 
-TARGETS = {"compressed": decompress_damaged, "checkpoint": checkpoint, "configuration": configuration, "images": images}
+TARGETS = {
+    "compressed": decompress_damaged,
+    "checkpoint": checkpoint,
+    "configuration": configuration,
+    "images": images,
+    "evaluation": evaluation,
+}
 
 
 def run(name: str, case: str) -> None:

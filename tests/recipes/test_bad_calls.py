@@ -166,7 +166,7 @@ def test_every_option_has_bad_values():
         if not is_choice(option) and base_of(option) not in (*BAD_VALUES, bool)
     }
     # Paths, which other tests go through.
-    assert without == {"out", "resume", "config", "json", "checkpoint"}
+    assert without == {"out", "resume", "config", "json", "work", "checkpoint"}
 
 
 CALLS = {
@@ -198,7 +198,7 @@ def test_inputs(call, bad, files, capsys):
     [("train posterior2d --steps 1 --out", target) for target in TARGETS["--out"]]
     + [("demo --epochs 1 --out", target) for target in TARGETS["--out"]]
     + [(f"train {recipe} --epochs 1 --out", target) for recipe in ("vae", "iaf_vae") for target in TARGETS["--out"]]
-    + [("evaluate {vae} --json", target) for target in TARGETS["--json"]]
+    + [(f"evaluate {{vae}} {option}", target) for option in ("--json", "--work") for target in TARGETS["--json"]]
     + [("compress {picture} --checkpoint {pixelcnn} -o", target) for target in TARGETS["--json"]]
     + [("decompress {compressed} --checkpoint {pixelcnn} -o", target) for target in TARGETS["--json"]],
 )

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..errors import RecipeError
+from ..evaluation.job import Job, join_processes
 from ..files import check_target, to_finite, write_json
 from ..settings import Implementation, check_whole, option
+from ..system import System
 from ..systems.loading import load_checkpoint
 from ..training.trainer import device_of
 from .run_options import DEVICE, Accelerator, check_impl
@@ -29,6 +31,7 @@ class EvaluateOptions:
     Args:
         checkpoint: what fastvae train or demo wrote.
         json: file that the figures are written to, too.
+        work: file that keeps what is done until all is: the same command goes on from it, and removes it at the end.
         accelerator: device.
         impl: implementation instead of the checkpoint's own.
         seed: of binarisation and noise.
@@ -36,10 +39,12 @@ class EvaluateOptions:
         log_p_images: test images for log p(x), instead of the system's own number.
         image_chunk: images at a time.
         sample_chunk: samples of each image at a time.
+        progress: whether to show progress bars.
     """
 
     checkpoint: Path = field(metadata={"positional": True, "metavar": "CHECKPOINT"})
     json: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    work: Path | None = field(default=None, metadata={"metavar": "FILE"})
     accelerator: Accelerator = field(default="auto", metadata=DEVICE)
     impl: Implementation | None = None
     seed: int = 0
@@ -47,9 +52,12 @@ class EvaluateOptions:
     log_p_images: int | None = option("images", None)
     image_chunk: int | None = None
     sample_chunk: int | None = None
+    progress: bool = True
 
     def __post_init__(self) -> None:
         check_whole(self, seed=0)
+        if self.work is not None and self.work == self.json:
+            raise ValueError(f"--work and --json must name two files, got {self.work} twice")
         for name in ("samples", "log_p_images", "image_chunk", "sample_chunk"):
             if getattr(self, name) is not None:
                 check_whole(self, **{name: 1})
@@ -103,16 +111,32 @@ def evaluate(words: Sequence[str]) -> None:
         words,
         prog="fastvae evaluate",
         description="Figures of a checkpoint: test ELBO and importance-sampled log p(x), or what its system has, on "
-        "test images under one fixed binarisation.",
+        "test images under one fixed binarisation. On several processes: torchrun --nproc-per-node N -m fastvae "
+        "evaluate.",
     )
-    if options.json:
-        check_target(options.json)
+    for path in (options.json, options.work):
+        if path:
+            check_target(path)
     device = device_of(options.accelerator)
     system, model, settings = load_checkpoint(options.checkpoint, impl=options.impl)
     check_impl(settings.model.impl, options.accelerator)
     config = change_evaluation(system.name, getattr(settings, "evaluation", None), options)
-    images = system.load_images(getattr(settings, "training", None), progress=True)
-    figures = system.evaluate(model.to(device), images, config, seed=options.seed, progress=True)
+    with join_processes() as processes:
+        progress, job = options.progress and processes.leads, Job(processes, options.work)
+        images = processes.load(lambda: system.load_images(getattr(settings, "training", None), progress=progress))
+        model = model.to(processes.choose_device(device))
+        figures = system.evaluate(model, images, config, seed=options.seed, progress=progress, job=job)
+        if processes.leads:
+            report(system, figures, options)
+        job.close()
+
+
+def report(system: System, figures: Any, options: EvaluateOptions) -> None:
+    """Prints and writes the figures of a checkpoint.
+
+    Raises:
+        RecipeError: one is not finite, or they cannot be written.
+    """
     print(*system.describe(figures), sep="\n")
     plain = asdict(figures)
     if options.json:

@@ -18,9 +18,9 @@ __all__ = ["BinarizedImages", "FixedChunks", "JointBatches", "binarize_fixed", "
 ORDER, BINARIZATION, NOISE, EVALUATION = range(4)
 
 
-def stream_seed(seed: int, stream: int, step: int) -> int:
-    """A 64-bit seed that is unrelated to those of other streams and steps."""
-    return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0])
+def stream_seed(seed: int, stream: int, *step: int) -> int:
+    """A 64-bit seed that is unrelated to those of other streams and steps; a step is one number or several."""
+    return int(np.random.SeedSequence([seed, stream, *step]).generate_state(1, np.uint64)[0])
 
 
 def binarize_fixed(images: np.ndarray, seed: int = 0) -> Tensor:

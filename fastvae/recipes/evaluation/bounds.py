@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...objectives import LogMeanExp, importance_log_prob
-from ..data.batches import EVALUATION, stream_seed
+from ..._version import __version__
 from ..errors import RecipeError
+from .chunks import Chunk
+from .job import ALONE, Job
+from .scan import LatentModel, scan
 
 __all__ = ["Figures", "LatentModel", "Likelihoods", "check_figures", "evaluate", "evaluate_exact", "spread"]
-
-
-class LatentModel(Protocol):
-    """The part of a model, a module, that evaluation calls.
-
-    ``encode`` returns a posterior of any kind. ``measure`` returns log p(x | z) of one sample, ``(N,)``, and the KL
-    terms, ``(N, T)``; a model without latents has T = 0. ``log_weights`` returns log p(x, z) - log q(z | x) of new
-    samples, ``(samples, N)``. ``noise`` is ``generator``, ``row_offset`` or ``eps``.
-    """
-
-    def encode(self, x: Tensor) -> Any: ...
-    def measure(self, x: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]: ...
-    def log_weights(self, x: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
@@ -64,80 +53,6 @@ class Likelihoods:
     sampled_images_per_second: float | None = None
 
 
-@dataclass
-class Scan:
-    """What a pass over images found, in chunks."""
-
-    log_p_x: list[Tensor] = field(default_factory=list)
-    kl: list[Tensor] = field(default_factory=list)
-    log_p: list[Tensor] = field(default_factory=list)
-    effective: list[Tensor] = field(default_factory=list)
-
-    def mean_bound(self, *, double: bool) -> tuple[float, tuple[float, ...], float]:
-        """The bound, its KL terms, and the bound's standard error."""
-        bounds = [log_p_x - kl.sum(-1) for log_p_x, kl in zip(self.log_p_x, self.kl, strict=True)]
-        count = sum(map(len, bounds))
-        error = standard_error(torch.cat(bounds))
-        if double:
-            pairs = zip(self.log_p_x, self.kl, strict=True)
-            both = [torch.cat([log_p_x[:, None], kl], -1).sum(0, dtype=torch.float64) for log_p_x, kl in pairs]
-            mean, *terms = (torch.stack(both).sum(0) / count).tolist()
-            return mean - sum(terms), tuple(terms), error
-        # In single precision the difference of two large sums would lose digits.
-        bound = float(torch.stack([chunk.sum() for chunk in bounds]).sum() / count)
-        columns = [[chunk[:, term].sum() for chunk in self.kl] for term in range(self.kl[0].shape[1])]
-        return bound, tuple(float(torch.stack(column).sum() / count) for column in columns), error
-
-
-@torch.no_grad()
-def scan(
-    model: LatentModel,
-    x: Tensor,
-    *,
-    chunk: int,
-    bound: bool = True,
-    estimated: int = 0,
-    samples: int = 0,
-    sample_chunk: int = 1,
-    generator: torch.Generator | None = None,
-    progress: bool = False,
-    what: str = "evaluating",
-) -> Scan:
-    """Passes over images ``(N, pixels)`` once.
-
-    Args:
-        model: its device is used.
-        x: binary images.
-        chunk: images at a time.
-        bound: whether to measure log p(x | z) and the KL terms.
-        estimated: how many of the first images log p(x) is estimated on.
-        samples: number K of importance samples.
-        sample_chunk: samples of each image at a time.
-        generator: of the noise.
-        progress: whether to show a progress bar.
-        what: names the pass there.
-    """
-    from tqdm import tqdm
-
-    parameter, found = next(model.parameters()), Scan()
-    for start in tqdm(range(0, len(x), chunk), desc=what, unit="chunk", disable=not progress, leave=False):
-        rows = x[start : start + chunk].to(parameter)
-        posterior = model.encode(rows)
-        if bound:
-            log_p_x, kl = model.measure(rows, posterior, generator=generator)
-            found.log_p_x.append(log_p_x)
-            found.kl.append(kl)
-        if start < estimated:
-
-            def log_weights(k: int, rows: Tensor = rows, posterior: Any = posterior) -> Tensor:
-                return model.log_weights(rows, posterior, k, generator=generator)
-
-            accumulator = LogMeanExp()
-            found.log_p.append(importance_log_prob(log_weights, samples, sample_chunk, accumulator=accumulator))
-            found.effective.append(accumulator.effective_sample_size())
-    return found
-
-
 def evaluate(
     model: LatentModel,
     x: Tensor,
@@ -150,8 +65,12 @@ def evaluate(
     sample_chunk: int = 32,
     passes: Literal["joint", "separate"] = "joint",
     progress: bool = False,
+    job: Job = ALONE,
 ) -> Figures:
-    """Bound and importance-sampled log p(x) of a trained model.
+    """Bound and importance-sampled log p(x) of a trained model, in the memory of one chunk of images and samples.
+
+    The noise of a chunk of images is a function of the seed and its first image. An evaluation that is shared out to
+    processes, or interrupted and continued, therefore has the figures of one that is not.
 
     Args:
         model: the model; its device is used.
@@ -162,24 +81,33 @@ def evaluate(
         seed: of the posterior noise.
         image_chunk: images at a time.
         sample_chunk: samples of each image at a time.
-        passes: ``"joint"``: one pass, in which log p(x) is estimated on the first images, with sums in the model's
-            precision; ``"separate"``: bounds first, then log p(x) on images spread evenly over all, with sums in
-            double precision.
+        passes: ``"joint"``: one pass, in which log p(x) is estimated on the first images; ``"separate"``: bounds first,
+            then log p(x) on images spread evenly over all.
         progress: whether to show progress bars.
+        job: the processes that share the chunks, and the file that keeps those that are done.
 
     Returns:
         The means. The bound takes one sample of each image.
+
+    Raises:
+        RecipeError: the file of ``job`` is damaged, of another evaluation, or cannot be written.
     """
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(stream_seed(seed, EVALUATION, 0))
-    how: dict[str, Any] = {"chunk": image_chunk, "generator": generator, "progress": progress}
-    importance: dict[str, Any] = {"samples": samples, "sample_chunk": sample_chunk}
     separate, count = passes == "separate", min(log_p_images, len(x))
+    importance: dict[str, Any] = {"samples": samples, "sample_chunk": sample_chunk, "estimated": count}
+    how: dict[str, Any] = {"chunk": image_chunk, "seed": seed, "progress": progress}
+    settings = importance | {"seed": seed, "image_chunk": image_chunk, "passes": passes}
+    ledger = job.open(lambda: settings | identify(model, x, valid))
     valid_elbo = None
     if valid is not None:
-        valid_elbo = scan(model, valid, what="bound of valid images", **how).mean_bound(double=separate)[0]
-    measured, estimated = scan_test(model, x, count, importance, how, separate=separate)
-    elbo, kl_terms, elbo_error = measured.mean_bound(double=separate)
-    log_p = torch.cat(estimated.log_p)[:count]
+        valid_elbo = mean_bound(scan(model, valid, ledger, "valid", what="bound of valid images", **how))[0]
+    if separate:
+        measured = scan(model, x, ledger, "test", what="bound of test images", **how)
+        how |= {"what": f"log p(x), K = {samples}", "bound": False}
+        estimated = scan(model, spread(x, count), ledger, "log p", **importance, **how)
+    else:
+        measured = estimated = scan(model, x, ledger, "test", **importance, **how)
+    elbo, kl_terms, elbo_error = mean_bound(measured)
+    log_p, effective = torch.cat([chunk.estimate for chunk in estimated if chunk.estimate.shape[1]])[:count].unbind(1)
     return Figures(
         elbo=elbo,
         elbo_error=elbo_error,
@@ -190,25 +118,13 @@ def evaluate(
         log_p_error=standard_error(log_p),
         log_p_images=count,
         samples=samples,
-        effective_samples=float(torch.cat(estimated.effective)[:count].mean()),
+        effective_samples=float(effective.mean()),
         valid_elbo=valid_elbo,
     )
 
 
-def scan_test(
-    model: LatentModel, x: Tensor, count: int, importance: Mapping[str, Any], how: Mapping[str, Any], *, separate: bool
-) -> tuple[Scan, Scan]:
-    """The passes that measure the bounds of all images and estimate log p(x) of ``count``; one pass may do both."""
-    if not separate:
-        joint = scan(model, x, estimated=count, **importance, **how)
-        return joint, joint
-    measured = scan(model, x, what="bound of test images", **how)
-    what = f"log p(x), K = {importance['samples']}"
-    return measured, scan(model, spread(x, count), bound=False, estimated=count, what=what, **importance, **how)
-
-
 def evaluate_exact(
-    model: LatentModel, x: Tensor, *, valid: Tensor, image_chunk: int = 200, progress: bool = False
+    model: LatentModel, x: Tensor, *, valid: Tensor, image_chunk: int = 200, progress: bool = False, job: Job = ALONE
 ) -> Likelihoods:
     """Exact negative log-likelihoods of a model without latents.
 
@@ -218,12 +134,43 @@ def evaluate_exact(
         valid: validation images.
         image_chunk: images at a time.
         progress: whether to show a progress bar.
+        job: as of :func:`evaluate`.
     """
+    ledger = job.open(lambda: {"image_chunk": image_chunk} | identify(model, x, valid))
     found = {
-        name: scan(model, part, chunk=image_chunk, progress=progress, what=f"{name} images").mean_bound(double=True)
+        name: mean_bound(scan(model, part, ledger, name, chunk=image_chunk, progress=progress, what=f"{name} images"))
         for name, part in (("valid", valid), ("test", x))
     }
     return Likelihoods(-found["valid"][0], -found["test"][0], found["test"][2], len(valid), len(x))
+
+
+def mean_bound(chunks: Sequence[Chunk]) -> tuple[float, tuple[float, ...], float]:
+    """The mean bound, its KL terms, and the bound's standard error, out of the chunks of a pass."""
+    bounds = torch.cat([chunk.bound[:, 0] - chunk.bound[:, 1:].sum(1) for chunk in chunks])
+    sums = torch.stack([chunk.bound.sum(0) for chunk in chunks]).sum(0)
+    mean, *terms = (sums / len(bounds)).tolist()
+    return mean - sum(terms), tuple(terms), standard_error(bounds)
+
+
+def identify(model: Any, x: Tensor, valid: Tensor | None) -> dict[str, str]:
+    """Digests of a model with its configuration, and of the images; the device and the version."""
+    weights = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for name, value in model.state_dict().items():
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(to_bytes(value))
+    images = hashlib.sha256()
+    for part in (x, valid):
+        images.update(b"none" if part is None else f"{tuple(part.shape)}".encode() + to_bytes(part))
+    return {
+        "model": weights.hexdigest()[:16],
+        "images": images.hexdigest()[:16],
+        "device": next(model.parameters()).device.type,
+        "version": __version__,
+    }
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def spread(x: Tensor, count: int) -> Tensor:

@@ -27,6 +27,10 @@ class OneLatent(nn.Module):
     def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z), ``(*, N)``, nats, of binary images ``(N, pixels)`` and latents ``(*, N, D)``."""
+        return bernoulli_log_prob(x, self.decode(z))
+
     def measure(self, x: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]:
         """log p(x | z) of one sample, ``(N,)``, and the KL divergence, ``(N, 1)``, nats.
 
@@ -38,12 +42,12 @@ class OneLatent(nn.Module):
         q = self.encode(x) if posterior is None else posterior
         z, log_q = q.rsample_with_log_prob(**noise)
         kl = self.kl(q, z, log_q)
-        return bernoulli_log_prob(x, self.decode(z)), kl[:, None]
+        return self.log_likelihood(x, z), kl[:, None]
 
     def log_weights(self, x: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:
         """log p(x, z) - log q(z | x) of new samples z, ``(samples, N)``, nats; arguments as of :meth:`measure`."""
         z, log_q = posterior.rsample_with_log_prob((samples,), **noise)
-        return monte_carlo_elbo(bernoulli_log_prob(x, self.decode(z)), standard_normal_log_prob(z), log_q)
+        return monte_carlo_elbo(self.log_likelihood(x, z), standard_normal_log_prob(z), log_q)
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:

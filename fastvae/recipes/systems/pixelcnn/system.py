@@ -12,6 +12,7 @@ from ...data.batches import binarize_fixed
 from ...data.loaders import ImageBatches
 from ...data.static_mnist import BinaryImages, load_binary_images
 from ...evaluation.bounds import Likelihoods, evaluate_exact, spread
+from ...evaluation.job import ALONE, Job
 from ...evaluation.speed import measure_sampling
 from ...evaluation.wording import describe_likelihoods
 from ...pictures.grids import draw_inpainting, draw_pixel_samples
@@ -56,9 +57,12 @@ class PixelCNNSystem(PixelSystem):
         *,
         seed: int = 0,
         progress: bool = False,
+        job: Job = ALONE,
     ) -> Likelihoods:
         x, valid = binarize_fixed(images.x_test, seed), binarize_fixed(images.x_valid, seed)
-        figures = evaluate_exact(model, x, valid=valid, **asdict(config), progress=progress)
+        figures = evaluate_exact(model, x, valid=valid, **asdict(config), progress=progress, job=job)
+        if not job.processes.leads:
+            return figures
         speed = measure_sampling(model.sample, next(model.parameters()).device)
         return replace(figures, sampled_images_per_second=speed)
 

@@ -11,6 +11,7 @@ from ...data.batches import binarize_fixed
 from ...data.static_mnist import BinaryImages
 from ...evaluation.bounds import Figures, evaluate, spread
 from ...evaluation.config import EvaluationConfig
+from ...evaluation.job import ALONE, Job
 from ...evaluation.speed import measure_sampling
 from ...evaluation.wording import describe_figures
 from ...pictures.grids import draw_pixel_samples, draw_sampled_reconstructions
@@ -39,9 +40,14 @@ class PixelVAESystem(PixelSystem):
         *,
         seed: int = 0,
         progress: bool = False,
+        job: Job = ALONE,
     ) -> Figures:
         x, valid = binarize_fixed(images.x_test, seed), binarize_fixed(images.x_valid, seed)
-        figures = evaluate(model, x, valid=valid, **asdict(config), seed=seed, passes="separate", progress=progress)
+        figures = evaluate(
+            model, x, valid=valid, **asdict(config), seed=seed, passes="separate", progress=progress, job=job
+        )
+        if not job.processes.leads:
+            return figures
         speed = measure_sampling(model.sample, next(model.parameters()).device)
         return replace(figures, sampled_images_per_second=speed)
 

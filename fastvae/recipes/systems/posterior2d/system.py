@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import RecipeError
+from ...evaluation.job import ALONE, Job
 from ...files import check_folder, write_json
 from ...system import System
 from ...training.checkpoints import CHECKPOINT, check_system, read_checkpoint
@@ -101,8 +102,17 @@ class Posterior2dSystem(System):
         return None
 
     def evaluate(
-        self, model: Posteriors2d, images: None, config: Any, *, seed: int = 0, progress: bool = False
+        self,
+        model: Posteriors2d,
+        images: None,
+        config: Any,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+        job: Job = ALONE,
     ) -> Posterior2dFigures:
+        if job.work is not None:
+            raise RecipeError(f"the evaluation of {self.name} has no chunks that --work could keep: leave it out")
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)
         found: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from .... import functional as F
 from ....distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, TriangularGaussianHead
@@ -59,6 +60,10 @@ class VAE(OneLatent):
     def decode(self, z: Tensor) -> Tensor:
         """Logits ``(*, pixels)`` of p(x | z)."""
         return self.to_logits(self.decoder(z))
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        last = self.to_logits
+        return F.linear_bernoulli_log_prob(self.decoder(z), last.weight, last.bias, x, impl=self.config.impl)
 
     @torch.no_grad()
     def start_at(self, pixel_means: Tensor) -> None:
