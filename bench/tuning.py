@@ -121,6 +121,9 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "masked_linear": _vary_matrix_tiles,
     "autoregressive_flow": _vary_matrix_tiles,
     "training_step": _vary_matrix_tiles,
+    "density_step": _vary_matrix_tiles,
+    "evaluation": _vary_row_tiles,
+    "model_sample": _vary_conv_tiles,
     "masked_conv2d": _vary_conv_tiles,
     "gated_stack": _vary_conv_tiles,
     "autoregressive_inverse": _vary_constants(

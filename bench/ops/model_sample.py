@@ -9,6 +9,7 @@ import torch
 from .. import jobs
 from ..task import Case, Function, Inputs, Shape, Task, Work
 
+PIXELS = 784
 # Rows are images, columns latent dimensions.
 SHAPES = {"vae": Shape(1000, 32), "pixelvae": Shape(64, 16)}
 
@@ -48,14 +49,14 @@ def _work(case: Case) -> Work:
         if case.variant == "vae":
             model.decode(torch.zeros(rows, case.shape.columns, device=case.device, dtype=case.torch_dtype))
         else:
-            pixels = torch.zeros(rows, model.config.data_features, device=case.device, dtype=case.torch_dtype)
+            pixels = torch.zeros(rows, PIXELS, device=case.device, dtype=case.torch_dtype)
             model.log_likelihood(pixels, torch.zeros(rows, case.shape.columns, device=case.device, dtype=pixels.dtype))
     weights = sum(p.numel() for p in model.parameters())
     return Work(weights * case.itemsize, counter.get_total_flops())
 
 
 def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-    right = outputs.shape == (case.shape.rows, 784) and bool(((outputs >= 0) & (outputs <= 1)).all())
+    right = outputs.shape == (case.shape.rows, PIXELS) and bool(((outputs >= 0) & (outputs <= 1)).all())
     return None if right else "the result is no batch of images"
 
 

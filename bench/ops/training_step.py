@@ -18,9 +18,9 @@ PIXELS = 784
 
 @dataclass(frozen=True)
 class Trained:
-    """A model to train: ``build(case, impl)`` makes it with its loss, whose first value lies between ``low`` and ``high``.
+    """A model to train: ``build(case, impl)`` makes it with its loss.
 
-    Rows of ``shapes`` are images, columns latent dimensions.
+    Rows of ``shapes`` are images, columns latent dimensions. The first loss lies between ``low`` and ``high``.
     """
 
     variant: str
@@ -94,6 +94,7 @@ def _pixelvae(case: Case, impl: str) -> tuple[nn.Module, jobs.Loss]:
 
 
 _VAE_SHAPES = (Shape(128, 32), Shape(256, 128), Shape(512, 64))
+_LARGER_VAE_SHAPES = (*_VAE_SHAPES, Shape(4096, 64))
 _IAF_SHAPES = (Shape(128, 32),)
 _TRAINED = (
     *(

@@ -1,16 +1,14 @@
-"""The demonstration: a VAE with each of the two posteriors, trained, measured and drawn."""
+"""The demonstration: a VAE with each posterior, trained, measured and drawn."""
 
 from __future__ import annotations
 
 import platform
-import statistics
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ... import backend
 from ..._version import __version__
@@ -29,8 +27,11 @@ from ..training.folder import hold_folder
 from ..training.history import curves_of
 from ..training.run import Run
 from ..training.trainer import device_of
+from .demo_speed import WAYS, measure_evaluation, measure_steps
 
-__all__ = ["DemoConfig", "DemoSettings", "format_table", "measure_steps", "run_demo"]
+__all__ = ["DemoConfig", "DemoSettings", "format_table", "run_demo"]
+
+_WORDS = {"fastvae": "fastvae", "reference": "eager PyTorch", "compile": "torch.compile"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class DemoConfig:
 
     Args:
         manifold_epochs: epochs of the model with two latent dimensions.
-        timed_steps: training steps timed for each implementation.
+        timed_steps: training steps timed for each way of running them, and a third as many chunks of the evaluation.
+        compiler: whether to time ``torch.compile``, too.
 
     Raises:
         ValueError: a number is below 1 or above :data:`~fastvae.recipes.settings.MOST_WHOLE`.
@@ -47,6 +49,7 @@ class DemoConfig:
 
     manifold_epochs: int = 8
     timed_steps: int = 150
+    compiler: bool = True
 
     def __post_init__(self) -> None:
         check_whole(self, manifold_epochs=1, timed_steps=1)
@@ -125,11 +128,20 @@ def show_posterior(
     print(f"\n{posterior} posterior: {settings.training.epochs} epochs on {len(images.x_train)} images", flush=True)
     model = replace(settings.model, posterior=posterior)
     run = SYSTEM.run(VAESettings(model, settings.training, settings.evaluation), folder / posterior, **how)
-    times = measure_steps(model, settings.training, images, settings.demonstration.timed_steps, device=device)
+    batches = JointBatches(len(images.x_train), settings.training.batch_size, settings.training.seed)
+    batch = BinarizedImages(images.x_train)[next(iter(batches))].to(device)
+    chunk = binarize_fixed(images.x_test)[: settings.evaluation.image_chunk].to(device)
+    rounds, compiler = settings.demonstration.timed_steps, settings.demonstration.compiler
+    steps = measure_steps(model, settings.training, batch, rounds, compiler=compiler)
+    evaluations = measure_evaluation(model, settings.evaluation, chunk, -(-rounds // 3), compiler=compiler)
     return run, to_plain(run.figures) | {
         "images_per_second": run.images_per_second,
-        "step_ms": times["fastvae"],
-        "reference_step_ms": times["reference"],
+        "step_ms": steps["fastvae"],
+        "reference_step_ms": steps["reference"],
+        "compile_step_ms": steps["compile"],
+        "evaluation_ms": evaluations["fastvae"],
+        "reference_evaluation_ms": evaluations["reference"],
+        "compile_evaluation_ms": evaluations["compile"],
         "checkpoint": str(run.checkpoint.relative_to(folder)),
     }
 
@@ -144,7 +156,7 @@ def show_plane(folder: Path, settings: DemoSettings, how: dict[str, Any]) -> VAE
 
 
 def draw_all(runs: dict[str, Run], plane: VAE, mnist: Mnist, folder: Path) -> None:
-    """Draws both posteriors side by side, and the plane."""
+    """Draws the posteriors side by side, and the plane."""
     models = {name: run.model for name, run in runs.items()}
     draw_samples(models, folder / "samples.png")
     draw_reconstructions(models, binarize_fixed(mnist.x_test)[:12], folder / "reconstructions.png")
@@ -152,43 +164,6 @@ def draw_all(runs: dict[str, Run], plane: VAE, mnist: Mnist, folder: Path) -> No
     histories = {name: curves_of(run.history, ("train_elbo", "test_elbo")) for name, run in runs.items()}
     first = next(iter(runs.values()))
     draw_learning_curves(histories, int(first.history[0]["step"]), folder / "learning_curves.png")
-
-
-def measure_steps(
-    model_config: VAEConfig,
-    config: VAETrainConfig,
-    mnist: Mnist,
-    steps: int,
-    *,
-    warmup: int = 10,
-    device: torch.device | str = "cpu",
-) -> dict[str, float]:
-    """Median milliseconds of a training step (forward, backward, Adam): ``"fastvae"`` and ``"reference"``.
-
-    The model of the configuration and the one with ``impl="reference"`` take turns on the same batch.
-    """
-    batches = JointBatches(len(mnist.x_train), config.batch_size, config.seed)
-    x = BinarizedImages(mnist.x_train)[next(iter(batches))].to(device)
-    stepping = {}
-    for name, impl in (("fastvae", model_config.impl), ("reference", "reference")):
-        torch.manual_seed(config.seed)
-        model = VAE(replace(model_config, impl=impl)).to(device)
-        stepping[name] = (model, torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True))
-    times: dict[str, list[float]] = {name: [] for name in stepping}
-    for _ in range(warmup + steps):
-        for name, (model, optimizer) in stepping.items():
-            times[name].append(time_step(model, optimizer, x))
-    return {name: statistics.median(values[warmup:]) for name, values in times.items()}
-
-
-def time_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor) -> float:
-    start = time.perf_counter()
-    optimizer.zero_grad()
-    (-model.bound(x).mean()).backward()
-    optimizer.step()
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return (time.perf_counter() - start) * 1e3
 
 
 def format_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -206,14 +181,23 @@ def format_table(rows: dict[str, dict[str, Any]]) -> str:
             [f"{row['log_p']:.2f}" for row in rows.values()],
         ),
         ("training, images/s", [f"{row['images_per_second']:.0f}" for row in rows.values()]),
-        ("training step, fastvae, ms", [f"{row['step_ms']:.2f}" for row in rows.values()]),
-        ("training step, reference, ms", [f"{row['reference_step_ms']:.2f}" for row in rows.values()]),
-        (
-            "  reference / fastvae",
-            [f"{row['reference_step_ms'] / row['step_ms']:.2f}" for row in rows.values()],
-        ),
+        *format_times("training step", "step_ms", rows),
+        *format_times("evaluation of a chunk", "evaluation_ms", rows),
     ]
     width = max(len(label) for label, _ in lines)
-    rendered = [label.ljust(width) + "".join(cell.rjust(13) for cell in cells) for label, cells in lines]
+    rendered = [label.ljust(width) + "".join(cell.rjust(16) for cell in cells) for label, cells in lines]
     rendered.insert(1, "-" * len(rendered[0]))
     return "\n".join(rendered)
+
+
+def format_times(what: str, key: str, rows: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """A line of milliseconds for each way, and how many times faster fastvae is than each other one."""
+    found = {name: [row[key if name == "fastvae" else f"{name}_{key}"] for row in rows.values()] for name in WAYS}
+    lines = []
+    for name, times in found.items():
+        cells = ["-" if value is None else f"{value:.2f}" for value in times]
+        if name != "fastvae":
+            pairs = zip(cells, times, found["fastvae"], strict=True)
+            cells = [cell if value is None else f"{cell} ({value / own:.2f}x)" for cell, value, own in pairs]
+        lines.append((f"{what}, {_WORDS[name]}, ms", cells))
+    return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,31 +16,13 @@ from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
 from ....objectives import free_bits, standard_normal_log_prob
 from ...evaluation.latents import OneLatent
+from ...flow_posterior import FlowPosterior
 from .config import IAFVAEConfig
 from .layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
 
-__all__ = ["IAFVAE", "FlowPosterior", "training_step"]
+__all__ = ["IAFVAE"]
 
 HEAD_STD = 0.1
-
-
-class FlowPosterior:
-    r"""A Gaussian carried on by a flow: :math:`\log q(z) = \log q(z_0) - \log|\det \partial z/\partial z_0|`.
-
-    Args:
-        base: the Gaussian of z0, batch shape ``(N,)``.
-        flow: maps z0 to z.
-        context: the context of the flow, ``(N, context_features)``.
-    """
-
-    def __init__(self, base: DiagonalGaussian | TriangularGaussian, flow: nn.Module, context: Tensor) -> None:
-        self.base, self.flow, self.context = base, flow, context
-
-    def rsample_with_log_prob(self, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor]:
-        """A sample ``(*sample_shape, N, D)`` and its log-density ``(*sample_shape, N)``; ``noise`` as of the base."""
-        z, log_q = self.base.rsample_with_log_prob(sample_shape, **noise)
-        z, log_det = self.flow(z, self.context)
-        return z, log_q - log_det
 
 
 class IAFVAE(OneLatent):
@@ -213,49 +195,3 @@ def _decoder_blocks(maps: Sequence[int], sides: Sequence[int]) -> Iterator[nn.Mo
     for stage in range(len(maps) - 1, 0, -1):
         yield ResidualBlock(maps[stage], maps[stage])
         yield ResidualBlock(maps[stage], maps[stage - 1], transposed_to=sides[stage - 1])
-
-
-def training_step(
-    posterior: Any = "iaf",
-    depth: int = 2,
-    width: int = 320,
-    impl: Any = "auto",
-    *,
-    batch_size: int = 128,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> Callable[[], Tensor]:
-    """A training step of the recipe on synthetic images, for benchmarks: loss, gradients, Adamax.
-
-    Args:
-        posterior: ``"diagonal"``, ``"triangular"`` or ``"iaf"``.
-        depth: number of flow steps.
-        width: width of the hidden layers of the flow's networks.
-        impl: implementation of every op of the library.
-        batch_size: images in a step.
-        device: where it runs.
-        seed: of weights and images.
-
-    Returns:
-        A function without arguments that makes one step and returns its loss, 0-d.
-
-    Example:
-        >>> step = training_step("diagonal", batch_size=4)
-        >>> step().shape
-        torch.Size([])
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = IAFVAE(IAFVAEConfig(posterior, depth=depth, width=width, impl=impl)).to(device)
-        x = (torch.rand(batch_size, model.config.data_features) < 0.13).float().to(device)
-        model.initialize_from(x)
-    optimizer = torch.optim.Adamax(model.parameters(), lr=1e-4, capturable=x.is_cuda)
-
-    def step() -> Tensor:
-        loss, *_ = model.loss(x, 0.01)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step

@@ -19,7 +19,7 @@ from ...training.config import TrainConfig
 
 __all__ = ["POSTERIORS", "VAEConfig", "VAESettings", "VAETrainConfig"]
 
-POSTERIORS = ("diagonal", "triangular")
+POSTERIORS = ("diagonal", "triangular", "iaf")
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,16 @@ class VAEConfig:
     """What defines the model, as plain data.
 
     Args:
-        posterior: covariance of q(z | x): ``"diagonal"`` or ``"triangular"``, which is full.
+        posterior: q(z | x): a Gaussian with ``"diagonal"`` or ``"triangular"`` covariance, which is full, or
+            ``"iaf"``: an inverse autoregressive flow of a diagonal one.
         latent_features: dimensions of z.
         hidden_features: widths of the hidden layers of the encoder; the decoder mirrors them.
         data_features: number of pixels.
         tril_scale: factor on the entries below the diagonal. Under Adam it acts as a learning rate of their own:
             there are many of them, and their gradients are mostly noise.
-        kl: the KL term to train with: ``"analytic"`` or ``"monte-carlo"``.
+        depth: flow steps of ``"iaf"``.
+        width: width of the two hidden layers of each flow step.
+        kl: the KL term to train with: ``"analytic"`` or ``"monte-carlo"``, which a flow always has.
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
     Raises:
@@ -44,17 +47,19 @@ class VAEConfig:
         [400, 400]
     """
 
-    posterior: Literal["diagonal", "triangular"] = "diagonal"
+    posterior: Literal["diagonal", "triangular", "iaf"] = "diagonal"
     latent_features: int = option("latent", 32)
     hidden_features: tuple[int, ...] = option("hidden", (400, 400))
     data_features: int = 784
     tril_scale: float = 0.1
+    depth: int = 2
+    width: int = 320
     kl: Literal["analytic", "monte-carlo"] = "analytic"
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_whole(self, latent_features=1, data_features=1)
+        check_whole(self, latent_features=1, data_features=1, depth=1, width=1)
         check_positive(self, "tril_scale")
         check_sizes(self, "hidden_features")
 

@@ -1,4 +1,4 @@
-"""A variational auto-encoder of binary images with a diagonal or a triangular Gaussian posterior."""
+"""A variational auto-encoder of binary images with a Gaussian posterior, or a flow of one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch.distributions import kl_divergence
 from .... import functional as F
 from ....distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
-from ....nn import DiagonalGaussianHead, TriangularGaussianHead
+from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
 from ....objectives import elbo, monte_carlo_elbo, standard_normal_log_prob
 from ...evaluation.latents import OneLatent
+from ...flow_posterior import FlowPosterior
 from .config import VAEConfig
 
 __all__ = ["VAE"]
 
-HEADS = {"diagonal": DiagonalGaussianHead, "triangular": TriangularGaussianHead}
+HEADS = {"diagonal": DiagonalGaussianHead, "triangular": TriangularGaussianHead, "iaf": DiagonalGaussianHead}
 
 
 class VAE(OneLatent):
@@ -47,13 +48,25 @@ class VAE(OneLatent):
         self.head = HEADS[config.posterior](widths[-1], config.latent_features, impl=config.impl)
         self.decoder = nn.Sequential(*_layers([config.latent_features, *reversed(widths)]))
         self.to_logits = nn.Linear(widths[0], config.data_features)
+        self.flow: InverseAutoregressiveFlow | None = None
+        if config.posterior == "iaf":
+            self.flow = InverseAutoregressiveFlow(
+                config.latent_features,
+                (config.width, config.width),
+                steps=config.depth,
+                context_features=widths[-1],
+                kind="iaf_release",
+                impl=config.impl,
+            )
         self.prior = StandardNormal(config.latent_features, impl=config.impl)
 
-    def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian:
+    def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
         """The posterior q(z | x) of binary images ``(*, pixels)``."""
         features = self.encoder(x)
         if self.config.posterior == "diagonal":
             return self.head(features)
+        if self.flow is not None:
+            return FlowPosterior(self.head(features), self.flow, features)
         mu, log_sigma, tril = self.head.posterior_parameters(features)
         return TriangularGaussian(mu, log_sigma, self.config.tril_scale * tril, impl=self.config.impl)
 
@@ -70,8 +83,10 @@ class VAE(OneLatent):
         """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""
         self.to_logits.bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
 
-    def kl(self, q: DiagonalGaussian | TriangularGaussian, z: Tensor, log_q: Tensor) -> Tensor:
-        """The KL divergence of q from the prior, ``(N,)``: in closed form, whatever the sample."""
+    def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
+        """The KL divergence of q from the prior, ``(N,)``: in closed form, or for a flow from the sample."""
+        if isinstance(q, FlowPosterior):
+            return log_q - standard_normal_log_prob(z)
         return kl_divergence(q, self.prior)
 
     def bound(self, x: Tensor, *, beta: float = 1.0, **noise: Any) -> Tensor:
