@@ -75,13 +75,16 @@ wheel: $(VENV)/installed
 	cp tests/wheel_smoke.py build/wheel-check/
 	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
 
-# Whole passes of the network for every pixel of 64 images would take five minutes a run: those are for one image.
+# Whole jobs first, then ops. Whole passes of the network for every pixel of 64 images would take five minutes a run: those
+# are for one image.
 bench: rows := bench/results/cpu/rows.jsonl
 bench: $(VENV)/installed
+	$(RUN) -m bench --device cpu --json $(rows) --op training_step,density_step,evaluation,model_sample
 	$(RUN) -m bench --device cpu --json $(rows) \
-		--entry rsample,linear,forward,flow,inverse,step,convolution,gate,likelihood,stack
-	$(RUN) -m bench --device cpu --json $(rows) --entry sample --shape 64x784 --impl fastvae,reference,forward
-	$(RUN) -m bench --device cpu --json $(rows) --entry sample --shape 1x784
+		--op affine_flow,autoregressive_flow,autoregressive_inverse,diag_gaussian,gated_activation,gated_stack,linear_bernoulli,logistic_mixture,masked_conv2d,masked_linear,tril_gaussian
+	$(RUN) -m bench --device cpu --json $(rows) --op causal_sampler --shape 64x784 --impl fastvae,reference,forward
+	$(RUN) -m bench --device cpu --json $(rows) --op causal_sampler --shape 1x784
+	$(RUN) -m bench profile --json bench/results/cpu/profiles.jsonl
 	$(RUN) -m bench report $(rows) --out bench/results/cpu
 
 # On a machine with a GPU whose Python already has torch and the build tools; takes no network.

@@ -1,4 +1,4 @@
-"""``python -m bench`` measures; ``report`` makes a table and plots of its rows; ``profile`` divides a job's time."""
+"""``python -m bench`` measures; ``report`` and ``readme`` make tables of its rows; ``profile`` divides a job's time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import environment, profile, registry, report, roofline, runner, timing, tuning, wording
+from . import environment, profile, readme, registry, report, roofline, runner, timing, tuning, wording
 from .rows import Row, append_rows
 from .task import DTYPE_ALIASES, DTYPES, EXPLICIT, PROVIDERS, Case, Shape
 
@@ -22,10 +22,9 @@ _BUSY = 0.5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["report"]:
-        return report.main(given[1:])
-    if given[:1] == ["profile"]:
-        return profile.main(given[1:])
+    commands = {"report": report.main, "readme": readme.main, "profile": profile.main}
+    if given and given[0] in commands:
+        return commands[given[0]](given[1:])
     parser = _build_parser()
     options = parser.parse_args(given)
     try:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import environment, registry, roofline, runner, timing, wording
-from .rows import Row, append_rows
+from .rows import Row, append_rows, read_rows
 from .task import Case, Shape
 
 _ENTRIES = ("step", "evaluate", "sample")
@@ -125,7 +125,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--variant", help="the variants to profile")
     parser.add_argument("--shape", help="ROWSxCOLUMNS or SAMPLESxROWSxCOLUMNS")
     parser.add_argument("--impl", default="fastvae,reference", help="providers (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append the rows to this file, and write the table of all beside it"
+    )
     options = parser.parse_args(arguments)
     try:
         cases = registry.select_cases(
@@ -147,6 +149,8 @@ def main(arguments: Sequence[str]) -> int:
             if options.json:
                 append_rows(options.json, rows[-1:])
     print(build_table(rows))
+    if options.json:
+        options.json.with_suffix(".md").write_text(build_table(read_rows([options.json])) + "\n", encoding="utf-8")
     return 0
 
 

@@ -20,10 +20,12 @@ from .wording import (
     name_work,
 )
 
+_WHOLE = ("training_step", "density_step", "evaluation", "model_sample")
 _QUICK = "**From a quick run: these times show that it works, not how fast it is.**"
 _NOTE = """\
 Times are medians of interleaved samples. *vs* is how many times faster fastvae is; both times come from one run.
-*eager* is the reference implementation in plain PyTorch. *compile* is `torch.compile` of it. *Limit* is the
+*eager* is the reference implementation in plain PyTorch. *compile* is `torch.compile` of it, and
+*fastvae + compile* `torch.compile` of the model that holds our ops. *Limit* is the
 share of the speed that the machine allows: the bytes that must move at the copy bandwidth of the same run,
 or the operations at the rate of its matrix product, whichever takes longer. ° marks work that fits the last
 cache: no copy through memory bounds it. *Temporary* is peak memory beyond the results of a call: first that of
@@ -33,12 +35,13 @@ keeps are counted. *channels last* is the other layout of a convolution's images
 
 
 def build_table(records: Iterable[Row]) -> str:
-    """The rows as Markdown: one heading per machine, timer and commit, one line per case."""
+    """The rows as Markdown: one heading per kind of work, machine, timer and commit, one line per case."""
     groups = group_by_case(records)
     if not groups:
         return "No rows."
     sections = []
-    for title, members in groupby(sorted(groups, key=_title_section), key=_title_section):
+    ordered = sorted(groups, key=lambda group: (find_timed(group)["op"] not in _WHOLE, _title_section(group)))
+    for title, members in groupby(ordered, key=_title_section):
         sections.append(f"### {title}\n\n{_build_section(list(members))}")
     quick = [_QUICK] if any(find_timed(group).get("quick") for group in groups) else []
     return "\n\n".join([*quick, *sections, _NOTE]) + "\n"
@@ -46,7 +49,8 @@ def build_table(records: Iterable[Row]) -> str:
 
 def _title_section(group: Group) -> str:
     row = find_timed(group)
-    return f"{name_machine(row)}; {name_commit(row)}"
+    what = "Whole jobs" if row["op"] in _WHOLE else "Ops"
+    return f"{what}. {name_machine(row)}; {name_commit(row)}"
 
 
 def _build_section(groups: list[Group]) -> str:
