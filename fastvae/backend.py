@@ -337,7 +337,8 @@ def _is_freed(t: Tensor) -> bool:
 def release_memory() -> int:
     """Frees the blocks that the C++ extension keeps for its next large outputs; returns how many bytes they held.
 
-    Outputs of 1 MiB and more live in such blocks. At most 512 MiB of unused blocks are kept.
+    Outputs of 1 MiB and more live in such blocks. Unused blocks are kept, up to a sixteenth of the machine's
+    memory, between 512 MiB and 2 GiB.
 
     Example:
         >>> release_memory() >= 0

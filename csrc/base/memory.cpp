@@ -8,14 +8,23 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace fastvae {
 namespace {
 
 constexpr size_t kHugePage = 2u << 20;
-// The pool keeps at most this many bytes of free blocks.
-constexpr size_t kMostKept = 512u << 20;
+// The pool keeps at most this many bytes of free blocks: a sixteenth of the memory, between 512 MiB and 2 GiB.
+size_t most_kept() {
+  constexpr size_t least = size_t{512} << 20, most = size_t{2} << 30;
+#ifdef __linux__
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0)
+    return std::clamp(static_cast<size_t>(pages) / 16 * static_cast<size_t>(page), least, most);
+#endif
+  return least;
+}
 
 struct Block {
   void* data;
@@ -28,6 +37,7 @@ struct Pool {
   std::mutex mutex;
   std::vector<Block> blocks;
   size_t kept = 0;
+  const size_t most = most_kept();
 
   // Returns free blocks to the system, the oldest first, until the pool keeps at most `most` bytes.
   void shrink(size_t most) {
@@ -89,7 +99,7 @@ void give_back(void* data) noexcept {
   found->held = false;
   p.kept += found->bytes;
   std::rotate(found, found + 1, p.blocks.end());
-  p.shrink(kMostKept);
+  p.shrink(p.most);
 }
 
 size_t release_blocks() {
