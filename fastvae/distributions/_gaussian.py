@@ -53,8 +53,8 @@ class TriangularConstraints:
 class Gaussian(Distribution):
     """What both posteriors share.
 
-    Each writes its own :meth:`rsample_with_log_prob` and ``log_prob``: torch.compile keeps a limited number of programs
-    for one function, and both would compete for them.
+    Each writes its own methods that sample, and ``log_prob``: torch.compile keeps a limited number of programs for one
+    function, and both would compete for them.
     """
 
     arg_constraints: dict[str, constraints.Constraint]
@@ -91,6 +91,32 @@ class Gaussian(Distribution):
         Returns:
             ``z``, ``(*sample_shape, *batch_shape, D)``, dtype of ``mu``, and ``log_q``,
             ``(*sample_shape, *batch_shape)``, float32 (float64 for float64 parameters).
+        """
+        raise NotImplementedError
+
+    def rsample_with_kl(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        kl: str = "sum",
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws a reparameterised sample with its log-density and the divergence from N(0, I), in one pass.
+
+        Args:
+            sample_shape: as of :meth:`rsample_with_log_prob`, as are ``eps``, ``generator`` and ``row_offset``.
+            kl: ``"sum"`` for the divergence of every member of the batch, ``"dimensions"`` for its parts, which
+                :func:`fastvae.objectives.free_bits` takes; see
+                :func:`fastvae.functional.tril_gaussian_rsample_with_kl`.
+
+        Returns:
+            ``z`` and ``log_q``, those of :meth:`rsample_with_log_prob` for the same noise, and the divergence in nats,
+            ``batch_shape`` or ``(*batch_shape, D)``, float32 (float64 for float64 parameters).
+
+        Raises:
+            ValueError: ``kl`` is neither name.
         """
         raise NotImplementedError
 

@@ -81,6 +81,28 @@ class DiagonalGaussian(Gaussian):
 
     rsample_with_log_prob.__doc__ = Gaussian.rsample_with_log_prob.__doc__
 
+    def rsample_with_kl(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        kl: str = "sum",
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return F.diag_gaussian_rsample_with_kl(
+            self.mu,
+            self.log_sigma,
+            sample_shape,
+            kl=kl,
+            eps=eps,
+            generator=generator,
+            row_offset=row_offset,
+            impl=self.impl,
+        )
+
+    rsample_with_kl.__doc__ = Gaussian.rsample_with_kl.__doc__
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value``, ``(*sample_shape, *batch_shape, D)``, nats; float32 or float64."""
         if self._validate_args:
@@ -230,6 +252,29 @@ class TriangularGaussian(Gaussian):
         )
 
     rsample_with_log_prob.__doc__ = Gaussian.rsample_with_log_prob.__doc__
+
+    def rsample_with_kl(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        kl: str = "sum",
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return F.tril_gaussian_rsample_with_kl(
+            self.mu,
+            self.log_sigma,
+            self.tril,
+            sample_shape,
+            kl=kl,
+            eps=eps,
+            generator=generator,
+            row_offset=row_offset,
+            impl=self.impl,
+        )
+
+    rsample_with_kl.__doc__ = Gaussian.rsample_with_kl.__doc__
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value``, ``(*sample_shape, *batch_shape, D)``, nats; float32 or float64."""
