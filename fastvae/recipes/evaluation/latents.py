@@ -33,11 +33,10 @@ class OneLatent(nn.Module):
         Args:
             x: binary images ``(N, pixels)``.
             posterior: what :meth:`encode` returned for them; computed if None.
-            noise: as of the posterior's ``rsample_with_log_prob``.
+            noise: as of the posterior's ``rsample_with_kl``.
         """
         q = self.encode(x) if posterior is None else posterior
-        z, log_q = q.rsample_with_log_prob(**noise)
-        kl = self.kl(q, z, log_q)
+        z, _, kl = q.rsample_with_kl(**noise)
         return bernoulli_log_prob(x, self.decode(z)), kl[:, None]
 
     def log_weights(self, x: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:

@@ -42,6 +42,11 @@ class FlowPosterior:
         z, log_det = self.flow(z, self.context)
         return z, log_q - log_det
 
+    def rsample_with_kl(self, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the divergence from N(0, I) as each sample estimates it, ``(*sample_shape, N)``."""
+        z, log_q = self.rsample_with_log_prob(sample_shape, **noise)
+        return z, log_q, log_q - standard_normal_log_prob(z)
+
 
 class IAFVAE(OneLatent):
     r"""The MNIST experiment of the paper below: residual networks, p(z) = N(0, I), and p(x | z) is Bernoulli.
@@ -171,9 +176,8 @@ class IAFVAE(OneLatent):
             x: binary images.
             noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_log_prob``.
         """
-        q = self.encode(x)
-        z, log_q = q.rsample_with_log_prob(**noise)
-        return bernoulli_log_prob(x, self.decode(z)) - self.kl(q, z, log_q)
+        z, _, kl = self.encode(x).rsample_with_kl(**noise)
+        return bernoulli_log_prob(x, self.decode(z)) - kl
 
     def loss(self, x: Tensor, minimum: float = 0.0, *, all_processes: bool = False, **noise: Any) -> tuple[Tensor, ...]:
         r"""The loss of the training, and the means of the bound and its KL part, all 0-d, nats.
@@ -191,12 +195,17 @@ class IAFVAE(OneLatent):
             noise: as of :meth:`bound`.
         """
         q = self.encode(x)
-        z, log_q = q.rsample_with_log_prob(**noise)
-        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
         if minimum == 0:
-            kl = self.kl(q, z, log_q).mean()
+            z, _, kl = q.rsample_with_kl(**noise)
+            log_p_x, kl = bernoulli_log_prob(x, self.decode(z)).mean(), kl.mean()
             return kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
-        groups = self.kl_by_group(q, z, log_q)
+        if isinstance(q, DiagonalGaussian):
+            z, _, groups = q.rsample_with_kl(kl="dimensions", **noise)
+        else:
+            # Recorded runs of a triangular factor have the bits of its variance.
+            z, log_q = q.rsample_with_log_prob(**noise)
+            groups = self.kl_by_group(q, z, log_q)
+        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
         share = minimum * self.config.latent_features / groups.shape[-1]
         kl = groups.detach().sum(-1).mean()
         loss = free_bits(groups, share, all_processes=all_processes) - log_p_x

@@ -78,10 +78,11 @@ class VAE(OneLatent):
             noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_log_prob``.
         """
         q = self.encode(x)
+        if self.config.kl == "analytic":
+            z, _, kl = q.rsample_with_kl(**noise)
+            return elbo(bernoulli_log_prob(x, self.decode(z)), kl, beta=beta)
         z, log_q = q.rsample_with_log_prob(**noise)
         log_p_x = bernoulli_log_prob(x, self.decode(z))
-        if self.config.kl == "analytic":
-            return elbo(log_p_x, self.kl(q, z, log_q), beta=beta)
         return monte_carlo_elbo(log_p_x, standard_normal_log_prob(z), log_q, beta=beta)
 
 
