@@ -125,11 +125,23 @@ FASTVAE_INLINE void stream_scale_gradient(const T* d_z, const T* kept, T d_densi
   for (int64_t i = 0; i < d; i += Simd<T>::kWidth) stream(d_log_sigma + i, load(d_z + i) * load(kept + i) - d_density);
 }
 
+// The same with a divergence, and d_mu = d_z and what the divergence adds.
+template <class T>
+FASTVAE_INLINE void stream_gradients(const T* d_z, const T* kept, T d_density, const KLGradient<T>& more, T* d_mu,
+                                     T* d_log_sigma, int64_t d) {
+  const AllLanes<T> lanes;
+  for (int64_t i = 0; i < d; i += Simd<T>::kWidth) {
+    const auto g = load(d_z + i);
+    stream(d_mu + i, g + more.of_mu(i, lanes));
+    stream(d_log_sigma + i, g * load(kept + i) - d_density + more.of_log_sigma(i, lanes));
+  }
+}
+
 template <class T>
 void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl, Matrix<T> mu, Matrix<T> log_sigma,
          T* d_mu, T* d_log_sigma, Extent e) {
   const int64_t d = e.columns;
-  const bool streaming = e.samples == 1 && !d_kl.data && streams(d_log_sigma, e.rows, d);
+  const bool streaming = e.samples == 1 && streams(d_log_sigma, e.rows, d) && (!d_kl.data || streams(d_mu, e.rows, d));
   // The ranges are those of fwd: a core reads here what it wrote there, out of its own cache.
   parallel_ranges(e.rows, d * kWorkPerNormal * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
@@ -137,6 +149,10 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl
       T* to_mu = d_mu ? d_mu + n * d : nullptr;
       if (e.samples == 1) {
         const T *g = d_z + n * d, *spread = kept + n * d, d_density = d_log_q ? d_log_q[n] : T(0);
+        if (streaming && d_kl.data) {
+          stream_gradients(g, spread, d_density, KLGradient<T>(d_kl, mu, log_sigma, n, d), to_mu, to_scale, d);
+          continue;
+        }
         if (to_mu) std::copy_n(g, d, to_mu);
         if (streaming) {
           stream_scale_gradient(g, spread, d_density, to_scale, d);

@@ -54,18 +54,47 @@ FASTVAE_INLINE V twice_kl(V mu, V log_sigma) {
   return rounded(mu * mu) + (exp(log_sigma + log_sigma) - 1 - 2 * log_sigma);
 }
 
-// Adds the gradient of row n's divergence to those of its mean and its scale; nothing without d_kl.
+// The gradient of one row's divergence to its mean and its scale, in vectors.
+template <class T>
+class KLGradient {
+ public:
+  using Vector = typename Simd<T>::Vector;
+
+  KLGradient(Divergence<const T> d_kl, Matrix<T> mu, Matrix<T> log_sigma, int64_t n, int64_t d)
+      : each_(d_kl.by_dimension ? d_kl.data + n * d : nullptr),
+        mu_(mu.row(n)),
+        log_sigma_(log_sigma.row(n)),
+        one_(Vector{} + (d_kl.by_dimension ? T(0) : d_kl.data[n])) {}
+
+  template <class Lanes>
+  FASTVAE_INLINE Vector of_mu(int64_t i, Lanes lanes) const {
+    return rounded(d_kl(i, lanes) * lanes.get(mu_ + i));
+  }
+  template <class Lanes>
+  FASTVAE_INLINE Vector of_log_sigma(int64_t i, Lanes lanes) const {
+    const auto s = lanes.get(log_sigma_ + i);
+    return rounded(d_kl(i, lanes) * (exp(s + s) - 1));
+  }
+
+ private:
+  template <class Lanes>
+  FASTVAE_INLINE Vector d_kl(int64_t i, Lanes lanes) const {
+    return each_ ? lanes.get(each_ + i) : one_;
+  }
+
+  const T *each_, *mu_, *log_sigma_;
+  Vector one_;
+};
+
+// Adds the gradient of row n's divergence; nothing without d_kl.
 template <class T>
 FASTVAE_INLINE void add_kl_gradient(Divergence<const T> d_kl, Matrix<T> mu, Matrix<T> log_sigma, int64_t n, T* d_mu,
                                     T* d_log_sigma, int64_t d) {
   if (!d_kl.data) return;
-  const T *m = mu.row(n), *log_s = log_sigma.row(n);
-  const T* each = d_kl.by_dimension ? d_kl.data + n * d : nullptr;
-  const typename Simd<T>::Vector one = typename Simd<T>::Vector{} + (each ? T(0) : d_kl.data[n]);
+  const KLGradient<T> more(d_kl, mu, log_sigma, n, d);
   for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
-    const auto g = each ? lanes.get(each + i) : one, s = lanes.get(log_s + i);
-    lanes.put(d_mu + i, lanes.get(d_mu + i) + rounded(g * lanes.get(m + i)));
-    lanes.put(d_log_sigma + i, lanes.get(d_log_sigma + i) + rounded(g * (exp(s + s) - 1)));
+    lanes.put(d_mu + i, lanes.get(d_mu + i) + more.of_mu(i, lanes));
+    lanes.put(d_log_sigma + i, lanes.get(d_log_sigma + i) + more.of_log_sigma(i, lanes));
   });
 }
 
