@@ -51,9 +51,9 @@ def test_sample_and_density_have_the_bits_of_the_plain_call(sample_shape, dtype,
 def test_one_sample_has_every_bit_of_the_two_calls(n, d, kind):
     """A training run does not notice which of both it makes; noise is drawn."""
     made = parameters(kind, n, d)
-    together, apart = (both(made, "cpp", generator=torch.Generator().manual_seed(7))[i] for i in range(2))
-    # Both calls above drew from one generator: each is made anew.
-    together = posterior(made, "cpp").rsample_with_kl(generator=torch.Generator().manual_seed(7))
+    q, (one, other) = posterior(made, "cpp"), (torch.Generator().manual_seed(7) for _ in range(2))
+    together = q.rsample_with_kl(generator=one)
+    apart = *q.rsample_with_log_prob(generator=other), kl_divergence(q, StandardNormal(d))
     for a, b in zip(together, apart, strict=True):
         assert torch.equal(a, b)
     upstream = [torch.randn_like(t) for t in apart]
