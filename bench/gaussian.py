@@ -66,6 +66,11 @@ def check_kl(kl: Callable[..., Tensor]) -> Check:
     return check
 
 
+def check_rsample_with_kl(log_prob: Callable[..., Tensor], kl: Callable[..., Tensor]) -> Check:
+    sample, divergence = check_rsample(log_prob), check_kl(kl)
+    return lambda case, inputs, outputs: sample(case, inputs, outputs) or divergence(case, inputs, outputs[2])
+
+
 def _take_first_rows(parameters: Any) -> list[Tensor]:
     return [t[:CHECKED_ROWS].detach().double() for t in parameters]
 

@@ -4,6 +4,7 @@ from .likelihoods.logistic import discretized_logistic_log_prob, logistic_mixtur
 from .ops.affine_flow import affine_flow
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
+from .ops.diag_gaussian_with_kl import diag_gaussian_rsample_with_kl
 from .ops.gated_activation import gated_activation
 from .ops.linear_bernoulli import linear_bernoulli_log_prob
 from .ops.logistic_mixture import logistic_mixture_log_prob
@@ -11,12 +12,14 @@ from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.tril_gaussian import tril_gaussian_rsample
 from .ops.tril_gaussian_density import tril_gaussian_kl, tril_gaussian_log_prob
+from .ops.tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
 
 __all__ = [
     "affine_flow",
     "diag_gaussian_kl",
     "diag_gaussian_log_prob",
     "diag_gaussian_rsample",
+    "diag_gaussian_rsample_with_kl",
     "discretized_logistic_log_prob",
     "gated_activation",
     "linear_bernoulli_log_prob",
@@ -27,6 +30,7 @@ __all__ = [
     "tril_gaussian_kl",
     "tril_gaussian_log_prob",
     "tril_gaussian_rsample",
+    "tril_gaussian_rsample_with_kl",
 ]
 
 from .ops import flops as _flops  # noqa: F401  # last: registers formulas for the ops above

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._gaussian_kl import kl_part, load_d_kl
 from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
 from ._philox import in_layout_of, noise_quarters, noise_source
 from ._tiles import ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points
@@ -18,15 +19,16 @@ from ._vecmath import HALF_LOG_2PI, exp
 
 @triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"], do_not_specialize_on_alignment=["samples"])
 def _diag_gaussian_fwd_kernel(
-    z_ptr, log_q_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
+    z_ptr, log_q_ptr, kl_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
     n_rows, samples, row_offset, D, vectors, stride_mu, stride_log_sigma,
-    GIVEN: tl.constexpr, VECTOR: tl.constexpr,
+    GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_K samples of BLOCK_N rows, all columns.
 
-    z = mu + exp(log_sigma) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
-    The backward pass keeps log_sigma and the seed.
+    z = mu + exp(log_sigma) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2); with HAS_KL the first sample's
+    program also writes kl = sum(exp(2 log_sigma) - 1 - 2 log_sigma + mu^2) / 2, or its terms.
+    The backward pass keeps log_sigma and the seed, with HAS_KL also mu.
     """
     dtype: tl.constexpr = log_q_ptr.dtype.element_ty
     out_dtype: tl.constexpr = z_ptr.dtype.element_ty
@@ -42,6 +44,8 @@ def _diag_gaussian_fwd_kernel(
     z_ptr += point * D
     source = noise_source(noise_ptr, GIVEN)
     total = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
+    if HAS_KL:
+        kl = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
     for start in range(0, quarter, BLOCK_Q):
         column = start + tl.arange(0, BLOCK_Q)[None, :]
         inside = exists & (column < quarter)
@@ -59,20 +63,29 @@ def _diag_gaussian_fwd_kernel(
             tl.store(z_ptr + at, (mu + exp(log_sigma, out_dtype) * e).to(out_dtype), mask)
             squares += e * e
             total += log_sigma
+            if HAS_KL:
+                part = kl_part(tl.where(mask, mu, 0.0), log_sigma, dtype)
+                if BY_DIMENSION:
+                    tl.store(kl_ptr + row * D + at, part, mask & (sample == 0))
+                else:
+                    kl += part
         total += tl.where(inside, 0.5 * squares, 0.0)
     log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
     tl.store(log_q_ptr + point, log_q, exists)
+    if HAS_KL and not BY_DIMENSION:
+        tl.store(kl_ptr + row, tl.sum(kl, 1)[:, None], exists & (sample == 0))
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"])
 def _diag_gaussian_bwd_kernel(
-    d_log_sigma_ptr, d_z_ptr, d_log_q_ptr, log_sigma_ptr, noise_ptr,
-    n_rows, row_offset, D, vectors, stride_log_sigma,
-    GIVEN: tl.constexpr, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+    d_log_sigma_ptr, d_mu_ptr, d_z_ptr, d_log_q_ptr, d_kl_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
+    n_rows, row_offset, D, vectors, stride_mu, stride_log_sigma,
+    GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows of the only sample, BLOCK_Q columns of every quarter.
 
-    d_log_sigma = d_z sigma eps - d_log_q.
+    d_log_sigma = d_z sigma eps - d_log_q; with HAS_KL d_kl (sigma^2 - 1) more, and d_mu = d_z + d_kl mu.
     eps is drawn again from the seed, or given again.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
@@ -90,22 +103,28 @@ def _diag_gaussian_bwd_kernel(
     for lane in tl.static_range(4):
         at = lane * quarter + column
         mask = inside if VECTOR > 1 else inside & (at < D)
-        sigma = exp(tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype), out_dtype)
+        log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype)
+        sigma = exp(log_sigma, out_dtype)
         d_z = tl.load(d_z_ptr + row * D + at, mask, 0.0).to(dtype)
         d_log_sigma = d_z * sigma * eps[lane] - d_log_q
+        if HAS_KL:
+            d_kl = load_d_kl(d_kl_ptr, row, at, n_rows, D, BY_DIMENSION)
+            d_log_sigma += d_kl * (exp(2.0 * log_sigma, dtype) - 1.0)
+            d_mu = d_z + d_kl * tl.load(mu_ptr + row * stride_mu + at, mask, 0.0).to(dtype)
+            tl.store(d_mu_ptr + row * D + at, d_mu.to(out_dtype), mask)
         tl.store(d_log_sigma_ptr + row * D + at, d_log_sigma.to(out_dtype), mask)
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_offset", "vectors"], do_not_specialize_on_alignment=["samples"])
 def _diag_gaussian_bwd_samples_kernel(
-    d_mu_ptr, d_log_sigma_ptr, d_z_ptr, d_log_q_ptr, log_sigma_ptr, noise_ptr,
-    n_rows, samples, row_offset, D, vectors, stride_log_sigma,
-    GIVEN: tl.constexpr, VECTOR: tl.constexpr,
+    d_mu_ptr, d_log_sigma_ptr, d_z_ptr, d_log_q_ptr, d_kl_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
+    n_rows, samples, row_offset, D, vectors, stride_mu, stride_log_sigma,
+    GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_Q columns of every quarter, and walks all samples, BLOCK_K at a time.
 
-    d_mu = sum_k d_z,  d_log_sigma = sum_k (d_z sigma eps - d_log_q).
+    d_mu = sum_k d_z,  d_log_sigma = sum_k (d_z sigma eps - d_log_q); with HAS_KL d_kl mu and d_kl (sigma^2 - 1) more.
     The order of summation is fixed: no atomics.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
@@ -138,20 +157,25 @@ def _diag_gaussian_bwd_samples_kernel(
         d_mu1, product1 = d_mu1 + d_z1, product1 + d_z1 * eps[1]
         d_mu2, product2 = d_mu2 + d_z2, product2 + d_z2 * eps[2]
         d_mu3, product3 = d_mu3 + d_z3, product3 + d_z3 * eps[3]
-    d_mu = (d_mu0, d_mu1, d_mu2, d_mu3)
+    d_mus = (d_mu0, d_mu1, d_mu2, d_mu3)
     product = (product0, product1, product2, product3)
     row, column = rows[:, None], columns[None, :]
     for lane in tl.static_range(4):
         at = lane * quarter + column
         mask = (row < n_rows) & (column < quarter) & (at < D)
-        sigma = exp(tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype), out_dtype)
-        d_log_sigma = tl.sum(product[lane], 0) * sigma - tl.sum(d_log_q, 0)
-        tl.store(d_mu_ptr + row * D + at, tl.sum(d_mu[lane], 0).to(out_dtype), mask)
+        log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype)
+        d_mu = tl.sum(d_mus[lane], 0)
+        d_log_sigma = tl.sum(product[lane], 0) * exp(log_sigma, out_dtype) - tl.sum(d_log_q, 0)
+        if HAS_KL:
+            d_kl = load_d_kl(d_kl_ptr, row, at, n_rows, D, BY_DIMENSION)
+            d_mu += d_kl * tl.load(mu_ptr + row * stride_mu + at, mask, 0.0).to(dtype)
+            d_log_sigma += d_kl * (exp(2.0 * log_sigma, dtype) - 1.0)
+        tl.store(d_mu_ptr + row * D + at, d_mu.to(out_dtype), mask)
         tl.store(d_log_sigma_ptr + row * D + at, d_log_sigma.to(out_dtype), mask)
 
 
-def diag_gaussian_fwd(
-    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+def _fwd(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int, kl: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
@@ -159,45 +183,97 @@ def diag_gaussian_fwd(
     tile = point_tile(samples, n, quarter, vector)
     launch(
         _diag_gaussian_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
-        z, log_q, mu, log_sigma, noise,
+        z, log_q, kl, mu, log_sigma, noise,
         n, samples, row_offset, d, quarter // vector, mu.stride(0), log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, VECTOR=vector,
+        GIVEN=noise.ndim > 0, HAS_KL=kl is not None, BY_DIMENSION=kl is not None and kl.ndim == 2, VECTOR=vector,
         BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return z, log_q
 
 
-def diag_gaussian_bwd(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
-    """The gradient to log_sigma of one sample, d_z (1, N, D); the gradient to mu is d_z itself."""
+def _bwd(
+    d_z: Tensor,
+    d_log_q: Tensor,
+    log_sigma: Tensor,
+    noise: Tensor,
+    row_offset: int,
+    d_kl: Tensor | None = None,
+    mu: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of one sample, d_z (1, N, D); that of mu is d_z itself and not written without d_kl."""
     n, d = log_sigma.shape
-    d_log_sigma = log_sigma.new_empty((n, d))
+    d_mu, d_log_sigma = None if mu is None else mu.new_empty((n, d)), log_sigma.new_empty((n, d))
     quarter, vector = quarter_layout(log_sigma.dtype, d)
     tile = row_tile(n, quarter, vector)
     launch(
         _diag_gaussian_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
-        d_log_sigma, d_z, d_log_q, log_sigma, noise,
-        n, row_offset, d, quarter // vector, log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, VECTOR=vector, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+        d_log_sigma, d_mu, d_z, d_log_q, d_kl, mu, log_sigma, noise,
+        n, row_offset, d, quarter // vector, _row_stride(mu), log_sigma.stride(0),
+        GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
+        VECTOR=vector, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return d_log_sigma
+    return d_mu, d_log_sigma
 
 
-def diag_gaussian_bwd_samples(
-    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+def _bwd_samples(
+    d_z: Tensor,
+    d_log_q: Tensor,
+    log_sigma: Tensor,
+    noise: Tensor,
+    row_offset: int,
+    d_kl: Tensor | None = None,
+    mu: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients to mu and log_sigma of K samples, d_z (K, N, D)."""
     samples, n, d = d_z.shape
     d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
     quarter, vector = quarter_layout(log_sigma.dtype, d)
     tile = sum_tile(samples, n, quarter, vector)
     launch(
         _diag_gaussian_bwd_samples_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
-        d_mu, d_log_sigma, d_z, d_log_q, log_sigma, noise,
-        n, samples, row_offset, d, quarter // vector, log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, VECTOR=vector,
-        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+        d_mu, d_log_sigma, d_z, d_log_q, d_kl, mu, log_sigma, noise,
+        n, samples, row_offset, d, quarter // vector, _row_stride(mu), log_sigma.stride(0),
+        GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
+        VECTOR=vector, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_mu, d_log_sigma
+
+
+def _row_stride(t: Tensor | None) -> int:
+    return 0 if t is None else t.stride(0)
+
+
+def diag_gaussian_fwd(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    return _fwd(mu, log_sigma, noise, samples, row_offset, None)
+
+
+def diag_gaussian_bwd(d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int) -> Tensor:
+    """The gradient to log_sigma of one sample, d_z (1, N, D); the gradient to mu is d_z itself."""
+    return _bwd(d_z, d_log_q, log_sigma, noise, row_offset)[1]
+
+
+def diag_gaussian_bwd_samples(
+    d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    """The gradients to mu and log_sigma of K samples, d_z (K, N, D)."""
+    return _bwd_samples(d_z, d_log_q, log_sigma, noise, row_offset)
+
+
+def diag_gaussian_with_kl_fwd(
+    mu: Tensor, log_sigma: Tensor, noise: Tensor, samples: int, row_offset: int, by_dimension: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for one sample or more with the divergence from N(0, I), (N,), or that of each dimension, (N, D)."""
+    kl = mu.new_empty(mu.shape if by_dimension else mu.shape[:1], dtype=compute_dtype(mu.dtype))
+    return *_fwd(mu, log_sigma, noise, samples, row_offset, kl), kl
+
+
+def diag_gaussian_with_kl_bwd(
+    d_z: Tensor, d_log_q: Tensor, d_kl: Tensor, mu: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients to mu and log_sigma of K samples, d_z (K, N, D), and of the divergence."""
+    bwd = _bwd if d_z.shape[0] == 1 else _bwd_samples
+    return bwd(d_z, d_log_q, log_sigma, noise, row_offset, d_kl, mu)
 
 
 def aot_cases() -> list[AotCase]:
@@ -218,5 +294,21 @@ def aot_cases() -> list[AotCase]:
             AotCase(name, diag_gaussian_fwd, (parameter, parameter, noise, samples, 0)),
             AotCase(name, diag_gaussian_bwd, upstream),
             AotCase(name, diag_gaussian_bwd_samples, upstream),
+        ]
+    # With the divergence: of one sample and of several, of rows and of dimensions.
+    for dtype, d, samples, by_dimension in (
+        (torch.float32, 512, 1, False),
+        (torch.float32, 63, 8, True),
+        (torch.bfloat16, 512, 1, True),
+        (torch.float64, 512, 8, False),
+    ):
+        n, kind = 4096, "kl of each dimension" if by_dimension else "kl"
+        name = f"{str(dtype)[6:]}, D = {d}, {kind}"
+        parameter, seed, wide = meta(n, d, dtype=dtype), meta(dtype=torch.int64), compute_dtype(dtype)
+        d_kl = meta(*(n, d)[: 1 + by_dimension], dtype=wide)
+        gradients = (meta(samples, n, d, dtype=dtype), meta(samples, n, dtype=wide), d_kl)
+        cases += [
+            AotCase(name, diag_gaussian_with_kl_fwd, (parameter, parameter, seed, samples, 0, by_dimension)),
+            AotCase(name, diag_gaussian_with_kl_bwd, (*gradients, parameter, parameter, seed, 0)),
         ]
     return cases

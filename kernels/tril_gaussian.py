@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._gaussian_kl import kl_part, load_d_kl
 from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
 from ._philox import noise_quarters, noise_source
 from ._tiles import ceil_div, tile_points, tril_strides, tril_tile
@@ -30,19 +31,21 @@ def tril_row_offset(i, stride_i, DENSE: tl.constexpr):
 # Unspecialised strides keep accesses to T one element wide. Wider ones would give each thread more columns, hence more
 # noise to draw per element of T.
 _GENERIC = ["n_rows", "row_offset", "D", "quarter", "stride_tril", "stride_tril_i"]
+_GENERIC_BWD = [*_GENERIC, "stride_d_tril", "stride_d_tril_i"]
 
 
 @triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
 def _tril_gaussian_fwd_kernel(
-    z_ptr, log_q_ptr, mu_ptr, log_sigma_ptr, tril_ptr, noise_ptr,
+    z_ptr, log_q_ptr, kl_ptr, mu_ptr, log_sigma_ptr, tril_ptr, noise_ptr,
     n_rows, samples, row_offset, D, quarter, stride_mu, stride_log_sigma, stride_tril, stride_tril_i,
-    DENSE: tl.constexpr, GIVEN: tl.constexpr,
+    DENSE: tl.constexpr, GIVEN: tl.constexpr, HAS_KL: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_I elements of z for BLOCK_K samples of BLOCK_N rows; the last one also log_q.
 
-    z = mu + (diag(sigma) + T) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2).
-    The backward pass keeps log_sigma and the seed.
+    z = mu + (diag(sigma) + T) eps,  log_q = -sum(eps^2 / 2 + log_sigma + log(2 pi) / 2); with HAS_KL the divergence of
+    BLOCK_I dimensions, kl_i = (sum_j T_ij^2 + exp(2 log_sigma_i) - 1 - 2 log_sigma_i + mu_i^2) / 2.
+    The backward pass keeps log_sigma and the seed, with HAS_KL also mu and T.
     """
     dtype: tl.constexpr = log_q_ptr.dtype.element_ty
     blocks = tl.cdiv(D, BLOCK_I)
@@ -66,6 +69,8 @@ def _tril_gaussian_fwd_kernel(
     source = noise_source(noise_ptr, GIVEN)
     product = tl.zeros((BLOCK_I, BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
     total = tl.zeros((BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
+    if HAS_KL:
+        squares = tl.zeros((BLOCK_I, BLOCK_K * BLOCK_N, BLOCK_Q), dtype)
     sample, row = samples_of[:, None], rows[:, None]
     for start in range(0, tl.minimum(quarter, end), BLOCK_Q):
         column = start + tl.arange(0, BLOCK_Q)[None, :]
@@ -82,22 +87,29 @@ def _tril_gaussian_fwd_kernel(
                 j = tl.where(column < quarter, at, D)[None, :, :]
                 weight = tl.load(tril_row_ptr + j, j < diagonal, 0.0).to(dtype)
                 product += tl.where(j == diagonal, sigma, weight) * e[None, :, :]
+                if HAS_KL:
+                    squares += weight * weight
     log_q = -tl.sum(total, 1)[:, None] - tl.cast(D, dtype) * HALF_LOG_2PI
     tl.store(log_q_ptr + points[:, None], log_q, is_last)
     mu = tl.load(mu_ptr + rows[None, :] * stride_mu + i, i < D).to(dtype)
     tl.store(z_ptr + points[None, :] * D + i, (mu + tl.sum(product, 2)).to(z_ptr.dtype.element_ty), i < D)
+    if HAS_KL:
+        kl = kl_part(mu, log_sigma.to(dtype), dtype) + 0.5 * tl.sum(squares, 2)
+        tl.store(kl_ptr + rows[None, :] * D + i, kl, (i < D) & (samples_of[None, :] == 0))
 
 
-@triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
+@triton.jit(do_not_specialize=_GENERIC_BWD, do_not_specialize_on_alignment=["samples"])
 def _tril_gaussian_bwd_kernel(
-    d_mu_ptr, d_log_sigma_ptr, d_tril_ptr, d_z_ptr, d_log_q_ptr, log_sigma_ptr, noise_ptr,
-    n_rows, samples, row_offset, D, quarter, stride_log_sigma, stride_tril, stride_tril_i,
-    DENSE: tl.constexpr, GIVEN: tl.constexpr,
+    d_mu_ptr, d_log_sigma_ptr, d_tril_ptr, d_z_ptr, d_log_q_ptr, d_kl_ptr, mu_ptr, log_sigma_ptr, tril_ptr, noise_ptr,
+    n_rows, samples, row_offset, D, quarter, stride_mu, stride_log_sigma, stride_tril, stride_tril_i,
+    stride_d_tril, stride_d_tril_i,
+    DENSE: tl.constexpr, GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_I rows of d_T and as many elements of d_mu and d_log_sigma, for BLOCK_N rows, all samples.
 
     d_mu = sum_k d_z,  d_log_sigma_i = sum_k (d_z_i sigma_i eps_i - d_log_q),  d_T_ij = sum_k d_z_i eps_j for j < i.
+    With HAS_KL d_kl mu_i, d_kl (sigma_i^2 - 1) and d_kl T_ij are added.
     The order of summation is fixed: no atomics.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
@@ -107,7 +119,10 @@ def _tril_gaussian_bwd_kernel(
     rows = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.minimum(rows, n_rows - 1)  # see the forward pass
     i, row = block * BLOCK_I + tl.arange(0, BLOCK_I)[:, None], rows[None, :]
-    d_tril_row_ptr = (d_tril_ptr + row * stride_tril + tril_row_offset(i, stride_tril_i, DENSE))[:, :, None]
+    d_tril_row_ptr = (d_tril_ptr + row * stride_d_tril + tril_row_offset(i, stride_d_tril_i, DENSE))[:, :, None]
+    if HAS_KL:
+        tril_row_ptr = (tril_ptr + row * stride_tril + tril_row_offset(i, stride_tril_i, DENSE))[:, :, None]
+        d_kl = load_d_kl(d_kl_ptr, row, i, n_rows, D, BY_DIMENSION)
     diagonal = tl.where(i < D, i, -1)[:, :, None]
     source = noise_source(noise_ptr, GIVEN)
     on_diagonal = tl.zeros((BLOCK_I, BLOCK_N), dtype)
@@ -134,24 +149,31 @@ def _tril_gaussian_bwd_kernel(
         for lane in tl.static_range(4):
             j = tl.where(column < quarter, lane * quarter + column, D)[None, :, :]
             on_diagonal += tl.sum(tl.where(j == diagonal, products[lane], 0.0), 2)
+            value = products[lane]
+            if HAS_KL:
+                value += d_kl[:, :, None] * tl.load(tril_row_ptr + j, j < diagonal, 0.0).to(dtype)
             if DENSE:
-                value = tl.where(j < diagonal, products[lane], 0.0)
+                value = tl.where(j < diagonal, value, 0.0)
                 tl.store(d_tril_row_ptr + j, value.to(out_dtype), (j < D) & (diagonal >= 0))
             else:
-                tl.store(d_tril_row_ptr + j, products[lane].to(out_dtype), j < diagonal)
+                tl.store(d_tril_row_ptr + j, value.to(out_dtype), j < diagonal)
     d_mu = tl.zeros((BLOCK_I, BLOCK_N), dtype)
     d_log_q = tl.zeros((1, BLOCK_N), dtype)
     for sample in range(samples):
         d_z_row = tl.cast(sample, tl.int64) * n_rows + row
         d_mu += tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)
         d_log_q += tl.load(d_log_q_ptr + d_z_row)
-    sigma = exp(tl.load(log_sigma_ptr + row * stride_log_sigma + i, i < D, 0.0).to(dtype), dtype)
+    log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + i, i < D, 0.0).to(dtype)
+    d_log_sigma = on_diagonal * exp(log_sigma, dtype) - d_log_q
+    if HAS_KL:
+        d_mu += d_kl * tl.load(mu_ptr + row * stride_mu + i, i < D, 0.0).to(dtype)
+        d_log_sigma += d_kl * (exp(2.0 * log_sigma, dtype) - 1.0)
     tl.store(d_mu_ptr + row * D + i, d_mu.to(out_dtype), i < D)
-    tl.store(d_log_sigma_ptr + row * D + i, (on_diagonal * sigma - d_log_q).to(out_dtype), i < D)
+    tl.store(d_log_sigma_ptr + row * D + i, d_log_sigma.to(out_dtype), i < D)
 
 
-def tril_gaussian_fwd(
-    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+def _fwd(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int, kl: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
@@ -160,31 +182,74 @@ def tril_gaussian_fwd(
     launch(
         _tril_gaussian_fwd_kernel,
         ceil_div(samples, tile.samples) * ceil_div(n, tile.rows) * ceil_div(d, tile.i),
-        z, log_q, mu, log_sigma, tril, noise,
+        z, log_q, kl, mu, log_sigma, tril, noise,
         n, samples, row_offset, d, ceil_div(d, 4), mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
-        DENSE=dense, GIVEN=noise.ndim > 0,
+        DENSE=dense, GIVEN=noise.ndim > 0, HAS_KL=kl is not None,
         BLOCK_I=tile.i, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return z, log_q
+
+
+def _bwd(
+    d_z: Tensor,
+    d_log_q: Tensor,
+    log_sigma: Tensor,
+    noise: Tensor,
+    row_offset: int,
+    dense: bool,
+    d_kl: Tensor | None = None,
+    mu: Tensor | None = None,
+    tril: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples, n, d = d_z.shape
+    d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
+    d_tril = log_sigma.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
+    # Each thread holds its part of four tiles.
+    tile = tril_tile(1, n, d, height=4 if log_sigma.dtype == torch.float64 or d_kl is not None else 8)
+    launch(
+        _tril_gaussian_bwd_kernel, ceil_div(n, tile.samples * tile.rows) * ceil_div(d, tile.i),
+        d_mu, d_log_sigma, d_tril, d_z, d_log_q, d_kl, mu, log_sigma, tril, noise,
+        n, samples, row_offset, d, ceil_div(d, 4), 0 if mu is None else mu.stride(0), log_sigma.stride(0),
+        *((0, 0) if tril is None else tril_strides(tril)), *tril_strides(d_tril),
+        DENSE=dense, GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
+        BLOCK_I=tile.i, BLOCK_N=tile.samples * tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return d_mu, d_log_sigma, d_tril
+
+
+def tril_gaussian_fwd(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor]:
+    return _fwd(mu, log_sigma, tril, noise, samples, row_offset, None)
 
 
 def tril_gaussian_bwd(
     d_z: Tensor, d_log_q: Tensor, log_sigma: Tensor, noise: Tensor, row_offset: int, dense: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients to mu, log_sigma and tril, which is zero on and above the diagonal when `dense`."""
-    samples, n, d = d_z.shape
-    d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
-    d_tril = log_sigma.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
-    # Each thread holds its part of four tiles.
-    tile = tril_tile(1, n, d, height=4 if log_sigma.dtype == torch.float64 else 8)
-    launch(
-        _tril_gaussian_bwd_kernel, ceil_div(n, tile.samples * tile.rows) * ceil_div(d, tile.i),
-        d_mu, d_log_sigma, d_tril, d_z, d_log_q, log_sigma, noise,
-        n, samples, row_offset, d, ceil_div(d, 4), log_sigma.stride(0), *tril_strides(d_tril),
-        DENSE=dense, GIVEN=noise.ndim > 0,
-        BLOCK_I=tile.i, BLOCK_N=tile.samples * tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
-    return d_mu, d_log_sigma, d_tril
+    return _bwd(d_z, d_log_q, log_sigma, noise, row_offset, dense)
+
+
+def tril_gaussian_with_kl_fwd(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, noise: Tensor, samples: int, row_offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for one sample or more, with the divergence from N(0, I) of each dimension, (N, D)."""
+    kl = mu.new_empty(mu.shape, dtype=compute_dtype(mu.dtype))
+    return *_fwd(mu, log_sigma, tril, noise, samples, row_offset, kl), kl
+
+
+def tril_gaussian_with_kl_bwd(
+    d_z: Tensor,
+    d_log_q: Tensor,
+    d_kl: Tensor,
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    noise: Tensor,
+    row_offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the sample and of the divergence, whose d_kl is (N,) or (N, D)."""
+    return _bwd(d_z, d_log_q, log_sigma, noise, row_offset, tril.ndim == 3, d_kl, mu, tril)
 
 
 def aot_cases() -> list[AotCase]:
@@ -205,5 +270,20 @@ def aot_cases() -> list[AotCase]:
         cases += [
             AotCase(name, tril_gaussian_fwd, (parameter, parameter, tril, noise, samples, 0)),
             AotCase(name, tril_gaussian_bwd, (*upstream, parameter, noise, 0, dense)),
+        ]
+    for dtype, d, samples, dense in (
+        (torch.float32, 512, 1, False),
+        (torch.float32, 63, 8, True),
+        (torch.bfloat16, 512, 1, True),
+        (torch.float64, 64, 8, False),
+    ):
+        n, name = 1024, f"{str(dtype)[6:]}, D = {d}, {'dense' if dense else 'packed'}, kl"
+        parameter, seed, wide = meta(n, d, dtype=dtype), meta(dtype=torch.int64), compute_dtype(dtype)
+        tril = meta(n, d, d, dtype=dtype) if dense else meta(n, d * (d - 1) // 2, dtype=dtype)
+        d_kl = meta(n, d, dtype=wide) if dense else meta(n, dtype=wide)
+        gradients = (meta(samples, n, d, dtype=dtype), meta(samples, n, dtype=wide), d_kl)
+        cases += [
+            AotCase(name, tril_gaussian_with_kl_fwd, (parameter, parameter, tril, seed, samples, 0)),
+            AotCase(name, tril_gaussian_with_kl_bwd, (*gradients, parameter, parameter, tril, seed, 0)),
         ]
     return cases

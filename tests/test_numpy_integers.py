@@ -14,6 +14,7 @@ IMAGE = torch.zeros(1, 2, 4, 4)
 
 CALLS = {
     "diag_gaussian_rsample": lambda i: F.diag_gaussian_rsample(Z, Z, (i(3),), row_offset=i(2)),
+    "diag_gaussian_rsample_with_kl": lambda i: F.diag_gaussian_rsample_with_kl(Z, Z, (i(3),), row_offset=i(2)),
     "tril_gaussian_rsample": lambda i: F.tril_gaussian_rsample(Z, Z, torch.zeros(2, 6), (i(3),), row_offset=i(2)),
     "masked_conv2d": lambda i: F.masked_conv2d(
         IMAGE, torch.zeros(4, 1, 3, 3), mask_type="A", padding=(i(1), i(1)), dilation=i(1), groups=i(2), num_colors=i(1)

@@ -19,6 +19,13 @@ def _fastvae_rsample(case: Case, impl: str) -> Function:
     return lambda mu, log_sigma: functional.diag_gaussian_rsample(mu, log_sigma, shape, impl=impl)
 
 
+def _fastvae_rsample_with_kl(case: Case, impl: str) -> Function:
+    from fastvae import functional
+
+    shape = case.shape.sample_shape
+    return lambda mu, log_sigma: functional.diag_gaussian_rsample_with_kl(mu, log_sigma, shape, impl=impl)
+
+
 def _fastvae_log_prob(case: Case, impl: str) -> Function:
     from fastvae import functional
 
@@ -37,6 +44,13 @@ def _reference_rsample(case: Case) -> Function:
 
     shape = case.shape.sample_shape
     return lambda mu, log_sigma: diag_gaussian.rsample(mu, log_sigma, shape, None, None)
+
+
+def _reference_rsample_with_kl(case: Case) -> Function:
+    from fastvae.reference import diag_gaussian
+
+    shape = case.shape.sample_shape
+    return lambda mu, log_sigma: diag_gaussian.rsample_with_kl(mu, log_sigma, shape, None, None, False)
 
 
 def _log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -71,9 +85,22 @@ def _peer_log_prob(case: Case) -> Function:
 
 
 def _peer_kl(case: Case) -> Function:
-    return lambda mu, log_sigma: kl_divergence(
-        _normal(mu, log_sigma.exp()), _normal(torch.zeros_like(mu), torch.ones_like(mu))
-    )
+    return lambda mu, log_sigma: _divergence(_normal(mu, log_sigma.exp()))
+
+
+def _divergence(q: Independent) -> Tensor:
+    return kl_divergence(q, _normal(torch.zeros_like(q.mean), torch.ones_like(q.mean)))
+
+
+def _peer_rsample_with_kl(case: Case) -> Function:
+    shape = torch.Size(case.shape.sample_shape)
+
+    def run(mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = _normal(mu, log_sigma.exp())
+        z = q.rsample(shape)
+        return z, q.log_prob(z), _divergence(q)
+
+    return run
 
 
 def _work(case: Case, elements: int, densities: int, flops: int) -> Work:
@@ -89,6 +116,17 @@ def _rsample_work(case: Case) -> Work:
     # Then d_z, d_log_q, log_sigma -> d_log_sigma; d_mu is d_z itself, unless it is a sum over samples.
     d_mu = 0 if case.shape.samples is None else parameter
     return _work(case, 4 * parameter + d_mu + 2 * sample, 2 * density, 11 * sample)
+
+
+def _rsample_with_kl_work(case: Case) -> Work:
+    parameter = case.shape.rows * case.shape.columns
+    sample, density = case.shape.draws * parameter, case.shape.draws * case.shape.rows
+    # mu, log_sigma -> z, log_q, kl
+    if case.mode == "fwd":
+        return _work(case, 2 * parameter + sample, density + case.shape.rows, 6 * (sample + parameter))
+    # Then d_z, d_log_q, d_kl, mu, log_sigma -> d_mu, d_log_sigma
+    densities = 2 * (density + case.shape.rows)
+    return _work(case, 6 * parameter + 2 * sample, densities, 11 * sample + 10 * parameter)
 
 
 def _log_prob_work(case: Case) -> Work:
@@ -120,6 +158,17 @@ TASKS = (
         peers={"distributions": Peer(_peer_rsample)},
         work=_rsample_work,
         check=gaussian.check_rsample(_log_prob),
+        shapes=SHAPES,
+    ),
+    Task(
+        op="diag_gaussian",
+        entry="rsample_with_kl",
+        inputs=gaussian.location_and_scale,
+        fastvae=_fastvae_rsample_with_kl,
+        reference=_reference_rsample_with_kl,
+        peers={"distributions": Peer(_peer_rsample_with_kl)},
+        work=_rsample_with_kl_work,
+        check=gaussian.check_rsample_with_kl(_log_prob, _kl),
         shapes=SHAPES,
     ),
     Task(

@@ -33,6 +33,13 @@ def _fastvae_rsample(case: Case, impl: str) -> Function:
     return lambda mu, log_sigma, tril: functional.tril_gaussian_rsample(mu, log_sigma, tril, shape, impl=impl)
 
 
+def _fastvae_rsample_with_kl(case: Case, impl: str) -> Function:
+    from fastvae import functional
+
+    shape = case.shape.sample_shape
+    return lambda mu, log_sigma, tril: functional.tril_gaussian_rsample_with_kl(mu, log_sigma, tril, shape, impl=impl)
+
+
 def _fastvae_log_prob(case: Case, impl: str) -> Function:
     from fastvae import functional
 
@@ -51,6 +58,15 @@ def _reference_rsample(case: Case) -> Function:
 
     shape, packed = case.shape.sample_shape, case.variant == "packed"
     return lambda mu, log_sigma, tril: tril_gaussian.rsample(mu, log_sigma, tril, packed, shape, None, None)
+
+
+def _reference_rsample_with_kl(case: Case) -> Function:
+    from fastvae.reference import tril_gaussian
+
+    shape, packed = case.shape.sample_shape, case.variant == "packed"
+    return lambda mu, log_sigma, tril: tril_gaussian.rsample_with_kl(
+        mu, log_sigma, tril, packed, shape, None, None, False
+    )
 
 
 def _log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool) -> Tensor:
@@ -106,9 +122,22 @@ def _peer_log_prob(case: Case) -> Function:
 def _peer_kl(case: Case) -> Function:
     make = _make_normal_of_packed if case.variant == "packed" else _make_normal
 
-    def run(mu: Tensor, *parameters: Tensor) -> Tensor:
-        eye = torch.eye(mu.shape[-1], dtype=mu.dtype, device=mu.device)
-        return kl_divergence(make(mu, *parameters), _make_normal(torch.zeros_like(mu[0]), eye))
+    return lambda *parameters: _divergence(make(*parameters))
+
+
+def _divergence(q: MultivariateNormal) -> Tensor:
+    eye = torch.eye(q.event_shape[0], dtype=q.mean.dtype, device=q.mean.device)
+    return kl_divergence(q, _make_normal(torch.zeros_like(q.mean[0]), eye))
+
+
+def _peer_rsample_with_kl(case: Case) -> Function:
+    make = _make_normal_of_packed if case.variant == "packed" else _make_normal
+    shape = torch.Size(case.shape.sample_shape)
+
+    def run(*parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = make(*parameters)
+        z = q.rsample(shape)
+        return z, q.log_prob(z), _divergence(q)
 
     return run
 
@@ -135,6 +164,18 @@ def _rsample_work(case: Case) -> Work:
     d_mu = 0 if case.shape.samples is None else vector
     elements = 4 * vector + d_mu + triangle + d_tril + 2 * sample
     return _work(case, elements, 2 * density, 2 * product + 11 * sample)
+
+
+def _rsample_with_kl_work(case: Case) -> Work:
+    vector, triangle, d_tril, sample, density = _sizes(case)
+    product, rows = 2 * case.shape.draws * triangle, case.shape.rows
+    # mu, log_sigma, tril -> z, log_q, kl
+    if case.mode == "fwd":
+        flops = product + 2 * triangle + 6 * (sample + vector)
+        return _work(case, 2 * vector + triangle + sample, density + rows, flops)
+    # Then d_z, d_log_q, d_kl, mu, log_sigma, tril -> d_mu, d_log_sigma, d_tril
+    elements = 6 * vector + 2 * triangle + d_tril + 2 * sample
+    return _work(case, elements, 2 * (density + rows), 2 * product + 4 * triangle + 11 * sample + 10 * vector)
 
 
 def _log_prob_work(case: Case) -> Work:
@@ -173,6 +214,18 @@ def _tasks(variant: str) -> tuple[Task, ...]:
             peers={"distributions": Peer(_peer_rsample, **adapt)},
             work=_rsample_work,
             check=gaussian.check_rsample(log_prob),
+            shapes=SHAPES,
+        ),
+        Task(
+            op="tril_gaussian",
+            entry="rsample_with_kl",
+            variant=variant,
+            inputs=_parameters,
+            fastvae=_fastvae_rsample_with_kl,
+            reference=_reference_rsample_with_kl,
+            peers={"distributions": Peer(_peer_rsample_with_kl, **adapt)},
+            work=_rsample_with_kl_work,
+            check=gaussian.check_rsample_with_kl(log_prob, kl),
             shapes=SHAPES,
         ),
         Task(

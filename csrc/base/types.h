@@ -32,6 +32,16 @@ struct Extent {
   int64_t samples, rows, columns;
 };
 
+// Divergences of N rows, or their gradients: one number a row, or one for each of its D dimensions; null where none are
+// wanted.
+template <class T>
+struct Divergence {
+  T* data = nullptr;
+  bool by_dimension = false;
+
+  T& at(int64_t n, int64_t i, int64_t d) const { return data[by_dimension ? n * d + i : n]; }
+};
+
 // A seed that normals are drawn from; or, where it is null, the normals themselves.
 template <class T>
 struct NoiseSource {

@@ -48,9 +48,11 @@ struct TrilGradient {
   }
 };
 
-// What a kernel that draws returns: the points, their log-densities, and what the backward pass reads.
+// What a kernel that draws returns: the points, their log-densities, a divergence where one is wanted, and what the
+// backward pass reads.
 struct Sample {
-  Output z, log_q, kept;
+  Output z, log_q, kl, kept;
+  bool by_dimension = false;
   int64_t count = 1;
 
   Sample(nb::handle like, const Numbers& of_like, nb::handle of_shape, bool keep) {
@@ -61,24 +63,53 @@ struct Sample {
     log_q = new_tensor(like, of_like, std::span(shape.data(), shape.size() - 1));
     if (keep) kept = new_tensor(like, of_like, shape);
   }
+  void add_kl(nb::handle mu, const TensorView& of_mu, bool each) {
+    by_dimension = each;
+    kl = each ? new_tensor(mu, of_mu, {of_mu.shape[0], of_mu.shape[1]}) : new_tensor(mu, of_mu, {of_mu.shape[0]});
+  }
+  template <class T>
+  Divergence<T> divergence() const {
+    return {kl.as<T>(), by_dimension};
+  }
   nb::tuple results() const { return nb::make_tuple(z.tensor, log_q.tensor, kept.tensor); }
+  nb::tuple results_with_kl() const { return nb::make_tuple(z.tensor, log_q.tensor, kl.tensor, kept.tensor); }
 };
+
+template <class T>
+Divergence<const T> divergence_of(const FlatView& d_kl) {
+  return {d_kl.as<const T>(), d_kl.dims == 2};
+}
 
 Output new_like(nb::handle matrix, const TensorView& of_matrix) {
   return new_tensor(matrix, of_matrix, {of_matrix.shape[0], of_matrix.shape[1]});
+}
+
+void sample_diagonal(const TensorView& m, const TensorView& s, const FlatView& noise, int64_t row_offset,
+                     const Sample& sample) {
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.fwd(rows_of<T>(m), rows_of<T>(s), noise_of<T>(noise, row_offset), sample.z.as<T>(),
+                                        sample.log_q.as<T>(), sample.kept.as<T>(), sample.divergence<T>(),
+                                        extent_of(sample.count, m));
+  });
 }
 
 // noise: a seed or the normals. shape: that of the sample, (*sample_shape, *batch, D). With `keep` sigma eps is kept.
 nb::tuple diag_gaussian_fwd(nb::handle mu, nb::handle log_sigma, nb::handle noise, nb::handle shape, int64_t row_offset,
                             bool keep) {
   const TensorView m = view(mu), s = view(log_sigma);
-  const FlatView source = flat_view(noise);
   const Sample sample(mu, m, shape, keep);
-  with_type(m.is_double(), [&]<class T>(T) {
-    current().of<T>().diag_gaussian.fwd(rows_of<T>(m), rows_of<T>(s), noise_of<T>(source, row_offset), sample.z.as<T>(),
-                                        sample.log_q.as<T>(), sample.kept.as<T>(), extent_of(sample.count, m));
-  });
+  sample_diagonal(m, s, flat_view(noise), row_offset, sample);
   return sample.results();
+}
+
+// The same with the divergence from N(0, I): of every row, or of each of its dimensions.
+nb::tuple diag_gaussian_with_kl_fwd(nb::handle mu, nb::handle log_sigma, nb::handle noise, nb::handle shape,
+                                    int64_t row_offset, bool by_dimension, bool keep) {
+  const TensorView m = view(mu), s = view(log_sigma);
+  Sample sample(mu, m, shape, keep);
+  sample.add_kl(mu, m, by_dimension);
+  sample_diagonal(m, s, flat_view(noise), row_offset, sample);
+  return sample.results_with_kl();
 }
 
 // Returns the gradients of mu, None unless it is wanted, and of log_sigma.
@@ -88,8 +119,22 @@ nb::tuple diag_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle kept,
   const Output d_mu = with_mu ? new_tensor(kept, moved, {rows, columns}) : Output();
   const Output d_log_sigma = new_tensor(kept, moved, {rows, columns});
   with_type(moved.is_double(), [&]<class T>(T) {
-    current().of<T>().diag_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), moved.as<const T>(), d_mu.as<T>(),
-                                        d_log_sigma.as<T>(), extent_of(g.count, rows, columns));
+    current().of<T>().diag_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), moved.as<const T>(), {}, {}, {},
+                                        d_mu.as<T>(), d_log_sigma.as<T>(), extent_of(g.count, rows, columns));
+  });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor);
+}
+
+// d_log_q may be None; d_kl has the dimensions of the divergence.
+nb::tuple diag_gaussian_with_kl_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle d_kl, nb::handle mu,
+                                    nb::handle log_sigma, nb::handle kept) {
+  const FlatView g = flat_view(d_z), g_log_q = flat_view(d_log_q), g_kl = flat_view(d_kl), moved = flat_view(kept);
+  const TensorView m = view(mu), s = view(log_sigma);
+  const Output d_mu = new_like(mu, m), d_log_sigma = new_like(mu, m);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), moved.as<const T>(),
+                                        divergence_of<T>(g_kl), rows_of<T>(m), rows_of<T>(s), d_mu.as<T>(),
+                                        d_log_sigma.as<T>(), extent_of(g.count, m));
   });
   return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor);
 }
@@ -163,18 +208,31 @@ nb::tuple diag_gaussian_kl_prior_bwd(nb::handle d_kl, nb::handle mu, nb::handle 
   return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor, d_prior_mu.tensor, d_prior_log_sigma.tensor);
 }
 
+void sample_triangular(const TensorView& m, const TensorView& s, const TensorView& t, const FlatView& noise,
+                       int64_t row_offset, const Sample& sample) {
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.fwd(rows_of<T>(m), rows_of<T>(s), tril_of<T>(t), noise_of<T>(noise, row_offset),
+                                        sample.z.as<T>(), sample.log_q.as<T>(), sample.kept.as<T>(),
+                                        sample.divergence<T>(), extent_of(sample.count, m));
+  });
+}
+
 // As diag_gaussian_fwd. With `keep` eps is kept.
 nb::tuple tril_gaussian_fwd(nb::handle mu, nb::handle log_sigma, nb::handle tril, nb::handle noise, nb::handle shape,
                             int64_t row_offset, bool keep) {
-  const TensorView m = view(mu), s = view(log_sigma), t = view(tril);
-  const FlatView source = flat_view(noise);
+  const TensorView m = view(mu), s = view(log_sigma);
   const Sample sample(mu, m, shape, keep);
-  with_type(m.is_double(), [&]<class T>(T) {
-    current().of<T>().tril_gaussian.fwd(rows_of<T>(m), rows_of<T>(s), tril_of<T>(t), noise_of<T>(source, row_offset),
-                                        sample.z.as<T>(), sample.log_q.as<T>(), sample.kept.as<T>(),
-                                        extent_of(sample.count, m));
-  });
+  sample_triangular(m, s, view(tril), flat_view(noise), row_offset, sample);
   return sample.results();
+}
+
+nb::tuple tril_gaussian_with_kl_fwd(nb::handle mu, nb::handle log_sigma, nb::handle tril, nb::handle noise,
+                                    nb::handle shape, int64_t row_offset, bool by_dimension, bool keep) {
+  const TensorView m = view(mu), s = view(log_sigma);
+  Sample sample(mu, m, shape, keep);
+  sample.add_kl(mu, m, by_dimension);
+  sample_triangular(m, s, view(tril), flat_view(noise), row_offset, sample);
+  return sample.results_with_kl();
 }
 
 // Returns the gradients of mu, None unless it is wanted, of log_sigma and of the factor.
@@ -185,8 +243,24 @@ nb::tuple tril_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle log_s
   const Output d_mu = with_mu ? new_like(log_sigma, s) : Output(), d_log_sigma = new_like(log_sigma, s);
   const TrilGradient d_tril(log_sigma, s, s.shape[0], s.shape[1], dense);
   with_type(s.is_double(), [&]<class T>(T) {
-    current().of<T>().tril_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), rows_of<T>(s), drawn.as<const T>(),
-                                        d_mu.as<T>(), d_log_sigma.as<T>(), d_tril.of<T>(), extent_of(g.count, s));
+    current().of<T>().tril_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), {}, {}, rows_of<T>(s), {},
+                                        drawn.as<const T>(), d_mu.as<T>(), d_log_sigma.as<T>(), d_tril.of<T>(),
+                                        extent_of(g.count, s));
+  });
+  return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor, d_tril.to.tensor);
+}
+
+// d_log_q may be None; d_kl has the dimensions of the divergence.
+nb::tuple tril_gaussian_with_kl_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle d_kl, nb::handle mu,
+                                    nb::handle log_sigma, nb::handle tril, nb::handle eps) {
+  const FlatView g = flat_view(d_z), g_log_q = flat_view(d_log_q), g_kl = flat_view(d_kl), drawn = flat_view(eps);
+  const TensorView m = view(mu), s = view(log_sigma), t = view(tril);
+  const Output d_mu = new_like(mu, m), d_log_sigma = new_like(mu, m);
+  const TrilGradient d_tril(mu, m, m.shape[0], m.shape[1], t.dims == 3);
+  with_type(m.is_double(), [&]<class T>(T) {
+    current().of<T>().tril_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), divergence_of<T>(g_kl), rows_of<T>(m),
+                                        rows_of<T>(s), tril_of<T>(t), drawn.as<const T>(), d_mu.as<T>(),
+                                        d_log_sigma.as<T>(), d_tril.of<T>(), extent_of(g.count, m));
   });
   return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor, d_tril.to.tensor);
 }
@@ -246,6 +320,10 @@ nb::tuple tril_gaussian_kl_bwd(nb::handle d_kl, nb::handle mu, nb::handle log_si
 void bind_gaussians(nb::module_& m) {
   m.def("diag_gaussian_fwd", diag_gaussian_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a, "row_offset"_a, "keep"_a);
   m.def("diag_gaussian_bwd", diag_gaussian_bwd, "d_z"_a, "d_log_q"_a, "kept"_a, "rows"_a, "columns"_a, "with_mu"_a);
+  m.def("diag_gaussian_with_kl_fwd", diag_gaussian_with_kl_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a,
+        "row_offset"_a, "by_dimension"_a, "keep"_a);
+  m.def("diag_gaussian_with_kl_bwd", diag_gaussian_with_kl_bwd, "d_z"_a, "d_log_q"_a.none(), "d_kl"_a, "mu"_a,
+        "log_sigma"_a, "kept"_a);
   m.def("diag_gaussian_log_prob_fwd", diag_gaussian_log_prob_fwd, "z"_a, "mu"_a, "log_sigma"_a, "shape"_a);
   m.def("diag_gaussian_log_prob_bwd", diag_gaussian_log_prob_bwd, "d_log_q"_a, "z"_a, "mu"_a, "log_sigma"_a, "shape"_a);
   m.def("diag_gaussian_kl_fwd", diag_gaussian_kl_fwd, "mu"_a, "log_sigma"_a);
@@ -257,6 +335,10 @@ void bind_gaussians(nb::module_& m) {
   m.def("tril_gaussian_fwd", tril_gaussian_fwd, "mu"_a, "log_sigma"_a, "tril"_a, "noise"_a, "shape"_a, "row_offset"_a,
         "keep"_a);
   m.def("tril_gaussian_bwd", tril_gaussian_bwd, "d_z"_a, "d_log_q"_a, "log_sigma"_a, "eps"_a, "dense"_a, "with_mu"_a);
+  m.def("tril_gaussian_with_kl_fwd", tril_gaussian_with_kl_fwd, "mu"_a, "log_sigma"_a, "tril"_a, "noise"_a, "shape"_a,
+        "row_offset"_a, "by_dimension"_a, "keep"_a);
+  m.def("tril_gaussian_with_kl_bwd", tril_gaussian_with_kl_bwd, "d_z"_a, "d_log_q"_a.none(), "d_kl"_a, "mu"_a,
+        "log_sigma"_a, "tril"_a, "eps"_a);
   m.def("tril_gaussian_log_prob_fwd", tril_gaussian_log_prob_fwd, "z"_a, "mu"_a, "log_sigma"_a, "tril"_a, "shape"_a);
   m.def("tril_gaussian_log_prob_bwd", tril_gaussian_log_prob_bwd, "d_log_q"_a, "eps"_a, "log_sigma"_a, "tril"_a,
         "shape"_a);

@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "base/parallel.h"
+#include "ops/gaussian_kl.h"
 #include "simd/philox.h"
 #include "simd/stream.h"
 
@@ -47,10 +48,24 @@ FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sig
   return T(0.5) * squares + logs;
 }
 
+// The divergence of row n from N(0, I).
+template <class T>
+FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Divergence<T> kl, int64_t n, int64_t d) {
+  const T *m = mu.row(n), *log_s = log_sigma.row(n);
+  if (!kl.by_dimension) {
+    kl.data[n] = T(0.5) * sum_twice_kl(m, log_s, d);
+    return;
+  }
+  T* each = kl.data + n * d;
+  for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
+    lanes.put(each + i, T(0.5) * twice_kl(lanes.get(m + i), lanes.get(log_s + i)));
+  });
+}
+
 // All samples of a row are drawn in turn: memory is read once for its parameters.
 template <bool streaming, class T>
-void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e,
-                  int64_t begin, int64_t end) {
+void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Divergence<T> kl,
+                  Extent e, int64_t begin, int64_t end) {
   const int64_t d = e.columns;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   NoiseRows<T> noise(source, e);
@@ -85,16 +100,22 @@ void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z
       const auto sums = sum_each<T>(taken[0], taken[1], taken[2], taken[3]);
       for (int64_t h = 0; h < count; ++h) log_q[at[h]] = static_cast<T>(constant - sums[h]);
     }
+    // The rows whose first sample is among these: their parameters are in the nearest cache.
+    if (kl.data)
+      for (int64_t n = (first + e.samples - 1) / e.samples; n * e.samples < last; ++n)
+        write_kl(mu, log_sigma, kl, n, d);
   }
   if (streaming) fence_streams();
 }
 
 template <class T>
-void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Extent e) {
+void fwd(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Divergence<T> kl,
+         Extent e) {
   const int64_t items = e.samples * e.rows;
   const bool streaming = streams(z, items, e.columns) && (!kept || streams(kept, items, e.columns));
   parallel_ranges(items, e.columns * kWorkPerNormal, [&](int64_t begin, int64_t end) {
-    (streaming ? sample_items<true, T> : sample_items<false, T>)(mu, log_sigma, source, z, log_q, kept, e, begin, end);
+    (streaming ? sample_items<true, T> : sample_items<false, T>)(mu, log_sigma, source, z, log_q, kept, kl, e, begin,
+                                                                 end);
   });
 }
 
@@ -104,17 +125,34 @@ FASTVAE_INLINE void stream_scale_gradient(const T* d_z, const T* kept, T d_densi
   for (int64_t i = 0; i < d; i += Simd<T>::kWidth) stream(d_log_sigma + i, load(d_z + i) * load(kept + i) - d_density);
 }
 
+// The same with a divergence, and d_mu = d_z and what the divergence adds.
 template <class T>
-void bwd(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma, Extent e) {
+FASTVAE_INLINE void stream_gradients(const T* d_z, const T* kept, T d_density, const KLGradient<T>& more, T* d_mu,
+                                     T* d_log_sigma, int64_t d) {
+  const AllLanes<T> lanes;
+  for (int64_t i = 0; i < d; i += Simd<T>::kWidth) {
+    const auto g = load(d_z + i);
+    stream(d_mu + i, g + more.of_mu(i, lanes));
+    stream(d_log_sigma + i, g * load(kept + i) - d_density + more.of_log_sigma(i, lanes));
+  }
+}
+
+template <class T>
+void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl, Matrix<T> mu, Matrix<T> log_sigma,
+         T* d_mu, T* d_log_sigma, Extent e) {
   const int64_t d = e.columns;
-  const bool streaming = e.samples == 1 && streams(d_log_sigma, e.rows, d);
+  const bool streaming = e.samples == 1 && streams(d_log_sigma, e.rows, d) && (!d_kl.data || streams(d_mu, e.rows, d));
   // The ranges are those of fwd: a core reads here what it wrote there, out of its own cache.
   parallel_ranges(e.rows, d * kWorkPerNormal * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       T* to_scale = d_log_sigma + n * d;
       T* to_mu = d_mu ? d_mu + n * d : nullptr;
       if (e.samples == 1) {
-        const T *g = d_z + n * d, *spread = kept + n * d, d_density = d_log_q[n];
+        const T *g = d_z + n * d, *spread = kept + n * d, d_density = d_log_q ? d_log_q[n] : T(0);
+        if (streaming && d_kl.data) {
+          stream_gradients(g, spread, d_density, KLGradient<T>(d_kl, mu, log_sigma, n, d), to_mu, to_scale, d);
+          continue;
+        }
         if (to_mu) std::copy_n(g, d, to_mu);
         if (streaming) {
           stream_scale_gradient(g, spread, d_density, to_scale, d);
@@ -122,10 +160,11 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma,
         }
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_scale[i] = g[i] * spread[i] - d_density;
+        add_kl_gradient(d_kl, mu, log_sigma, n, to_mu, to_scale, d);
         continue;
       }
       T d_density = 0;
-      for (int64_t k = 0; k < e.samples; ++k) d_density += d_log_q[k * e.rows + n];
+      for (int64_t k = 0; d_log_q && k < e.samples; ++k) d_density += d_log_q[k * e.rows + n];
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) to_scale[i] = -d_density;
       if (to_mu) std::fill_n(to_mu, d, T(0));
@@ -137,6 +176,7 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, T* d_mu, T* d_log_sigma,
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_mu[i] += g[i];
       }
+      add_kl_gradient(d_kl, mu, log_sigma, n, to_mu, to_scale, d);
     }
     fence_streams();
   });
@@ -186,12 +226,7 @@ void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigm
 template <class T>
 void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, T* kl, int64_t rows, int64_t columns) {
   parallel_ranges(rows, columns * 8, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const T *m = mu.row(n), *log_s = log_sigma.row(n);
-      kl[n] = T(0.5) * sum_terms<T>(columns, [&](int64_t i) {
-                return m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]);
-              });
-    }
+    for (int64_t n = begin; n < end; ++n) write_kl(mu, log_sigma, Divergence<T>{kl}, n, columns);
   });
 }
 

@@ -1,9 +1,11 @@
 #include "ops/tril_gaussian.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "base/memory.h"
 #include "base/parallel.h"
+#include "ops/gaussian_kl.h"
 #include "simd/philox.h"
 #include "simd/stream.h"
 
@@ -69,9 +71,52 @@ bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
   return tril.is_dense() && streams(tril.data, rows * d, d);
 }
 
+// Adds the squares of row i's numbers to two sums.
+template <class T>
+FASTVAE_INLINE void add_squares(const T* row, int64_t i, typename Simd<T>::Vector& even,
+                                typename Simd<T>::Vector& odd) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  int64_t j = 0;
+  for (; j + 2 * width <= i; j += 2 * width) {
+    even += load(row + j) * load(row + j);
+    odd += load(row + j + width) * load(row + j + width);
+  }
+  if (j + width <= i) {
+    odd += load(row + j) * load(row + j);
+    j += width;
+  }
+  const auto rest = load_first(row + j, i - j);
+  even += rest * rest;
+}
+
+// The divergence of Gaussian n from N(0, I); of dimension i that of q(z_i | z_1 ... z_{i-1}).
+template <class T>
+FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, Divergence<T> kl, int64_t n,
+                             int64_t d) {
+  using Vector = typename Simd<T>::Vector;
+  const T *m = mu.row(n), *log_s = log_sigma.row(n);
+  if (!kl.by_dimension) {
+    const T diagonal = sum_twice_kl(m, log_s, d);
+    Vector even{}, odd{};
+    for (int64_t i = 1; i < d; ++i) add_squares(tril.row(n, i), i, even, odd);
+    kl.data[n] = T(0.5) * (diagonal + sum<T>(even + odd));
+    return;
+  }
+  for (int64_t i = 0; i < d; ++i) {
+    Vector even{}, odd{};
+    add_squares(tril.row(n, i), i, even, odd);
+    kl.data[n * d + i] = sum<T>(even + odd);
+  }
+  T* each = kl.data + n * d;
+  for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
+    const auto below = lanes.get(each + i);
+    lanes.put(each + i, T(0.5) * (below + twice_kl(lanes.get(m + i), lanes.get(log_s + i))));
+  });
+}
+
 template <class T>
 void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, T* eps,
-         Extent e) {
+         Divergence<T> kl, Extent e) {
   const int64_t d = e.columns, whole = d / 4 * 4;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
@@ -98,6 +143,7 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
         }
         for (int64_t i = whole; i < d; ++i) out[i] = m[i] + (dot(tril.row(n, i), x, i) + s[i] * x[i]);
         log_q[k * e.rows + n] = static_cast<T>(constant - energy(x, log_sigma.row(n), d));
+        if (kl.data && k == 0) write_kl(mu, log_sigma, tril, kl, n, d);
       }
     }
   });
@@ -117,17 +163,40 @@ void clear(Tril<T> tril, int64_t n, int64_t d) {
   }
 }
 
-// Writes row i of a dense gradient past the caches: g x below the diagonal, zeros from it on.
+// Calls body with a constant of flag's value.
+template <class Body>
+FASTVAE_INLINE void with_flag(bool flag, const Body& body) {
+  if (flag)
+    body(std::true_type());
+  else
+    body(std::false_type());
+}
+
+// The divergence's part of a factor's gradient: d_kl times the factor.
 template <class T>
-FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, int64_t i, int64_t d) {
+struct Shrinkage {
+  Divergence<const T> d_kl;
+  Tril<const T> tril;
+};
+
+// Writes row i of a dense gradient past the caches: g x below the diagonal, h y more with `shrinks`, zeros from it on.
+// Row i of Gaussian n.
+template <bool shrinks, class T>
+FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, Shrinkage<T> shrinkage, int64_t n, int64_t i, int64_t d) {
+  const T h = shrinks ? shrinkage.d_kl.at(n, i, d) : T(0);
+  const T* y = shrinks ? shrinkage.tril.row(n, i) : nullptr;
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
   int64_t j = 0;
-  for (; j + width <= i; j += width) stream(out + j, g * load(x + j));
+  const auto row = [&](int64_t j, auto lanes) FASTVAE_INLINE_LAMBDA {
+    const auto product = g * lanes.get(x + j);
+    return shrinks ? rounded(product) + rounded(h * lanes.get(y + j)) : product;
+  };
+  for (; j + width <= i; j += width) stream(out + j, row(j, AllLanes<T>()));
   if (j < d) {
     // Zeros are selected, not multiplied: g may be infinite.
     alignas(kVectorBytes) T edge[width] = {};
-    for (int64_t c = j; c < i; ++c) edge[c - j] = g * x[c];
+    store_first(edge, row(j, FirstLanes<T>{i - j}), i - j);
     stream(out + j, load(edge));
     j += width;
   }
@@ -135,29 +204,41 @@ FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, int64_t i, int64_t 
 }
 
 // d_tril (+)= sign sum over h of left[h] right[h]^T below the diagonal, for a few samples at once: each number of
-// d_tril is loaded and stored once for all of them.
-template <int count, class T>
+// d_tril is loaded and stored once for all of them, and with `shrinks` for the divergence.
+template <int count, bool shrinks, class T>
 FASTVAE_INLINE void outer_products(Tril<T> d_tril, int64_t n, int64_t d, T sign, const T* const* left,
-                                   const T* const* right, bool add) {
+                                   const T* const* right, bool add, Shrinkage<T> shrinkage) {
   const bool dense = d_tril.is_dense();
   T* out = d_tril.row(n, 0);
   for (int64_t i = 0; i < d; out += dense ? d_tril.row_stride : i, ++i) {
     T g[count];
     for (int h = 0; h < count; ++h) g[h] = sign * left[h][i];
+    if constexpr (shrinks) {
+      const T d_kl = shrinkage.d_kl.at(n, i, d);
+      const T* row = shrinkage.tril.row(n, i);
+      for_vectors<T>(i, [&](int64_t j, auto lanes) FASTVAE_INLINE_LAMBDA {
+        auto total = g[0] * lanes.get(right[0] + j);
+        for (int h = 1; h < count; ++h) total += g[h] * lanes.get(right[h] + j);
+        if (add) total = lanes.get(out + j) + total;
+        lanes.put(out + j, rounded(total) + rounded(d_kl * lanes.get(row + j)));
+      });
+    } else {
 #pragma omp simd
-    for (int64_t j = 0; j < i; ++j) {
-      T total = g[0] * right[0][j];
-      for (int h = 1; h < count; ++h) total += g[h] * right[h][j];
-      out[j] = add ? out[j] + total : total;
+      for (int64_t j = 0; j < i; ++j) {
+        T total = g[0] * right[0][j];
+        for (int h = 1; h < count; ++h) total += g[h] * right[h][j];
+        out[j] = add ? out[j] + total : total;
+      }
     }
     if (!add) clear_upper(d_tril, n, i, d);
   }
 }
 
 // The gradient of Gaussian n's factor: sign times the sum over its samples of the outer products of rows of left and
-// right, each (K, N, D).
+// right, each (K, N, D); and what the divergence adds to it.
 template <class T>
-void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const T* right, Extent e, bool streaming) {
+void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const T* right, Shrinkage<T> shrinkage,
+                        Extent e, bool streaming) {
   constexpr int together = 4;
   const int64_t d = e.columns;
   const T *lefts[together], *rights[together];
@@ -167,13 +248,18 @@ void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const 
       lefts[h] = left + ((k + h) * e.rows + n) * d;
       rights[h] = right + ((k + h) * e.rows + n) * d;
     }
-    if (streaming)
-      for (int64_t i = 0; i < d; ++i) stream_tril_row(d_tril.row(n, i), sign * lefts[0][i], rights[0], i, d);
-    else if (count == 1)
-      outer_products<1>(d_tril, n, d, sign, lefts, rights, k > 0);
-    else
-      outer_products<together>(d_tril, n, d, sign, lefts, rights, k > 0);
+    const bool add = k > 0;
     k += count;
+    // The divergence's part goes with the last samples.
+    with_flag(shrinkage.d_kl.data && k == e.samples, [&](auto shrinks) FASTVAE_INLINE_LAMBDA {
+      if (streaming)
+        for (int64_t i = 0; i < d; ++i)
+          stream_tril_row<shrinks>(d_tril.row(n, i), sign * lefts[0][i], rights[0], shrinkage, n, i, d);
+      else if (count == 1)
+        outer_products<1, shrinks>(d_tril, n, d, sign, lefts, rights, add, shrinkage);
+      else
+        outer_products<together, shrinks>(d_tril, n, d, sign, lefts, rights, add, shrinkage);
+    });
   }
   if (e.samples == 0) clear(d_tril, n, d);
 }
@@ -190,8 +276,8 @@ void sum_samples(const T* d_z, Extent e, int64_t n, T* sum) {
 }
 
 template <class T>
-void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d_mu, T* d_log_sigma, Tril<T> d_tril,
-         Extent e) {
+void bwd(const T* d_z, const T* d_log_q, Divergence<const T> d_kl, Matrix<T> mu, Matrix<T> log_sigma,
+         Tril<const T> tril, const T* eps, T* d_mu, T* d_log_sigma, Tril<T> d_tril, Extent e) {
   const int64_t d = e.columns;
   const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
   const int64_t work = d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1);
@@ -203,7 +289,7 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d
       for (int64_t k = 0; k < e.samples; ++k) {
         const int64_t at = k * e.rows + n;
         const T *g = d_z + at * d, *x = eps + at * d;
-        d_density += d_log_q[at];
+        if (d_log_q) d_density += d_log_q[at];
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * x[i];
       }
@@ -211,7 +297,8 @@ void bwd(const T* d_z, const T* d_log_q, Matrix<T> log_sigma, const T* eps, T* d
       const T* log_s = log_sigma.row(n);
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
-      sum_outer_products(d_tril, n, T(1), d_z, eps, e, streaming);
+      add_kl_gradient(d_kl, mu, log_sigma, n, d_mu ? d_mu + n * d : nullptr, to_scale, d);
+      sum_outer_products(d_tril, n, T(1), d_z, eps, {d_kl, tril}, e, streaming);
     }
     fence_streams();
   });
@@ -299,7 +386,7 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
           to_scale[i] += w[i] * y[i] * sigma[i] - g;
         }
       }
-      sum_outer_products(d_tril, n, T(-1), d_z, eps, e, streaming);
+      sum_outer_products(d_tril, n, T(-1), d_z, eps, {}, e, streaming);
     }
     fence_streams();
   });
@@ -307,29 +394,8 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
 
 template <class T>
 void kl_fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, T* kl, int64_t rows, int64_t columns) {
-  constexpr int64_t width = Simd<T>::kWidth;
   parallel_ranges(rows, columns * (columns / 2 + 8), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const T *m = mu.row(n), *log_s = log_sigma.row(n);
-      const T diagonal = sum_terms<T>(
-          columns, [&](int64_t i) { return m[i] * m[i] + (exp(T(2) * log_s[i]) - T(1) - T(2) * log_s[i]); });
-      typename Simd<T>::Vector even{}, odd{};
-      for (int64_t i = 1; i < columns; ++i) {
-        const T* row = tril.row(n, i);
-        int64_t j = 0;
-        for (; j + 2 * width <= i; j += 2 * width) {
-          even += load(row + j) * load(row + j);
-          odd += load(row + j + width) * load(row + j + width);
-        }
-        if (j + width <= i) {
-          odd += load(row + j) * load(row + j);
-          j += width;
-        }
-        const auto rest = load_first(row + j, i - j);
-        even += rest * rest;
-      }
-      kl[n] = T(0.5) * (diagonal + sum<T>(even + odd));
-    }
+    for (int64_t n = begin; n < end; ++n) write_kl(mu, log_sigma, tril, Divergence<T>{kl}, n, columns);
   });
 }
 
@@ -350,7 +416,7 @@ void kl_bwd(const T* d_kl, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril
         const T* row = tril.row(n, i);
         T* out = d_tril.row(n, i);
         if (streaming) {
-          stream_tril_row(out, g, row, i, columns);
+          stream_tril_row<false>(out, g, row, {}, n, i, columns);
           continue;
         }
         clear_upper(d_tril, n, i, columns);

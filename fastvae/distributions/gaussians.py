@@ -2,138 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
 
 from .. import functional as F
 from ..ops import _checks
 from ..precision import compute_dtype, keep_full_precision
 from ..reference.tril_gaussian import strictly_lower
 from ..structure.integers import integer
+from ._gaussian import VECTORS, Gaussian, TriangularConstraints
 
 __all__ = ["DiagonalGaussian", "StandardNormal", "TriangularGaussian"]
 
-_HALF_LOG_2PI_E = 0.5 * (1.0 + math.log(2.0 * math.pi))
 
-
-class _StrictLowerTriangle(constraints.Constraint):
-    """Real below the diagonal; nothing reads the diagonal and what is above it."""
-
-    def __init__(self, packed: bool) -> None:
-        self.packed = packed
-        self.event_dim = 1 if packed else 2
-
-    def check(self, value: Tensor) -> Tensor:
-        read = value if self.packed else value.tril(-1)
-        return (read == read).flatten(-self.event_dim).all(-1)
-
-
-_VECTORS: dict[str, constraints.Constraint] = {"mu": constraints.real_vector, "log_sigma": constraints.real_vector}
-
-
-class _TriangularConstraints:
-    """``arg_constraints`` of :class:`TriangularGaussian`: a dict on the class, and on its instances.
-
-    An instance knows its layout. The class does not, so it has torch's placeholder for a constraint that depends on
-    other values.
-    """
-
-    def __init__(self) -> None:
-        self.of_class = {**_VECTORS, "tril": constraints.dependent(is_discrete=False)}
-        self.of_packed = {**_VECTORS, "tril": _StrictLowerTriangle(packed=True)}
-        self.of_dense = {**_VECTORS, "tril": _StrictLowerTriangle(packed=False)}
-
-    def __get__(self, instance: TriangularGaussian | None, owner: type) -> dict[str, constraints.Constraint]:
-        if instance is None:
-            return self.of_class
-        return self.of_packed if instance._packed else self.of_dense
-
-
-class _Gaussian(Distribution):
-    """What both posteriors share.
-
-    Each writes its own :meth:`rsample_with_log_prob` and ``log_prob``: torch.compile keeps a limited number of programs
-    for one function, and both would compete for them.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint]
-    support = constraints.real_vector
-    has_rsample = True
-
-    mu: Tensor
-    log_sigma: Tensor
-    impl: str
-
-    def _finish(self, impl: str, validate_args: bool | None) -> None:
-        self.impl = impl
-        # Validation reads values back from the device: only on demand, unlike torch.distributions.
-        super().__init__(self.mu.shape[:-1], self.mu.shape[-1:], validate_args=bool(validate_args))
-
-    def rsample_with_log_prob(
-        self,
-        sample_shape: Sequence[int] = (),
-        *,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        row_offset: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """Draws a reparameterised sample and its log-density in one pass.
-
-        Args:
-            sample_shape: shape of the samples drawn for every member of the batch; parameters are not
-                repeated.
-            eps: the noise, ``(*sample_shape, *batch_shape, D)``, instead of drawing it.
-            generator: the torch generator that the noise comes from; the device's default if None.
-            row_offset: number of the first row within a joint batch, see
-                :func:`fastvae.functional.diag_gaussian_rsample`.
-
-        Returns:
-            ``z``, ``(*sample_shape, *batch_shape, D)``, dtype of ``mu``, and ``log_q``,
-            ``(*sample_shape, *batch_shape)``, float32 (float64 for float64 parameters).
-        """
-        raise NotImplementedError
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws a reparameterised sample, ``(*sample_shape, *batch_shape, D)``."""
-        return self.rsample_with_log_prob(sample_shape)[0]
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws a sample without gradient, ``(*sample_shape, *batch_shape, D)``."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-    def _expand_into(self, new: Any, batch_shape: Sequence[int]) -> None:
-        """Makes ``new`` this Gaussian with a larger batch shape."""
-        new.mu = self.mu.expand(*batch_shape, -1)
-        new.log_sigma = self.log_sigma.expand(*batch_shape, -1)
-        new._finish(self.impl, False)
-        new._validate_args = self._validate_args
-
-    def entropy(self) -> Tensor:
-        r"""Differential entropy :math:`\sum_i \log\sigma_i + \frac D2 \log 2\pi e`, nats, ``batch_shape``."""
-        log_det = self.log_sigma.sum(-1, dtype=compute_dtype(self.log_sigma.dtype))
-        return log_det + _HALF_LOG_2PI_E * self.event_shape[0]
-
-    @property
-    def loc(self) -> Tensor:
-        """``mu``, under the name that ``torch.distributions`` gives it."""
-        return self.mu
-
-    @property
-    def mean(self) -> Tensor:
-        return self.mu
-
-    @property
-    def mode(self) -> Tensor:
-        return self.mu
-
-
-class DiagonalGaussian(_Gaussian):
+class DiagonalGaussian(Gaussian):
     r"""Gaussian with independent components.
 
     .. math::
@@ -170,7 +55,7 @@ class DiagonalGaussian(_Gaussian):
         tensor([0., 0., 0., 0.])
     """
 
-    arg_constraints = _VECTORS
+    arg_constraints = VECTORS
 
     def __init__(self, mu: Tensor, log_sigma: Tensor, validate_args: bool | None = None, *, impl: str = "auto") -> None:
         self.mu, self.log_sigma = _checks.check_gaussian(mu, log_sigma)
@@ -194,7 +79,29 @@ class DiagonalGaussian(_Gaussian):
             impl=self.impl,
         )
 
-    rsample_with_log_prob.__doc__ = _Gaussian.rsample_with_log_prob.__doc__
+    rsample_with_log_prob.__doc__ = Gaussian.rsample_with_log_prob.__doc__
+
+    def rsample_with_kl(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        kl: str = "sum",
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return F.diag_gaussian_rsample_with_kl(
+            self.mu,
+            self.log_sigma,
+            sample_shape,
+            kl=kl,
+            eps=eps,
+            generator=generator,
+            row_offset=row_offset,
+            impl=self.impl,
+        )
+
+    rsample_with_kl.__doc__ = Gaussian.rsample_with_kl.__doc__
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value``, ``(*sample_shape, *batch_shape, D)``, nats; float32 or float64."""
@@ -270,7 +177,7 @@ class StandardNormal(DiagonalGaussian):
         return super().expand(batch_shape, new)
 
 
-class TriangularGaussian(_Gaussian):
+class TriangularGaussian(Gaussian):
     r"""Gaussian with full covariance :math:`L L^\top`, given by its triangular factor.
 
     .. math::
@@ -309,7 +216,7 @@ class TriangularGaussian(_Gaussian):
         (torch.Size([3, 4, 8]), torch.Size([3, 4]), torch.Size([4, 8, 8]))
     """
 
-    arg_constraints = _TriangularConstraints()
+    arg_constraints = TriangularConstraints()
 
     tril: Tensor
 
@@ -344,7 +251,30 @@ class TriangularGaussian(_Gaussian):
             impl=self.impl,
         )
 
-    rsample_with_log_prob.__doc__ = _Gaussian.rsample_with_log_prob.__doc__
+    rsample_with_log_prob.__doc__ = Gaussian.rsample_with_log_prob.__doc__
+
+    def rsample_with_kl(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        kl: str = "sum",
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        row_offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return F.tril_gaussian_rsample_with_kl(
+            self.mu,
+            self.log_sigma,
+            self.tril,
+            sample_shape,
+            kl=kl,
+            eps=eps,
+            generator=generator,
+            row_offset=row_offset,
+            impl=self.impl,
+        )
+
+    rsample_with_kl.__doc__ = Gaussian.rsample_with_kl.__doc__
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value``, ``(*sample_shape, *batch_shape, D)``, nats; float32 or float64."""

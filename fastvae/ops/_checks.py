@@ -155,6 +155,13 @@ def check_triangular(
     return mu, log_sigma, tril, packed
 
 
+def is_by_dimension(kl: str) -> bool:
+    """Whether a divergence is wanted for each dimension."""
+    if kl not in ("sum", "dimensions"):
+        raise ValueError(f"kl must be 'sum' or 'dimensions', got {kl!r}")
+    return kl == "dimensions"
+
+
 def check_sample_shape(sample_shape: Sequence[int]) -> tuple[int, ...]:
     if sample_shape == ():
         return ()

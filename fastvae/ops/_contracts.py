@@ -16,7 +16,15 @@ from torch import Tensor
 from ..precision import DTYPES, compute_dtype
 from ._checks import MOST_NUMBERS
 
-__all__ = ["Call", "Contract", "check_row_offset", "check_sample", "check_sample_gradient"]
+__all__ = [
+    "Call",
+    "Contract",
+    "check_row_offset",
+    "check_sample",
+    "check_sample_gradient",
+    "check_sample_with_kl",
+    "check_sample_with_kl_gradient",
+]
 
 # name[sizes]flags, with "?" behind the name of a tensor that may be absent.
 _ITEM = re.compile(r"(\w+)(\??)\[([\w,]*)\](\w*)")
@@ -215,3 +223,21 @@ def check_sample_gradient(call: Call) -> None:
     if not call.is_cpu and call["noise"].dim() == 0:
         call.tensor("noise", call["noise"], (), "i")
     check_row_offset(call)
+
+
+def check_sample_with_kl(call: Call) -> None:
+    """Checks the ops that draw, and compute a divergence of each row on the way."""
+    check_sample(call)
+    _check_samples(call)
+
+
+def check_sample_with_kl_gradient(call: Call) -> None:
+    d_kl = call.get_tensor("d_kl")
+    call.tensor("d_kl", d_kl, ("N", "D") if d_kl.dim() == 2 else ("N",), "cw")
+    check_sample_gradient(call)
+    _check_samples(call)
+
+
+def _check_samples(call: Call) -> None:
+    n, points = call.sizes["N"], call.sizes["S"]
+    call.require(n == 0 or math.prod(points) > 0, "its samples", "be one or more", points)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -104,9 +104,12 @@ BWD_SAMPLES = define(
 )  # fmt: skip
 
 
-def _rebuild_sample(ctx: Any) -> Differentiable:
+SampleCall = tuple[tuple[int, ...], int, Route]
+
+
+def rebuild_sample(call: SampleCall, log_sigma: Tensor, saved: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """The sample as a function of its parameters, with the noise as it was drawn."""
-    (shape, row_offset, route), (log_sigma, saved) = ctx.call, ctx.saved_tensors
+    shape, row_offset, route = call
     wide = compute_dtype(log_sigma.dtype)
     n, d = log_sigma.shape
     stacked = (_layout.count_samples(_layout.product(shape), n, d), n, d)
@@ -124,8 +127,13 @@ def _rebuild_sample(ctx: Any) -> Differentiable:
         log_q = (-wide_log_sigma.sum(-1)).expand(stacked[:-1])
         return z.to(mu.dtype).reshape(shape), log_q.reshape(shape[:-1])
 
+    return sample
+
+
+def _rebuild_sample(ctx: Any) -> Differentiable:
+    log_sigma, saved = ctx.saved_tensors
     # mu moves the sample and nothing else: gradients do not depend on its value.
-    return sample, (torch.zeros_like(log_sigma), log_sigma, None, None)
+    return rebuild_sample(ctx.call, log_sigma, saved), (torch.zeros_like(log_sigma), log_sigma, None, None)
 
 
 def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
@@ -137,38 +145,78 @@ def density_alone(d_log_q: Tensor | None, log_sigma: Tensor) -> Tensor | None:
     return -per_row[:, None].to(log_sigma.dtype).expand(log_sigma.shape)
 
 
+def sample_gradients(
+    route: Route, call: SampleCall, d_z: Tensor | None, d_log_q: Tensor | None, log_sigma: Tensor, noise: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of mu and log_sigma; ``noise`` is what the forward pass left for them."""
+    (shape, row_offset, _), n = call, log_sigma.shape[0]
+    if d_z is None:
+        return None, density_alone(d_log_q, log_sigma)
+    if d_log_q is None:
+        d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
+    saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
+    d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
+    d = d_z.shape[-1]
+    if d_z.numel() == n * d:
+        # With one sample d_mu is d_z itself: no kernel writes it.
+        d_mu = d_z if d_z.dim() == 2 else d_z.view(n, d)
+        return d_mu, BWD.on(route)(d_z, d_log_q, *saved, n, row_offset)
+    gradients: tuple[Tensor, Tensor] = BWD_SAMPLES.on(route)(d_z, d_log_q, *saved, n, row_offset)
+    return gradients
+
+
 class _DiagGaussianRsample(torch.autograd.Function):
     # Every argument costs a microsecond of autograd's.
     @staticmethod
-    def forward(
-        ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, call: tuple[tuple[int, ...], int, Route]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, mu: Tensor, log_sigma: Tensor, noise: Tensor, call: SampleCall) -> tuple[Tensor, Tensor]:
         shape, row_offset, route = call
         z, log_q, kept = FWD.on(route)(mu, log_sigma, noise, shape, row_offset, True)
         ctx.save_for_backward(log_sigma, kept if route.impl == "cpp" else noise)
-        ctx.n, ctx.call, ctx.route = mu.shape[0], call, route
+        ctx.call, ctx.route = call, route
         keep_none(ctx)
         return z, log_q
 
     @staticmethod
     @with_reference(_rebuild_sample)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
-        n, (shape, row_offset, _) = ctx.n, ctx.call
         log_sigma, noise = ctx.saved_tensors
-        if d_z is None:
-            return None, density_alone(d_log_q, log_sigma), None, None
-        if d_log_q is None:
-            d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
-        saved = (None, None, noise) if route.impl == "cpp" else (log_sigma, noise, None)
-        d_z, d_log_q = d_z.contiguous(), d_log_q.contiguous()
-        d = d_z.shape[-1]
-        if d_z.numel() == n * d:
-            # With one sample d_mu is d_z itself: no kernel writes it.
-            d_mu = d_z if d_z.dim() == 2 else d_z.view(n, d)
-            d_log_sigma = BWD.on(route)(d_z, d_log_q, *saved, n, row_offset)
-        else:
-            d_mu, d_log_sigma = BWD_SAMPLES.on(route)(d_z, d_log_q, *saved, n, row_offset)
-        return d_mu, d_log_sigma, None, None
+        return *sample_gradients(route, ctx.call, d_z, d_log_q, log_sigma, noise), None, None
+
+
+def check_call(
+    mu: Tensor,
+    log_sigma: Tensor,
+    sample_shape: Sequence[int],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    row_offset: int,
+    impl: str,
+) -> tuple[Route, Tensor, Tensor, tuple[int, ...], Tensor | None, int]:
+    """Who draws a sample, and the arguments, checked; the parameters have one shape."""
+    names = ("mu", "log_sigma", "eps")
+    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=names, eps=eps, floats=2, required=2)
+    if not route.rows:
+        mu, log_sigma = _checks.check_gaussian(mu, log_sigma, route.alike)
+    sample_shape = _checks.check_sample_shape(sample_shape)
+    if sample_shape:
+        _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
+    row_offset = _checks.check_row_offset(row_offset)
+    if eps is not None:
+        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+    if route.impl == "reference":
+        rng.check_generator(generator, mu.device)
+    return route, mu, log_sigma, sample_shape, eps, row_offset
+
+
+def lay_out(
+    route: Route, mu: Tensor, log_sigma: Tensor, eps: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both parameters as kernels take them, and the noise or its seed."""
+    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    if route.rows:
+        return mu, log_sigma, noise
+    d = mu.shape[-1]
+    return _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d), noise
 
 
 def diag_gaussian_rsample(
@@ -223,24 +271,13 @@ def diag_gaussian_rsample(
         >>> z.shape, log_q.shape
         (torch.Size([3, 4, 8]), torch.Size([3, 4]))
     """
-    names = ("mu", "log_sigma", "eps")
-    route, (mu, log_sigma, eps) = backend.route(impl, mu, log_sigma, eps, names=names, eps=eps, floats=2, required=2)
-    if not route.rows:
-        mu, log_sigma = _checks.check_gaussian(mu, log_sigma, route.alike)
-    sample_shape = _checks.check_sample_shape(sample_shape)
-    if sample_shape:
-        _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
-    row_offset = _checks.check_row_offset(row_offset)
-    if eps is not None:
-        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+    route, mu, log_sigma, sample_shape, eps, row_offset = check_call(
+        mu, log_sigma, sample_shape, eps, generator, row_offset, impl
+    )
     if route.impl == "reference":
-        rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
-
-    shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
-    if not route.rows:
-        mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
-    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    shape = (*sample_shape, *mu.shape)
+    mu, log_sigma, noise = lay_out(route, mu, log_sigma, eps, generator)
     if needs_grad(mu, log_sigma):
         return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, route))
     return FWD.on(route)(mu, log_sigma, noise, shape, row_offset, False)[:2]

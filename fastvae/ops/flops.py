@@ -166,6 +166,8 @@ FLOP_FORMULAS.update(
         "masked_conv2d_bwd": _masked_conv2d_bwd,
         "tril_gaussian_fwd": _tril_gaussian_fwd,
         "tril_gaussian_bwd": _tril_gaussian_bwd,
+        "tril_gaussian_with_kl_fwd": _tril_gaussian_fwd,
+        "tril_gaussian_with_kl_bwd": _tril_gaussian_bwd,
         "tril_gaussian_log_prob_fwd": _tril_gaussian_bwd,  # forward substitution of the points, its first argument
         "tril_gaussian_log_prob_bwd": _tril_gaussian_log_prob_bwd,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -136,14 +136,17 @@ BWD = define(
 )  # fmt: skip
 
 
-def _rebuild_sample(ctx: Any) -> Differentiable:
-    """The sample as a function of its parameters, with the noise as it was drawn."""
-    (shape, row_offset, dense), route, (log_sigma, eps) = ctx.call, ctx.route, ctx.saved_tensors
-    n, d = log_sigma.shape
-    # mu and the factor move the sample linearly: gradients do not depend on their values.
-    mu, tril = torch.zeros_like(log_sigma), log_sigma.new_zeros(tril_shape(n, d, dense))
+# The shape of the sample, the number of its first row, and whether the factor is dense.
+SampleCall = tuple[tuple[int, ...], int, bool]
+
+
+def rebuild_sample(route: Route, call: SampleCall, like: Tensor, eps: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The sample as a function of its parameters, with the noise as it was drawn; ``like`` is as mu."""
+    shape, row_offset, dense = call
+    n, d = like.shape
     if route.impl != "cpp":
-        zero, no_tril = (t.to(compute_dtype(t.dtype)) for t in (mu, tril))
+        zero = torch.zeros_like(like, dtype=compute_dtype(like.dtype))
+        no_tril = zero.new_zeros(tril_shape(n, d, dense))
         eps = FWD.on(backend.route_of(route.impl, zero))(zero, zero, no_tril, eps, shape, row_offset, False)[0]
     stacked = eps.view(_layout.count_samples(eps.numel(), n, d), n, d)
 
@@ -151,7 +154,32 @@ def _rebuild_sample(ctx: Any) -> Differentiable:
         z, log_q = reference.rsample(mu, log_sigma, tril, not dense, stacked.shape[:1], stacked, None)
         return z.reshape(shape), log_q.reshape(shape[:-1])
 
-    return sample, (mu, log_sigma, tril, None, None)
+    return sample
+
+
+def _rebuild_sample(ctx: Any) -> Differentiable:
+    log_sigma, eps = ctx.saved_tensors
+    n, d = log_sigma.shape
+    # mu and the factor move the sample linearly: gradients do not depend on their values.
+    mu, tril = torch.zeros_like(log_sigma), log_sigma.new_zeros(tril_shape(n, d, ctx.call[-1]))
+    return rebuild_sample(ctx.route, ctx.call, log_sigma, eps), (mu, log_sigma, tril, None, None)
+
+
+def sample_gradients(
+    route: Route, call: SampleCall, d_z: Tensor | None, d_log_q: Tensor | None, log_sigma: Tensor, noise: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of mu, log_sigma and tril; ``noise`` is what the forward pass left for them."""
+    shape, row_offset, dense = call
+    if d_z is None:
+        return None, density_alone(d_log_q, log_sigma), None
+    if d_log_q is None:
+        d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
+    saved = (None, noise) if route.impl == "cpp" else (noise, None)
+    d_z = d_z.contiguous()
+    # Of one sample, d_z is the gradient of mu itself: no memory for a second one.
+    several = d_z.numel() != log_sigma.numel()
+    d_mu, d_log_sigma, d_tril = BWD.on(route)(d_z, d_log_q.contiguous(), log_sigma, *saved, row_offset, dense, several)
+    return d_mu if several else d_z.view(log_sigma.shape), d_log_sigma, d_tril
 
 
 class _TrilGaussianRsample(torch.autograd.Function):
@@ -174,20 +202,44 @@ class _TrilGaussianRsample(torch.autograd.Function):
     @staticmethod
     @with_reference(_rebuild_sample)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
-        shape, row_offset, dense = ctx.call
         log_sigma, noise = ctx.saved_tensors
-        if d_z is None:
-            return None, density_alone(d_log_q, log_sigma), None, None, None
-        if d_log_q is None:
-            d_log_q = d_z.new_zeros(shape[:-1], dtype=compute_dtype(d_z.dtype))
-        noise, kept = (None, noise) if route.impl == "cpp" else (noise, None)
-        d_z = d_z.contiguous()
-        # Of one sample, d_z is the gradient of mu itself: no memory for a second one.
-        several = d_z.numel() != log_sigma.numel()
-        d_mu, d_log_sigma, d_tril = BWD.on(route)(
-            d_z, d_log_q.contiguous(), log_sigma, noise, kept, row_offset, dense, several
-        )
-        return d_mu if several else d_z.view(log_sigma.shape), d_log_sigma, d_tril, None, None
+        return *sample_gradients(route, ctx.call, d_z, d_log_q, log_sigma, noise), None, None
+
+
+def check_call(
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    sample_shape: Sequence[int],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    row_offset: int,
+    impl: str,
+) -> tuple[Route, Tensor, Tensor, Tensor, bool, tuple[int, ...], Tensor | None, int]:
+    """Who draws a sample, whether the factor is packed, and the arguments, checked; the parameters have one batch."""
+    names = ("mu", "log_sigma", "tril", "eps")
+    route, (mu, log_sigma, tril, eps) = backend.route(
+        impl, mu, log_sigma, tril, eps, names=names, eps=eps, floats=3, required=3
+    )
+    mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, route.alike)
+    sample_shape = _checks.check_sample_shape(sample_shape)
+    if sample_shape:
+        _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
+    row_offset = _checks.check_row_offset(row_offset)
+    if eps is not None:
+        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
+    if route.impl == "reference":
+        rng.check_generator(generator, mu.device)
+    return route, mu, log_sigma, tril, packed, sample_shape, eps, row_offset
+
+
+def lay_out(
+    mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool, eps: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parameters as kernels take them, and the noise or its seed."""
+    d = mu.shape[-1]
+    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    return _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d), _layout.to_matrices(tril, d, packed), noise
 
 
 def tril_gaussian_rsample(
@@ -246,25 +298,13 @@ def tril_gaussian_rsample(
         >>> z.shape, log_q.shape
         (torch.Size([3, 4, 8]), torch.Size([3, 4]))
     """
-    names = ("mu", "log_sigma", "tril", "eps")
-    route, (mu, log_sigma, tril, eps) = backend.route(
-        impl, mu, log_sigma, tril, eps, names=names, eps=eps, floats=3, required=3
+    route, mu, log_sigma, tril, packed, sample_shape, eps, row_offset = check_call(
+        mu, log_sigma, tril, sample_shape, eps, generator, row_offset, impl
     )
-    mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, route.alike)
-    sample_shape = _checks.check_sample_shape(sample_shape)
-    if sample_shape:
-        _checks.check_sample_size((*sample_shape, *mu.shape), sample_shape)
-    row_offset = _checks.check_row_offset(row_offset)
-    if eps is not None:
-        eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
-        rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
-
-    shape, d = (*sample_shape, *mu.shape), mu.shape[-1]
-    mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)
-    tril = _layout.to_matrices(tril, d, packed)
-    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    shape = (*sample_shape, *mu.shape)
+    mu, log_sigma, tril, noise = lay_out(mu, log_sigma, tril, packed, eps, generator)
     if needs_grad(mu, log_sigma, tril):
         return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, route))
     return FWD.on(route)(mu, log_sigma, tril, noise, shape, row_offset, False)[:2]

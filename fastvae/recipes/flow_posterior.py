@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..distributions import DiagonalGaussian, TriangularGaussian
+from ..objectives import standard_normal_log_prob
 
 __all__ = ["FlowPosterior"]
 
@@ -29,3 +30,8 @@ class FlowPosterior:
         z, log_q = self.base.rsample_with_log_prob(sample_shape, **noise)
         z, log_det = self.flow(z, self.context)
         return z, log_q - log_det
+
+    def rsample_with_kl(self, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the divergence from N(0, I) as each sample estimates it, ``(*sample_shape, N)``."""
+        z, log_q = self.rsample_with_log_prob(sample_shape, **noise)
+        return z, log_q, log_q - standard_normal_log_prob(z)

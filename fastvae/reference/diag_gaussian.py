@@ -45,6 +45,17 @@ def rsample(
     return z.to(mu.dtype), standard_normal_log_prob(eps) - log_sigma.sum(-1)
 
 
+def rsample_with_kl(
+    mu: Tensor,
+    log_sigma: Tensor,
+    sample_shape: tuple[int, ...],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    by_dimension: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return *rsample(mu, log_sigma, sample_shape, eps, generator), standard_kl(mu, log_sigma, by_dimension)
+
+
 def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     dtype = compute_dtype(mu.dtype)
     log_sigma = log_sigma.to(dtype)
@@ -52,11 +63,23 @@ def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     return standard_normal_log_prob(eps) - log_sigma.sum(-1)
 
 
+def twice_kl(mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """Twice the divergence of each dimension from N(0, 1)."""
+    return mu.square() + (2.0 * log_sigma).exp() - 1.0 - 2.0 * log_sigma
+
+
+def standard_kl(mu: Tensor, log_sigma: Tensor, by_dimension: bool = False) -> Tensor:
+    """The divergence from N(0, I), ``(*)``, or its part of each dimension, ``(*, D)``."""
+    dtype = compute_dtype(mu.dtype)
+    twice = twice_kl(mu.to(dtype), log_sigma.to(dtype))
+    return 0.5 * (twice if by_dimension else twice.sum(-1))
+
+
 def kl(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor | None, prior_log_sigma: Tensor | None) -> Tensor:
+    if prior_mu is None or prior_log_sigma is None:
+        return standard_kl(mu, log_sigma)
     dtype = compute_dtype(mu.dtype)
     mu, log_sigma = mu.to(dtype), log_sigma.to(dtype)
-    if prior_mu is None or prior_log_sigma is None:
-        return 0.5 * (mu.square() + (2.0 * log_sigma).exp() - 1.0 - 2.0 * log_sigma).sum(-1)
     log_ratio = log_sigma - prior_log_sigma.to(dtype)
     whitened = (mu - prior_mu.to(dtype)) * (-prior_log_sigma.to(dtype)).exp()
     return 0.5 * (whitened.square() + (2.0 * log_ratio).exp() - 1.0 - 2.0 * log_ratio).sum(-1)

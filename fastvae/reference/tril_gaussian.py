@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..precision import compute_dtype, keep_full_precision
-from .diag_gaussian import draw_eps, standard_normal_log_prob
+from .diag_gaussian import draw_eps, standard_normal_log_prob, twice_kl
 
 
 def strictly_lower(tril: Tensor, features: int, packed: bool) -> Tensor:
@@ -48,6 +48,20 @@ def rsample(
     return z.to(mu.dtype), standard_normal_log_prob(eps) - log_sigma.sum(-1)
 
 
+def rsample_with_kl(
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    packed: bool,
+    sample_shape: tuple[int, ...],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    by_dimension: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    z, log_q = rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
+    return z, log_q, (kl_by_dimension if by_dimension else kl)(mu, log_sigma, tril, packed)
+
+
 def log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool) -> Tensor:
     dtype = compute_dtype(mu.dtype)
     log_sigma = log_sigma.to(dtype)
@@ -64,5 +78,11 @@ def kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool) -> Tensor:
     mu, log_sigma = mu.to(dtype), log_sigma.to(dtype)
     tril = tril.to(dtype)
     off_diagonal = tril.square().sum(-1) if packed else tril.tril(-1).square().sum((-2, -1))
-    diagonal = mu.square() + (2.0 * log_sigma).exp() - 1.0 - 2.0 * log_sigma
-    return 0.5 * (off_diagonal + diagonal.sum(-1))
+    return 0.5 * (off_diagonal + twice_kl(mu, log_sigma).sum(-1))
+
+
+def kl_by_dimension(mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool) -> Tensor:
+    r"""The divergence of :math:`q(z_i \mid z_{<i})` from N(0, 1), in expectation, for every i: ``(*, D)``."""
+    dtype = compute_dtype(mu.dtype)
+    lower = strictly_lower(tril.to(dtype), mu.shape[-1], packed)
+    return 0.5 * (lower.square().sum(-1) + twice_kl(mu.to(dtype), log_sigma.to(dtype)))

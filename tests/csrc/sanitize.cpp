@@ -51,11 +51,20 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
 
   const auto& diag = kernels.diag_gaussian;
   auto kept = r.array(k * n * d);
-  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), nullptr, e);
-  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), kept.get(), e);
-  diag.bwd(in.z.get(), in.per_sample.get(), kept.get(), a.get(), b.get(), e);
+  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), nullptr, {}, e);
+  diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), kept.get(), {}, e);
+  diag.bwd(in.z.get(), in.per_sample.get(), kept.get(), {}, {}, {}, a.get(), b.get(), e);
   keep(true, false);
-  if (k == 1) diag.bwd(in.z.get(), in.per_sample.get(), kept.get(), nullptr, b.get(), e);
+  if (k == 1) diag.bwd(in.z.get(), in.per_sample.get(), kept.get(), {}, {}, {}, nullptr, b.get(), e);
+  // A divergence needs a sample. Of each dimension, any numbers serve as its gradient.
+  for (int64_t each = 0; each < 2 && k > 0; ++each) {
+    diag.fwd(mu, log_sigma, noise, samples.get(), density.get(), kept.get(), {each ? c.get() : rows.get(), each == 1},
+             e);
+    diag.bwd(in.z.get(), each ? nullptr : in.per_sample.get(), kept.get(),
+             {each ? in.mu.get() : in.per_row.get(), each == 1}, mu, log_sigma, a.get(), b.get(), e);
+    r.keep(each ? c : rows, each ? n * d : n);
+    keep(true, false);
+  }
   diag.log_prob_fwd(in.z.get(), mu, log_sigma, density.get(), e);
   diag.log_prob_bwd(in.per_sample.get(), in.z.get(), mu, log_sigma, samples.get(), a.get(), b.get(), e);
   keep(true, false);
@@ -73,10 +82,18 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
 
   const auto& full = kernels.tril_gaussian;
   auto eps = r.array(k * n * d);
-  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), nullptr, e);
-  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), eps.get(), e);
-  full.bwd(in.z.get(), in.per_sample.get(), log_sigma, eps.get(), a.get(), b.get(), d_tril, e);
+  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), nullptr, {}, e);
+  full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), eps.get(), {}, e);
+  full.bwd(in.z.get(), in.per_sample.get(), {}, {}, log_sigma, {}, eps.get(), a.get(), b.get(), d_tril, e);
   keep(true, true);
+  for (int64_t each = 0; each < 2 && k > 0; ++each) {
+    full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), eps.get(),
+             {each ? c.get() : rows.get(), each == 1}, e);
+    full.bwd(in.z.get(), each ? nullptr : in.per_sample.get(), {each ? in.mu.get() : in.per_row.get(), each == 1}, mu,
+             log_sigma, tril, eps.get(), a.get(), b.get(), d_tril, e);
+    r.keep(each ? c : rows, each ? n * d : n);
+    keep(true, true);
+  }
   full.log_prob_fwd(in.z.get(), mu, log_sigma, tril, density.get(), eps.get(), e);
   full.log_prob_bwd(in.per_sample.get(), eps.get(), log_sigma, tril, samples.get(), a.get(), b.get(), d_tril, e);
   keep(true, true);

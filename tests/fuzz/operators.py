@@ -31,6 +31,8 @@ SOURCES = {
     "diag_gaussian_kl_prior_fwd": "diag_gaussian_kl",
     "diag_gaussian_log_prob_bwd": "diag_gaussian_log_prob",
     "diag_gaussian_log_prob_fwd": "diag_gaussian_log_prob",
+    "diag_gaussian_with_kl_bwd": "diag_gaussian_rsample_with_kl",
+    "diag_gaussian_with_kl_fwd": "diag_gaussian_rsample_with_kl",
     "gated_activation_bwd": "gated_activation",
     "gated_activation_fwd": "gated_activation",
     "linear_bernoulli_bwd": "linear_bernoulli_log_prob",
@@ -49,6 +51,8 @@ SOURCES = {
     "tril_gaussian_kl_fwd": "tril_gaussian_kl",
     "tril_gaussian_log_prob_bwd": "tril_gaussian_log_prob",
     "tril_gaussian_log_prob_fwd": "tril_gaussian_log_prob",
+    "tril_gaussian_with_kl_bwd": "tril_gaussian_rsample_with_kl",
+    "tril_gaussian_with_kl_fwd": "tril_gaussian_rsample_with_kl",
 }
 ATTEMPTS = 60
 # What a wrong call may raise.

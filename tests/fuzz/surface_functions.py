@@ -9,6 +9,7 @@ import fastvae.functional as F
 from fastvae import backend
 from fastvae.distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
 from fastvae.ops._checks import check_triangular
+from fastvae.precision import compute_dtype
 from fastvae.reference import affine_flow as affine
 from fastvae.reference import gated_activation as gates
 from fastvae.reference.masked_linear import ACTIVATIONS as NAMED
@@ -55,14 +56,14 @@ def _noise(draw: Draw, shape: tuple[int, ...]) -> tuple[list[torch.Tensor], dict
     return [], {"seed": draw.rng.randrange(2**40), "row_offset": offset}
 
 
-def _sample_with(function, samples, more):
+def _sample_with(function, samples, more, **options):
     def call(module, *tensors):
         *parameters, eps = tensors if not more else (*tensors, None)
         if not more:
             # Noise comes in the parameters' dtype or in float32; both are that of the copies in float64.
-            return function(*parameters, samples, eps=eps)
+            return function(*parameters, samples, eps=eps, **options)
         generator = torch.Generator().manual_seed(more["seed"])
-        return function(*parameters, samples, generator=generator, row_offset=more["row_offset"])
+        return function(*parameters, samples, generator=generator, row_offset=more["row_offset"], **options)
 
     return call
 
@@ -73,6 +74,14 @@ def diag_gaussian_rsample(draw: Draw) -> Problem:
     noise, more = _noise(draw, (*samples, *batch, features))
     call = _sample_with(F.diag_gaussian_rsample, samples, more)
     # A seed gives the reference other noise.
+    return Problem(call, [*parameters, *noise], constants=(2,) if noise else (), compared=bool(noise))
+
+
+def diag_gaussian_rsample_with_kl(draw: Draw) -> Problem:
+    parameters, batch, features = _gaussian(draw)
+    samples = _samples(draw)
+    noise, more = _noise(draw, (*samples, *batch, features))
+    call = _sample_with(F.diag_gaussian_rsample_with_kl, samples, more, kl=draw.choice(("sum", "dimensions")))
     return Problem(call, [*parameters, *noise], constants=(2,) if noise else (), compared=bool(noise))
 
 
@@ -89,13 +98,22 @@ def diag_gaussian_kl(draw: Draw) -> Problem:
 def _tril_rsample(mu, log_sigma, tril, samples, *, eps=None, **more):
     """The reference multiplies infinite noise by the zeros above the diagonal; here, as in the kernels, it does not."""
     z, log_q = F.tril_gaussian_rsample(mu, log_sigma, tril, samples, eps=eps, **more)
+    return _leave_noise_out(z, mu, log_sigma, tril, eps), log_q
+
+
+def _tril_rsample_with_kl(mu, log_sigma, tril, samples, *, eps=None, **more):
+    z, *others = F.tril_gaussian_rsample_with_kl(mu, log_sigma, tril, samples, eps=eps, **more)
+    return _leave_noise_out(z, mu, log_sigma, tril, eps), *others
+
+
+def _leave_noise_out(z, mu, log_sigma, tril, eps):
     if eps is None or eps.isfinite().all() or backend.resolve("auto", mu) != "reference":
-        return z, log_q
+        return z
     mu, log_sigma, tril, packed = check_triangular(mu, log_sigma, tril, alike=True)
-    mu, log_sigma, tril, eps = (t.to(log_q.dtype) for t in (mu, log_sigma, tril, eps))
+    mu, log_sigma, tril, eps = (t.to(compute_dtype(z.dtype)) for t in (mu, log_sigma, tril, eps))
     lower, below = strictly_lower(tril, mu.shape[-1], packed), torch.ones(mu.shape[-1], mu.shape[-1]).tril(-1) > 0
     mixed = torch.where(below, lower * eps.unsqueeze(-2), 0.0).sum(-1)
-    return torch.where(z.isnan(), (mu + mixed + log_sigma.exp() * eps).to(z.dtype), z), log_q
+    return torch.where(z.isnan(), (mu + mixed + log_sigma.exp() * eps).to(z.dtype), z)
 
 
 def tril_gaussian_rsample(draw: Draw) -> Problem:
@@ -104,6 +122,15 @@ def tril_gaussian_rsample(draw: Draw) -> Problem:
     noise, more = _noise(draw, (*samples, *batch, features))
     inputs = [*parameters, _tril(draw, batch, features), *noise]
     call = _sample_with(_tril_rsample, samples, more)
+    return Problem(call, inputs, constants=(3,) if noise else (), compared=bool(noise))
+
+
+def tril_gaussian_rsample_with_kl(draw: Draw) -> Problem:
+    parameters, batch, features = _gaussian(draw)
+    samples = _samples(draw)
+    noise, more = _noise(draw, (*samples, *batch, features))
+    inputs = [*parameters, _tril(draw, batch, features), *noise]
+    call = _sample_with(_tril_rsample_with_kl, samples, more, kl=draw.choice(("sum", "dimensions")))
     return Problem(call, inputs, constants=(3,) if noise else (), compared=bool(noise))
 
 
@@ -267,9 +294,11 @@ FUNCTIONS = {
     name: (make, (name,))
     for name, make in (
         ("diag_gaussian_rsample", diag_gaussian_rsample),
+        ("diag_gaussian_rsample_with_kl", diag_gaussian_rsample_with_kl),
         ("diag_gaussian_log_prob", diag_gaussian_log_prob),
         ("diag_gaussian_kl", diag_gaussian_kl),
         ("tril_gaussian_rsample", tril_gaussian_rsample),
+        ("tril_gaussian_rsample_with_kl", tril_gaussian_rsample_with_kl),
         ("tril_gaussian_log_prob", tril_gaussian_log_prob),
         ("tril_gaussian_kl", tril_gaussian_kl),
         ("affine_flow", affine_flow),

@@ -49,6 +49,36 @@ def check_diag_sample(n, d, layout, samples, given, dtype=torch.float32):
         expected.check(gradients=[expected.upstream[0][0], diag_gaussian.diag_gaussian_bwd(*upstream)])
 
 
+def check_diag_sample_with_kl(n, d, layout, samples, given, by_dimension, dtype=torch.float32):
+    mu, log_sigma = (move_to_device(rows(n, d, layout=layout, scale=scale), dtype) for scale in (1.0, 0.5))
+    noise, eps, row_offset = noise_of(given, samples, n, d)
+
+    def formula(mu: Tensor, log_sigma: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        parts = 0.5 * (mu**2 + (2 * log_sigma).exp() - 1 - 2 * log_sigma)
+        return *diag_sample(mu, log_sigma, eps), parts if by_dimension else parts.sum(-1)
+
+    expected = Expected(formula, [mu, log_sigma], (eps,))
+    outputs = diag_gaussian.diag_gaussian_with_kl_fwd(mu, log_sigma, noise, samples, row_offset, by_dimension)
+    expected.check(
+        outputs, diag_gaussian.diag_gaussian_with_kl_bwd(*expected.upstream, mu, log_sigma, noise, row_offset)
+    )
+    for a, b in zip(outputs, diag_gaussian.diag_gaussian_fwd(mu, log_sigma, noise, samples, row_offset), strict=False):
+        assert torch.equal(a, b)
+
+
+@cases
+@draws
+@pytest.mark.parametrize("by_dimension", [False, True])
+def test_diag_sample_with_kl(n, d, layout, samples, given, by_dimension):
+    check_diag_sample_with_kl(n, d, layout, samples, given, by_dimension)
+
+
+@pytest.mark.parametrize("by_dimension", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_diag_sample_with_kl_dtypes(dtype, by_dimension):
+    check_diag_sample_with_kl(3, 96, "contiguous", 2, False, by_dimension, dtype)
+
+
 @cases
 @draws
 def test_diag_sample(n, d, layout, samples, given):

@@ -85,6 +85,47 @@ def check_tril_sample(n, d, layout, samples, given, dense, dtype=torch.float32):
     assert_zero_above(gradients[2])
 
 
+def check_tril_sample_with_kl(n, d, layout, samples, given, dense, dtype=torch.float32):
+    mu, log_sigma, tril = tril_inputs(n, d, layout, dense, dtype)
+    noise, eps, row_offset = noise_of(given, samples, n, d)
+
+    def formula(mu: Tensor, log_sigma: Tensor, tril: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        parts = 0.5 * (factor(log_sigma, tril).square().sum(-1) + mu**2 - 1) - log_sigma
+        return *tril_sample(mu, log_sigma, tril, eps), parts
+
+    expected = Expected(formula, [mu, log_sigma, tril], (eps,))
+    outputs = tril_gaussian.tril_gaussian_with_kl_fwd(mu, log_sigma, tril, noise, samples, row_offset)
+    gradients = tril_gaussian.tril_gaussian_with_kl_bwd(*expected.upstream, mu, log_sigma, tril, noise, row_offset)
+    expected.check(outputs, gradients)
+    assert_zero_above(gradients[2])
+
+
+@cases
+@draws
+@triangles
+def test_tril_sample_with_kl(n, d, layout, samples, given, dense):
+    check_tril_sample_with_kl(n, d, layout, samples, given, dense)
+
+
+@triangles
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tril_sample_with_kl_dtypes(dtype, dense):
+    check_tril_sample_with_kl(3, 37, "contiguous", 2, False, dense, dtype)
+
+
+@triangles
+def test_one_gradient_for_all_dimensions_of_a_row(dense):
+    parameters = tril_inputs(3, 9, "strided", dense, torch.float32)
+    d_z, d_log_q, d_kl = (torch.randn(size, device=DEVICE) for size in ((2, 3, 9), (2, 3), (3,)))
+    seed = torch.tensor(5, device=DEVICE)
+    gradients, repeated = (
+        tril_gaussian.tril_gaussian_with_kl_bwd(d_z, d_log_q, d, *parameters, seed, 0)
+        for d in (d_kl, d_kl[:, None].repeat(1, 9))
+    )
+    for a, b in zip(gradients, repeated, strict=True):
+        assert torch.equal(a, b)
+
+
 @cases
 @draws
 @triangles

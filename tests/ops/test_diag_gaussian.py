@@ -9,7 +9,7 @@ from tests.support.gaussians import problems
 from tests.support.implementations import DTYPES, IMPLEMENTATIONS, SHAPES, device_of
 from tests.support.oracle import check_against_oracle
 
-ENTRY_POINTS = ("rsample", "log_prob", "kl", "kl_prior")
+ENTRY_POINTS = ("rsample", "with_kl", "with_kl_of_dimensions", "log_prob", "kl", "kl_prior")
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -30,8 +30,8 @@ def test_dtypes(dtype, entry, impl):
 @pytest.mark.parametrize("sample_shape", [(1,), (5,), (2, 3), (0,)])
 def test_samples(sample_shape, impl):
     made = problems("diag_gaussian", (4,), 9, sample_shape)
-    check_against_oracle(made["rsample"], impl, torch.float32)
-    check_against_oracle(made["log_prob"], impl, torch.float32)
+    for entry in ("rsample", "with_kl", "with_kl_of_dimensions", "log_prob"):
+        check_against_oracle(made[entry], impl, torch.float32)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -29,6 +29,8 @@ ELEMENTWISE = {
     "diag_gaussian_kl_prior_fwd",
     "diag_gaussian_log_prob_bwd",
     "diag_gaussian_log_prob_fwd",
+    "diag_gaussian_with_kl_bwd",
+    "diag_gaussian_with_kl_fwd",
     "gated_activation_bwd",
     "gated_activation_fwd",
     "logistic_mixture_bwd",
@@ -175,6 +177,10 @@ def test_triangular_gaussian(dense):
         "tril_gaussian_bwd": product,
     }
     z = torch.randn(3, N, D, requires_grad=True)
+    assert count_flops(lambda: backward(F.tril_gaussian_rsample_with_kl(mu, log_sigma, tril, (3,)))) == {
+        "tril_gaussian_with_kl_fwd": product,
+        "tril_gaussian_with_kl_bwd": product,
+    }
     assert count_flops(lambda: backward(F.tril_gaussian_log_prob(z, mu, log_sigma, tril))) == {
         "tril_gaussian_log_prob_fwd": product,
         "tril_gaussian_log_prob_bwd": 2 * product,

@@ -37,7 +37,7 @@ def run(rsample, parameters, upstream, row_offset=0):
     parameters = [p.detach().requires_grad_() for p in parameters]
     generator = torch.Generator().manual_seed(1)
     outputs = rsample(*parameters, generator=generator, row_offset=row_offset, impl="cpp")
-    return [o.detach() for o in outputs], torch.autograd.grad(outputs, parameters, upstream)
+    return [o.detach() for o in outputs], torch.autograd.grad(outputs, parameters, upstream[: len(outputs)])
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,16 @@ def run(rsample, parameters, upstream, row_offset=0):
         (F.tril_gaussian_rsample, 40, 256, True),
         (F.tril_gaussian_rsample, 40, 250, True),
         (F.tril_gaussian_rsample, 80, 256, False),
+        (F.diag_gaussian_rsample_with_kl, 2100, 1024, None),
+        (F.tril_gaussian_rsample_with_kl, 40, 256, True),
+        (F.tril_gaussian_rsample_with_kl, 40, 250, True),
+        (F.tril_gaussian_rsample_with_kl, 80, 256, False),
     ],
 )
 def test_large_batches_equal_their_shards(rsample, rows, features, dense):
     """Shards are small enough for other memory and other stores; not one bit differs."""
     parameters = inputs(rows, features, dense)
-    upstream = [torch.randn(rows, features), torch.randn(rows)]
+    upstream = [torch.randn(rows, features), *torch.randn(2, rows)]
     outputs, gradients = run(rsample, parameters, upstream)
     for start in range(0, rows, rows // 4):
         part = slice(start, start + rows // 4)
@@ -66,8 +70,9 @@ def test_large_batches_equal_their_shards(rsample, rows, features, dense):
 def test_infinite_upstream_leaves_zeros_above_the_diagonal():
     parameters = inputs(40, 256, dense=True)
     d_z = torch.full((40, 256), float("inf"))
-    _, (_, _, d_tril) = run(F.tril_gaussian_rsample, parameters, [d_z, torch.zeros(40)])
-    assert (d_tril[:, torch.ones(256, 256, dtype=torch.bool).triu()] == 0).all()
+    for rsample in (F.tril_gaussian_rsample, F.tril_gaussian_rsample_with_kl):
+        _, (_, _, d_tril) = run(rsample, parameters, [d_z, *torch.zeros(2, 40)])
+        assert (d_tril[:, torch.ones(256, 256, dtype=torch.bool).triu()] == 0).all()
 
 
 def test_blocks_are_used_again_and_released():

@@ -11,7 +11,7 @@ from tests.support.gaussians import gaussian_inputs, packed_size, problems, tril
 from tests.support.implementations import DTYPES, IMPLEMENTATIONS, SHAPES, device_of
 from tests.support.oracle import check_against_oracle
 
-ENTRY_POINTS = ("rsample", "log_prob", "kl")
+ENTRY_POINTS = ("rsample", "with_kl", "with_kl_of_dimensions", "log_prob", "kl")
 LAYOUTS = pytest.mark.parametrize("dense", [False, True], ids=["packed", "dense"])
 
 
@@ -36,8 +36,8 @@ def test_dtypes(dtype, entry, impl, dense):
 @pytest.mark.parametrize("sample_shape", [(1,), (5,), (2, 3), (0,)])
 def test_samples(sample_shape, impl, dense):
     made = problems("tril_gaussian", (4,), 9, sample_shape, dense)
-    check_against_oracle(made["rsample"], impl, torch.float32)
-    check_against_oracle(made["log_prob"], impl, torch.float32)
+    for entry in ("rsample", "with_kl", "with_kl_of_dimensions", "log_prob"):
+        check_against_oracle(made[entry], impl, torch.float32)
 
 
 @given(

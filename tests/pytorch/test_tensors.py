@@ -16,7 +16,9 @@ NOT_WRONG = {"integer": CODES, "complex": MOVERS}
 OF_FUNCTIONS = {f"{subject} | {place}" for subject in FUNCTIONS for place in range(4)}
 TORCH_FIRST = {
     "diag_gaussian_rsample of two samples | 2",  # a stack
+    "diag_gaussian_rsample_with_kl of dimensions | 2",
     "tril_gaussian_rsample dense | 3",
+    "tril_gaussian_rsample_with_kl dense | 3",
     "linear_bernoulli_log_prob | 0",  # WEIGHT.to(h)
     "masked_linear | 0",
     "masked_linear with factors | 0",

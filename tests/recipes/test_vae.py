@@ -195,7 +195,7 @@ def test_bad_configuration(config, changes, message):
 def test_likelihood_and_posterior_come_from_the_library(tiny, monkeypatch):
     """The posterior's sample is drawn by the op itself: no second path that could drift."""
     called = []
-    original = F.diag_gaussian_rsample
-    monkeypatch.setattr(F, "diag_gaussian_rsample", lambda *a, **k: called.append(k) or original(*a, **k))
+    original = F.diag_gaussian_rsample_with_kl
+    monkeypatch.setattr(F, "diag_gaussian_rsample_with_kl", lambda *a, **k: called.append(k) or original(*a, **k))
     small().bound(binarize_fixed(tiny.x_test), row_offset=5)
     assert called[0]["row_offset"] == 5

@@ -42,6 +42,16 @@ def problems(
                 lambda impl, p: F.diag_gaussian_rsample(*p, sample_shape, eps=noise.to(p[0]), impl=impl),
                 [mu, log_sigma],
             ),
+            "with_kl": Problem(
+                lambda impl, p: F.diag_gaussian_rsample_with_kl(*p, sample_shape, eps=noise.to(p[0]), impl=impl),
+                [mu, log_sigma],
+            ),
+            "with_kl_of_dimensions": Problem(
+                lambda impl, p: F.diag_gaussian_rsample_with_kl(
+                    *p, sample_shape, kl="dimensions", eps=noise.to(p[0]), impl=impl
+                ),
+                [mu, log_sigma],
+            ),
             "log_prob": Problem(lambda impl, p: (F.diag_gaussian_log_prob(*p, impl=impl),), [z, mu, log_sigma]),
             "kl": Problem(lambda impl, p: (F.diag_gaussian_kl(*p, impl=impl),), [mu, log_sigma]),
             "kl_prior": Problem(lambda impl, p: (F.diag_gaussian_kl(*p, impl=impl),), [mu, log_sigma, *prior]),
@@ -51,6 +61,16 @@ def problems(
         made = {
             "rsample": Problem(
                 lambda impl, p: F.tril_gaussian_rsample(*p, sample_shape, eps=noise.to(p[0]), impl=impl),
+                [mu, log_sigma, tril],
+            ),
+            "with_kl": Problem(
+                lambda impl, p: F.tril_gaussian_rsample_with_kl(*p, sample_shape, eps=noise.to(p[0]), impl=impl),
+                [mu, log_sigma, tril],
+            ),
+            "with_kl_of_dimensions": Problem(
+                lambda impl, p: F.tril_gaussian_rsample_with_kl(
+                    *p, sample_shape, kl="dimensions", eps=noise.to(p[0]), impl=impl
+                ),
                 [mu, log_sigma, tril],
             ),
             "log_prob": Problem(lambda impl, p: (F.tril_gaussian_log_prob(*p, impl=impl),), [z, mu, log_sigma, tril]),

@@ -50,7 +50,9 @@ def wrong(name, argument, value):
 UNREAD = {
     "diag_gaussian_bwd": {"log_sigma", "noise"},
     "diag_gaussian_bwd_samples": {"log_sigma", "noise"},
+    "diag_gaussian_with_kl_bwd": {"noise"},
     "tril_gaussian_bwd": {"noise"},
+    "tril_gaussian_with_kl_bwd": {"noise"},
     "logistic_mixture_bwd": {"x", "params", "levels"},
 }
 _SAMPLES = {"z of one dimension more", "z without its last row", "z twice as long"}
@@ -58,6 +60,8 @@ _SAMPLES = {"z of one dimension more", "z without its last row", "z twice as lon
 AS_GOOD = {
     "diag_gaussian_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
     "tril_gaussian_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
+    "diag_gaussian_with_kl_fwd": {"shape longer"},
+    "tril_gaussian_with_kl_fwd": {"shape longer"},
     "diag_gaussian_log_prob_fwd": _SAMPLES,
     "tril_gaussian_log_prob_fwd": _SAMPLES,
     "tril_gaussian_bwd": {"log_sigma without its last row", "log_sigma twice as long"},

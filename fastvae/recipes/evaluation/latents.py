@@ -14,7 +14,7 @@ __all__ = ["OneLatent"]
 
 
 class OneLatent(nn.Module):
-    """A model of binary images with z ~ N(0, I), ``encode``, ``decode`` to logits, and ``kl``."""
+    """A model of binary images with z ~ N(0, I), ``encode`` and ``decode`` to logits."""
 
     config: Any
 
@@ -22,9 +22,6 @@ class OneLatent(nn.Module):
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
         raise NotImplementedError
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
@@ -37,11 +34,10 @@ class OneLatent(nn.Module):
         Args:
             x: binary images ``(N, pixels)``.
             posterior: what :meth:`encode` returned for them; computed if None.
-            noise: as of the posterior's ``rsample_with_log_prob``.
+            noise: as of the posterior's ``rsample_with_kl``.
         """
         q = self.encode(x) if posterior is None else posterior
-        z, log_q = q.rsample_with_log_prob(**noise)
-        kl = self.kl(q, z, log_q)
+        z, _, kl = q.rsample_with_kl(**noise)
         return self.log_likelihood(x, z), kl[:, None]
 
     def log_weights(self, x: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
-from .... import functional as F
-from ....distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
-from ....objectives import free_bits, standard_normal_log_prob
+from ....objectives import free_bits
 from ...evaluation.latents import OneLatent
 from ...flow_posterior import FlowPosterior
 from .config import IAFVAEConfig
@@ -96,7 +94,6 @@ class IAFVAE(OneLatent):
             for network in self.flow.steps():
                 assert network.context_layer is not None
                 apply_weight_norm(network.context_layer)
-        self.prior = StandardNormal(latent, impl=config.impl)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, **noise: Any) -> None:
@@ -127,35 +124,28 @@ class IAFVAE(OneLatent):
         """Logits ``(*, pixels)`` of p(x | z) for z ``(*, D)``."""
         return self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
 
-    def kl_by_group(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
-        r"""The KL divergence of q from the prior in parts that add up to it, ``(N, groups)``, nats.
+    def draw_with_groups(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
+        r"""A sample ``(N, D)``, and the divergence of q from the prior in parts that add up to it, ``(N, groups)``.
 
         A diagonal Gaussian has one part for each dimension. So has a triangular one: the divergence of
         :math:`q(z_i \mid z_{<i})`. A flow has one part, estimated from the sample, since its log-density is known only
         as a sum.
         """
         if isinstance(q, FlowPosterior):
-            return (log_q - standard_normal_log_prob(z)).unsqueeze(-1)
-        if isinstance(q, TriangularGaussian):
-            return 0.5 * (q.variance + q.mu.square() - 1.0) - q.log_sigma
-        return F.diag_gaussian_kl(q.mu.unsqueeze(-1), q.log_sigma.unsqueeze(-1), impl=self.config.impl)
-
-    def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
-        """The KL divergence of q from the prior, ``(N,)``: in closed form, or for a flow from the sample."""
-        if isinstance(q, FlowPosterior):
-            return log_q - standard_normal_log_prob(z)
-        return kl_divergence(q, self.prior)
+            z, _, kl = q.rsample_with_kl(**noise)
+            return z, kl.unsqueeze(-1)
+        z, _, groups = q.rsample_with_kl(kl="dimensions", **noise)
+        return z, groups
 
     def bound(self, x: Tensor, **noise: Any) -> Tensor:
         """The evidence lower bound of every image of ``(N, pixels)`` from one sample: ``(N,)``, nats.
 
         Args:
             x: binary images.
-            noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_log_prob``.
+            noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_kl``.
         """
-        q = self.encode(x)
-        z, log_q = q.rsample_with_log_prob(**noise)
-        return bernoulli_log_prob(x, self.decode(z)) - self.kl(q, z, log_q)
+        z, _, kl = self.encode(x).rsample_with_kl(**noise)
+        return bernoulli_log_prob(x, self.decode(z)) - kl
 
     def loss(self, x: Tensor, minimum: float = 0.0, *, all_processes: bool = False, **noise: Any) -> tuple[Tensor, ...]:
         r"""The loss of the training, and the means of the bound and its KL part, all 0-d, nats.
@@ -163,8 +153,8 @@ class IAFVAE(OneLatent):
         .. math::
             -\frac1N \sum_n \log p(x_n \mid z_n) + \sum_j \max\left(\lambda_j,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
 
-        over the groups of :meth:`kl_by_group`; :math:`\lambda_j` is ``minimum`` for each dimension in the group. For a
-        flow, the floor is under the total.
+        over the groups of :meth:`draw_with_groups`; :math:`\lambda_j` is ``minimum`` for each dimension in the group. For
+        a flow, the floor is under the total.
 
         Args:
             x: binary images ``(N, pixels)``.
@@ -173,12 +163,12 @@ class IAFVAE(OneLatent):
             noise: as of :meth:`bound`.
         """
         q = self.encode(x)
-        z, log_q = q.rsample_with_log_prob(**noise)
-        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
         if minimum == 0:
-            kl = self.kl(q, z, log_q).mean()
+            z, _, kl = q.rsample_with_kl(**noise)
+            log_p_x, kl = bernoulli_log_prob(x, self.decode(z)).mean(), kl.mean()
             return kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
-        groups = self.kl_by_group(q, z, log_q)
+        z, groups = self.draw_with_groups(q, **noise)
+        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
         share = minimum * self.config.latent_features / groups.shape[-1]
         kl = groups.detach().sum(-1).mean()
         loss = free_bits(groups, share, all_processes=all_processes) - log_p_x

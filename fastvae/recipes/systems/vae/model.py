@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from .... import functional as F
-from ....distributions import DiagonalGaussian, StandardNormal, TriangularGaussian
+from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
 from ....objectives import elbo, monte_carlo_elbo, standard_normal_log_prob
@@ -58,7 +57,6 @@ class VAE(OneLatent):
                 kind="iaf_release",
                 impl=config.impl,
             )
-        self.prior = StandardNormal(config.latent_features, impl=config.impl)
 
     def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
         """The posterior q(z | x) of binary images ``(*, pixels)``."""
@@ -83,25 +81,20 @@ class VAE(OneLatent):
         """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""
         self.to_logits.bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
 
-    def kl(self, q: Any, z: Tensor, log_q: Tensor) -> Tensor:
-        """The KL divergence of q from the prior, ``(N,)``: in closed form, or for a flow from the sample."""
-        if isinstance(q, FlowPosterior):
-            return log_q - standard_normal_log_prob(z)
-        return kl_divergence(q, self.prior)
-
     def bound(self, x: Tensor, *, beta: float = 1.0, **noise: Any) -> Tensor:
         """The evidence lower bound of every image of ``(N, pixels)`` from one sample: ``(N,)``, nats.
 
         Args:
             x: binary images.
             beta: weight of the KL term.
-            noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_log_prob``.
+            noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_kl``.
         """
         q = self.encode(x)
+        if self.config.kl == "analytic":
+            z, _, kl = q.rsample_with_kl(**noise)
+            return elbo(bernoulli_log_prob(x, self.decode(z)), kl, beta=beta)
         z, log_q = q.rsample_with_log_prob(**noise)
         log_p_x = bernoulli_log_prob(x, self.decode(z))
-        if self.config.kl == "analytic":
-            return elbo(log_p_x, self.kl(q, z, log_q), beta=beta)
         return monte_carlo_elbo(log_p_x, standard_normal_log_prob(z), log_q, beta=beta)
 
 
