@@ -21,6 +21,7 @@ from tests.support.long_sums import (
     pointwise,
     sampled,
 )
+from tests.support.masked_layers import norm_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.oracle import Problem, run_with_gradients
 
@@ -41,6 +42,9 @@ SPLIT = {
     ),
     "affine_flow, many rows": lambda: pointwise(F.affine_flow, *[(3000, 70)] * 3, kind="gated"),
     "masked_linear, few rows": lambda: layer(70, 300, 400),
+    "masked_linear, norm": lambda: norm_problem(
+        torch.randn(600, 700).requires_grad_(), (spread(700, 6), spread(600, 6))
+    ),
     "autoregressive_flow, few rows": lambda: flow("flow", 70, 40),
     "autoregressive_inverse, few rows": lambda: flow("inverse", 70, 40),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
