@@ -16,6 +16,8 @@ _WARPS = 4
 _BUSY = 1024
 # A sum that is long enough is split among this many programs: two for each multiprocessor.
 _SPLIT_PROGRAMS = 264
+# Numbers that are added one after another: their error grows with their count, so that longer sums are sums of blocks.
+BLOCK_TERMS = tl.constexpr(128)
 
 
 def ceil_div(a: int, b: int) -> int:

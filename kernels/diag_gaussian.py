@@ -13,7 +13,7 @@ from torch import Tensor
 from ._gaussian_kl import kl_part, load_d_kl
 from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
 from ._philox import in_layout_of, noise_quarters, noise_source
-from ._tiles import ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points
+from ._tiles import BLOCK_TERMS, ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -119,13 +119,13 @@ def _diag_gaussian_bwd_kernel(
 def _diag_gaussian_bwd_samples_kernel(
     d_mu_ptr, d_log_sigma_ptr, d_z_ptr, d_log_q_ptr, d_kl_ptr, mu_ptr, log_sigma_ptr, noise_ptr,
     n_rows, samples, row_offset, D, vectors, stride_mu, stride_log_sigma,
-    GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr, VECTOR: tl.constexpr,
+    GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr, VECTOR: tl.constexpr, LONG: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_Q columns of every quarter, and walks all samples, BLOCK_K at a time.
 
     d_mu = sum_k d_z,  d_log_sigma = sum_k (d_z sigma eps - d_log_q); with HAS_KL d_kl mu and d_kl (sigma^2 - 1) more.
-    The order of summation is fixed: no atomics.
+    The order of summation is fixed, by blocks of samples: no atomics.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
     out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
@@ -135,28 +135,38 @@ def _diag_gaussian_bwd_samples_kernel(
     columns = (tl.program_id(0) % column_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     row, column = rows[None, :, None], columns[None, None, :]
     owned = (row < n_rows) & (column < quarter)
-    zero = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_Q), dtype)
+    zero, zero_log_q = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_Q), dtype), tl.zeros((BLOCK_K, BLOCK_N, 1), dtype)
     d_mu0, d_mu1, d_mu2, d_mu3 = zero, zero, zero, zero
     product0, product1, product2, product3 = zero, zero, zero, zero
-    d_log_q = tl.zeros((BLOCK_K, BLOCK_N, 1), dtype)
+    d_log_q = zero_log_q
     source = noise_source(noise_ptr, GIVEN)
-    for start in range(0, samples, BLOCK_K):
-        sample = start + tl.arange(0, BLOCK_K)[:, None, None]
-        inside = owned & (sample < samples)
-        point = sample.to(tl.int64) * n_rows + row
-        at_ptr = d_z_ptr + point * D + column
-        d_z0 = tl.load(at_ptr, inside, 0.0)
-        counter = column if GIVEN else in_layout_of(column, d_z0)
-        eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
-        d_z0 = d_z0.to(dtype)
-        d_z1 = tl.load(at_ptr + quarter, inside & (column + quarter < D), 0.0).to(dtype)
-        d_z2 = tl.load(at_ptr + 2 * quarter, inside & (column + 2 * quarter < D), 0.0).to(dtype)
-        d_z3 = tl.load(at_ptr + 3 * quarter, inside & (column + 3 * quarter < D), 0.0).to(dtype)
-        d_log_q += tl.load(d_log_q_ptr + point, (row < n_rows) & (sample < samples), 0.0)
-        d_mu0, product0 = d_mu0 + d_z0, product0 + d_z0 * eps[0]
-        d_mu1, product1 = d_mu1 + d_z1, product1 + d_z1 * eps[1]
-        d_mu2, product2 = d_mu2 + d_z2, product2 + d_z2 * eps[2]
-        d_mu3, product3 = d_mu3 + d_z3, product3 + d_z3 * eps[3]
+    for first in range(0, samples if LONG else 1, BLOCK_TERMS * BLOCK_K):
+        mu0, mu1, mu2, mu3 = zero, zero, zero, zero
+        part0, part1, part2, part3 = zero, zero, zero, zero
+        log_q = zero_log_q
+        last = tl.minimum(first + BLOCK_TERMS * BLOCK_K, samples) if LONG else samples
+        for start in range(first, last, BLOCK_K):
+            sample = start + tl.arange(0, BLOCK_K)[:, None, None]
+            inside = owned & (sample < samples)
+            point = sample.to(tl.int64) * n_rows + row
+            at_ptr = d_z_ptr + point * D + column
+            d_z0 = tl.load(at_ptr, inside, 0.0)
+            counter = column if GIVEN else in_layout_of(column, d_z0)
+            eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
+            d_z0 = d_z0.to(dtype)
+            d_z1 = tl.load(at_ptr + quarter, inside & (column + quarter < D), 0.0).to(dtype)
+            d_z2 = tl.load(at_ptr + 2 * quarter, inside & (column + 2 * quarter < D), 0.0).to(dtype)
+            d_z3 = tl.load(at_ptr + 3 * quarter, inside & (column + 3 * quarter < D), 0.0).to(dtype)
+            log_q += tl.load(d_log_q_ptr + point, (row < n_rows) & (sample < samples), 0.0)
+            mu0, part0 = mu0 + d_z0, part0 + d_z0 * eps[0]
+            mu1, part1 = mu1 + d_z1, part1 + d_z1 * eps[1]
+            mu2, part2 = mu2 + d_z2, part2 + d_z2 * eps[2]
+            mu3, part3 = mu3 + d_z3, part3 + d_z3 * eps[3]
+        d_log_q += log_q
+        d_mu0, product0 = d_mu0 + mu0, product0 + part0
+        d_mu1, product1 = d_mu1 + mu1, product1 + part1
+        d_mu2, product2 = d_mu2 + mu2, product2 + part2
+        d_mu3, product3 = d_mu3 + mu3, product3 + part3
     d_mus = (d_mu0, d_mu1, d_mu2, d_mu3)
     product = (product0, product1, product2, product3)
     row, column = rows[:, None], columns[None, :]
@@ -233,7 +243,8 @@ def _bwd_samples(
         d_mu, d_log_sigma, d_z, d_log_q, d_kl, mu, log_sigma, noise,
         n, samples, row_offset, d, quarter // vector, _row_stride(mu), log_sigma.stride(0),
         GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
-        VECTOR=vector, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+        VECTOR=vector, LONG=samples > BLOCK_TERMS.value * tile.samples,
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_mu, d_log_sigma
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._tiles import ceil_div, point_tile, row_tile, sum_tile, tile_points, vector_width
+from ._tiles import BLOCK_TERMS, ceil_div, point_tile, row_tile, sum_tile, tile_points, vector_width
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -47,12 +47,12 @@ def _diag_gaussian_log_prob_fwd_kernel(
 def _diag_gaussian_log_prob_bwd_kernel(
     d_z_ptr, d_mu_ptr, d_log_sigma_ptr, d_log_q_ptr, z_ptr, mu_ptr, log_sigma_ptr,
     n_rows, samples, D, stride_zk, stride_zn, stride_mu, stride_log_sigma,
-    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    LONG: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_D columns, and walks all samples, BLOCK_K at a time.
 
     d_z = -d_log_q eps / sigma,  d_mu = -sum_k d_z,  d_log_sigma = sum_k d_log_q (eps^2 - 1).
-    The order of summation is fixed: no atomics.
+    The order of summation is fixed, by blocks of samples: no atomics.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
     out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
@@ -65,17 +65,23 @@ def _diag_gaussian_log_prob_bwd_kernel(
     inverse = exp(-log_sigma, dtype)[None, :, :]
     d_mu = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
     d_log_sigma = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
-    for start in range(0, samples, BLOCK_K):
-        sample = start + tl.arange(0, BLOCK_K)[:, None, None]
-        mask = owned[None, :, :] & (sample < samples)
-        point = sample.to(tl.int64) * n_rows + row[None, :, :]
-        d_log_q = tl.load(d_log_q_ptr + point, (sample < samples) & (row < n_rows)[None, :, :], 0.0)
-        at = sample.to(tl.int64) * stride_zk + (row * stride_zn)[None, :, :] + column[None, :, :]
-        eps = (tl.load(z_ptr + at, mask, 0.0).to(dtype) - mu) * inverse
-        d_difference = d_log_q * eps * inverse
-        tl.store(d_z_ptr + point * D + column[None, :, :], (-d_difference).to(out_dtype), mask)
-        d_mu += d_difference
-        d_log_sigma += d_log_q * (eps * eps - 1.0)
+    for first in range(0, samples if LONG else 1, BLOCK_TERMS * BLOCK_K):
+        of_mu = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
+        of_scale = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
+        last = tl.minimum(first + BLOCK_TERMS * BLOCK_K, samples) if LONG else samples
+        for start in range(first, last, BLOCK_K):
+            sample = start + tl.arange(0, BLOCK_K)[:, None, None]
+            mask = owned[None, :, :] & (sample < samples)
+            point = sample.to(tl.int64) * n_rows + row[None, :, :]
+            d_log_q = tl.load(d_log_q_ptr + point, (sample < samples) & (row < n_rows)[None, :, :], 0.0)
+            at = sample.to(tl.int64) * stride_zk + (row * stride_zn)[None, :, :] + column[None, :, :]
+            eps = (tl.load(z_ptr + at, mask, 0.0).to(dtype) - mu) * inverse
+            d_difference = d_log_q * eps * inverse
+            tl.store(d_z_ptr + point * D + column[None, :, :], (-d_difference).to(out_dtype), mask)
+            of_mu += d_difference
+            of_scale += d_log_q * (eps * eps - 1.0)
+        d_mu += of_mu
+        d_log_sigma += of_scale
     tl.store(d_mu_ptr + row * D + column, tl.sum(d_mu, 0).to(out_dtype), owned)
     tl.store(d_log_sigma_ptr + row * D + column, tl.sum(d_log_sigma, 0).to(out_dtype), owned)
 
@@ -170,6 +176,7 @@ def diag_gaussian_log_prob_bwd(
         _diag_gaussian_log_prob_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
         d_z, d_mu, d_log_sigma, d_log_q, z, mu, log_sigma,
         n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0),
+        LONG=samples > BLOCK_TERMS.value * tile.samples,
         BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_z, d_mu, d_log_sigma

@@ -14,7 +14,7 @@ from torch import Tensor
 from ._gaussian_kl import kl_part, load_d_kl
 from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
 from ._philox import noise_quarters, noise_source
-from ._tiles import ceil_div, tile_points, tril_strides, tril_tile
+from ._tiles import BLOCK_TERMS, ceil_div, tile_points, tril_strides, tril_tile
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -103,14 +103,14 @@ def _tril_gaussian_bwd_kernel(
     d_mu_ptr, d_log_sigma_ptr, d_tril_ptr, d_z_ptr, d_log_q_ptr, d_kl_ptr, mu_ptr, log_sigma_ptr, tril_ptr, noise_ptr,
     n_rows, samples, row_offset, D, quarter, stride_mu, stride_log_sigma, stride_tril, stride_tril_i,
     stride_d_tril, stride_d_tril_i,
-    DENSE: tl.constexpr, GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr,
+    DENSE: tl.constexpr, GIVEN: tl.constexpr, HAS_KL: tl.constexpr, BY_DIMENSION: tl.constexpr, LONG: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_I rows of d_T and as many elements of d_mu and d_log_sigma, for BLOCK_N rows, all samples.
 
     d_mu = sum_k d_z,  d_log_sigma_i = sum_k (d_z_i sigma_i eps_i - d_log_q),  d_T_ij = sum_k d_z_i eps_j for j < i.
     With HAS_KL d_kl mu_i, d_kl (sigma_i^2 - 1) and d_kl T_ij are added.
-    The order of summation is fixed: no atomics.
+    The order of summation is fixed, by blocks of samples: no atomics.
     """
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
     out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
@@ -131,20 +131,25 @@ def _tril_gaussian_bwd_kernel(
     for start in range(0, end, BLOCK_Q):
         column = start + tl.arange(0, BLOCK_Q)[None, :]
         inside = column < quarter
-        product0 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
-        product1 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
-        product2 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
-        product3 = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
-        for sample in range(samples):
-            eps = noise_quarters(
-                source, sample, rows[:, None], column, row_offset, n_rows, D, quarter, inside, GIVEN, dtype
-            )
-            d_z_row = tl.cast(sample, tl.int64) * n_rows + row
-            d_z = tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)[:, :, None]
-            product0 += d_z * eps[0][None, :, :]
-            product1 += d_z * eps[1][None, :, :]
-            product2 += d_z * eps[2][None, :, :]
-            product3 += d_z * eps[3][None, :, :]
+        zero = tl.zeros((BLOCK_I, BLOCK_N, BLOCK_Q), dtype)
+        product0, product1, product2, product3 = zero, zero, zero, zero
+        for first in range(0, samples if LONG else 1, BLOCK_TERMS):
+            part0, part1, part2, part3 = zero, zero, zero, zero
+            last = tl.minimum(first + BLOCK_TERMS, samples) if LONG else samples
+            for sample in range(first, last):
+                eps = noise_quarters(
+                    source, sample, rows[:, None], column, row_offset, n_rows, D, quarter, inside, GIVEN, dtype
+                )
+                d_z_row = tl.cast(sample, tl.int64) * n_rows + row
+                d_z = tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)[:, :, None]
+                part0 += d_z * eps[0][None, :, :]
+                part1 += d_z * eps[1][None, :, :]
+                part2 += d_z * eps[2][None, :, :]
+                part3 += d_z * eps[3][None, :, :]
+            product0 += part0
+            product1 += part1
+            product2 += part2
+            product3 += part3
         products = (product0, product1, product2, product3)
         for lane in tl.static_range(4):
             j = tl.where(column < quarter, lane * quarter + column, D)[None, :, :]
@@ -159,10 +164,16 @@ def _tril_gaussian_bwd_kernel(
                 tl.store(d_tril_row_ptr + j, value.to(out_dtype), j < diagonal)
     d_mu = tl.zeros((BLOCK_I, BLOCK_N), dtype)
     d_log_q = tl.zeros((1, BLOCK_N), dtype)
-    for sample in range(samples):
-        d_z_row = tl.cast(sample, tl.int64) * n_rows + row
-        d_mu += tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)
-        d_log_q += tl.load(d_log_q_ptr + d_z_row)
+    for first in range(0, samples if LONG else 1, BLOCK_TERMS):
+        of_mu = tl.zeros((BLOCK_I, BLOCK_N), dtype)
+        log_q = tl.zeros((1, BLOCK_N), dtype)
+        last = tl.minimum(first + BLOCK_TERMS, samples) if LONG else samples
+        for sample in range(first, last):
+            d_z_row = tl.cast(sample, tl.int64) * n_rows + row
+            of_mu += tl.load(d_z_ptr + d_z_row * D + i, i < D, 0.0).to(dtype)
+            log_q += tl.load(d_log_q_ptr + d_z_row)
+        d_mu += of_mu
+        d_log_q += log_q
     log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + i, i < D, 0.0).to(dtype)
     d_log_sigma = on_diagonal * exp(log_sigma, dtype) - d_log_q
     if HAS_KL:
@@ -212,6 +223,7 @@ def _bwd(
         n, samples, row_offset, d, ceil_div(d, 4), 0 if mu is None else mu.stride(0), log_sigma.stride(0),
         *((0, 0) if tril is None else tril_strides(tril)), *tril_strides(d_tril),
         DENSE=dense, GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
+        LONG=samples > BLOCK_TERMS.value,
         BLOCK_I=tile.i, BLOCK_N=tile.samples * tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_mu, d_log_sigma, d_tril

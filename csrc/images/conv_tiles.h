@@ -1,7 +1,8 @@
 // The products of a convolution: weights packed by blocks of outputs, and tiles of pixels and outputs in registers.
 //
 // A term of an output's sum is one weight times one number of the input, at a fixed distance from the pixel. Every tile
-// adds the terms one by one in the order of taps and channels: a pixel has the same bits alone and among others.
+// adds the terms, by the same blocks, in the order of taps and channels: a pixel has the same bits alone and among
+// others.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "simd/lanes.h"
+#include "simd/pairwise_sums.h"
 
 namespace fastvae {
 namespace {
@@ -100,16 +102,21 @@ void multiply_tile(const typename PackedProducts<T>::Block& block, const int64_t
   }
   const T* weights = block.weights;
   const int64_t terms = static_cast<int64_t>(block.offsets.size());
-  for (int64_t k = 0; k < terms; ++k, weights += vectors * width) {
-    const int64_t offset = offsets[k];
-    Vector w[vectors];
-    for (int v = 0; v < vectors; ++v) w[v] = load(weights + v * width);
+  TileBlocks<T, pixels, vectors> blocks;
+  for (int64_t k = 0; k < terms;) {
+    for (const int64_t stop = std::min(terms, blocks.end()); k < stop; ++k, weights += vectors * width) {
+      const int64_t offset = offsets[k];
+      Vector w[vectors];
+      for (int v = 0; v < vectors; ++v) w[v] = load(weights + v * width);
 #pragma GCC unroll 8
-    for (int p = 0; p < pixels; ++p) {
-      const T number = at[p][offset];
-      for (int v = 0; v < vectors; ++v) sums[p][v] += w[v] * number;
+      for (int p = 0; p < pixels; ++p) {
+        const T number = at[p][offset];
+        for (int v = 0; v < vectors; ++v) sums[p][v] += w[v] * number;
+      }
     }
+    if (k == blocks.end()) blocks.push(sums);
   }
+  blocks.finish(sums);
 #pragma GCC unroll 8
   for (int p = 0; p < pixels; ++p) store_columns<T, vectors>(out + p * out_stride, sums[p], block.columns);
 }
@@ -168,10 +175,7 @@ void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_
                      int64_t d_row, PixelRows extent, T* sums, int64_t sums_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
-  Vector totals[terms][vectors];
-#pragma GCC unroll 8
-  for (int t = 0; t < terms; ++t)
-    for (int v = 0; v < vectors; ++v) totals[t][v] = load(sums + t * sums_stride + v * width);
+  Vector totals[terms][vectors] = {};
   for (int64_t r = 0; r < extent.rows; ++r) {
     const T* at[terms];
 #pragma GCC unroll 8
@@ -189,7 +193,10 @@ void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_
   }
 #pragma GCC unroll 8
   for (int t = 0; t < terms; ++t)
-    for (int v = 0; v < vectors; ++v) store(sums + t * sums_stride + v * width, totals[t][v]);
+    for (int v = 0; v < vectors; ++v) {
+      T* to = sums + t * sums_stride + v * width;
+      store(to, load(to) + totals[t][v]);
+    }
 }
 
 template <class T, int vectors>

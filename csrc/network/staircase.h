@@ -11,6 +11,7 @@
 
 #include "base/types.h"
 #include "simd/lanes.h"
+#include "simd/pairwise_sums.h"
 #include "simd/simd.h"
 
 namespace fastvae {
@@ -115,15 +116,20 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
   for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
   const int32_t* order = s.inputs.order.data();
   int64_t k = 0;
+  TileBlocks<T, count, vectors> blocks;
   // On the stairs fewer and fewer of the rows see an input: those from `first` on.
   each_number<count>([&]<int first>() FASTVAE_INLINE_LAMBDA {
-    for (const int64_t end = s.prefix[r + first]; k < end; ++k) {
-      const int64_t i = sorted ? k : order[k];
-      T a[count];
-      for (int h = first; h < count; ++h) a[h] = w[h][i];
-      multiply_add<first, count - first>(a, in + k * kLanes, acc);
+    for (const int64_t end = s.prefix[r + first]; k < end;) {
+      for (const int64_t stop = std::min(end, blocks.end()); k < stop; ++k) {
+        const int64_t i = sorted ? k : order[k];
+        T a[count];
+        for (int h = first; h < count; ++h) a[h] = w[h][i];
+        multiply_add<first, count - first>(a, in + k * kLanes, acc);
+      }
+      if (k == blocks.end()) blocks.push(acc);
     }
   });
+  blocks.finish(acc);
   for (int h = 0; h < count; ++h)
     for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, acc[h][v]);
 }
@@ -135,21 +141,29 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
   int64_t column[count];
   for (int h = 0; h < count; ++h) column[h] = s.inputs.at(k + h);
   int64_t r = s.first_output[k];
+  TileBlocks<T, count, vectors> blocks(r);
   // On the stairs an output sees the first inputs only.
   each_number<count - 1>([&]<int last>() FASTVAE_INLINE_LAMBDA {
-    for (const int64_t end = s.first_output[k + last + 1]; r < end; ++r) {
-      T a[count];
-      for (int h = 0; h <= last; ++h) a[h] = s.rows[r][column[h]];
-      multiply_add<0, last + 1>(a, d_out + r * kLanes, acc);
+    for (const int64_t end = s.first_output[k + last + 1]; r < end;) {
+      for (const int64_t stop = std::min(end, blocks.end()); r < stop; ++r) {
+        T a[count];
+        for (int h = 0; h <= last; ++h) a[h] = s.rows[r][column[h]];
+        multiply_add<0, last + 1>(a, d_out + r * kLanes, acc);
+      }
+      if (r == blocks.end()) blocks.push(acc);
     }
   });
-  for (; r < s.layer.out; ++r) {
-    const T* row = s.rows[r];
-    __builtin_prefetch(s.rows[r + kAhead] + (sorted ? k : column[0]));
-    T a[count];
-    for (int h = 0; h < count; ++h) a[h] = row[sorted ? k + h : column[h]];
-    multiply_add<0, count>(a, d_out + r * kLanes, acc);
+  while (r < s.layer.out) {
+    for (const int64_t stop = std::min(s.layer.out, blocks.end()); r < stop; ++r) {
+      const T* row = s.rows[r];
+      __builtin_prefetch(s.rows[r + kAhead] + (sorted ? k : column[0]));
+      T a[count];
+      for (int h = 0; h < count; ++h) a[h] = row[sorted ? k + h : column[h]];
+      multiply_add<0, count>(a, d_out + r * kLanes, acc);
+    }
+    if (r == blocks.end()) blocks.push(acc);
   }
+  blocks.finish(acc);
   for (int h = 0; h < count; ++h)
     for (int v = 0; v < vectors; ++v) finish(k + h, v * Simd<T>::kWidth, acc[h][v]);
 }

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "network/staircase.h"
+#include "simd/pairwise_sums.h"
 #include "simd/stream.h"
 
 namespace fastvae {
@@ -18,6 +19,9 @@ struct Blocks {
   int64_t count() const { return (samples + kLanes - 1) / kLanes; }
   int64_t lanes_of(int64_t block) const { return std::min(kLanes, samples - block * kLanes); }
 };
+
+// Blocks whose samples are added one after another; see pairwise_sums.h.
+constexpr int64_t kSumBlocks = 4;
 
 // Inputs of a panel of the weight's gradient.
 template <class T>
@@ -100,33 +104,37 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
 
 template <int count, int vectors, class T>
 FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
-                                     const GradientRows<T>& to) {
+                                     PairwiseSums<T>& pairs, const GradientRows<T>& to) {
   typename Simd<T>::Vector acc[count][vectors] = {};
-  for (int64_t block = 0; block < d_out.count(); ++block) {
-    const T* g = d_out.data + block * d_out.stride + r * kLanes;
-    const T* x = panel + block * kLanes * kPanel<T>;
-    const int64_t lanes = d_out.lanes_of(block);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      T a[count];
-      for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
-      multiply_add<0, count>(a, x + lane * kPanel<T>, acc);
+  for (int64_t block = 0; block < d_out.count();) {
+    for (const int64_t end = std::min(block + kSumBlocks, d_out.count()); block < end; ++block) {
+      const T* g = d_out.data + block * d_out.stride + r * kLanes;
+      const T* x = panel + block * kLanes * kPanel<T>;
+      const int64_t lanes = d_out.lanes_of(block);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        T a[count];
+        for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
+        multiply_add<0, count>(a, x + lane * kPanel<T>, acc);
+      }
     }
+    if (block < d_out.count()) pairs.push(acc);
   }
+  pairs.finish(acc);
   store_gradient<count, vectors>(s, r, first, acc, to);
 }
 
 // Takes no more vectors than the widest of the rows needs: on the stairs whole panels would cost a fifth more.
 template <int count, class T>
 FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
-                                  const GradientRows<T>& to) {
+                                  PairwiseSums<T>& pairs, const GradientRows<T>& to) {
   const int64_t kept = s.prefix[r + count - 1] - first;
   if (kept <= 0) return store_gradient<count, 0, T>(s, r, first, nullptr, to);
   if constexpr (kTileVectors > 2) {
-    if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, to);
-    if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, to);
+    if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, pairs, to);
+    if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, pairs, to);
   }
-  if (kept > Simd<T>::kWidth) return gradient_vectors<count, 2>(s, d_out, panel, r, first, to);
-  gradient_vectors<count, 1>(s, d_out, panel, r, first, to);
+  if (kept > Simd<T>::kWidth) return gradient_vectors<count, 2>(s, d_out, panel, r, first, pairs, to);
+  gradient_vectors<count, 1>(s, d_out, panel, r, first, pairs, to);
 }
 
 // Rows [begin, end) of the weight's gradient: sums over samples of d_out in^T.
@@ -134,10 +142,12 @@ template <class T>
 void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const PackedInputs<T>& in, int64_t begin, int64_t end,
                      const GradientRows<T>& to) {
   const int64_t inputs = to.whole ? s.layer.in : s.prefix[end - 1];
+  PairwiseSums<T> pairs(count_blocks(d_out.count(), kSumBlocks), kTileRows * kPanel<T>);
   for (int64_t first = 0; first < inputs; first += kPanel<T>) {
+    const T* panel = in.panel(first);
     int64_t r = begin;
-    for (; r + kTileRows <= end; r += kTileRows) gradient_tile<kTileRows>(s, d_out, in.panel(first), r, first, to);
-    for (; r < end; ++r) gradient_tile<1>(s, d_out, in.panel(first), r, first, to);
+    for (; r + kTileRows <= end; r += kTileRows) gradient_tile<kTileRows>(s, d_out, panel, r, first, pairs, to);
+    for (; r < end; ++r) gradient_tile<1>(s, d_out, panel, r, first, pairs, to);
   }
 }
 
@@ -145,20 +155,23 @@ void weight_gradient(const Staircase<T>& s, Blocks<T> d_out, const PackedInputs<
 template <class T>
 void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t end, T* d_bias) {
   constexpr int64_t width = Simd<T>::kWidth;
+  PairwiseSums<T> pairs(count_blocks(blocks.count(), kSumBlocks), width * width);
   for (int64_t r = begin; r < end; r += width) {
     const int64_t rows = std::min(width, end - r);
-    typename Simd<T>::Vector totals[width] = {};
+    typename Simd<T>::Vector totals[1][width] = {};
     for (int64_t block = 0; block < blocks.count(); ++block) {
+      if (block > 0 && block % kSumBlocks == 0) pairs.push(totals);
       const T* first = blocks.data + block * blocks.stride + r * kLanes;
       const int64_t lanes = blocks.lanes_of(block);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t lane = 0; lane < lanes; lane += width)
-          totals[i] += load_up_to(first + i * kLanes + lane, lanes - lane);
+          totals[0][i] += load_up_to(first + i * kLanes + lane, lanes - lane);
     }
-    transpose_square<T>(totals);
+    pairs.finish(totals);
+    transpose_square<T>(totals[0]);
     alignas(kVectorBytes) T sums[width];
-    for (int64_t i = 1; i < width; ++i) totals[0] += totals[i];
-    store(sums, totals[0]);
+    for (int64_t i = 1; i < width; ++i) totals[0][0] += totals[0][i];
+    store(sums, totals[0][0]);
     for (int64_t i = 0; i < rows; ++i) d_bias[s.outputs.at(r + i)] = sums[i];
   }
 }

@@ -9,13 +9,13 @@ namespace {
 
 constexpr int64_t kWorkPerNumber = 12;
 
-// Calls body(i, count) for the vectors of a row; count is less than a vector at its end.
+// Calls body(i, count) for the vectors of columns [begin, end); count is less than a vector at the end.
 template <class T, class Body>
-FASTVAE_INLINE void each_vector_of_row(int64_t columns, const Body& body) {
+FASTVAE_INLINE void each_vector_of_row(int64_t begin, int64_t end, const Body& body) {
   constexpr int64_t width = Simd<T>::kWidth;
-  int64_t i = 0;
-  for (; i + width <= columns; i += width) body(i, width);
-  if (i < columns) body(i, columns - i);
+  int64_t i = begin;
+  for (; i + width <= end; i += width) body(i, width);
+  if (i < end) body(i, end - i);
 }
 
 template <class T>
@@ -28,15 +28,20 @@ void fwd(int64_t kind, bool inverse, Matrix<T> z, Matrix<T> shift, Matrix<T> sca
       for (int64_t n = begin; n < end; ++n) {
         const T *x = z.row(n), *m = shift.row(n), *s = k == FlowKind::kLocationOnly ? m : scale_logit.row(n);
         T* to = out + n * columns;
-        Vector total{};
-        each_vector_of_row<T>(columns, [&](int64_t i, int64_t count) FASTVAE_INLINE_LAMBDA {
-          const auto at = scale_of<k, T>(load_up_to(s + i, count));
-          const Vector value = load_up_to(x + i, count), moved = at.c * load_up_to(m + i, count);
-          const Vector back = k == FlowKind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a);
-          store_up_to(to + i, inverse ? back : at.a * value + moved, count);
-          total += count == Simd<T>::kWidth ? at.log_a : first_lanes<T>(at.log_a, count);
-        });
-        log_det[n] = inverse ? -sum<T>(total) : sum<T>(total);
+        T log_scale = 0;
+        for (int64_t first = 0; first < columns; first += kBlockNumbers<T>) {
+          Vector total{};
+          each_vector_of_row<T>(
+              first, std::min(first + kBlockNumbers<T>, columns), [&](int64_t i, int64_t count) FASTVAE_INLINE_LAMBDA {
+                const auto at = scale_of<k, T>(load_up_to(s + i, count));
+                const Vector value = load_up_to(x + i, count), moved = at.c * load_up_to(m + i, count);
+                const Vector back = k == FlowKind::kLocationOnly ? value - moved : (value - moved) * exp(-at.log_a);
+                store_up_to(to + i, inverse ? back : at.a * value + moved, count);
+                total += count == Simd<T>::kWidth ? at.log_a : first_lanes<T>(at.log_a, count);
+              });
+          log_scale += sum<T>(total);
+        }
+        log_det[n] = inverse ? -log_scale : log_scale;
       }
     });
   });
@@ -53,7 +58,7 @@ void bwd(int64_t kind, bool inverse, const T* d_out, const T* d_log_det, Matrix<
         const T *x = z.row(n), *m = shift.row(n), *s = k == FlowKind::kLocationOnly ? m : scale_logit.row(n);
         const T *upstream = d_out + n * columns, d_log = inverse ? -d_log_det[n] : d_log_det[n];
         const int64_t row = n * columns;
-        each_vector_of_row<T>(columns, [&](int64_t i, int64_t count) FASTVAE_INLINE_LAMBDA {
+        each_vector_of_row<T>(0, columns, [&](int64_t i, int64_t count) FASTVAE_INLINE_LAMBDA {
           const auto at = scale_of<k, T>(load_up_to(s + i, count));
           const Vector g = load_up_to(upstream + i, count), location = load_up_to(m + i, count);
           const Vector value = load_up_to(x + i, count), turn = pivot<k, T>(location);

@@ -39,6 +39,18 @@ FASTVAE_INLINE void step_feature(const Network<T>& network, int64_t feature, Lan
   }
 }
 
+// Features whose scales are added one after another.
+constexpr int64_t kBlockFeatures = 64;
+
+// Moves the sums of a block of features to the totals of all.
+template <class T>
+void add_block(LaneRange lanes, T* sums, T* totals) {
+  for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
+    store(totals + lane, load(totals + lane) + load(sums + lane));
+    store(sums + lane, typename Simd<T>::Vector{});
+  }
+}
+
 template <class T>
 void store_lanes(const T* from, int64_t block, LaneRange lanes, T* to) {
   for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
@@ -51,9 +63,9 @@ void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out,
   const Network<T> network(spec);
   const int64_t d = network.features, width = network.layers[0].layer.out, outputs = network.layers.back().layer.out;
   parallel_lanes<T>(samples, work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch((d + width + 1) * kLanes + (saved ? 0 : network.rows * kLanes));
-    T *moved = scratch.get(), *term = moved + d * kLanes, *total = term + width * kLanes;
-    T* block = saved ? saved + index * network.rows * kLanes : total + kLanes;
+    const Scratch<T> scratch((d + width + 2) * kLanes + (saved ? 0 : network.rows * kLanes));
+    T *moved = scratch.get(), *term = moved + d * kLanes, *total = term + width * kLanes, *sums = total + kLanes;
+    T* block = saved ? saved + index * network.rows * kLanes : sums + kLanes;
     samples_to_lanes(x.row(index * kLanes), x.stride, d, network.layers[0].inputs.places(), lanes, block);
     const T* context = context_lanes(network, context_term, index, lanes, term);
     for (int64_t l = 0; l < network.hidden_layers; ++l)
@@ -64,12 +76,15 @@ void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out,
                        out + index * kLanes * outputs, outputs);
       return;
     }
-    std::fill(total + lanes.begin, total + lanes.end, T(0));
+    std::fill_n(total, 2 * kLanes, T(0));
     with_kind(network.kind, [&](auto kind) {
-      for (int64_t i = 0; i < d; ++i)
+      for (int64_t i = 0; i < d; ++i) {
+        if (i % kBlockFeatures == 0) add_block(lanes, sums, total);
         step_feature<decltype(kind)::value, false>(
-            network, i, lanes, block, block + network.layers[0].inputs.place_of(i) * kLanes, moved + i * kLanes, total);
+            network, i, lanes, block, block + network.layers[0].inputs.place_of(i) * kLanes, moved + i * kLanes, sums);
+      }
     });
+    add_block(lanes, sums, total);
     lanes_to_samples(moved, d, nullptr, lanes, out + index * kLanes * d, d);
     store_lanes(total, index, lanes, log_det);
   });
@@ -186,25 +201,27 @@ void inverse(const NetworkSpec<T>& spec, Matrix<T> z, const T* context_term, T* 
   const Staircase<T>& first = network.layers[0];
   const int64_t d = network.features, width = first.layer.out, last = network.hidden_layers;
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch((d + width + 1) * kLanes + (saved ? 0 : network.rows * kLanes));
-    T *given = scratch.get(), *term = given + d * kLanes, *total = term + width * kLanes;
-    T* block = saved ? saved + index * network.rows * kLanes : total + kLanes;
+    const Scratch<T> scratch((d + width + 2) * kLanes + (saved ? 0 : network.rows * kLanes));
+    T *given = scratch.get(), *term = given + d * kLanes, *total = term + width * kLanes, *sums = total + kLanes;
+    T* block = saved ? saved + index * network.rows * kLanes : sums + kLanes;
     samples_to_lanes(z.row(index * kLanes), z.stride, d, first.inputs.places(), lanes, given);
     const T* context = context_lanes(network, context_term, index, lanes, term);
-    std::fill(total + lanes.begin, total + lanes.end, T(0));
+    std::fill_n(total, 2 * kLanes, T(0));
     with_kind(network.kind, [&](auto kind) {
       for (int64_t place = 0; place < d; ++place) {
+        if (place % kBlockFeatures == 0) add_block(lanes, sums, total);
         for (int64_t l = 0; l < last; ++l)
           network.hidden_forward(l, counts.begin(l, place), counts.end(l, place), lanes, context, block);
         network.params_forward(counts.begin(last, place), counts.end(last, place), lanes, block);
         step_feature<decltype(kind)::value, true>(network, first.inputs.at(place), lanes, block, given + place * kLanes,
-                                                  block + place * kLanes, total);
+                                                  block + place * kLanes, sums);
       }
       // Units that no feature needs are kept for the backward pass.
       if (saved)
         for (int64_t l = 0; l < last; ++l)
           network.hidden_forward(l, counts.end(l, d - 1), network.layers[l].layer.out, lanes, context, block);
     });
+    add_block(lanes, sums, total);
     lanes_to_samples(block, d, first.inputs.places(), lanes, x + index * kLanes * d, d);
     store_lanes(total, index, lanes, log_det);
   });

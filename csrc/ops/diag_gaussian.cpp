@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "ops/gaussian_kl.h"
+#include "simd/pairwise_sums.h"
 #include "simd/philox.h"
 #include "simd/stream.h"
 
@@ -142,8 +143,10 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl
          T* d_mu, T* d_log_sigma, Extent e) {
   const int64_t d = e.columns;
   const bool streaming = e.samples == 1 && streams(d_log_sigma, e.rows, d) && (!d_kl.data || streams(d_mu, e.rows, d));
+  const int64_t blocks = count_blocks(e.samples);
   // The ranges are those of fwd: a core reads here what it wrote there, out of its own cache.
   parallel_ranges(e.rows, d * kWorkPerNormal * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
+    PairwiseSums<T> of_scale(blocks, d), of_mu(d_mu ? blocks : 0, d);
     for (int64_t n = begin; n < end; ++n) {
       T* to_scale = d_log_sigma + n * d;
       T* to_mu = d_mu ? d_mu + n * d : nullptr;
@@ -163,18 +166,26 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl
         add_kl_gradient(d_kl, mu, log_sigma, n, to_mu, to_scale, d);
         continue;
       }
-      T d_density = 0;
-      for (int64_t k = 0; d_log_q && k < e.samples; ++k) d_density += d_log_q[k * e.rows + n];
-#pragma omp simd
-      for (int64_t i = 0; i < d; ++i) to_scale[i] = -d_density;
+      const T d_density = d_log_q ? sum_strided(d_log_q + n, e.samples, e.rows) : T(0);
+      // The density's part is large: it is added last to sums that take long.
+      std::fill_n(to_scale, d, blocks > 1 ? T(0) : -d_density);
       if (to_mu) std::fill_n(to_mu, d, T(0));
       for (int64_t k = 0; k < e.samples; ++k) {
+        if (k > 0 && k % kBlockTerms == 0) {
+          of_scale.push(to_scale);
+          if (to_mu) of_mu.push(to_mu);
+        }
         const T *g = d_z + (k * e.rows + n) * d, *spread = kept + (k * e.rows + n) * d;
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * spread[i];
         if (!to_mu) continue;
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_mu[i] += g[i];
+      }
+      if (blocks > 1) {
+        of_scale.finish(to_scale);
+        if (to_mu) of_mu.finish(to_mu);
+        for (int64_t i = 0; i < d; ++i) to_scale[i] -= d_density;
       }
       add_kl_gradient(d_kl, mu, log_sigma, n, to_mu, to_scale, d);
     }
@@ -200,13 +211,19 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* log_q, Exten
 template <class T>
 void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* d_z, T* d_mu, T* d_log_sigma,
                   Extent e) {
+  const int64_t blocks = count_blocks(e.samples);
   parallel_ranges(e.rows, e.columns * 12 * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
+    PairwiseSums<T> of_mu(blocks, e.columns), of_scale(blocks, e.columns);
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
       T *to_mu = d_mu + n * e.columns, *to_log_sigma = d_log_sigma + n * e.columns;
       std::fill(to_mu, to_mu + e.columns, T(0));
       std::fill(to_log_sigma, to_log_sigma + e.columns, T(0));
       for (int64_t k = 0; k < e.samples; ++k) {
+        if (k > 0 && k % kBlockTerms == 0) {
+          of_mu.push(to_mu);
+          of_scale.push(to_log_sigma);
+        }
         const int64_t item = k * e.rows + n;
         const T* x = z + item * e.columns;
         T* to_z = d_z + item * e.columns;
@@ -219,6 +236,8 @@ void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigm
           to_log_sigma[i] += g * (eps * eps - T(1));
         }
       }
+      of_mu.finish(to_mu);
+      of_scale.finish(to_log_sigma);
     }
   });
 }

@@ -12,7 +12,7 @@ namespace {
 
 // Visits of one task: those of the same data points read them once.
 constexpr int64_t kTaskVisits = 8;
-// Blocks whose part of the weight's gradient is summed up at once. Few: its sums stay accurate.
+// Blocks whose part of the weight's gradient is summed up at once.
 constexpr int64_t kChunkBlocks = 16;
 // Groups of outputs that are summed up before their sum is added to the total: the error of long sums stays small.
 constexpr int64_t kSumGroups = 12;
@@ -206,11 +206,12 @@ void weighted_sums(const T* residuals, const T* upstream, int64_t out, T* sums) 
   }
 }
 
-// Adds the rows of `parts` to `total`, or sets it to their sum.
+// The sum of the rows of `parts`.
 template <class T>
-void add_rows(const T* parts, int64_t rows, int64_t columns, bool set, T* total) {
+void sum_rows(const T* parts, int64_t rows, int64_t columns, T* total) {
+  std::fill_n(total, columns, T(0));
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < columns; ++c) total[c] = (set && i == 0 ? T(0) : total[c]) + parts[i * columns + c];
+    for (int64_t c = 0; c < columns; ++c) total[c] += parts[i * columns + c];
 }
 
 template <class T>
@@ -223,10 +224,10 @@ void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x
   const int64_t in = given.in, out = given.out, block_size = out * kLanes;
   const Visits visits(sizes);
   const int64_t chunk = std::min(kChunkBlocks, visits.count());
-  const bool in_chunks = visits.count() > chunk;
-  // The residuals of a chunk, the sums for the bias of each of its visits, and its part of the weight's gradient.
+  const int64_t chunks = count_blocks(visits.count(), kChunkBlocks);
+  // The residuals of a chunk, and the sums for the bias of each of its visits.
   const Scratch<T> computed(kept ? 0 : chunk * block_size), of_bias(d_bias ? chunk * out : 0);
-  const Scratch<T> of_weight(d_weight && in_chunks ? out * in : 0);
+  PairwiseSums<T> weight_parts(d_weight ? chunks : 0, out * in), bias_parts(d_bias ? chunks : 0, out);
   if (visits.count() == 0) {
     if (d_weight) std::fill_n(d_weight, out * in, T(0));
     if (d_bias) std::fill_n(d_bias, out, T(0));
@@ -271,12 +272,15 @@ void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x
       });
       lanes_to_samples(inputs, in, nullptr, lanes, d_h + first * in, in);
     });
-    if (d_bias) add_rows(of_bias.get(), to - from, out, from == 0, d_bias);
+    const bool last = to == visits.count();
+    if (d_bias) {
+      sum_rows(of_bias.get(), to - from, out, d_bias);
+      last ? bias_parts.finish(d_bias) : bias_parts.push(d_bias);
+    }
     if (!d_weight) continue;
-    T* const target = from == 0 ? d_weight : of_weight.get();
     const Blocks<T> blocks{residuals, block_size, (to - from) * kLanes};
-    layer_gradients<T>({{s, packed, blocks, {target, nullptr, nullptr}}});
-    if (from > 0) add_rows(of_weight.get(), 1, out * in, false, d_weight);
+    layer_gradients<T>({{s, packed, blocks, {d_weight, nullptr, nullptr}}});
+    last ? weight_parts.finish(d_weight) : weight_parts.push(d_weight);
   }
 }
 

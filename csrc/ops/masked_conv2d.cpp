@@ -1,5 +1,6 @@
 #include "ops/masked_conv2d.h"
 
+#include <bit>
 #include <memory>
 #include <utility>
 
@@ -15,6 +16,13 @@ namespace {
 // A band's inputs should stay in the second-level cache, and its halo be small beside it.
 constexpr int64_t kBandBytes = 256 << 10, kLeastBand = 8;
 
+// Pixels of one part of the sums for a weight's gradient, and the fewest that are worth a part of their own.
+constexpr int64_t kPartPixels = 2048, kLeastPartPixels = 1024;
+// With fewer pixels there are still this many parts, which threads share, and with more pixels this many at least.
+constexpr int64_t kFewParts = 4, kManyParts = 16;
+// Pixels whose products are added one after another.
+constexpr int64_t kBlockPixels = 256;
+
 // Whole vectors are read behind a row's last pixel.
 template <class T>
 constexpr int64_t kSlack = kTileVectors * Simd<T>::kWidth;
@@ -23,9 +31,10 @@ constexpr int64_t kSlack = kTileVectors * Simd<T>::kWidth;
 struct Bands {
   int64_t count;
 
-  Bands(int64_t images, int64_t height, int64_t row_bytes) {
+  // `threads` share the images; few images are cut into more bands for them.
+  Bands(int64_t images, int64_t height, int64_t row_bytes, int64_t threads) {
     const int64_t rows = std::max(kLeastBand, kBandBytes / std::max<int64_t>(row_bytes, 1));
-    const int64_t for_caches = (height + rows - 1) / rows, threads = omp_get_max_threads();
+    const int64_t for_caches = (height + rows - 1) / rows;
     const int64_t for_threads = images < threads ? (threads + images - 1) / std::max<int64_t>(images, 1) : 1;
     count = std::min(std::max<int64_t>(height, 1), std::max(for_caches, for_threads));
   }
@@ -107,7 +116,7 @@ void fwd(const ConvSpec<T>& s, Images<const T> x, Images<T> y, T* pre) {
         [&](int64_t o, const Term& t) { return s.counts(t.tap, first_in + t.channel, first_out + o); },
         [&](int64_t o) { return s.bias ? s.bias[first_out + o] : T(0); });
   }
-  const Bands bands(s.images, s.out_height, row * static_cast<int64_t>(sizeof(T)));
+  const Bands bands(s.images, s.out_height, row * static_cast<int64_t>(sizeof(T)), omp_get_max_threads());
   const int64_t reached = reach.last_row - reach.first_row;
   const int64_t most_rows = (s.out_height + bands.count - 1) / bands.count + 1 + reached;
   Images<T> pre_images = y;
@@ -133,24 +142,77 @@ void fwd(const ConvSpec<T>& s, Images<const T> x, Images<T> y, T* pre) {
   });
 }
 
-// One thread's sums of the gradients of weight and bias: for each group (terms, columns) and (columns).
+// One part of the sums for the gradients of weight and bias: for each group (terms, columns) and (columns).
 template <class T>
 class WeightSums {
  public:
   WeightSums(const ConvSpec<T>& s, int64_t terms)
       : stride((s.group_out() + kSlack<T> - 1) / kSlack<T> * kSlack<T>),
         group_size((terms + 1) * stride),
-        memory_(s.groups * group_size) {
-    std::fill_n(memory_.get(), s.groups * group_size, T(0));
+        size_(s.groups * group_size),
+        memory_(size_) {
+    std::fill_n(memory_.get(), size_, T(0));
   }
   // The term after the last is the bias.
-  T* of(int64_t group, int64_t term) { return memory_.get() + group * group_size + term * stride; }
+  T* of(int64_t group, int64_t term) const { return memory_.get() + group * group_size + term * stride; }
+
+  void add(const WeightSums& other) const {
+    T* to = memory_.get();
+    const T* from = other.memory_.get();
+#pragma omp simd
+    for (int64_t i = 0; i < size_; ++i) to[i] += from[i];
+  }
 
   int64_t stride, group_size;
 
  private:
+  int64_t size_;
   Scratch<T> memory_;
 };
+
+// The parts of the sums depend on the sizes alone, and so do the pairs in which they are added up, and the pairs of
+// pairs: the sum has the same bits whichever threads compute it. The later part of a pair finds the earlier one
+// waiting.
+template <class T>
+class PartSums {
+ public:
+  explicit PartSums(int64_t parts) : waiting_(static_cast<size_t>(parts)) {}
+
+  void add(int64_t part, std::unique_ptr<WeightSums<T>> sums) {
+    const int64_t parts = static_cast<int64_t>(waiting_.size());
+    for (int64_t width = 1; width < parts; width *= 2) {
+      const int64_t first = part / width * width, other = first ^ width;
+      if (other >= parts) continue;
+      std::unique_ptr<WeightSums<T>> found;
+#pragma omp critical(fastvae_masked_conv2d)
+      {
+        Waiting& partner = waiting_[static_cast<size_t>(other)];
+        if (partner.width == width)
+          found = std::move(partner.sums);
+        else
+          waiting_[static_cast<size_t>(first)] = {width, std::move(sums)};
+      }
+      if (!found) return;
+      sums->add(*found);
+    }
+    waiting_[0] = {parts, std::move(sums)};
+  }
+
+  const WeightSums<T>& total() const { return *waiting_[0].sums; }
+
+ private:
+  // The sums of `width` parts, at the place of the first one.
+  struct Waiting {
+    int64_t width = 0;
+    std::unique_ptr<WeightSums<T>> sums;
+  };
+  std::vector<Waiting> waiting_;
+};
+
+int64_t count_parts(int64_t units, int64_t pixels) {
+  const int64_t parts = std::max(pixels / kPartPixels, std::min(kManyParts, pixels / kLeastPartPixels));
+  return std::min(units, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max(kFewParts, parts)))));
+}
 
 template <class T>
 void add_rows(const T* d, int64_t count, int64_t stride, int64_t columns, T* sums) {
@@ -175,9 +237,9 @@ struct RowRange {
   int64_t count() const { return end - begin; }
 };
 
-// d_weight from total(group, term, output), zeros where masked.
-template <class T, class Total>
-void weight_gradient(const ConvSpec<T>& s, T* d_weight, const Total& total) {
+// d_weight from the sums, zeros where masked.
+template <class T>
+void weight_gradient(const ConvSpec<T>& s, T* d_weight, const WeightSums<T>& total) {
   const int64_t area = s.kernel_height * s.kernel_width, in = s.group_in(), row = in * area;
   parallel_ranges(s.out, row * 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
@@ -186,7 +248,7 @@ void weight_gradient(const ConvSpec<T>& s, T* d_weight, const Total& total) {
       for (size_t t = 0; t < s.taps.size(); ++t)
         for (int64_t i = 0; i < in; ++i)
           if (s.counts(s.taps[t], g * in + i, o))
-            d_weight[o * row + i * area + s.taps[t]] = total(g, static_cast<int64_t>(t) * in + i, o % s.group_out());
+            d_weight[o * row + i * area + s.taps[t]] = total.of(g, static_cast<int64_t>(t) * in + i)[o % s.group_out()];
     }
   });
 }
@@ -218,11 +280,12 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
     }
   }
 
-  const Bands bands(s.images, std::max(s.height, s.out_height), (x_row + d_row) * static_cast<int64_t>(sizeof(T)));
+  const Bands bands(s.images, std::max(s.height, s.out_height), (x_row + d_row) * static_cast<int64_t>(sizeof(T)),
+                    kFewParts);
   const int64_t units = s.images * bands.count;
-  std::vector<std::pair<int64_t, std::unique_ptr<WeightSums<T>>>> sums;
-  // Room for one of each thread: no exception may leave the critical section that adds to the list.
-  sums.reserve(static_cast<size_t>(omp_get_max_threads()));
+  const bool of_weight = d_weight || d_bias;
+  const int64_t parts = of_weight ? count_parts(units, s.images * s.out_height * s.out_width) : units;
+  PartSums<T> sums(std::max<int64_t>(parts, 1));
   // The outputs whose adjoints a band needs: its own, and those that read its inputs.
   const auto adjoint_rows = [&](int64_t band) {
     const int64_t begin = bands.begin(band, s.out_height), end = bands.begin(band + 1, s.out_height);
@@ -230,7 +293,7 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
                     std::max(end, bands.begin(band + 1, s.height) + s.top - reach.first_row)};
   };
 
-  const auto one_band = [&](int64_t unit, T* inputs, T* adjoints, T* line, WeightSums<T>* total) {
+  const auto one_band = [&](int64_t unit, T* inputs, T* adjoints, T* line, const WeightSums<T>* total) {
     const int64_t image = unit / bands.count, band = unit % bands.count;
     const int64_t begin = bands.begin(band, s.out_height), end = bands.begin(band + 1, s.out_height);
     const int64_t in_begin = bands.begin(band, s.height), in_end = bands.begin(band + 1, s.height);
@@ -249,14 +312,18 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
         fill_window({begin + reach.first_row - s.top, end - begin + reached, -s.left, x_columns}, s.height, s.width,
                     s.in, inputs, [&](int64_t h, T* to) { gather_row(x, image, h, s.width, s.in, to); });
       // About two rows at a time: the sums are long, and the adjoints fit in the first-level cache.
-      const int64_t at_once = std::max<int64_t>(1, (16 << 10) / (s.out_width * s.out * sizeof(T) + 1));
+      const int64_t for_cache = (16 << 10) / (s.out_width * s.out * static_cast<int64_t>(sizeof(T)) + 1);
+      const int64_t at_once =
+          std::max<int64_t>(1, std::min(for_cache, kBlockPixels / std::max<int64_t>(s.out_width, 1)));
       for (int64_t g = 0; g < s.groups; ++g)
         for (int64_t h = 0; h < end - begin; h += at_once) {
           const int64_t rows = std::min(at_once, end - begin - h);
           const T* d = own + h * d_row + g * s.group_out();
-          if (d_bias)
-            for (int64_t r = 0; r < rows; ++r)
-              add_rows(d + r * d_row, s.out_width, s.out, s.group_out(), total->of(g, terms));
+          if (d_bias) {
+            std::fill_n(line, s.group_out(), T(0));
+            for (int64_t r = 0; r < rows; ++r) add_rows(d + r * d_row, s.out_width, s.out, s.group_out(), line);
+            add_rows(line, 1, 0, s.group_out(), total->of(g, terms));
+          }
           if (d_weight)
             accumulate_products<T>(x_offsets, s.group_out(), inputs + h * x_row + g * s.group_in(), s.in, x_row, d,
                                    s.out, d_row, {rows, s.out_width}, total->of(g, 0), total->stride);
@@ -280,28 +347,23 @@ void bwd(const ConvSpec<T>& s, Images<const T> d_y, Images<const T> at, Images<c
     most_adjoints = std::max(most_adjoints, adjoint_rows(band).count());
   const int64_t most_inputs = (s.out_height + bands.count - 1) / bands.count + 1 + reached;
   const int64_t line_size = std::max(s.out_width * s.out, s.width * s.in) + kSlack<T>;
-  parallel_ranges(units, 3 * work_of_row(s) * s.out_height / bands.count, [&](int64_t begin, int64_t end) {
+  const int64_t work = 3 * work_of_row(s) * s.out_height * s.images / std::max<int64_t>(parts, 1);
+  parallel_ranges(parts, work, [&](int64_t begin, int64_t end) {
     const Scratch<T> inputs(d_weight ? most_inputs * x_row + kSlack<T> : 0);
     const Scratch<T> adjoints(most_adjoints * d_row + kSlack<T>), line(line_size);
-    WeightSums<T>* total = nullptr;
-    if (d_weight || d_bias) {
-      auto own = std::make_unique<WeightSums<T>>(s, terms);
-      total = own.get();
-#pragma omp critical(fastvae_masked_conv2d)
-      sums.emplace_back(begin, std::move(own));
+    for (int64_t part = begin; part < end; ++part) {
+      auto own = of_weight ? std::make_unique<WeightSums<T>>(s, terms) : nullptr;
+      for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit)
+        one_band(unit, inputs.get(), adjoints.get(), line.get(), own.get());
+      if (own) sums.add(part, std::move(own));
     }
-    for (int64_t unit = begin; unit < end; ++unit) one_band(unit, inputs.get(), adjoints.get(), line.get(), total);
   });
-  // Threads finish in any order; their sums are added in the order of their images.
-  std::sort(sums.begin(), sums.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  const auto total = [&](int64_t g, int64_t term, int64_t o) {
-    T value = 0;
-    for (const auto& part : sums) value += part.second->of(g, term)[o];
-    return value;
-  };
+  if (!of_weight) return;
+  if (parts == 0) sums.add(0, std::make_unique<WeightSums<T>>(s, terms));
+  const WeightSums<T>& total = sums.total();
   if (d_weight) weight_gradient(s, d_weight, total);
   if (d_bias)
-    for (int64_t o = 0; o < s.out; ++o) d_bias[o] = total(o / s.group_out(), terms, o % s.group_out());
+    for (int64_t o = 0; o < s.out; ++o) d_bias[o] = total.of(o / s.group_out(), terms)[o % s.group_out()];
 }
 
 template <class T>

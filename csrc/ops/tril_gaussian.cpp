@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "ops/gaussian_kl.h"
+#include "simd/pairwise_sums.h"
 #include "simd/philox.h"
 #include "simd/stream.h"
 
@@ -97,9 +98,17 @@ FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tr
   const T *m = mu.row(n), *log_s = log_sigma.row(n);
   if (!kl.by_dimension) {
     const T diagonal = sum_twice_kl(m, log_s, d);
-    Vector even{}, odd{};
-    for (int64_t i = 1; i < d; ++i) add_squares(tril.row(n, i), i, even, odd);
-    kl.data[n] = T(0.5) * (diagonal + sum<T>(even + odd));
+    Vector even{}, odd{}, whole{};
+    int64_t added = 0;
+    for (int64_t i = 1; i < d; added += i, ++i) {
+      if (added >= kBlockNumbers<T>) {
+        whole += even + odd;
+        even = odd = Vector{};
+        added = 0;
+      }
+      add_squares(tril.row(n, i), i, even, odd);
+    }
+    kl.data[n] = T(0.5) * (diagonal + sum<T>(whole + (even + odd)));
     return;
   }
   for (int64_t i = 0; i < d; ++i) {
@@ -234,16 +243,27 @@ FASTVAE_INLINE void outer_products(Tril<T> d_tril, int64_t n, int64_t d, T sign,
   }
 }
 
+// Samples whose outer products are added one after another, four at once.
+constexpr int64_t kBlockProducts = 1024;
+
+// The sums of a factor's gradient over such blocks.
+template <class T>
+PairwiseSums<T> pairs_of_products(Tril<T> d_tril, Extent e) {
+  const int64_t d = e.columns;
+  return {count_blocks(e.samples, kBlockProducts), d_tril.is_dense() ? d * d : d * (d - 1) / 2};
+}
+
 // The gradient of Gaussian n's factor: sign times the sum over its samples of the outer products of rows of left and
 // right, each (K, N, D); and what the divergence adds to it.
 template <class T>
 void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const T* right, Shrinkage<T> shrinkage,
-                        Extent e, bool streaming) {
+                        Extent e, bool streaming, PairwiseSums<T>& pairs) {
   constexpr int together = 4;
   const int64_t d = e.columns;
   const T *lefts[together], *rights[together];
   for (int64_t k = 0; k < e.samples;) {
     const int64_t count = e.samples - k < together ? 1 : together;
+    if (k > 0 && k % kBlockProducts == 0) pairs.push(d_tril.row(n, 0));
     for (int h = 0; h < count; ++h) {
       lefts[h] = left + ((k + h) * e.rows + n) * d;
       rights[h] = right + ((k + h) * e.rows + n) * d;
@@ -261,18 +281,21 @@ void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const 
         outer_products<together, shrinks>(d_tril, n, d, sign, lefts, rights, add, shrinkage);
     });
   }
+  pairs.finish(d_tril.row(n, 0));
   if (e.samples == 0) clear(d_tril, n, d);
 }
 
 // The sum over samples of row n.
 template <class T>
-void sum_samples(const T* d_z, Extent e, int64_t n, T* sum) {
+void sum_samples(const T* d_z, Extent e, int64_t n, T* sum, PairwiseSums<T>& pairs) {
   std::fill(sum, sum + e.columns, T(0));
   for (int64_t k = 0; k < e.samples; ++k) {
+    if (k > 0 && k % kBlockTerms == 0) pairs.push(sum);
     const T* g = d_z + (k * e.rows + n) * e.columns;
 #pragma omp simd
     for (int64_t i = 0; i < e.columns; ++i) sum[i] += g[i];
   }
+  pairs.finish(sum);
 }
 
 template <class T>
@@ -282,23 +305,25 @@ void bwd(const T* d_z, const T* d_log_q, Divergence<const T> d_kl, Matrix<T> mu,
   const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
   const int64_t work = d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1);
   parallel_ranges(e.rows, work, [&](int64_t begin, int64_t end) {
+    PairwiseSums<T> pairs(count_blocks(e.samples), d), pairs_of_tril = pairs_of_products(d_tril, e);
     for (int64_t n = begin; n < end; ++n) {
       T* to_scale = d_log_sigma + n * d;
       std::fill(to_scale, to_scale + d, T(0));
-      T d_density = 0;
+      const T d_density = d_log_q ? sum_strided(d_log_q + n, e.samples, e.rows) : T(0);
       for (int64_t k = 0; k < e.samples; ++k) {
+        if (k > 0 && k % kBlockTerms == 0) pairs.push(to_scale);
         const int64_t at = k * e.rows + n;
         const T *g = d_z + at * d, *x = eps + at * d;
-        if (d_log_q) d_density += d_log_q[at];
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * x[i];
       }
-      if (d_mu) sum_samples(d_z, e, n, d_mu + n * d);
+      pairs.finish(to_scale);
+      if (d_mu) sum_samples(d_z, e, n, d_mu + n * d, pairs);
       const T* log_s = log_sigma.row(n);
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
       add_kl_gradient(d_kl, mu, log_sigma, n, d_mu ? d_mu + n * d : nullptr, to_scale, d);
-      sum_outer_products(d_tril, n, T(1), d_z, eps, {d_kl, tril}, e, streaming);
+      sum_outer_products(d_tril, n, T(1), d_z, eps, {d_kl, tril}, e, streaming, pairs_of_tril);
     }
     fence_streams();
   });
@@ -367,12 +392,18 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
   parallel_ranges(e.rows, d * (d + kWorkPerNormal) * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     const Lines<T> scratch = make_lines<T>(2 * d);
     T *sigma = scratch.get(), *w = sigma + d;
+    const int64_t blocks = count_blocks(e.samples);
+    PairwiseSums<T> of_mu(blocks, d), of_scale(blocks, d), pairs_of_tril = pairs_of_products(d_tril, e);
     for (int64_t n = begin; n < end; ++n) {
       T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
       std::fill(to_mu, to_mu + d, T(0));
       std::fill(to_scale, to_scale + d, T(0));
       exp_row(log_sigma.row(n), d, sigma);
       for (int64_t k = 0; k < e.samples; ++k) {
+        if (k > 0 && k % kBlockTerms == 0) {
+          of_mu.push(to_mu);
+          of_scale.push(to_scale);
+        }
         const int64_t at = k * e.rows + n;
         const T *y = eps + at * d, g = d_log_q[at];
         T* to_z = d_z + at * d;
@@ -386,7 +417,9 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
           to_scale[i] += w[i] * y[i] * sigma[i] - g;
         }
       }
-      sum_outer_products(d_tril, n, T(-1), d_z, eps, {}, e, streaming);
+      of_mu.finish(to_mu);
+      of_scale.finish(to_scale);
+      sum_outer_products(d_tril, n, T(-1), d_z, eps, {}, e, streaming, pairs_of_tril);
     }
     fence_streams();
   });

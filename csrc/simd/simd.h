@@ -231,41 +231,57 @@ FASTVAE_INLINE T sum(typename Simd<T>::Vector v) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// Numbers of a row that are added one after another in each lane of a vector; longer rows are summed up by such blocks.
+template <class T>
+constexpr int64_t kBlockNumbers = 256 * Simd<T>::kWidth;
+
 // The sum of term(i) over [0, count). In a plain loop the compiler may not reorder additions: it would add a vector's
 // lanes one by one at the end, and that costs as much as the terms of a short row.
 template <class T, class Term>
 FASTVAE_INLINE T sum_terms(int64_t count, const Term& term) {
   constexpr int64_t width = Simd<T>::kWidth, chunk = 16 * width;
   alignas(kVectorBytes) T terms[chunk];
-  typename Simd<T>::Vector total{};
-  for (int64_t first = 0; first < count; first += chunk) {
-    const int64_t length = count - first < chunk ? count - first : chunk;
+  T total = 0;
+  int64_t first = 0;
+  do {
+    const int64_t end = count - first < kBlockNumbers<T> ? count : first + kBlockNumbers<T>;
+    typename Simd<T>::Vector part{};
+    for (; first < end; first += chunk) {
+      const int64_t length = end - first < chunk ? end - first : chunk;
 #pragma omp simd
-    for (int64_t i = 0; i < length; ++i) terms[i] = term(first + i);
-    int64_t i = 0;
-    for (; i + width <= length; i += width) total += load(terms + i);
-    if (i < length) total += load_first(terms + i, length - i);
-  }
-  return sum<T>(total);
+      for (int64_t i = 0; i < length; ++i) terms[i] = term(first + i);
+      int64_t i = 0;
+      for (; i + width <= length; i += width) part += load(terms + i);
+      if (i < length) part += load_first(terms + i, length - i);
+    }
+    total += sum<T>(part);
+  } while (first < count);
+  return total;
 }
 
 // The constant of a Gaussian's log-density minus the density: sum of eps^2 / 2 + log_sigma.
 template <class T>
 FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
   constexpr int64_t width = Simd<T>::kWidth;
-  typename Simd<T>::Vector squares{}, logs{};
+  T total = 0;
   int64_t i = 0;
-  for (; i + width <= count; i += width) {
-    const auto e = load(eps + i);
-    squares += e * e;
-    logs += load(log_sigma + i);
-  }
-  if (i < count) {
-    const auto e = load_first(eps + i, count - i);
-    squares += e * e;
-    logs += load_first(log_sigma + i, count - i);
-  }
-  return sum<T>(T(0.5) * squares + logs);
+  do {
+    const int64_t end = count - i < kBlockNumbers<T> ? count : i + kBlockNumbers<T>;
+    typename Simd<T>::Vector squares{}, logs{};
+    for (; i + width <= end; i += width) {
+      const auto e = load(eps + i);
+      squares += e * e;
+      logs += load(log_sigma + i);
+    }
+    if (i < end) {
+      const auto e = load_first(eps + i, end - i);
+      squares += e * e;
+      logs += load_first(log_sigma + i, end - i);
+      i = end;
+    }
+    total += sum<T>(T(0.5) * squares + logs);
+  } while (i < count);
+  return total;
 }
 
 }  // namespace

@@ -151,18 +151,6 @@ def test_every_instruction_set(kind, isa):
         _C.set_isa(before)
 
 
-def test_threads_share_the_work():
-    before = torch.get_num_threads()
-    x, condition = torch.randn(4, 128, 28, 28), torch.randn(4, 128)
-    try:
-        torch.set_num_threads(1)
-        expected = F.gated_activation(x, condition, impl="cpp")
-        torch.set_num_threads(2)
-        assert torch.equal(F.gated_activation(x, condition, impl="cpp"), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
 @every_impl
 @every_kind
 def test_only_one_gradient_wanted(kind, impl):

@@ -133,22 +133,6 @@ def test_not_finite(value, impl):
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("most", [0, 1 << 30])
-def test_threads_do_not_change_a_bit(most, monkeypatch):
-    monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)
-    made = problem(((9, 300), (300,), 50, 20))
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            (log_p,) = made.outputs("cpp")
-            results.append([log_p.detach(), *torch.autograd.grad(log_p.sum(), made.inputs)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
-
-
 @every_shape
 def test_what_is_kept_is_what_would_be_computed_again(shape, monkeypatch):
     made, found = problem(shape), []

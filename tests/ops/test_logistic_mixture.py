@@ -148,20 +148,6 @@ def test_autocast(dtype, impl):
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_the_number_of_threads_changes_nothing():
-    x, params = images(2, 3, 40, 40), parameters(2, 3, 5, 40, 40).requires_grad_()
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            log_prob = logistic_mixture_log_prob(x, params, impl="cpp")
-            results.append((log_prob, *torch.autograd.grad(log_prob.sum(), params)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
-
-
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_every_instruction_set(isa):
     before = _C.isa()

@@ -76,16 +76,6 @@ def test_more_samples_keep_the_first(impl):
     assert torch.equal(draw(4, 6, (5,), impl=impl)[:2], draw(4, 6, (2,), impl=impl))
 
 
-def test_threads_do_not_change_a_bit():
-    threads = torch.get_num_threads()
-    many = draw(3000, 70)
-    torch.set_num_threads(1)
-    try:
-        assert torch.equal(draw(3000, 70), many)
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("impl", KERNELS)
 def test_dtypes_share_the_noise(impl):
     single = draw(4, 40, impl=impl)

@@ -153,8 +153,8 @@ class IAFVAE(OneLatent):
         .. math::
             -\frac1N \sum_n \log p(x_n \mid z_n) + \sum_j \max\left(\lambda_j,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
 
-        over the groups of :meth:`draw_with_groups`; :math:`\lambda_j` is ``minimum`` for each dimension in the group. For
-        a flow, the floor is under the total.
+        over the groups of :meth:`draw_with_groups`; :math:`\lambda_j` is ``minimum`` for each dimension in the group.
+        For a flow, the floor is under the total.
 
         Args:
             x: binary images ``(N, pixels)``.
