@@ -170,17 +170,19 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl
       // The density's part is large: it is added last to sums that take long.
       std::fill_n(to_scale, d, blocks > 1 ? T(0) : -d_density);
       if (to_mu) std::fill_n(to_mu, d, T(0));
-      for (int64_t k = 0; k < e.samples; ++k) {
-        if (k > 0 && k % kBlockTerms == 0) {
+      for (int64_t first = 0; first < e.samples; first += kBlockTerms) {
+        if (first > 0) {
           of_scale.push(to_scale);
           if (to_mu) of_mu.push(to_mu);
         }
-        const T *g = d_z + (k * e.rows + n) * d, *spread = kept + (k * e.rows + n) * d;
+        for (int64_t k = first; k < std::min(first + kBlockTerms, e.samples); ++k) {
+          const T *g = d_z + (k * e.rows + n) * d, *spread = kept + (k * e.rows + n) * d;
 #pragma omp simd
-        for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * spread[i];
-        if (!to_mu) continue;
+          for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * spread[i];
+          if (!to_mu) continue;
 #pragma omp simd
-        for (int64_t i = 0; i < d; ++i) to_mu[i] += g[i];
+          for (int64_t i = 0; i < d; ++i) to_mu[i] += g[i];
+        }
       }
       if (blocks > 1) {
         of_scale.finish(to_scale);
@@ -219,21 +221,23 @@ void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigm
       T *to_mu = d_mu + n * e.columns, *to_log_sigma = d_log_sigma + n * e.columns;
       std::fill(to_mu, to_mu + e.columns, T(0));
       std::fill(to_log_sigma, to_log_sigma + e.columns, T(0));
-      for (int64_t k = 0; k < e.samples; ++k) {
-        if (k > 0 && k % kBlockTerms == 0) {
+      for (int64_t first = 0; first < e.samples; first += kBlockTerms) {
+        if (first > 0) {
           of_mu.push(to_mu);
           of_scale.push(to_log_sigma);
         }
-        const int64_t item = k * e.rows + n;
-        const T* x = z + item * e.columns;
-        T* to_z = d_z + item * e.columns;
-        const T g = d_log_q[item];
+        for (int64_t k = first; k < std::min(first + kBlockTerms, e.samples); ++k) {
+          const int64_t item = k * e.rows + n;
+          const T* x = z + item * e.columns;
+          T* to_z = d_z + item * e.columns;
+          const T g = d_log_q[item];
 #pragma omp simd
-        for (int64_t i = 0; i < e.columns; ++i) {
-          const T precision = exp(-log_s[i]), eps = (x[i] - m[i]) * precision;
-          to_z[i] = -g * eps * precision;
-          to_mu[i] += g * eps * precision;
-          to_log_sigma[i] += g * (eps * eps - T(1));
+          for (int64_t i = 0; i < e.columns; ++i) {
+            const T precision = exp(-log_s[i]), eps = (x[i] - m[i]) * precision;
+            to_z[i] = -g * eps * precision;
+            to_mu[i] += g * eps * precision;
+            to_log_sigma[i] += g * (eps * eps - T(1));
+          }
         }
       }
       of_mu.finish(to_mu);

@@ -51,7 +51,9 @@ class PairwiseSums {
   FASTVAE_INLINE void push(typename Simd<T>::Vector (&sums)[rows][vectors]) {
     T* level = levels_;
     for (int64_t n = pushed_++; n & 1; n >>= 1, level += size_) add(level, sums);
+#pragma GCC unroll 8
     for (int h = 0; h < rows; ++h)
+#pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) {
         store(level + (h * vectors + v) * Simd<T>::kWidth, sums[h][v]);
         sums[h][v] = typename Simd<T>::Vector{};
@@ -74,7 +76,9 @@ class PairwiseSums {
   }
   template <int rows, int vectors>
   FASTVAE_INLINE void add(const T* level, typename Simd<T>::Vector (&sums)[rows][vectors]) const {
+#pragma GCC unroll 8
     for (int h = 0; h < rows; ++h)
+#pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) sums[h][v] += load(level + (h * vectors + v) * Simd<T>::kWidth);
   }
 
@@ -100,9 +104,12 @@ class TileBlocks {
   // Takes the sums of a block, and leaves zeros.
   FASTVAE_INLINE void push(typename Simd<T>::Vector (&sums)[rows][vectors]) {
     finish(sums);
+    T* to = earlier();
+#pragma GCC unroll 8
     for (int h = 0; h < rows; ++h)
+#pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
-        earlier_[h][v] = sums[h][v];
+        store(to + (h * vectors + v) * Simd<T>::kWidth, sums[h][v]);
         sums[h][v] = typename Simd<T>::Vector{};
       }
     any_ = true;
@@ -110,14 +117,24 @@ class TileBlocks {
   }
 
   // Adds the earlier blocks to the present one.
-  FASTVAE_INLINE void finish(typename Simd<T>::Vector (&sums)[rows][vectors]) const {
+  FASTVAE_INLINE void finish(typename Simd<T>::Vector (&sums)[rows][vectors]) {
     if (!any_) return;
+    const T* from = earlier();
+#pragma GCC unroll 8
     for (int h = 0; h < rows; ++h)
-      for (int v = 0; v < vectors; ++v) sums[h][v] += earlier_[h][v];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[h][v] += load(from + (h * vectors + v) * Simd<T>::kWidth);
   }
 
  private:
-  typename Simd<T>::Vector earlier_[rows][vectors];
+  // The compiler must not see what it points to: in registers the earlier sums would displace the present ones.
+  FASTVAE_INLINE T* earlier() {
+    T* sums = earlier_;
+    asm("" : "+r"(sums));
+    return sums;
+  }
+
+  alignas(kVectorBytes) T earlier_[rows * vectors * Simd<T>::kWidth];
   int64_t end_;
   bool any_ = false;
 };
