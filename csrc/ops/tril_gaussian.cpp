@@ -188,19 +188,19 @@ struct Shrinkage {
   Tril<const T> tril;
 };
 
-// Writes row i of a dense gradient past the caches: g x below the diagonal, h y more with `shrinks`, zeros from it on.
-// Row i of Gaussian n.
+// Writes row i of Gaussian n's dense gradient past the caches: g x below the diagonal, with `shrinks` and the
+// divergence's part, zeros from it on.
 template <bool shrinks, class T>
 FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, Shrinkage<T> shrinkage, int64_t n, int64_t i, int64_t d) {
-  const T h = shrinks ? shrinkage.d_kl.at(n, i, d) : T(0);
-  const T* y = shrinks ? shrinkage.tril.row(n, i) : nullptr;
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
-  int64_t j = 0;
+  const T d_kl = shrinks ? shrinkage.d_kl.at(n, i, d) : T(0);
+  const T* of_factor = shrinks ? shrinkage.tril.row(n, i) : nullptr;
   const auto row = [&](int64_t j, auto lanes) FASTVAE_INLINE_LAMBDA {
     const auto product = g * lanes.get(x + j);
-    return shrinks ? rounded(product) + rounded(h * lanes.get(y + j)) : product;
+    return shrinks ? rounded(product) + rounded(d_kl * lanes.get(of_factor + j)) : product;
   };
+  int64_t j = 0;
   for (; j + width <= i; j += width) stream(out + j, row(j, AllLanes<T>()));
   if (j < d) {
     // Zeros are selected, not multiplied: g may be infinite.
