@@ -49,20 +49,6 @@ FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sig
   return T(0.5) * squares + logs;
 }
 
-// The divergence of row n from N(0, I).
-template <class T>
-FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Divergence<T> kl, int64_t n, int64_t d) {
-  const T *m = mu.row(n), *log_s = log_sigma.row(n);
-  if (!kl.by_dimension) {
-    kl.data[n] = T(0.5) * sum_twice_kl(m, log_s, d);
-    return;
-  }
-  T* each = kl.data + n * d;
-  for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
-    lanes.put(each + i, T(0.5) * twice_kl(lanes.get(m + i), lanes.get(log_s + i)));
-  });
-}
-
 // All samples of a row are drawn in turn: memory is read once for its parameters.
 template <bool streaming, class T>
 void sample_items(Matrix<T> mu, Matrix<T> log_sigma, NoiseSource<T> source, T* z, T* log_q, T* kept, Divergence<T> kl,

@@ -1,4 +1,4 @@
-// The divergence from N(0, I) that both Gaussians have, and its gradient.
+// The divergences of both Gaussians from N(0, I), and their gradient.
 #pragma once
 
 #include "base/types.h"
@@ -52,6 +52,71 @@ FASTVAE_INLINE T sum_twice_kl(const T* mu, const T* log_sigma, int64_t d) {
 template <class V>
 FASTVAE_INLINE V twice_kl(V mu, V log_sigma) {
   return rounded(mu * mu) + (exp(log_sigma + log_sigma) - 1 - 2 * log_sigma);
+}
+
+// The divergence of a diagonal Gaussian, row n, from N(0, I).
+template <class T>
+FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Divergence<T> kl, int64_t n, int64_t d) {
+  const T *m = mu.row(n), *log_s = log_sigma.row(n);
+  if (!kl.by_dimension) {
+    kl.data[n] = T(0.5) * sum_twice_kl(m, log_s, d);
+    return;
+  }
+  T* each = kl.data + n * d;
+  for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
+    lanes.put(each + i, T(0.5) * twice_kl(lanes.get(m + i), lanes.get(log_s + i)));
+  });
+}
+
+// Adds the squares of row i's numbers to two sums.
+template <class T>
+FASTVAE_INLINE void add_squares(const T* row, int64_t i, typename Simd<T>::Vector& even,
+                                typename Simd<T>::Vector& odd) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  int64_t j = 0;
+  for (; j + 2 * width <= i; j += 2 * width) {
+    even += load(row + j) * load(row + j);
+    odd += load(row + j + width) * load(row + j + width);
+  }
+  if (j + width <= i) {
+    odd += load(row + j) * load(row + j);
+    j += width;
+  }
+  const auto rest = load_first(row + j, i - j);
+  even += rest * rest;
+}
+
+// The divergence of a triangular Gaussian, row n, from N(0, I); of dimension i that of q(z_i | z_1 ... z_{i-1}).
+template <class T>
+FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, Divergence<T> kl, int64_t n,
+                             int64_t d) {
+  using Vector = typename Simd<T>::Vector;
+  const T *m = mu.row(n), *log_s = log_sigma.row(n);
+  if (!kl.by_dimension) {
+    const T diagonal = sum_twice_kl(m, log_s, d);
+    Vector even{}, odd{}, whole{};
+    int64_t added = 0;
+    for (int64_t i = 1; i < d; added += i, ++i) {
+      if (added >= kBlockNumbers<T>) {
+        whole += even + odd;
+        even = odd = Vector{};
+        added = 0;
+      }
+      add_squares(tril.row(n, i), i, even, odd);
+    }
+    kl.data[n] = T(0.5) * (diagonal + sum<T>(whole + (even + odd)));
+    return;
+  }
+  for (int64_t i = 0; i < d; ++i) {
+    Vector even{}, odd{};
+    add_squares(tril.row(n, i), i, even, odd);
+    kl.data[n * d + i] = sum<T>(even + odd);
+  }
+  T* each = kl.data + n * d;
+  for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
+    const auto below = lanes.get(each + i);
+    lanes.put(each + i, T(0.5) * (below + twice_kl(lanes.get(m + i), lanes.get(log_s + i))));
+  });
 }
 
 // The gradient of one row's divergence to its mean and its scale, in vectors.

@@ -72,57 +72,6 @@ bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
   return tril.is_dense() && streams(tril.data, rows * d, d);
 }
 
-// Adds the squares of row i's numbers to two sums.
-template <class T>
-FASTVAE_INLINE void add_squares(const T* row, int64_t i, typename Simd<T>::Vector& even,
-                                typename Simd<T>::Vector& odd) {
-  constexpr int64_t width = Simd<T>::kWidth;
-  int64_t j = 0;
-  for (; j + 2 * width <= i; j += 2 * width) {
-    even += load(row + j) * load(row + j);
-    odd += load(row + j + width) * load(row + j + width);
-  }
-  if (j + width <= i) {
-    odd += load(row + j) * load(row + j);
-    j += width;
-  }
-  const auto rest = load_first(row + j, i - j);
-  even += rest * rest;
-}
-
-// The divergence of Gaussian n from N(0, I); of dimension i that of q(z_i | z_1 ... z_{i-1}).
-template <class T>
-FASTVAE_INLINE void write_kl(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, Divergence<T> kl, int64_t n,
-                             int64_t d) {
-  using Vector = typename Simd<T>::Vector;
-  const T *m = mu.row(n), *log_s = log_sigma.row(n);
-  if (!kl.by_dimension) {
-    const T diagonal = sum_twice_kl(m, log_s, d);
-    Vector even{}, odd{}, whole{};
-    int64_t added = 0;
-    for (int64_t i = 1; i < d; added += i, ++i) {
-      if (added >= kBlockNumbers<T>) {
-        whole += even + odd;
-        even = odd = Vector{};
-        added = 0;
-      }
-      add_squares(tril.row(n, i), i, even, odd);
-    }
-    kl.data[n] = T(0.5) * (diagonal + sum<T>(whole + (even + odd)));
-    return;
-  }
-  for (int64_t i = 0; i < d; ++i) {
-    Vector even{}, odd{};
-    add_squares(tril.row(n, i), i, even, odd);
-    kl.data[n * d + i] = sum<T>(even + odd);
-  }
-  T* each = kl.data + n * d;
-  for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
-    const auto below = lanes.get(each + i);
-    lanes.put(each + i, T(0.5) * (below + twice_kl(lanes.get(m + i), lanes.get(log_s + i))));
-  });
-}
-
 template <class T>
 void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, T* eps,
          Divergence<T> kl, Extent e) {
