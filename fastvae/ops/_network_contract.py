@@ -83,6 +83,7 @@ def _structure(call: Call) -> list[int]:
     whole = not fields.residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
     call.require(whole, "degrees", "be those of residual blocks, of one width", widths)
     if inverse and call.is_cpu:
+        call.has_read_values = True
         _check_sweep(call, [d.tolist() for d in degrees], bool(fields.interleaved))
     return widths
 

@@ -45,6 +45,30 @@ def test_a_sweep_takes_autoregressive_networks_only(degrees):
         )
 
 
+def test_sound_calls_before_do_not_let_others_through():
+    """Calls that passed are remembered by all that the checks look at."""
+    mu, log_sigma = torch.zeros(3, 5), torch.zeros(3, 5)
+    changed = [
+        (log_sigma.double(), "log_sigma must be of float32"),
+        (log_sigma[:2], "log_sigma must have shape"),
+        (torch.zeros(5, 3).T, "log_sigma must have contiguous rows"),
+    ]
+    for other, message in changed:
+        OPS.diag_gaussian_kl_fwd(mu, log_sigma)
+        with pytest.raises(ValueError, match=message):
+            OPS.diag_gaussian_kl_fwd(mu, other)
+    degrees = [torch.tensor(d) for d in ([1, 2, 3], [0, 1], [0, 1, 2, 0, 1, 2])]
+    tensors = [torch.randn(2, 3), torch.randn(6, 2)]
+    for layer in (0, 2):
+        arguments = torch.randn(4, 3), tensors, [False] * 5, degrees, [3, 2, 0, 1, 0, 0], False
+        OPS.autoregressive_inverse_fwd(*arguments)
+        before = degrees[layer].clone()
+        degrees[layer].fill_(1)
+        with pytest.raises(ValueError, match="autoregressive_inverse_fwd: degrees"):
+            OPS.autoregressive_inverse_fwd(*arguments)
+        degrees[layer].copy_(before)
+
+
 MU = torch.zeros(2, 3)
 IMAGE, KERNEL = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3)
 OVERFLOWING = {
