@@ -33,6 +33,7 @@ PIXELS = {"layers": 2, "filter_size": 3, "first_filter_size": 5, "maps": 4}
 VAES = {
     "vae, diagonal": (VAEConfig("diagonal", 4, (16, 12)), {}),
     "vae, full covariance": (VAEConfig("triangular", 4, (16,)), {"kl_warmup": 1.0}),
+    "vae, iaf": (VAEConfig("iaf", 4, (16,), width=8), {}),
     "vae, sampled divergence": (VAEConfig("triangular", 4, (16,), kl="monte-carlo"), {"seed": 3}),
 }
 FLOW = {"latent_features": 3, "depth": 2, "width": 8, "feature_maps": (2, 3), "dense_features": 8}
