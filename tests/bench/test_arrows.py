@@ -8,11 +8,12 @@ from pathlib import Path
 FLOORS = (
     ("environment", "memory", "rows", "task", "timing"),
     ("gaussian", "roofline", "steps", "wording"),
-    ("networks", "plots"),
+    ("jobs", "networks", "plots", "readme"),
     ("peers", "report"),
     ("ops",),
     ("registry", "tuning"),
     ("gpu_page", "gpu_plan", "runner"),
+    ("profile",),
     ("__main__", "gpu_check", "test_bench"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

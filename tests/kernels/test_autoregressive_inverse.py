@@ -134,12 +134,14 @@ def test_kinds(kind):
     check(3, flow_of(kind=kind))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 def test_activations(activation, residual):
     check(3, flow_of(hidden=(10, 10, 10), activation=activation, residual=residual, scaled=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shuffled", [False, True], ids=["sorted", "shuffled"])
 @pytest.mark.parametrize("params", [2, 3])
@@ -148,6 +150,7 @@ def test_structures(layout, shuffled, params):
     check(3, flow_of(hidden=(9,), residual=True, layout=layout, shuffled=shuffled, params=params, context=False))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_optional_parameters(bias, scaled):
@@ -160,6 +163,7 @@ def test_dtypes(dtype, residual):
     check(3, flow_of(hidden=(12, 12, 12), residual=residual), dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sizes", [(1, 1, 16), (4, 2, 16), (2, 8, 32)])
 def test_blocks_do_not_matter(monkeypatch, sizes):
     names = ("BLOCK_N", "BLOCK_U", "BLOCK_K")

@@ -73,6 +73,7 @@ def test_diag_sample_with_kl(n, d, layout, samples, given, by_dimension):
     check_diag_sample_with_kl(n, d, layout, samples, given, by_dimension)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by_dimension", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_diag_sample_with_kl_dtypes(dtype, by_dimension):

@@ -101,6 +101,7 @@ def test_dtypes(dtype, activation):
     Problem(18, 20, structure, activation=activation).check(dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("mask_type", "order"), list(itertools.product("AB", ["raster", "reversed"])))
 def test_rules(mask_type, order, groups):
@@ -114,6 +115,7 @@ def test_pixels_in_splits():
     Problem(2, 3, image=(10, 11), activation="relu").check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tile", [(16, 16, 16, 2, 2), (32, 64, 16, 4, 2), (64, 32, 32, 4, 3)])
 def test_tiles_do_not_matter(monkeypatch, tile):
     for module in (masked_conv2d, masked_conv2d_gradients):

@@ -103,6 +103,7 @@ def test_dtypes(dtype, activation):
     check(5, 40, 24, activation, dtype=dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("order", ["ascending", "descending", "unsorted"])
 @pytest.mark.parametrize(("bias", "scaled"), [(False, False), (True, False), (False, True)])
 def test_orders(order, bias, scaled):
@@ -121,6 +122,7 @@ def use_tile(monkeypatch: pytest.MonkeyPatch, *shape: int) -> None:
         monkeypatch.setattr(module, "matrix_tile", lambda *_: MatrixTile(*shape))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(16, 16, 16, 2, 2), (32, 64, 16, 4, 2), (64, 32, 32, 4, 3)])
 def test_tiles_do_not_matter(monkeypatch, shape):
     use_tile(monkeypatch, *shape)

@@ -72,6 +72,7 @@ def test_negative_seed():
     torch.testing.assert_close(draw(-3, 1, 2, 9).cpu(), expected, rtol=4 * torch.finfo(torch.float32).eps, atol=0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("columns", [3, 64, 65])
 @pytest.mark.parametrize(
     "tile", [SampleTile(1, 1, 4, 1), SampleTile(2, 2, 8, 1), SampleTile(4, 8, 16, 2), SampleTile(1, 1, 256, 4)]

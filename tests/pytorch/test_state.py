@@ -123,8 +123,18 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("how", WRAPPERS)
-@every_layered
+OFTEN_COMPILED = {"MADE", "MaskedConv2d", "GatedMaskedConv2d"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "how"),
+    [
+        pytest.param(s, how, marks=() if how != "compiled" or s.name in OFTEN_COMPILED else pytest.mark.thorough)
+        for s in WITH_LAYERS
+        for how in WRAPPERS
+    ],
+    ids=str,
+)
 def test_wrapped_parts(subject, how):
     """Layers, networks of flows, and the whole: outputs and gradients stay."""
     original, inputs = subject.draw()

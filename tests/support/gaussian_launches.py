@@ -27,7 +27,12 @@ CASES = [
 ]
 
 
-cases = pytest.mark.parametrize(("n", "d", "layout"), CASES)
+# A block of columns less one, a whole one, and three of them.
+_THOROUGH = {63, 64, 130}
+cases = pytest.mark.parametrize(
+    ("n", "d", "layout"),
+    [pytest.param(*case, marks=pytest.mark.thorough if case[1] in _THOROUGH else ()) for case in CASES],
+)
 
 
 samples_of = pytest.mark.parametrize("samples", [1, 4])
