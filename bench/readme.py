@@ -54,8 +54,6 @@ KERNELS = (
     Line("IAF step 320 + 320, forward + backward", "[128, 32]", "autoregressive_flow.flow.320-320", "fwdbwd", "128x32"),
     Line("inverse of a flow step", "[1024, 64]", "autoregressive_inverse.inverse.512-512", "fwd", "1024x64",
          ("zuko", "nflows", "pyro")),
-    Line("inverse of a flow step", "[256, 784]", "autoregressive_inverse.inverse.1024-1024", "fwd", "256x784",
-         ("zuko", "nflows", "pyro")),
     Line("last layer with its likelihood, forward", "[128, 100, 400]", "linear_bernoulli.log_prob", "fwd",
          "128x100x400"),
     Line("masked convolution, kernel 3, forward + backward", "[32, 64, 28, 28]",
