@@ -11,16 +11,17 @@ SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -n
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
 
-# Two workers share the cores: threads that wait must not spin on them.
+# Two workers for each core, as many tests wait for processes that they start. Threads that wait must not spin.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
 test: export GOMP_SPINCOUNT ?= 1000
 test: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
 	$(RUN) -m pytest --doctest-modules fastvae
 
 # Also what takes long and differs from the others only in its subject.
 test-all: export GOMP_SPINCOUNT ?= 1000
 test-all: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist worksteal -m ""
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m ""
 
 # The site, from the docstrings and the pages of docs/. A warning is an error.
 docs: $(VENV)/installed

@@ -19,8 +19,17 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.allow_tf32 = False
 
+from tests.thorough import is_left_out
+
 hypothesis.settings.register_profile("fastvae", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("fastvae")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_left_out(item.nodeid):
+            item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(autouse=True)

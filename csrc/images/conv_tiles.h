@@ -71,6 +71,13 @@ class PackedProducts {
     }
   }
 
+  // The number of products for one pixel.
+  int64_t size() const {
+    int64_t sum = 0;
+    for (const Block& block : blocks) sum += static_cast<int64_t>(block.offsets.size()) * block.columns;
+    return sum;
+  }
+
   std::vector<Block> blocks;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/crew.h"
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "images/gate.h"
@@ -16,20 +17,23 @@ namespace {
 // layers fit in the second-level cache.
 constexpr int64_t kImagesAtOnce = 2 * kTilePixels;
 
+// Products of a row that are worth sharing, some 5 us.
+constexpr int64_t kSharedWork = 1 << 17;
+
 // The items of a job: the pixels of a row of one image, or one pixel of several images.
 struct Place {
   int64_t image, row, column, items;
   bool along_images;
 };
 
-// Images [first, first + count) of the batch, drawn by one thread.
+// Images [first, first + count) of the batch, drawn by one thread. A crew takes part in products of whole rows.
 template <class T>
 class Sampling {
  public:
   using Vector = typename Simd<T>::Vector;
 
   Sampling(const SamplerProgram<T>& program, const PixelHead<T>& head, T* images, const uint8_t* given,
-           const T* uniforms, T* parameters, int64_t capacity)
+           const T* uniforms, T* parameters, int64_t capacity, Crew* crew)
       : program_(program),
         plan_(program.plan),
         sizes_(program.plan.sizes),
@@ -38,6 +42,7 @@ class Sampling {
         given_(given),
         uniforms_(uniforms),
         parameters_(parameters),
+        crew_(crew),
         memory_(capacity * sizes_.image_numbers),
         scratch_(std::max(sizes_.width, capacity) * program.most_channels),
         values_(sizes_.channels) {}
@@ -89,7 +94,17 @@ class Sampling {
   void known(int64_t image, int64_t c, int64_t h, int64_t w) const { at(0, image, h, w)[c] = pixel_of(image, c, h, w); }
 
   void row(const Job& job, int64_t h) {
-    each_image([&](int64_t i) { run_job(job, {i, h, 0, sizes_.width, false}); });
+    const int64_t work = job.op() == SamplerOp::kConv ? program_.convs[job.conv].products.size() * sizes_.width : 0;
+    if (crew_ && crew_->size() > 1 && work >= kSharedWork)
+      crew_->share(crew_->size(), [&](int64_t part) { run_columns(job, h, part, crew_->size()); });
+    else
+      each_image([&](int64_t i) { run_job(job, {i, h, 0, sizes_.width, false}); });
+  }
+
+  // One of `parts` ranges of the row's columns.
+  void run_columns(const Job& job, int64_t h, int64_t part, int64_t parts) {
+    const int64_t begin = sizes_.width * part / parts, end = sizes_.width * (part + 1) / parts;
+    each_image([&](int64_t i) { run_job(job, {i, h, begin, end - begin, false}); });
   }
 
   void pixel(int64_t h, int64_t w) {
@@ -237,7 +252,7 @@ class Sampling {
     T* to = at(node.dst, node.dst_first, place);
     const int64_t x_step = step(node.src, place), to_step = step(node.dst, place);
     const bool direct = job.channels.contiguous;
-    T* out = direct ? to + job.channels.first() : scratch_.get();
+    T* out = direct ? to + job.channels.first() : scratch_.get() + (place.along_images ? 0 : place.column * count);
     const int64_t out_step = direct ? to_step : count;
     for (size_t b = 0; b < conv.products.blocks.size(); ++b) {
       const auto& block = conv.products.blocks[b];
@@ -267,6 +282,7 @@ class Sampling {
   const uint8_t* given_;
   const T* uniforms_;
   T* parameters_;
+  Crew* crew_;
   Scratch<T> memory_, scratch_;
   std::vector<T> values_;
   int64_t first_ = 0, count_ = 0;
@@ -280,10 +296,14 @@ void run(const SamplerPlan& plan, T* images, const uint8_t* given, const T* unif
   const int64_t count = plan.sizes.images;
   const int64_t each = std::clamp<int64_t>((count + threads - 1) / threads, 1, kImagesAtOnce);
   const int64_t groups = (count + each - 1) / each;
-  parallel_tasks(groups, kParallelWork, [&](int64_t group) {
+  const auto draw = [&](int64_t group, Crew* crew) {
     const int64_t first = group * each, own = std::min(each, count - first);
-    Sampling<T>(program, head, images, given, uniforms, parameters, own).run(first, own);
-  });
+    Sampling<T>(program, head, images, given, uniforms, parameters, own, crew).run(first, own);
+  };
+  if (groups == 1 && threads > 1 && !omp_in_parallel())
+    Crew::run(std::clamp<int64_t>(plan.sizes.width / kTilePixels, 1, threads), [&](Crew& crew) { draw(0, &crew); });
+  else
+    parallel_tasks(groups, kParallelWork, [&](int64_t group) { draw(group, nullptr); });
 }
 
 template <class T>

@@ -45,14 +45,22 @@ def padding_of(
     return rows, columns, rows, columns
 
 
-@functools.lru_cache(maxsize=256)
-def _colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift: int) -> IntegerConstants:
+def _make_colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift: int) -> IntegerConstants:
     """Colours of the input and of the output channels as degrees."""
     ins, outs = (
         colors_of(name, count, num_colors, color_layout)
         for name, count in zip(("in_channels", "out_channels"), channels, strict=True)
     )
     return IntegerConstants(ins, [color + shift for color in outs])
+
+
+_remember_colors = functools.lru_cache(maxsize=256)(_make_colors)
+
+
+def _colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift: int) -> IntegerConstants:
+    # Dynamo warns of caches that it sees.
+    make = _make_colors if torch.compiler.is_compiling() else _remember_colors
+    return make(channels, num_colors, color_layout, shift)
 
 
 def lower_degrees(

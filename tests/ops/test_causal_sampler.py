@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fastvae.nn import GatedPixelCNN
 from fastvae.sampling import Categorical, CausalSampler, LogisticMixture
 from tests.support.causal_networks import Colored, Gated, make_masked
 from tests.support.causal_stacks import SIZE, Case, Stack, make_generator, scale_weights, stacks
@@ -157,6 +158,20 @@ def test_threads_share_the_work(name):
     for images, parameters in results[1:]:
         assert torch.equal(images, results[0][0])
         assert torch.equal(parameters, results[0][1])
+
+
+def test_threads_share_the_rows_of_one_image():
+    torch.manual_seed(2)
+    sampler = CausalSampler(GatedPixelCNN(1, 40, 2).eval(), "bernoulli", impl="cpp")
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 9):
+            torch.set_num_threads(threads)
+            drawn.append(sampler.sample(1, (5, 31), generator=make_generator()))
+    finally:
+        torch.set_num_threads(before)
+    assert drawn[0].std() > 0.1
+    assert all(torch.equal(image, drawn[0]) for image in drawn)
 
 
 def test_implementations_draw_the_same_images():

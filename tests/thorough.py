@@ -1,0 +1,54 @@
+"""What `make test` leaves to `make test-all`: the cases that cost most and differ from others that stay in one setting.
+
+A test whose every case is left out has the marker itself.
+"""
+
+import re
+
+# Names of cases as pytest prints them, by what stays.
+LEFT_OUT = {
+    "packed triangles, and smaller dense ones": (
+        r"kernels/test_tril_gaussian\.py::\w+_dtypes\[.*dense",
+        r"kernels/test_tril_gaussian\.py::test_tril_\w+\[dense-.*-65-",
+        r"ops/test_tril_gaussian\.py::test_dtypes\[.*-triton-dense",
+        r"ops/test_gaussians_with_kl\.py::test_sample_and_density\w+\[sample_shape[12].*-dense-triton",
+    ),
+    "one sample, and four with given noise": (r"kernels/test_tril_gaussian\.py::test_tril_sample\w*\[\w+-3-False",),
+    "triangles of 18 and 65 rows in the interpreter": (
+        r"ops/test_tril_gaussian\.py::test_forward_and_backward\[batch\d-6[34]-.*-triton",
+        r"ops/test_tril_gaussian\.py::test_forward_and_backward\[batch\d-65-.*-triton-dense",
+    ),
+    "divergences by sum": (r"ops/test_tril_gaussian\.py::test_(forward|dtypes).*with_kl_of_dimensions-triton",),
+    "settings that are layouts of one argument in the interpreter": (
+        r"ops/test_logistic_mixture\.py::test_layouts\[both-.*-triton",
+    ),
+    "the flow that runs all dimensions at once": (
+        r"nn/test_flow_implementations\.py::test_implementations_agree\[(context|residual).*"
+        r"(InverseAutoregressiveFlow-inverse|MaskedAutoregressiveFlow-forward)",
+    ),
+    "one system with two processes; they share its code": (
+        r"recipes/test_(pixelvae|iaf)_training\.py::test_two_processes_train_as_one_with_the_joint_batch",
+    ),
+    "a layer of each kind with its weights in other hands": (
+        r"pytorch/test_structure\.py::test_accelerate\[(?!MADE-|MaskedConv2d-|GatedPixelCNN-|FlowSequence-).*True",
+    ),
+    "networks whose layers are compiled alone": (
+        r"pytorch/test_tracing\.py::test_(compile|export)\[(PixelCNNpp|GatedPixelCNN of a map)(-| log_prob-)False",
+        r"pytorch/test_tracing\.py::test_onnx\[(InverseAutoregressiveFlow inverse|GatedMaskedConv2d)-True",
+        r"pytorch/test_tracing\.py::test_(compile|export)\[(InverseAutoregressiveFlow inverse|GatedMaskedConv2d)-True",
+    ),
+    "compilation of the kernels": (
+        r"(nn/test_gated_conv|nn/test_pixelcnn|ops/test_gated_activation|ops/test_masked_conv2d|nn/test_conv_flows)"
+        r"\.py::test_compile_fullgraph\[.*reference",
+    ),
+    "gates of one layout": (r"ops/test_gated_activation\.py::test_compile_fullgraph\[.*layout1",),
+    "options of one system; the others' are the same dataclasses": (
+        r"recipes/test_bad_calls\.py::test_(values_out_of_range|inputs)\[.*train (?!pixelvae)",
+    ),
+    "codes of one channel": (r"recipes/test_compress\.py::test_round_trip\[3-colored.*-reference",),
+}
+
+
+def is_left_out(name: str) -> bool:
+    """Whether `make test` leaves out the case ``name``."""
+    return any(re.search(pattern, name) for patterns in LEFT_OUT.values() for pattern in patterns)
