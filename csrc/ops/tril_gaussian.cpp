@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "ops/tril_gradient.h"
+#include "ops/tril_samples.h"
 #include "simd/philox.h"
 #include "simd/stream.h"
 
@@ -70,9 +71,43 @@ bool streams_rows(Tril<T> tril, int64_t rows, int64_t d) {
   return tril.is_dense() && streams(tril.data, rows * d, d);
 }
 
+// As fwd, for Gaussians whose samples fill vectors.
+template <class T>
+void fwd_in_lanes(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, T* eps,
+                  Divergence<T> kl, Extent e) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  const int64_t d = e.columns, stride = e.rows * d;
+  const double constant = -kHalfLog2Pi * static_cast<double>(d);
+  parallel_ranges(e.rows * e.samples, d * (d / 8 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
+    NoiseRows<T> noise(source, e);
+    const Lines<T> sigma = make_lines<T>(d), block = make_lines<T>(3 * d * width);
+    int64_t scaled_row = -1;
+    for (int64_t item = begin, count; item < end; item += count) {
+      const int64_t n = item / e.samples, k = item % e.samples, first = k * e.rows + n;
+      count = std::min({width, e.samples - k, end - item});
+      if (n != scaled_row) exp_row(log_sigma.row(n), d, sigma.get());
+      scaled_row = n;
+      T* const drawn = eps ? eps + first * d : block.get() + 2 * d * width;
+      const int64_t drawn_stride = eps ? stride : d;
+      for (int64_t i = 0; i < count; i += noise.most()) {
+        const int64_t most = std::min(noise.most(), count - i);
+        noise.draw(item + i, most);
+        for (int64_t h = i; h < i + most; ++h) {
+          std::copy_n(noise[item + h], d, drawn + h * drawn_stride);
+          log_q[first + h * e.rows] = static_cast<T>(constant - energy(noise[item + h], log_sigma.row(n), d));
+        }
+      }
+      multiply_samples(tril, n, mu.row(n), sigma.get(), drawn, drawn_stride, count, d, block.get(), z + first * d,
+                       stride);
+      if (kl.data && k == 0) write_kl(mu, log_sigma, tril, kl, n, d);
+    }
+  });
+}
+
 template <class T>
 void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> source, T* z, T* log_q, T* eps,
          Divergence<T> kl, Extent e) {
+  if (fills_lanes<T>(e)) return fwd_in_lanes(mu, log_sigma, tril, source, z, log_q, eps, kl, e);
   const int64_t d = e.columns, whole = d / 4 * 4;
   const double constant = -kHalfLog2Pi * static_cast<double>(d);
   parallel_ranges(e.rows * e.samples, d * (d / 2 + kWorkPerNormal), [&](int64_t begin, int64_t end) {
@@ -125,7 +160,8 @@ void bwd(const T* d_z, const T* d_log_q, Divergence<const T> d_kl, Matrix<T> mu,
   const bool streaming = e.samples == 1 && streams_rows(d_tril, e.rows, d);
   const int64_t work = d * (d / 2 + kWorkPerNormal) * std::max<int64_t>(e.samples, 1);
   parallel_ranges(e.rows, work, [&](int64_t begin, int64_t end) {
-    PairwiseSums<T> pairs(count_blocks(e.samples), d), pairs_of_tril = pairs_of_products(d_tril, e);
+    PairwiseSums<T> pairs(count_blocks(e.samples), d);
+    FactorGradient<T> of_factor(d_tril, e, streaming);
     for (int64_t n = begin; n < end; ++n) {
       T* to_scale = d_log_sigma + n * d;
       std::fill(to_scale, to_scale + d, T(0));
@@ -143,7 +179,7 @@ void bwd(const T* d_z, const T* d_log_q, Divergence<const T> d_kl, Matrix<T> mu,
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
       add_kl_gradient(d_kl, mu, log_sigma, n, d_mu ? d_mu + n * d : nullptr, to_scale, d);
-      sum_outer_products(d_tril, n, T(1), d_z, eps, {d_kl, tril}, e, streaming, pairs_of_tril);
+      of_factor.write(n, T(1), d_z, eps, {d_kl, tril});
     }
     fence_streams();
   });
@@ -213,7 +249,8 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
     const Lines<T> scratch = make_lines<T>(2 * d);
     T *sigma = scratch.get(), *w = sigma + d;
     const int64_t blocks = count_blocks(e.samples);
-    PairwiseSums<T> of_mu(blocks, d), of_scale(blocks, d), pairs_of_tril = pairs_of_products(d_tril, e);
+    PairwiseSums<T> of_mu(blocks, d), of_scale(blocks, d);
+    FactorGradient<T> of_factor(d_tril, e, streaming);
     for (int64_t n = begin; n < end; ++n) {
       T *to_mu = d_mu + n * d, *to_scale = d_log_sigma + n * d;
       std::fill(to_mu, to_mu + d, T(0));
@@ -239,7 +276,7 @@ void log_prob_bwd(const T* d_log_q, const T* eps, Matrix<T> log_sigma, Tril<cons
       }
       of_mu.finish(to_mu);
       of_scale.finish(to_scale);
-      sum_outer_products(d_tril, n, T(-1), d_z, eps, {}, e, streaming, pairs_of_tril);
+      of_factor.write(n, T(-1), d_z, eps, {});
     }
     fence_streams();
   });

@@ -40,6 +40,16 @@ def test_samples(sample_shape, impl, dense):
         check_against_oracle(made[entry], impl, torch.float32)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("samples", [16, 35])
+@pytest.mark.parametrize("features", [1, 5, 8, 23, 67])
+def test_samples_that_fill_vectors(features, samples, dtype, dense):
+    made = problems("tril_gaussian", (3,), features, (samples,), dense)
+    for entry in ("rsample", "with_kl", "with_kl_of_dimensions", "log_prob"):
+        check_against_oracle(made[entry], "cpp", dtype)
+
+
 @given(
     batch=st.lists(st.integers(0, 4), max_size=3).map(tuple),
     features=st.integers(1, 80),
