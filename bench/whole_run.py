@@ -24,9 +24,7 @@ def run(posterior: Any, images: int, latent: int, impl: Any) -> float:
     from fastvae.recipes.systems.vae.system import SYSTEM
 
     rng = np.random.default_rng(0)
-    train, test = (
-        (255 * (rng.random((count, 28, 28), dtype=np.float32) < INK)).astype(np.uint8) for count in (images, TEST_IMAGES)
-    )
+    train, test = (np.where(rng.random((n, 28, 28)) < INK, 255, 0).astype(np.uint8) for n in (images, TEST_IMAGES))
     labels = np.zeros(max(images, TEST_IMAGES), np.uint8)
     mnist = Mnist(train, labels[:images], test, labels[:TEST_IMAGES], "random images")
     settings = VAESettings(

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.allow_tf32 = False
 
-from tests.thorough import is_left_out
+from tests.thorough import is_left_out  # noqa: E402 - sys.path needs the checkout first
 
 hypothesis.settings.register_profile("fastvae", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("fastvae")
