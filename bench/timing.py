@@ -26,10 +26,10 @@ class Plan:
     """
 
     rounds: int = 40
-    min_rounds: int = 9
+    min_rounds: int = 11
     min_sample_s: float = 2e-3
     warmup_s: float = 0.1
-    budget_s: float = 8.0
+    budget_s: float = 4.0
     slow_s: float = 2.0
     slow_rounds: int = 2
 
