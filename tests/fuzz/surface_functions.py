@@ -12,6 +12,7 @@ from fastvae.ops._checks import check_triangular
 from fastvae.precision import compute_dtype
 from fastvae.reference import affine_flow as affine
 from fastvae.reference import gated_activation as gates
+from fastvae.reference.latent_gradient import LIKELIHOODS
 from fastvae.reference.masked_linear import ACTIVATIONS as NAMED
 from fastvae.reference.tril_gaussian import strictly_lower
 
@@ -208,6 +209,40 @@ def linear_bernoulli_log_prob(draw: Draw) -> Problem:
     )
 
 
+def _decoder(draw: Draw):
+    """Sizes of the batch, weights, the biases that there are, and a function of the points and these tensors."""
+    samples, points = draw.size(3), draw.size(70)
+    widths = [draw.some(9) for _ in range(draw.rng.randint(2, 4))]
+    pairs = list(zip(widths, widths[1:], strict=False))
+    has_bias = [draw.chance(0.6) for _ in pairs]
+    tensors = [draw.tensor(out, ins) for ins, out in pairs]
+    tensors += [draw.tensor(out) for (_, out), there in zip(pairs, has_bias, strict=True) if there]
+    x = (torch.rand(points, widths[-1], generator=draw.generator) < 0.5).double()
+    options = {"activation": draw.choice(ACTIVATIONS), "likelihood": draw.choice(LIKELIHOODS)}
+
+    def call(function, points, layers):
+        biases = iter(layers[len(pairs) :])
+        of_layers = [next(biases) if there else None for there in has_bias]
+        return function(*points, layers[: len(pairs)], of_layers, x.to(points[0]), **options)
+
+    return (samples, points, widths[0]), tensors, call
+
+
+def latent_gradient(draw: Draw) -> Problem:
+    shape, tensors, call = _decoder(draw)
+    # The gradient of the point alone is a kernel's.
+    constants = tuple(range(1, 1 + len(tensors))) if draw.chance(0.7) else ()
+    return Problem(
+        lambda _, z, *layers: call(F.latent_gradient, (z,), layers), [draw.tensor(*shape), *tensors], constants=constants
+    )
+
+
+def latent_hessian_product(draw: Draw) -> Problem:
+    shape, tensors, call = _decoder(draw)
+    inputs = [draw.tensor(*shape), draw.tensor(*shape), *tensors]
+    return Problem(lambda _, z, v, *layers: call(F.latent_hessian_product, (z, v), layers), inputs)
+
+
 def gated_activation(draw: Draw) -> Problem:
     images, features, height, width = draw.size(4), draw.some(6), draw.size(), draw.size()
     x = draw.tensor(images, 2 * features, height, width)
@@ -305,6 +340,8 @@ FUNCTIONS = {
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),
+        ("latent_gradient", latent_gradient),
+        ("latent_hessian_product", latent_hessian_product),
         ("linear_bernoulli_log_prob", linear_bernoulli_log_prob),
         ("logistic_mixture_log_prob", logistic_mixture_log_prob),
         ("logistic_mixture_sample", logistic_mixture_sample),
