@@ -1,7 +1,7 @@
 """Log-likelihood under a decoder of dense layers, its gradient to the input, and products of its Hessian and vectors.
 
-The products are those of the library behind torch.mm, which no kernel here beats. Rows of values and, behind them, of
-their tangents pass the layers in one matrix, a chunk at a time; the kernels do what is between the products in one pass.
+The products are those of the library behind torch.mm, which no kernel here beats. Rows of values and, behind them,
+of their tangents pass the layers in one matrix, a chunk at a time. The kernels do what is between two products.
 """
 
 from __future__ import annotations

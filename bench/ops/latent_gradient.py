@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ def _widths(case: Case) -> tuple[int, ...]:
 
 def _products(case: Case) -> int:
     widths = _widths(case)
-    return sum(before * after for before, after in zip(widths, widths[1:], strict=False))
+    return sum(before * after for before, after in itertools.pairwise(widths))
 
 
 def _points(case: Case, generator: torch.Generator) -> Inputs:
@@ -42,8 +43,7 @@ def _decoder(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor]:
     generator = torch.Generator(case.device).manual_seed(1)
     options = {"device": case.device, "dtype": case.torch_dtype, "generator": generator}
     weights = [
-        torch.randn(after, before, **options) / math.sqrt(before)
-        for before, after in zip(widths, widths[1:], strict=False)
+        torch.randn(after, before, **options) / math.sqrt(before) for before, after in itertools.pairwise(widths)
     ]
     biases = [torch.randn(width, **options) for width in widths[1:]]
     x = torch.rand(case.shape.rows, PIXELS, device=case.device, generator=generator) < 0.13

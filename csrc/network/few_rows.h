@@ -152,13 +152,22 @@ void add_weighted(const MaskedLayer<T>& layer, const T* factors, int64_t factor_
   });
 }
 
+// Calls body(part) for all parts. A thread has the same ones in every call, so that its cache keeps their weights.
+template <class T, class Body>
+void each_part(const MaskedLayer<T>& layer, int64_t rows, const Body& body) {
+  const Parts parts(layer.out);
+  parallel_ranges(parts.count(), 2 * rows * layer.in * parts.size, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(part);
+  });
+}
+
 // The sum over outputs of a layer's weights times what group(part, begin, end, factors) makes of each row and output,
 // kGroup numbers apart: first in parts, then over parts in their order.
 template <class T, class Group>
-void sum_weighted(const MaskedLayer<T>& layer, int64_t work, PaddedRows<T> to, const Group& group) {
+void sum_weighted(const MaskedLayer<T>& layer, PaddedRows<T> to, const Group& group) {
   const Parts parts(layer.out);
   const Scratch<T> sums(parts.count() * to.size());
-  parallel_tasks(parts.count(), work * parts.size, [&](int64_t part) {
+  each_part(layer, to.count, [&](int64_t part) {
     const PaddedRows<T> own{sums.get() + part * to.size(), to.count, to.stride};
     const int64_t first = parts.begin(part), last = parts.end(part);
     std::fill_n(own.data, own.size(), T(0));

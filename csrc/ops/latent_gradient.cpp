@@ -13,7 +13,11 @@ namespace fastvae {
 namespace {
 
 // Up to as many rows vectors run over units; for more, lanes hold samples.
+#ifdef __AVX512F__
+constexpr int64_t kFewRows = 24;
+#else
 constexpr int64_t kFewRows = 16;
+#endif
 // Blocks of one task: those of the same data points read them once.
 constexpr int64_t kTaskBlocks = 8;
 
@@ -290,7 +294,7 @@ void run_few(const LatentProblem<T>& problem, LatentResults<T> to) {
     const MaskedLayer<T>& layer = problem.layers[l];
     const PaddedRows<T> sums = take(layer.out), outputs = copies > 1 ? take(layer.out) : sums;
     const Parts parts(layer.out);
-    parallel_tasks(parts.count(), parts.size * layer.in * all, [&](int64_t part) {
+    each_part(layer, all, [&](int64_t part) {
       multiply_few(layer, from, parts.begin(part), parts.end(part), [&](int64_t m, int64_t o, T sum) {
         sums.row(m)[o] = layer.bias && m < rows ? sum + layer.bias[o] : sum;
       });
@@ -306,7 +310,7 @@ void run_few(const LatentProblem<T>& problem, LatentResults<T> to) {
   LocalVector<T> log_p(static_cast<size_t>(parts.count() * rows));
   std::fill(log_p.begin(), log_p.end(), T(0));
   with_likelihood(problem.likelihood, [&](auto kind) {
-    sum_weighted(last, 2 * all * last.in, gradients, [&](int64_t part, int64_t begin, int64_t end, T* logits) {
+    sum_weighted(last, gradients, [&](int64_t part, int64_t begin, int64_t end, T* logits) {
       multiply_few(last, from, begin, end, [&](int64_t m, int64_t o, T sum) {
         logits[m * kGroup + o - begin] = last.bias && m < rows ? sum + last.bias[o] : sum;
       });
@@ -332,7 +336,7 @@ void run_few(const LatentProblem<T>& problem, LatentResults<T> to) {
     const MaskedLayer<T>& layer = problem.layers[l];
     pass_back(activation, cells(at[l]), at[l].data, gradients.data);
     spare.stride = padded<T>(layer.in);
-    sum_weighted(layer, all * layer.in, spare, [&](int64_t, int64_t begin, int64_t end, T* factors) {
+    sum_weighted(layer, spare, [&](int64_t, int64_t begin, int64_t end, T* factors) {
       for (int64_t m = 0; m < all; ++m)
         std::copy(gradients.row(m) + begin, gradients.row(m) + end, factors + m * kGroup);
     });

@@ -251,6 +251,7 @@ def align_data(x: Tensor, **point: Tensor) -> tuple[Tensor, int]:
             inner = (product(batch[last:]) if first < last else 1) or 1
             points = x.reshape(*own[first:last], x.shape[-1]).expand(*batch[first:last], x.shape[-1])
             return points.reshape(-1, x.shape[-1]), inner
+    wanted = tuple(h.shape[:-1])
     raise ValueError(
-        f"x must have shape (*, P) whose batch broadcasts to that of {name}, {tuple(h.shape[:-1])}, got {tuple(x.shape)}"
+        f"x must have shape (*, P) whose batch broadcasts to that of {name}, {wanted}, got {tuple(x.shape)}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,12 +17,13 @@ from ..structure import ACTIVATION_NAMES
 from . import _checks, _layout
 from ._contracts import Call
 from ._layers import ACTIVATION_IDS, activation_of
+from ._library import extension
 
 # The extension's numbers (csrc/base/codes.h).
 LIKELIHOOD_IDS = {name: index for index, name in enumerate(LIKELIHOODS)}
 # `layers`: the weights, then the biases that `has_bias` announces. Row m of z belongs to row m // inner % N of x.
 ARGUMENTS = "Tensor[] layers, bool[] has_bias, Tensor x, SymInt inner, str activation, str likelihood"
-CHOICES = {"activation": ACTIVATION_NAMES, "likelihood": LIKELIHOODS}
+CHOICES: dict[str, Collection[str]] = {"activation": ACTIVATION_NAMES, "likelihood": LIKELIHOODS}
 
 
 def check_call(call: Call) -> None:
@@ -68,6 +69,10 @@ class Decoder(NamedTuple):
         return *self.split(layers), x, self.inner, self.activation, self.likelihood
 
 
+# The call, its points, its data, and the tensors of its layers.
+Prepared = tuple[Decoder, Sequence[Tensor], Tensor, Sequence[Tensor]]
+
+
 def cpu_arguments(
     points: Sequence[Tensor],
     layers: Sequence[Tensor],
@@ -82,6 +87,30 @@ def cpu_arguments(
     if dtype is not torch.float32 and dtype is not torch.float64:
         points, layers = _layout.all_to_compute_dtype(points, dtype), _layout.all_to_compute_dtype(layers, dtype)
     return *points, layers, has_bias, x, inner, ACTIVATION_IDS[activation], LIKELIHOOD_IDS[likelihood]
+
+
+def recognise(
+    impl: str,
+    points: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    x: Tensor,
+    activation: str | None,
+    likelihood: str,
+) -> Prepared | None:
+    """What :func:`prepare` gives where the C++ kernels can take all tensors as they are; None where checks are needed.
+
+    For a small decoder the checks take as long as the kernels.
+    """
+    if not backend.runs_cpp(impl) or activation not in ACTIVATION_IDS or likelihood not in LIKELIHOOD_IDS:
+        return None
+    if not isinstance(weights, (list, tuple)) or not isinstance(biases, (list, tuple)):
+        return None
+    found = None if torch._C._is_any_autocast_enabled() else extension().decoder_tensors(points, weights, biases, x)
+    if found is None:
+        return None
+    layers, has_bias = found
+    return Decoder(has_bias, 1, activation, likelihood, backend.CPP), points, x, layers
 
 
 def _build_names(points: tuple[str, ...], count: int) -> tuple[str, ...]:
@@ -121,8 +150,8 @@ def prepare(
     x: Tensor,
     activation: str | None,
     likelihood: str,
-) -> tuple[Decoder, list[Tensor], Tensor, list[Tensor]]:
-    """The call, checked, and its tensors as kernels take them: points, data, and the layers' weights and biases.
+) -> Prepared:
+    """The call, checked, and its tensors as kernels take them.
 
     Raises:
         TypeError: an argument is no tensor of the right kind, or dtypes differ outside autocast.

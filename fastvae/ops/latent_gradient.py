@@ -12,7 +12,7 @@ from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import latent_gradient as reference
 from . import _layout
-from ._decoder import ARGUMENTS, CHOICES, Decoder, check_call, cpu_arguments, only_by_reference, prepare
+from ._decoder import ARGUMENTS, CHOICES, Decoder, check_call, cpu_arguments, only_by_reference, prepare, recognise
 from ._library import (
     Differentiable,
     apply,
@@ -79,11 +79,11 @@ class _LatentGradient(torch.autograd.Function):
         if any(ctx.needs_input_grad[2:]):
             return reference_gradients(_rebuild_gradient, ctx, (d_log_p, d_gradient))
         z, x, gradient, *layers = ctx.saved_tensors
+        d_z = None
         if d_gradient is not None:
             d_log_p = None if d_log_p is None else d_log_p.contiguous()
             d_z = BWD.on(route)(d_log_p, d_gradient.contiguous(), z, *ctx.decoder.arguments(layers, x))
-        else:
-            assert d_log_p is not None
+        elif d_log_p is not None:
             d_z = (d_log_p.unsqueeze(-1) * gradient).to(z.dtype)
         return None, d_z, *[None] * (1 + len(layers))
 
@@ -146,7 +146,10 @@ def latent_gradient(
         >>> log_p_x[0].item(), gradient[0].tolist()
         (-13.5, [-36.0, -36.0])
     """
-    decoder, (points,), x, layers = prepare(impl, {"z": z}, weights, biases, x, activation, likelihood)
+    prepared = recognise(impl, (z,), weights, biases, x, activation, likelihood)
+    if prepared is None:
+        prepared = prepare(impl, {"z": z}, weights, biases, x, activation, likelihood)
+    decoder, (points,), x, layers = prepared
     shape = z.shape
     of_decoder = needs_grad(x, *layers)
     if of_decoder and torch.compiler.is_compiling():

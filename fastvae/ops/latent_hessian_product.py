@@ -12,7 +12,7 @@ from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import latent_gradient as reference
 from . import _layout
-from ._decoder import ARGUMENTS, CHOICES, Decoder, check_call, cpu_arguments, only_by_reference, prepare
+from ._decoder import ARGUMENTS, CHOICES, Decoder, check_call, cpu_arguments, only_by_reference, prepare, recognise
 from ._library import Differentiable, apply, define, extension, keep_none, needs_grad, reference_gradients
 
 
@@ -105,14 +105,17 @@ def latent_hessian_product(
         >>> gradient[0].tolist(), product[0].tolist()
         ([3.0, 3.0], [-6.0, -6.0])
     """
-    decoder, points, x, layers = prepare(impl, {"z": z, "v": v}, weights, biases, x, activation, likelihood)
+    prepared = recognise(impl, (z, v), weights, biases, x, activation, likelihood)
+    if prepared is None:
+        prepared = prepare(impl, {"z": z, "v": v}, weights, biases, x, activation, likelihood)
+    decoder, points, x, layers = prepared
     shape = z.shape
     differentiable = needs_grad(*points, x, *layers)
     if differentiable and torch.compiler.is_compiling():
         decoder = only_by_reference(decoder, impl, "gradients of a Hessian product")
     route: Route = decoder.route
     if route.impl == "reference":
-        found = reference.latent_hessian_product(*points, *decoder.of_reference(layers, x))
+        found = reference.latent_hessian_product(points[0], points[1], *decoder.of_reference(layers, x))
     elif differentiable:
         found = apply(_LatentHessianProduct, decoder, *points, x, *layers)
     else:

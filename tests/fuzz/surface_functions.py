@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch.distributions import kl_divergence
 
@@ -213,7 +215,7 @@ def _decoder(draw: Draw):
     """Sizes of the batch, weights, the biases that there are, and a function of the points and these tensors."""
     samples, points = draw.size(3), draw.size(70)
     widths = [draw.some(9) for _ in range(draw.rng.randint(2, 4))]
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(itertools.pairwise(widths))
     has_bias = [draw.chance(0.6) for _ in pairs]
     tensors = [draw.tensor(out, ins) for ins, out in pairs]
     tensors += [draw.tensor(out) for (_, out), there in zip(pairs, has_bias, strict=True) if there]
@@ -233,7 +235,9 @@ def latent_gradient(draw: Draw) -> Problem:
     # The gradient of the point alone is a kernel's.
     constants = tuple(range(1, 1 + len(tensors))) if draw.chance(0.7) else ()
     return Problem(
-        lambda _, z, *layers: call(F.latent_gradient, (z,), layers), [draw.tensor(*shape), *tensors], constants=constants
+        lambda _, z, *layers: call(F.latent_gradient, (z,), layers),
+        [draw.tensor(*shape), *tensors],
+        constants=constants,
     )
 
 

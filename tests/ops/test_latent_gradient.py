@@ -22,7 +22,7 @@ every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 SHAPES = [
     ((1,), (1,), (4, 9, 7)),  # one row
     ((15,), (15,), (3, 17, 20)),  # a few rows, ragged vectors
-    ((17,), (17,), (5, 16, 33)),  # the first number of rows whose samples are in lanes
+    ((25,), (25,), (5, 16, 33)),  # the first number of rows whose samples are in lanes, with AVX-512
     ((65,), (65,), (2, 6, 5)),  # more than a block
     ((3, 40), (40,), (4, 5, 6, 9)),  # samples of data points, two hidden layers
     ((4, 3, 10), (3, 1), (5, 8, 9)),  # classes, in several samples
@@ -80,7 +80,7 @@ def test_product(shape, impl):
 @every_activation
 def test_activations(activation, likelihood, impl):
     options = {"activation": activation, "likelihood": likelihood}
-    for rows in (3, 20):
+    for rows in (3, 26):
         check(lambda rows=rows: product_problem(((rows,), (), (3, 9, 5, 7)), **options), impl, torch.float32)
 
 
@@ -137,7 +137,7 @@ def test_is_what_autograd_finds(activation, likelihood, impl):
 
 @every_activation
 def test_gradcheck(activation):
-    for impl, rows in (("reference", 2), ("cpp", 2), ("cpp", 18)):
+    for impl, rows in (("reference", 2), ("cpp", 2), ("cpp", 26)):
         made = gradient_problem(((rows,), (), (2, 3, 4)), activation=activation).to(torch.float64, "cpu")
         assert torch.autograd.gradcheck(lambda z, made=made, impl=impl: made.call(impl, [z]), made.inputs)
 
@@ -187,7 +187,7 @@ def test_further_derivatives(impl):
 @pytest.mark.parametrize("used", [0, 1])
 def test_one_output_alone(used):
     """An unused output takes no part: zero times infinity would be NaN."""
-    for rows in (2, 20):
+    for rows in (2, 26):
         made = gradient_problem(((rows,), (), (3, 5, 4)), activation="elu")
         found = [torch.autograd.grad(made.outputs(i)[used].sum(), made.inputs)[0] for i in ("cpp", "reference")]
         torch.testing.assert_close(*found)
@@ -212,7 +212,7 @@ def test_random_shapes_and_strides(samples, points, classes, hidden, pixels, fea
 @kernels
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
 def test_not_finite(value, impl):
-    for rows, activation in ((6, "relu"), (20, "relu"), (6, "tanh"), (20, "softplus")):
+    for rows, activation in ((6, "relu"), (26, "relu"), (6, "tanh"), (26, "softplus")):
         made = product_problem(((rows,), (rows,), (3, 5, 9)), activation=activation)
         made = made.to(torch.float32, device_of(impl))
         with torch.no_grad():
@@ -266,6 +266,12 @@ def test_compiler_takes_the_reference_where_the_decoder_has_gradients():
 )  # fmt: skip
 def test_refusals(change, error, message):
     weights, biases = Decoder((4, 6, 5)).layers
-    given = {"z": torch.randn(3, 4), "v": torch.randn(3, 4), "weights": weights, "biases": biases, "x": torch.ones(3, 5)}
+    given = {
+        "z": torch.randn(3, 4),
+        "v": torch.randn(3, 4),
+        "weights": weights,
+        "biases": biases,
+        "x": torch.ones(3, 5),
+    }
     with pytest.raises(error, match=message):
         F.latent_hessian_product(**given | change)

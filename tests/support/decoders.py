@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ class Decoder:
         self.activation, self.likelihood = activation, likelihood
         self.named = {"activation": activation, "likelihood": likelihood}
         self.has_bias = [i % 2 == 0 for i in range(len(widths) - 1)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.tensors = [torch.randn(out, ins) / ins**0.5 for ins, out in pairs]
         self.tensors += [0.3 * torch.randn(out) for (_, out), there in zip(pairs, self.has_bias, strict=True) if there]
 

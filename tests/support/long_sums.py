@@ -140,9 +140,9 @@ FEATURES: dict[str, Callable[[], Problem]] = {
     "linear_bernoulli, wide": lambda: likelihood(2, 10, 30, 5000),
     "linear_bernoulli, many pixels": lambda: likelihood(2, 10, 5000, 30),
     "latent_gradient, wide": lambda: latent(3, (20, 5000, 30)),
-    "latent_gradient, wide lanes": lambda: latent(20, (20, 5000, 30)),
+    "latent_gradient, wide lanes": lambda: latent(30, (20, 5000, 30)),
     "latent_gradient, many pixels": lambda: latent(3, (20, 30, 9000)),
-    "latent_gradient, many pixels in lanes": lambda: latent(20, (20, 30, 9000)),
+    "latent_gradient, many pixels in lanes": lambda: latent(30, (20, 30, 9000)),
     "masked_conv2d, wide": lambda: convolution(5000, 4, 5, 2),
     "logistic_mixture": lambda: mixture(2, 1, 2, 200, 200),
 }
