@@ -64,12 +64,12 @@ def _through_kernel(
 
 @triton.jit(do_not_specialize=["rows", "first_row", "points", "inner"])
 def _residual_kernel(
-    log_p_ptr, logits_ptr, x_ptr, rows, first_row, points, inner, P, stride_xn, GAUSSIAN: tl.constexpr,
-    HAS_TANGENTS: tl.constexpr, BLOCK: tl.constexpr,
+    log_p_ptr, logits_ptr, x_ptr, d_log_p_ptr, rows, first_row, points, inner, P, stride_xn, GAUSSIAN: tl.constexpr,
+    HAS_TANGENTS: tl.constexpr, HAS_UPSTREAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program owns one row: log_p; logits become x - sigmoid(l), their tangents t become -sigmoid'(l) t.
 
-    Under the Gaussian likelihood these are x - l and -t.
+    Under the Gaussian likelihood these are x - l and -t. Then d_log_p times the first is added to the second.
     """
     dtype: tl.constexpr = log_p_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -98,7 +98,10 @@ def _residual_kernel(
         if HAS_TANGENTS:
             behind = at + rows.to(tl.int64) * P
             tangent = tl.load(behind, mask, 0.0).to(dtype)
-            tl.store(behind, (slope * tangent).to(logits_ptr.dtype.element_ty), mask)
+            change = slope * tangent
+            if HAS_UPSTREAM:
+                change += tl.load(d_log_p_ptr + first_row + row) * residual
+            tl.store(behind, change.to(logits_ptr.dtype.element_ty), mask)
     tl.store(log_p_ptr + first_row + row, tl.sum(total, 0))
 
 
@@ -128,6 +131,7 @@ def _multiply(h: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tens
 def _run(
     z: Tensor,
     v: Tensor | None,
+    d_log_p: Tensor | None,
     layers: Sequence[Tensor],
     has_bias: Sequence[bool],
     x: Tensor,
@@ -135,7 +139,7 @@ def _run(
     activation: str,
     likelihood: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    """log_p (M), and gradient (M, D) with, for a vector ``v``, the product behind."""
+    """log_p (M), and gradient (M, D); for a vector ``v`` also Hessian v + d_log_p gradient (M, D)."""
     weights, rest = layers[: len(has_bias)], iter(layers[len(has_bias) :])
     biases = [next(rest) if there else None for there in has_bias]
     wide, streams = compute_dtype(z.dtype), (z,) if v is None else (z, v)
@@ -155,8 +159,9 @@ def _run(
         g, pixels = _multiply(h, weights[-1], biases[-1], rows), weights[-1].shape[0]
         launch(
             _residual_kernel, rows,
-            log_p, g, x, rows, chunk.start, x.shape[0], inner, pixels, x.stride(0), GAUSSIAN=likelihood == "gaussian",
-            HAS_TANGENTS=v is not None, BLOCK=min(_block(z.dtype), triton.next_power_of_2(pixels)),
+            log_p, g, x, d_log_p, rows, chunk.start, x.shape[0], inner, pixels, x.stride(0),
+            GAUSSIAN=likelihood == "gaussian", HAS_TANGENTS=v is not None, HAS_UPSTREAM=d_log_p is not None,
+            BLOCK=min(_block(z.dtype), triton.next_power_of_2(pixels)),
         )  # fmt: skip
         for weight, pre in zip(weights[:0:-1], before[::-1], strict=True):
             g, count = g @ weight, rows * weight.shape[1]
@@ -172,7 +177,7 @@ def latent_gradient_fwd(
     likelihood: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """log_p (M), gradient (M, D)."""
-    log_p, (gradient,) = _run(z, None, layers, has_bias, x, inner, activation, likelihood)
+    log_p, (gradient,) = _run(z, None, None, layers, has_bias, x, inner, activation, likelihood)
     return log_p, gradient
 
 
@@ -180,9 +185,8 @@ def latent_gradient_bwd(
     d_log_p: Tensor | None, d_gradient: Tensor, z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool],
     x: Tensor, inner: int, activation: str, likelihood: str,
 ) -> Tensor:  # fmt: skip
-    """d_z (M, D): d_log_p gradient + Hessian d_gradient."""
-    _, (gradient, product) = _run(z, d_gradient, layers, has_bias, x, inner, activation, likelihood)
-    return product if d_log_p is None else (product + d_log_p[:, None] * gradient).to(z.dtype)
+    """d_z (M, D): Hessian d_gradient + d_log_p gradient."""
+    return _run(z, d_gradient, d_log_p, layers, has_bias, x, inner, activation, likelihood)[1][1]
 
 
 def latent_hessian_product_fwd(
@@ -190,7 +194,7 @@ def latent_hessian_product_fwd(
     likelihood: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """log_p (M), gradient (M, D), product (M, D)."""
-    log_p, (gradient, product) = _run(z, v, layers, has_bias, x, inner, activation, likelihood)
+    log_p, (gradient, product) = _run(z, v, None, layers, has_bias, x, inner, activation, likelihood)
     return log_p, gradient, product
 
 
@@ -199,11 +203,13 @@ def aot_cases() -> list[AotCase]:
     rows, points, features, hidden, pixels = 3200, 100, 32, 400, 784
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         z, x = meta(rows, features, dtype=dtype), meta(points, pixels, dtype=compute_dtype(dtype))
+        d_log_p = meta(rows, dtype=compute_dtype(dtype))
         layers = [meta(*shape, dtype=dtype) for shape in ((hidden, features), (pixels, hidden), (hidden,), (pixels,))]
         for activation, likelihood in (("relu", "bernoulli"), ("elu", "bernoulli"), ("gelu", "gaussian")):
             rest = (layers, [True, True], x, 1, activation, likelihood)
             cases += [
                 AotCase(f"{str(dtype)[6:]} {activation}", latent_gradient_fwd, (z, *rest)),
                 AotCase(f"{str(dtype)[6:]} {activation}", latent_hessian_product_fwd, (z, z, *rest)),
+                AotCase(f"{str(dtype)[6:]} {activation}", latent_gradient_bwd, (d_log_p, z, z, *rest)),
             ]
     return cases

@@ -189,7 +189,7 @@ class LaneWay {
     T log_p[kLanes];
     const T* const x = points.read([&](int64_t lane) { return problem_.point_of(first + lane); }, values);
     with_likelihood(problem_.likelihood, [&](auto kind) {
-      make_residuals<kind.value>(last, from, x, values, lanes, logits, residuals, log_p);
+      make_residuals<kind.value>(last, from, x, first, values, lanes, logits, residuals, log_p);
     });
     if (to_.log_p) std::copy_n(log_p, values.count, to_.log_p + first);
 
@@ -203,18 +203,21 @@ class LaneWay {
       upstream = gradients;
       std::swap(gradients, spare);
     }
-    write(first, values, spare);
+    if (to_.gradient) lanes_to_samples(spare, in, nullptr, values, to_.gradient + first * in, in);
+    if (to_.product) lanes_to_samples(spare + values.end, in, nullptr, values, to_.product + first * in, in);
   }
 
   Cells cells(int64_t units, LaneRange values) const {
     return {units, kLanes, values.end, streams_ > 1 ? values.end : 0};
   }
 
-  // The logits, a few outputs at a time, become derivatives of the log-likelihood at once.
+  // The logits, a few outputs at a time, become derivatives of the log-likelihood at once. The tangents take the
+  // gradient's share of the product along.
   template <Likelihood kind>
-  void make_residuals(const Staircase<T>& s, const T* from, const T* x, LaneRange values, LaneRange lanes, T* logits,
-                      T* residuals, T* log_p) const {
-    alignas(kVectorBytes) T part[kLanes] = {}, total[kLanes] = {};
+  void make_residuals(const Staircase<T>& s, const T* from, const T* x, int64_t first, LaneRange values,
+                      LaneRange lanes, T* logits, T* residuals, T* log_p) const {
+    alignas(kVectorBytes) T part[kLanes] = {}, total[kLanes] = {}, factors[kLanes] = {};
+    if (problem_.d_log_p) std::copy_n(problem_.d_log_p + first, values.count, factors);
     int64_t group = 0, groups = 0;
     multiply_rows(
         s, from, 0, s.layer.out, lanes,
@@ -230,7 +233,10 @@ class LaneWay {
               T* const at = residuals + r * kLanes + lane;
               const auto derivatives = terms.add(load(x + r * kLanes + lane), load(l));
               store(at, derivatives.first);
-              if (streams_ > 1) store(at + values.end, derivatives.second * load(l + values.end));
+              if (streams_ == 1) continue;
+              Vector change = derivatives.second * load(l + values.end);
+              if (problem_.d_log_p) change += load(factors + lane) * derivatives.first;
+              store(at + values.end, change);
             }
             const Vector sum = load(part + lane) + terms.total();
             store(part + lane, whole ? Vector{} : sum);
@@ -239,20 +245,6 @@ class LaneWay {
           group = end;
         });
     std::copy_n(total, kLanes, log_p);
-  }
-
-  void write(int64_t first, LaneRange values, T* gradients) const {
-    const int64_t in = problem_.layers.front().in;
-    T* const products = gradients + values.end;
-    if (problem_.d_log_p) {
-      alignas(kVectorBytes) T factors[kLanes] = {};
-      std::copy_n(problem_.d_log_p + first, values.count, factors);
-      for (int64_t k = 0; k < in * kLanes; k += kLanes)
-        for (int64_t lane = 0; lane < values.end; lane += Simd<T>::kWidth)
-          store(products + k + lane, load(products + k + lane) + load(factors + lane) * load(gradients + k + lane));
-    }
-    if (to_.gradient) lanes_to_samples(gradients, in, nullptr, values, to_.gradient + first * in, in);
-    if (to_.product) lanes_to_samples(products, in, nullptr, values, to_.product + first * in, in);
   }
 
   const LatentProblem<T>& problem_;
@@ -323,7 +315,11 @@ void run_few(const LatentProblem<T>& problem, LatentResults<T> to) {
           Terms<kind.value, T> terms;
           const auto derivatives = terms.add(load_up_to(x + c, rest), load_up_to(l, rest));
           store(l, derivatives.first);
-          if (streams > 1) store(tangents, derivatives.second * load_up_to(tangents, rest));
+          if (streams > 1) {
+            auto change = derivatives.second * load_up_to(tangents, rest);
+            if (problem.d_log_p) change += problem.d_log_p[m] * derivatives.first;
+            store(tangents, change);
+          }
           total += rest < Simd<T>::kWidth ? first_lanes<T>(terms.total(), rest) : terms.total();
         }
         log_p[part * rows + m] += sum<T>(total);
@@ -343,16 +339,12 @@ void run_few(const LatentProblem<T>& problem, LatentResults<T> to) {
     std::swap(gradients, spare);
   }
   for (int64_t m = 0; m < rows; ++m) {
-    const T* const gradient = gradients.row(m);
     if (to.log_p) {
       to.log_p[m] = 0;
       for (int64_t part = 0; part < parts.count(); ++part) to.log_p[m] += log_p[part * rows + m];
     }
-    if (to.gradient) std::copy_n(gradient, in, to.gradient + m * in);
-    if (!to.product) continue;
-    const T* const product = gradients.row(rows + m);
-    for (int64_t k = 0; k < in; ++k)
-      to.product[m * in + k] = problem.d_log_p ? product[k] + problem.d_log_p[m] * gradient[k] : product[k];
+    if (to.gradient) std::copy_n(gradients.row(m), in, to.gradient + m * in);
+    if (to.product) std::copy_n(gradients.row(rows + m), in, to.product + m * in);
   }
 }
 

@@ -21,7 +21,7 @@ struct LatentProblem {
 };
 
 // log_p (rows), or null; gradient and product (rows, features of z), or null. With d_log_p the product is
-// d_log_p gradient + Hessian v.
+// Hessian v + d_log_p gradient.
 template <class T>
 struct LatentResults {
   T *log_p, *gradient, *product;

@@ -13,7 +13,16 @@ from ..precision import compute_dtype
 from ..reference import latent_gradient as reference
 from . import _layout
 from ._decoder import ARGUMENTS, CHOICES, Decoder, check_call, cpu_arguments, only_by_reference, prepare, recognise
-from ._library import Differentiable, apply, define, extension, keep_none, needs_grad, reference_gradients
+from ._library import (
+    Differentiable,
+    apply,
+    define,
+    extension,
+    keep_none,
+    needs_grad,
+    reference_gradients,
+    with_reference,
+)
 
 
 def _fwd_cpu(z: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,27 +41,28 @@ FWD = define(
 )  # fmt: skip
 
 
+def _rebuild_product(ctx: Any) -> Differentiable:
+    def product(_: None, z: Tensor, v: Tensor, x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return reference.latent_hessian_product(z, v, *ctx.decoder.of_reference(layers, x))
+
+    return product, (None, *ctx.saved_tensors)
+
+
 class _LatentHessianProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, decoder: Decoder, z: Tensor, v: Tensor, x: Tensor, *layers: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(z, v, x, *layers)
-        ctx.decoder = decoder
+        ctx.decoder, ctx.route = decoder, decoder.route
         keep_none(ctx)
         found: tuple[Tensor, Tensor, Tensor] = FWD.on(decoder.route)(z, v, *decoder.arguments(layers, x))
         return found
 
     @staticmethod
-    def backward(ctx: Any, *d_outputs: Tensor | None) -> Any:
+    @with_reference(_rebuild_product)
+    def backward(ctx: Any, route: Route, *d_outputs: Tensor | None) -> Any:
         return reference_gradients(_rebuild_product, ctx, d_outputs)
-
-
-def _rebuild_product(ctx: Any) -> Differentiable:
-    def product(_: None, z: Tensor, v: Tensor, x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return reference.latent_hessian_product(z, v, *ctx.decoder.of_reference(layers, x))
-
-    return product, (None, *ctx.saved_tensors)
 
 
 def latent_hessian_product(

@@ -24,8 +24,8 @@ SHAPES = [
     ((15,), (15,), (3, 17, 20)),  # a few rows, ragged vectors
     ((25,), (25,), (5, 16, 33)),  # the first number of rows whose samples are in lanes, with AVX-512
     ((65,), (65,), (2, 6, 5)),  # more than a block
-    ((3, 40), (40,), (4, 5, 6, 9)),  # samples of data points, two hidden layers
-    ((4, 3, 10), (3, 1), (5, 8, 9)),  # classes, in several samples
+    ((2, 30), (30,), (4, 5, 6, 9)),  # samples of data points, two hidden layers
+    ((2, 3, 5), (3, 1), (5, 8, 9)),  # classes, in several samples
     ((6,), (), (3, 7, 17)),  # one data point
     ((), (), (3, 7, 13)),  # no batch
     ((0,), (0,), (4, 3, 5)),  # no rows
@@ -34,6 +34,11 @@ SHAPES = [
     ((3,), (3,), (130, 130, 130, 130)),  # three products
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def rows_of(impl):
+    """Few rows and, in C++, enough to be in lanes."""
+    return (3,) if impl == "triton" else (3, 26)
 
 
 def gradient_problem(shape, only_z=True, **options):
@@ -80,14 +85,14 @@ def test_product(shape, impl):
 @every_activation
 def test_activations(activation, likelihood, impl):
     options = {"activation": activation, "likelihood": likelihood}
-    for rows in (3, 26):
+    for rows in rows_of(impl):
         check(lambda rows=rows: product_problem(((rows,), (), (3, 9, 5, 7)), **options), impl, torch.float32)
 
 
 @every_impl
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype, impl):
-    for rows in (3, 40):
+    for rows in rows_of(impl):
         check(lambda rows=rows: gradient_problem(((2, rows), (rows,), (4, 20, 40)), activation="elu"), impl, dtype)
 
 
@@ -212,7 +217,8 @@ def test_random_shapes_and_strides(samples, points, classes, hidden, pixels, fea
 @kernels
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
 def test_not_finite(value, impl):
-    for rows, activation in ((6, "relu"), (26, "relu"), (6, "tanh"), (26, "softplus")):
+    cases = [(6, "relu"), (26, "softplus"), (6, "tanh"), (26, "relu")]
+    for rows, activation in cases if impl == "cpp" else cases[::2]:
         made = product_problem(((rows,), (rows,), (3, 5, 9)), activation=activation)
         made = made.to(torch.float32, device_of(impl))
         with torch.no_grad():
