@@ -105,7 +105,8 @@ def curvature(kept, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "softplus":
         return -expm1(-kept) * exp(-kept, tl.float32)
     elif ACTIVATION == "gelu":
-        return exp(-0.5 * kept * kept, tl.float32) * _INVERSE_SQRT_2PI * (2.0 - kept * kept)
+        density = exp(-0.5 * kept * kept, tl.float32) * _INVERSE_SQRT_2PI
+        return 2.0 * density - density * kept * kept
     else:
         s = sigmoid(kept)
         return s * (1.0 - s) * (2.0 + kept * (1.0 - 2.0 * s))

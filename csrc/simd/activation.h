@@ -129,7 +129,8 @@ FASTVAE_INLINE V curvature(V at) {
   if constexpr (a == Activation::kSoftplus) return exp(-at) * derivative<a>(at);
   if constexpr (a == Activation::kGelu) {
     const auto density_at_0 = static_cast<std::remove_reference_t<decltype(at[0])>>(0.39894228040143267794);
-    return exp(at * at * -0.5f) * density_at_0 * (2 - at * at);
+    const V density = exp(at * at * -0.5f) * density_at_0;
+    return 2 * density - density * at * at;  // not at * at, which may be infinite
   }
   if constexpr (a == Activation::kSilu) {
     const V s = sigmoid(at);

@@ -56,7 +56,8 @@ def _gelu_slope(pre: Tensor) -> Tensor:
 
 
 def _gelu_curvature(pre: Tensor) -> Tensor:
-    return _normal_density(pre) * (2.0 - pre.square())
+    density = _normal_density(pre)
+    return 2.0 * density - density * pre * pre
 
 
 def _silu_slope(pre: Tensor) -> Tensor:
