@@ -48,7 +48,8 @@ def _logistic_density(pre: Tensor) -> Tensor:
 
 
 def _normal_density(pre: Tensor) -> Tensor:
-    return (-0.5 * pre.square()).exp() / math.sqrt(2.0 * math.pi)
+    # Beyond 40 it is 0 in float64, too, and so are its derivatives: without the clamp they could be 0 times infinity.
+    return (-0.5 * pre.clamp(-40.0, 40.0).square()).exp() / math.sqrt(2.0 * math.pi)
 
 
 def _gelu_slope(pre: Tensor) -> Tensor:

@@ -230,21 +230,40 @@ def _decoder(draw: Draw):
     return (samples, points, widths[0]), tensors, call
 
 
+def _decoder_problem(draw: Draw, function, points, tensors, call, constants=()) -> Problem:
+    """Sums that overflow saturate activations or not, as their order has it: those have no values to compare."""
+    count = len(points)
+    fits = _reach(points, [t for t in tensors if t.dim() == 2]) <= torch.finfo(draw.dtype).max
+    return Problem(
+        lambda _, *t: call(function, t[:count], t[count:]), [*points, *tensors], constants=constants, compared=fits,
+        ill_conditioned=draw.hostile,
+    )  # fmt: skip
+
+
+def _reach(points, weights) -> float:
+    """How large numbers can become on their way through the layers and back, if nothing cancels; NaN: not known."""
+    try:
+        sizes = torch.cat([torch.where(p.isfinite(), p, 0.0).double().abs().flatten(0, -2) for p in points])
+        forward, back = sizes.sum() + 1, sizes.new_ones(())
+        for weight in weights:
+            forward = (forward + 1e4) * weight.double().abs().sum()
+            back = back * weight.double().abs().sum().clamp(min=1.0)
+    except RuntimeError:  # shapes that do not fit, which the call refuses
+        return 0.0
+    return float(forward * back)
+
+
 def latent_gradient(draw: Draw) -> Problem:
     shape, tensors, call = _decoder(draw)
     # The gradient of the point alone is a kernel's.
     constants = tuple(range(1, 1 + len(tensors))) if draw.chance(0.7) else ()
-    return Problem(
-        lambda _, z, *layers: call(F.latent_gradient, (z,), layers),
-        [draw.tensor(*shape), *tensors],
-        constants=constants,
-    )
+    return _decoder_problem(draw, F.latent_gradient, [draw.tensor(*shape)], tensors, call, constants)
 
 
 def latent_hessian_product(draw: Draw) -> Problem:
     shape, tensors, call = _decoder(draw)
-    inputs = [draw.tensor(*shape), draw.tensor(*shape), *tensors]
-    return Problem(lambda _, z, v, *layers: call(F.latent_hessian_product, (z, v), layers), inputs)
+    points = [draw.tensor(*shape), draw.tensor(*shape)]
+    return _decoder_problem(draw, F.latent_hessian_product, points, tensors, call)
 
 
 def gated_activation(draw: Draw) -> Problem:
