@@ -130,6 +130,10 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
         "autoregressive_inverse", "_BUSY", "_PRODUCTS", "_WARPS",
         values=((132, 4096, 4), (528, 4096, 4), (264, 2048, 4), (264, 8192, 4), (264, 8192, 8), (264, 2048, 2)),
     ),
+    "latent_gradient": _vary_constants(
+        "latent_gradient", "_CHUNK", "_BLOCK",
+        values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
+    ),
     "linear_bernoulli": _vary_constants(
         "linear_bernoulli", "_CHUNK", "_BLOCK",
         values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),

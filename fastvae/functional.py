@@ -6,6 +6,8 @@ from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
 from .ops.diag_gaussian_with_kl import diag_gaussian_rsample_with_kl
 from .ops.gated_activation import gated_activation
+from .ops.latent_gradient import latent_gradient
+from .ops.latent_hessian_product import latent_hessian_product
 from .ops.linear_bernoulli import linear_bernoulli_log_prob
 from .ops.logistic_mixture import logistic_mixture_log_prob
 from .ops.masked_conv2d import masked_conv2d
@@ -22,6 +24,8 @@ __all__ = [
     "diag_gaussian_rsample_with_kl",
     "discretized_logistic_log_prob",
     "gated_activation",
+    "latent_gradient",
+    "latent_hessian_product",
     "linear_bernoulli_log_prob",
     "logistic_mixture_log_prob",
     "logistic_mixture_sample",

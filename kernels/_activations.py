@@ -93,3 +93,20 @@ def through(gradient, kept, ACTIVATION: tl.constexpr):
         return tl.where(kept <= 0.0, 0.0, gradient)
     else:
         return gradient * _slope(kept, ACTIVATION)
+
+
+@triton.jit
+def curvature(kept, ACTIVATION: tl.constexpr):
+    """The second derivative, from what the slope takes; the identity and relu have none."""
+    if ACTIVATION == "elu":
+        return tl.where(kept > 0.0, 0.0, kept + 1.0)
+    elif ACTIVATION == "tanh":
+        return -2.0 * kept * (1.0 - kept * kept)
+    elif ACTIVATION == "softplus":
+        return -expm1(-kept) * exp(-kept, tl.float32)
+    elif ACTIVATION == "gelu":
+        density = exp(-0.5 * kept * kept, tl.float32) * _INVERSE_SQRT_2PI
+        return 2.0 * density - density * kept * kept
+    else:
+        s = sigmoid(kept)
+        return s * (1.0 - s) * (2.0 + kept * (1.0 - 2.0 * s))

@@ -12,6 +12,9 @@ enum class Activation : int64_t { kIdentity, kRelu, kElu, kTanh, kSoftplus, kGel
 // kNone is that of a network without a flow step.
 enum class FlowKind : int64_t { kNone, kGated, kExp, kClampedExp, kSoftplus, kSigmoid, kLocationOnly, kIafRelease };
 
+// Of the data under a decoder's outputs: logits, or means of unit variance.
+enum class Likelihood : int64_t { kBernoulli, kGaussian };
+
 enum class Gate : int64_t { kTanh, kLinear };
 
 // What a pixel is drawn from.

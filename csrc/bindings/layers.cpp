@@ -114,6 +114,74 @@ nb::tuple linear_bernoulli_bwd(nb::handle d_log_p, nb::handle h, nb::handle weig
   return nb::make_tuple(d_h.tensor, d_weight.tensor, d_bias.tensor);
 }
 
+// A decoder's layers come as one list: weights, then the biases that `has_bias` announces.
+struct DecoderViews {
+  std::vector<LayerViews> layers;
+
+  DecoderViews(nb::handle tensors, nb::handle has_bias) {
+    const Items given(tensors), there(has_bias);
+    size_t next = there.size();
+    for (size_t l = 0; l < there.size(); ++l)
+      layers.push_back(dense_views(given[l], there[l].ptr() == Py_True ? given[next++] : nb::handle(Py_None)));
+  }
+};
+
+struct LatentOutputs {
+  Output log_p, gradient, product;
+};
+
+void run_latent(nb::handle z, const TensorView& v, nb::handle layers, nb::handle has_bias, nb::handle x, int64_t inner,
+                int64_t activation, int64_t likelihood, const FlatView& d_log_p, const LatentOutputs& to) {
+  const DecoderViews decoder(layers, has_bias);
+  const TensorView latents = view(z), points = view(x);
+  with_type(latents.is_double(), [&]<class T>(T) {
+    LatentProblem<T> problem{{},
+                             activation,
+                             likelihood,
+                             rows_of<T>(latents),
+                             rows_of<T>(v),
+                             rows_of<T>(points),
+                             d_log_p.as<const T>(),
+                             latents.shape[0],
+                             points.shape[0],
+                             inner};
+    problem.layers.reserve(decoder.layers.size());
+    for (const LayerViews& layer : decoder.layers) problem.layers.push_back(layer.of<T>());
+    current().of<T>().latent_gradient.run(problem, {to.log_p.as<T>(), to.gradient.as<T>(), to.product.as<T>()});
+  });
+}
+
+// Returns the log-likelihoods and their gradients to z.
+nb::tuple latent_gradient_fwd(nb::handle z, nb::handle layers, nb::handle has_bias, nb::handle x, int64_t inner,
+                              int64_t activation, int64_t likelihood) {
+  const TensorView latents = view(z);
+  const int64_t rows = latents.shape[0];
+  const LatentOutputs to{new_tensor(z, latents, {rows}), new_tensor(z, latents, {rows, latents.shape[1]}), {}};
+  run_latent(z, {}, layers, has_bias, x, inner, activation, likelihood, {}, to);
+  return nb::make_tuple(to.log_p.tensor, to.gradient.tensor);
+}
+
+// Returns the gradient of z out of those of the log-likelihoods, which may be absent, and of their gradients.
+nb::object latent_gradient_bwd(nb::handle d_log_p, nb::handle d_gradient, nb::handle z, nb::handle layers,
+                               nb::handle has_bias, nb::handle x, int64_t inner, int64_t activation,
+                               int64_t likelihood) {
+  const TensorView latents = view(z);
+  const LatentOutputs to{{}, {}, new_tensor(z, latents, {latents.shape[0], latents.shape[1]})};
+  run_latent(z, view(d_gradient), layers, has_bias, x, inner, activation, likelihood, flat_view(d_log_p), to);
+  return to.product.tensor;
+}
+
+// Returns the log-likelihoods, their gradients to z, and the products of their Hessians and v.
+nb::tuple latent_hessian_product_fwd(nb::handle z, nb::handle v, nb::handle layers, nb::handle has_bias, nb::handle x,
+                                     int64_t inner, int64_t activation, int64_t likelihood) {
+  const TensorView latents = view(z);
+  const int64_t rows = latents.shape[0], columns = latents.shape[1];
+  const LatentOutputs to{new_tensor(z, latents, {rows}), new_tensor(z, latents, {rows, columns}),
+                         new_tensor(z, latents, {rows, columns})};
+  run_latent(z, view(v), layers, has_bias, x, inner, activation, likelihood, {}, to);
+  return nb::make_tuple(to.log_p.tensor, to.gradient.tensor, to.product.tensor);
+}
+
 }  // namespace
 
 void bind_layers(nb::module_& m) {
@@ -124,6 +192,12 @@ void bind_layers(nb::module_& m) {
   m.def("linear_bernoulli_fwd", linear_bernoulli_fwd, "h"_a, "weight"_a, "bias"_a.none(), "x"_a, "inner"_a, "keep"_a);
   m.def("linear_bernoulli_bwd", linear_bernoulli_bwd, "d_log_p"_a, "h"_a, "weight"_a, "bias"_a.none(), "x"_a,
         "kept"_a.none(), "inner"_a, "needs"_a);
+  m.def("latent_gradient_fwd", latent_gradient_fwd, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "inner"_a, "activation"_a,
+        "likelihood"_a);
+  m.def("latent_gradient_bwd", latent_gradient_bwd, "d_log_p"_a.none(), "d_gradient"_a, "z"_a, "layers"_a, "has_bias"_a,
+        "x"_a, "inner"_a, "activation"_a, "likelihood"_a);
+  m.def("latent_hessian_product_fwd", latent_hessian_product_fwd, "z"_a, "v"_a, "layers"_a, "has_bias"_a, "x"_a,
+        "inner"_a, "activation"_a, "likelihood"_a);
   m.def("masked_norm_fwd", masked_norm_fwd, "weight"_a, "in_degrees"_a, "out_degrees"_a);
   m.def("masked_norm_bwd", masked_norm_bwd, "d_norm"_a, "norm"_a, "weight"_a, "in_degrees"_a, "out_degrees"_a);
 }

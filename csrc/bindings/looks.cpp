@@ -38,6 +38,13 @@ int look(nb::handle tensors, size_t floats, size_t required) {
   return static_cast<int>(!alike ? Look::kPlain : rows ? Look::kRows : Look::kAlike);
 }
 
+nb::object to_tuple(const std::vector<nb::handle>& items) {
+  nb::object tuple = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(items.size())));
+  for (size_t i = 0; i < items.size(); ++i)
+    PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), items[i].inc_ref().ptr());
+  return tuple;
+}
+
 // Returns a call's tensors as one tuple (the weights, then context term, biases and factors as far as they are there),
 // and a tuple that says which are there. Returns None where they must be checked, cast or laid out first: unless all
 // are float32, or all float64, in the memory of the CPU, have the sizes of the degrees, and contiguous rows.
@@ -85,10 +92,46 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
       if (!try_plain_view(item, t) || (t.given && (!fits(1) || t.shape[0] != sizes[l + 1]))) return nb::none();
       add(1 + part * layers + l, item);
     }
-  nb::object tensors = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(found.size())));
-  for (size_t i = 0; i < found.size(); ++i)
-    PyTuple_SET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i), found[i].inc_ref().ptr());
-  return nb::make_tuple(tensors, present);
+  return nb::make_tuple(to_tuple(found), present);
+}
+
+// Returns a decoder's tensors as one tuple (the weights, then the biases that there are), and a tuple that says which
+// biases are there. Returns None where they must be checked, cast or laid out first: unless all are float32, or all
+// float64, in the memory of the CPU, of sizes that fit, with contiguous rows, and x has one row or as many as the
+// points, which are matrices of one shape.
+nb::object decoder_tensors(nb::handle points, nb::handle weights, nb::handle biases, nb::handle x) {
+  if (is_watched()) return nb::none();
+  TensorView first, t;
+  const auto fits = [&](nb::handle tensor, int dims) {
+    return is_plain(tensor) && try_readable_view(tensor, t) && t.is_real() && t.dims == dims && t.contiguous_rows() &&
+           (!first.given || t.scalar == first.scalar);
+  };
+  const Items z(points), w(weights), b(biases);
+  const size_t layers = w.size();
+  if (layers == 0 || b.size() != layers) return nb::none();
+  for (size_t i = 0; i < z.size(); ++i) {
+    if (!fits(z[i], 2)) return nb::none();
+    if (i == 0) first = t;
+    if (t.shape[0] != first.shape[0] || t.shape[1] != first.shape[1]) return nb::none();
+  }
+  std::vector<nb::handle> found;
+  found.reserve(2 * layers);
+  std::vector<int64_t> sizes{first.shape[1]};
+  for (size_t l = 0; l < layers; ++l) {
+    if (!fits(w[l], 2) || t.shape[1] != sizes[l] || t.shape[0] == 0 || t.shape[1] == 0) return nb::none();
+    found.push_back(w[l]);
+    sizes.push_back(t.shape[0]);
+  }
+  nb::object has_bias = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(layers)));
+  for (size_t l = 0; l < layers; ++l) {
+    const bool there = !b[l].is_none();
+    if (there && (!fits(b[l], 1) || t.shape[0] != sizes[l + 1])) return nb::none();
+    if (there) found.push_back(b[l]);
+    PyTuple_SET_ITEM(has_bias.ptr(), static_cast<Py_ssize_t>(l), nb::bool_(there).release().ptr());
+  }
+  if (!fits(x, 2) || t.shape[1] != sizes[layers] || (t.shape[0] != first.shape[0] && t.shape[0] != 1))
+    return nb::none();
+  return nb::make_tuple(to_tuple(found), has_bias);
 }
 
 }  // namespace
@@ -98,6 +141,7 @@ void bind_looks(nb::module_& m) {
   m.def("look", look);
   m.def("network_tensors", network_tensors, "x"_a.none(), "context_term"_a.none(), "weights"_a.none(),
         "biases"_a.none(), "scales"_a.none(), "degrees"_a.none(), "structure"_a);
+  m.def("decoder_tensors", decoder_tensors, "points"_a, "weights"_a, "biases"_a, "x"_a.none());
 }
 
 }  // namespace fastvae

@@ -49,7 +49,7 @@ void add_code(nb::dict& codes, const char* name, Code code) {
 
 // Names and numbers of the enums in base/codes.h.
 nb::dict codes() {
-  nb::dict activation, flow, gate, head, op, all;
+  nb::dict activation, flow, gate, head, likelihood, op, all;
   add_code(activation, "identity", Activation::kIdentity);
   add_code(activation, "relu", Activation::kRelu);
   add_code(activation, "elu", Activation::kElu);
@@ -71,6 +71,8 @@ nb::dict codes() {
   add_code(head, "bernoulli", Head::kBernoulli);
   add_code(head, "categorical", Head::kCategorical);
   add_code(head, "logistic_mixture", Head::kLogisticMixture);
+  add_code(likelihood, "bernoulli", Likelihood::kBernoulli);
+  add_code(likelihood, "gaussian", Likelihood::kGaussian);
   add_code(op, "conv", SamplerOp::kConv);
   add_code(op, "add", SamplerOp::kAdd);
   add_code(op, "sub", SamplerOp::kSub);
@@ -84,6 +86,7 @@ nb::dict codes() {
   all["flow"] = flow;
   all["gate"] = gate;
   all["head"] = head;
+  all["likelihood"] = likelihood;
   all["op"] = op;
   return all;
 }

@@ -6,6 +6,7 @@
 #include "ops/causal_sampler.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
+#include "ops/latent_gradient.h"
 #include "ops/linear_bernoulli.h"
 #include "ops/logistic_mixture.h"
 #include "ops/masked_conv2d.h"
@@ -26,6 +27,7 @@ struct Kernels {
   CausalSampler<T> causal_sampler;
   LogisticMixture<T> logistic_mixture;
   LinearBernoulli<T> linear_bernoulli;
+  LatentGradient<T> latent_gradient;
 };
 
 struct Table {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "network/dense.h"
 #include "network/network.h"
 #include "network/weight_gradient.h"
 #include "simd/activation.h"
@@ -14,8 +15,6 @@ namespace {
 constexpr int64_t kTaskVisits = 8;
 // Blocks whose part of the weight's gradient is summed up at once.
 constexpr int64_t kChunkBlocks = 16;
-// Groups of outputs that are summed up before their sum is added to the total: the error of long sums stays small.
-constexpr int64_t kSumGroups = 12;
 
 // The rows that one block of lanes takes, and their data points. With a whole block of data points all samples of one
 // block come one after another.
@@ -46,41 +45,12 @@ class Visits {
   int64_t blocks_, count_;
 };
 
-LaneRange lanes_of(int64_t rows, int64_t width) { return {0, (rows + width - 1) / width * width, rows}; }
-
-// The data points of a block's rows in lanes, (out, kLanes); they are read again only where they are others.
+// The data points of a visit, in lanes.
 template <class T>
-class Points {
- public:
-  Points(Matrix<T> x, int64_t out) : x_(x), out_(out), values_(out * kLanes) { points_.fill(-1); }
-
-  const T* read(const Visits& visits, int64_t visit, LaneRange lanes) {
-    std::array<int64_t, kLanes> points;
-    points.fill(-1);
-    for (int64_t i = 0; i < lanes.count; ++i) points[i] = visits.point_of(visits.first_row(visit) + i);
-    if (points == points_) return values_.get();
-    points_ = points;
-    constexpr int64_t width = Simd<T>::kWidth;
-    for (int64_t lane = lanes.begin; lane < lanes.end; lane += width)
-      for (int64_t c = 0; c < out_; c += width) {
-        typename Simd<T>::Vector square[width];
-        for (int64_t i = 0; i < width; ++i) {
-          square[i] = typename Simd<T>::Vector{};
-          if (lane + i < lanes.count) square[i] = load_up_to(x_.row(points[lane + i]) + c, out_ - c);
-        }
-        transpose_square<T>(square);
-        for (int64_t i = 0; i < std::min(width, out_ - c); ++i)
-          store(values_.get() + (c + i) * kLanes + lane, square[i]);
-      }
-    return values_.get();
-  }
-
- private:
-  Matrix<T> x_;
-  int64_t out_;
-  Scratch<T> values_;
-  std::array<int64_t, kLanes> points_;
-};
+const T* read_points(Points<T>& points, const Visits& visits, int64_t visit, LaneRange lanes) {
+  const int64_t first = visits.first_row(visit);
+  return points.read([&](int64_t lane) { return visits.point_of(first + lane); }, lanes);
+}
 
 // Calls body(visit, points) for the visits [begin, end), each task with points of its own.
 template <class T, class Body>
@@ -94,24 +64,6 @@ void each_visit(const MaskedLayer<T>& layer, Matrix<T> x, int64_t begin, int64_t
     for (int64_t visit = begin + task * step; visit < last; ++visit) body(visit, points);
   });
 }
-
-// A layer that is not masked, with the degrees that say so.
-template <class T>
-struct Dense {
-  LocalVector<int64_t> degrees;
-  MaskedLayer<T> layer;
-  Staircase<T> staircase;
-
-  explicit Dense(const MaskedLayer<T>& given)
-      : degrees(static_cast<size_t>(std::max(given.in, given.out))), layer(given), staircase(with_degrees()) {}
-
- private:
-  const MaskedLayer<T>& with_degrees() {
-    std::fill(degrees.begin(), degrees.end(), 0);
-    layer.in_degrees = layer.out_degrees = degrees.data();
-    return layer;
-  }
-};
 
 // The logits of a visit, a few outputs at a time: done(begin, end, logits) gets (end - begin, kLanes) of them.
 template <class T, class Done>
@@ -141,11 +93,6 @@ void clear_rest(LaneRange lanes, int64_t out, T* block) {
     std::fill_n(block + r * kLanes + lanes.end, kLanes - lanes.end, T(0));
 }
 
-template <class T>
-FASTVAE_INLINE typename Simd<T>::Vector tail_of(typename Simd<T>::Vector l) {
-  return exp(l < 0 ? l : -l);
-}
-
 template <class T, bool keep>
 void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, T* kept, BernoulliSizes sizes) {
   using Vector = typename Simd<T>::Vector;
@@ -159,7 +106,7 @@ void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, 
     const Scratch<T> scratch((in + kTileRows + 2) * kLanes);
     T *inputs = scratch.get(), *part = inputs + in * kLanes, *total = part + kLanes;
     T* const residuals = keep ? kept + visit * out * kLanes : nullptr;
-    const T* values = points.read(visits, visit, lanes);
+    const T* values = read_points(points, visits, visit, lanes);
     samples_to_lanes(h.row(first), h.stride, in, nullptr, lanes, inputs);
     std::fill_n(part, 2 * kLanes, T(0));
     int64_t groups = 0;
@@ -248,7 +195,7 @@ void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x
         samples_to_lanes(h.row(first), h.stride, in, nullptr, LaneRange{0, kLanes, lanes.count}, inputs);
       if (!kept) {
         T* const to_block = computed.get() + (visit - from) * block_size;
-        const T* values = points.read(visits, visit, lanes);
+        const T* values = read_points(points, visits, visit, lanes);
         each_group<T>(s, inputs, lanes, logits, [&](int64_t begin, int64_t end, const T* group) {
           for (int64_t r = begin; r < end; ++r)
             for (int64_t lane = 0; lane < lanes.end; lane += width) {

@@ -118,6 +118,27 @@ FASTVAE_INLINE V through_activation(V gradient, V at) {
   return gradient * derivative<a>(at);
 }
 
+// Whether the second derivative is not 0 everywhere.
+constexpr bool has_curvature(Activation a) { return a != Activation::kIdentity && a != Activation::kRelu; }
+
+// The second derivative, at what derivative() takes.
+template <Activation a, class V>
+FASTVAE_INLINE V curvature(V at) {
+  if constexpr (a == Activation::kElu) return at > 0 ? V{} : at + 1;
+  if constexpr (a == Activation::kTanh) return -2 * at * (1 - at * at);
+  if constexpr (a == Activation::kSoftplus) return exp(-at) * derivative<a>(at);
+  if constexpr (a == Activation::kGelu) {
+    const auto density_at_0 = static_cast<std::remove_reference_t<decltype(at[0])>>(0.39894228040143267794);
+    const V density = exp(at * at * -0.5f) * density_at_0;
+    return 2 * density - density * at * at;  // not at * at, which may be infinite
+  }
+  if constexpr (a == Activation::kSilu) {
+    const V s = sigmoid(at);
+    return s * (1 - s) * (2 + at * (1 - 2 * s));
+  }
+  return V{};
+}
+
 // Calls body with a masked layer's activation as a compile-time constant.
 template <class Body>
 FASTVAE_INLINE void with_activation(Activation a, const Body& body) {

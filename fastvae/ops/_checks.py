@@ -222,3 +222,36 @@ def align_points(z: Tensor, parameters: Sequence[Tensor], trailing: Sequence[int
     batch = joint[len(joint) - len(batch) :]
     expanded = [p.expand(*batch, *p.shape[p.dim() - n :]) for p, n in zip(parameters, trailing, strict=True)]
     return [z.expand(*joint, z.shape[-1]), *expanded]
+
+
+def check_data(x: Any, pixels: int, **point: Tensor) -> None:
+    """Raises unless ``x`` has a value for each row of a decoder's last weight; ``point`` is its input, by its name."""
+    ((name, h),) = point.items()
+    if not isinstance(x, Tensor) or x.is_complex():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a bool, integer or floating-point tensor, got {kind}")
+    if x.device != h.device:
+        raise ValueError(f"x must be on the device of {name}, {h.device}; it is on {x.device}")
+    if x.dim() == 0 or x.shape[-1] != pixels:
+        raise ValueError(f"x must have shape (*, {pixels}), one value for each row of weight, got {tuple(x.shape)}")
+
+
+def align_data(x: Tensor, **point: Tensor) -> tuple[Tensor, int]:
+    """The data points as a matrix, and how many rows of ``point`` follow each other for one of them."""
+    ((name, h),) = point.items()
+    batch = list(h.shape[:-1])
+    if x.dim() >= 1 and x.dim() <= h.dim():
+        own = [1] * (h.dim() - x.dim()) + list(x.shape[:-1])
+        if all(size == 1 or size == wanted for size, wanted in zip(own, batch, strict=True)):
+            first, last = 0, len(own)
+            while first < last and own[first] == 1:
+                first += 1
+            while last > first and own[last - 1] == 1:
+                last -= 1
+            inner = (product(batch[last:]) if first < last else 1) or 1
+            points = x.reshape(*own[first:last], x.shape[-1]).expand(*batch[first:last], x.shape[-1])
+            return points.reshape(-1, x.shape[-1]), inner
+    wanted = tuple(h.shape[:-1])
+    raise ValueError(
+        f"x must have shape (*, P) whose batch broadcasts to that of {name}, {wanted}, got {tuple(x.shape)}"
+    )

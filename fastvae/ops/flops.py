@@ -101,6 +101,24 @@ def _linear_bernoulli_bwd(
     return 2 * products * h.shape[0] * weight.numel()
 
 
+def _latent_gradient_fwd(z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any) -> int:
+    """A product forward and one back for each layer."""
+    return 4 * z.shape[0] * sum(weight.numel() for weight in layers[: len(has_bias)])
+
+
+def _latent_gradient_bwd(
+    d_log_p: Any, d_gradient: Any, z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any
+) -> int:
+    """The same for the tangents beside the values."""
+    return 2 * _latent_gradient_fwd(z, layers, has_bias)
+
+
+def _latent_hessian_product_fwd(
+    z: Tensor, v: Any, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any
+) -> int:
+    return 2 * _latent_gradient_fwd(z, layers, has_bias)
+
+
 def _masked_conv2d_fwd(
     x: Any,
     weight: Tensor,
@@ -162,6 +180,9 @@ FLOP_FORMULAS.update(
         "autoregressive_inverse_bwd": _inverse_bwd,
         "linear_bernoulli_fwd": _linear_bernoulli_fwd,
         "linear_bernoulli_bwd": _linear_bernoulli_bwd,
+        "latent_gradient_fwd": _latent_gradient_fwd,
+        "latent_gradient_bwd": _latent_gradient_bwd,
+        "latent_hessian_product_fwd": _latent_hessian_product_fwd,
         "masked_conv2d_fwd": _masked_conv2d_fwd,
         "masked_conv2d_bwd": _masked_conv2d_bwd,
         "tril_gaussian_fwd": _tril_gaussian_fwd,

@@ -153,25 +153,6 @@ class _LinearBernoulliLogProb(torch.autograd.Function):
         return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
 
 
-def _align(h: Tensor, x: Tensor) -> tuple[Tensor, int]:
-    """The data points as a matrix, and how many rows of ``h`` follow each other for one of them."""
-    batch = list(h.shape[:-1])
-    if x.dim() >= 1 and x.dim() <= h.dim():
-        own = [1] * (h.dim() - x.dim()) + list(x.shape[:-1])
-        if all(size == 1 or size == wanted for size, wanted in zip(own, batch, strict=True)):
-            first, last = 0, len(own)
-            while first < last and own[first] == 1:
-                first += 1
-            while last > first and own[last - 1] == 1:
-                last -= 1
-            inner = (_layout.product(batch[last:]) if first < last else 1) or 1
-            points = x.reshape(*own[first:last], x.shape[-1]).expand(*batch[first:last], x.shape[-1])
-            return points.reshape(-1, x.shape[-1]), inner
-    raise ValueError(
-        f"x must have shape (*, P) whose batch broadcasts to that of h, {tuple(h.shape[:-1])}, got {tuple(x.shape)}"
-    )
-
-
 def _check(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight must have shape (P, H) with P >= 1, got {tuple(weight.shape)}")
@@ -180,13 +161,7 @@ def _check(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
         raise ValueError(f"h must have shape (*, {features}), got {tuple(h.shape)}")
     if bias is not None and bias.shape != (pixels,):
         raise ValueError(f"bias must have shape ({pixels},), got {tuple(bias.shape)}")
-    if not isinstance(x, Tensor) or x.is_complex():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a bool, integer or floating-point tensor, got {kind}")
-    if x.device != h.device:
-        raise ValueError(f"x must be on the device of h, {h.device}; it is on {x.device}")
-    if x.dim() == 0 or x.shape[-1] != pixels:
-        raise ValueError(f"x must have shape (*, {pixels}), one value for each row of weight, got {tuple(x.shape)}")
+    _checks.check_data(x, pixels, h=h)
 
 
 def linear_bernoulli_log_prob(
@@ -235,7 +210,7 @@ def linear_bernoulli_log_prob(
     )
     h, weight, bias = _checks.to_kind_of_products(h, weight, bias=bias, alike=route.alike, name="h")
     _check(h, weight, bias, x)
-    x, inner = _align(h, x.to(compute_dtype(h.dtype)))
+    x, inner = _checks.align_data(x.to(compute_dtype(h.dtype)), h=h)
     if needs_grad(x):
         if backend.is_asked_for(impl) and route.impl != "reference":
             raise RuntimeError(f"impl={impl!r} cannot run here: x requires a gradient, which only the reference gives")

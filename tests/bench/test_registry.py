@@ -38,6 +38,7 @@ def test_stems_of_the_library_are_registered():
         "diag_gaussian",
         "gated_activation",
         "gated_stack",
+        "latent_gradient",
         "logistic_mixture",
         "masked_conv2d",
         "masked_linear",

@@ -2,6 +2,8 @@
 // AddressSanitizer sees one number too far; and the instruction sets' results side by side.
 #include "sanitize.h"
 
+#include <array>
+
 #include "base/uniform.h"
 
 using namespace fastvae;
@@ -322,6 +324,70 @@ int check_bernoulli(const char* type, double tolerance) {
   return failures;
 }
 
+// A decoder with arrays of exactly their size; every second layer has no bias.
+template <class T>
+struct DecoderInputs {
+  std::vector<std::unique_ptr<T[]>> arrays;
+  LatentProblem<T> problem;
+
+  const T* keep(int64_t count, double scale = 0.3) {
+    arrays.push_back(random_array<T>(count, scale));
+    return arrays.back().get();
+  }
+
+  DecoderInputs(const std::vector<int64_t>& widths, int64_t activation, int64_t likelihood, int64_t rows,
+                int64_t points, int64_t inner)
+      : problem{{}, activation, likelihood, {}, {}, {}, nullptr, rows, points, inner} {
+    for (size_t l = 0; l + 1 < widths.size(); ++l) {
+      const int64_t in = widths[l], out = widths[l + 1];
+      const T* weight = keep(in * out, 1 / std::sqrt(static_cast<double>(in)));
+      const T* bias = l % 2 ? nullptr : keep(out);
+      problem.layers.push_back({weight, bias, nullptr, nullptr, nullptr, nullptr, in, out, in});
+    }
+    problem.z = {keep(rows * widths.front()), widths.front()};
+    problem.v = {keep(rows * widths.front()), widths.front()};
+    problem.x = {keep(points * widths.back()), widths.back()};
+    problem.d_log_p = keep(rows);
+  }
+};
+
+template <class T>
+std::vector<T> run_latent(const Kernels<T>& kernels, const LatentProblem<T>& given) {
+  const int64_t rows = given.rows, count = rows * given.layers.front().in;
+  Results<T> r;
+  auto log_p = r.array(rows), gradient = r.array(count), product = r.array(count);
+  LatentProblem<T> problem = given;
+  kernels.latent_gradient.run(problem, {nullptr, nullptr, product.get()});
+  r.keep(product, count);
+  problem.d_log_p = nullptr;
+  kernels.latent_gradient.run(problem, {log_p.get(), gradient.get(), product.get()});
+  r.keep(product, count);
+  problem.v = {};
+  kernels.latent_gradient.run(problem, {log_p.get(), gradient.get(), nullptr});
+  r.keep(log_p, rows);
+  r.keep(gradient, count);
+  return r.values;
+}
+
+template <class T>
+int check_latent(const char* type, double tolerance) {
+  int failures = 0;
+  const std::vector<std::vector<int64_t>> decoders = {{5, 40}, {3, 17, 33, 70}, {1, 1, 1}, {19, 530, 9}};
+  for (const auto& widths : decoders)
+    for (int64_t activation = 0; activation <= 6; ++activation)
+      for (const auto& [rows, points, inner] : {std::array<int64_t, 3>{1, 1, 1}, {7, 7, 1}, {30, 5, 3}, {300, 100, 1}})
+        for (int64_t likelihood : {0, 1}) {
+          if (likelihood != activation % 2) continue;
+          const DecoderInputs<T> in(widths, activation, likelihood, rows, points, inner);
+          char name[96];
+          std::snprintf(name, sizeof(name), "%s decoder of %zu layers, activation=%ld likelihood=%ld rows=%ld", type,
+                        widths.size() - 1, activation, likelihood, rows);
+          failures +=
+              compare<T>(name, tolerance, [&](const Kernels<T>& kernels) { return run_latent(kernels, in.problem); });
+        }
+  return failures;
+}
+
 // Uniform numbers have no table of kernels: only their reach is checked.
 void run_uniforms() {
   for (int64_t rows : {0, 1, 300})
@@ -345,6 +411,7 @@ int main() {
   const int failures = check_gaussians<float>("float", 2e-3) + check_gaussians<double>("double", 1e-5) +
                        check_networks<float>("float", 2e-3) + check_networks<double>("double", 1e-5) +
                        check_bernoulli<float>("float", 2e-3) + check_bernoulli<double>("double", 1e-5) +
+                       check_latent<float>("float", 2e-3) + check_latent<double>("double", 1e-5) +
                        check_images() + check_samplers();
   std::printf(": %d failures\n", failures);
   return failures != 0;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch.distributions import kl_divergence
 
@@ -12,6 +14,7 @@ from fastvae.ops._checks import check_triangular
 from fastvae.precision import compute_dtype
 from fastvae.reference import affine_flow as affine
 from fastvae.reference import gated_activation as gates
+from fastvae.reference.latent_gradient import LIKELIHOODS
 from fastvae.reference.masked_linear import ACTIVATIONS as NAMED
 from fastvae.reference.tril_gaussian import strictly_lower
 
@@ -208,6 +211,61 @@ def linear_bernoulli_log_prob(draw: Draw) -> Problem:
     )
 
 
+def _decoder(draw: Draw):
+    """Sizes of the batch, weights, the biases that there are, and a function of the points and these tensors."""
+    samples, points = draw.size(3), draw.size(70)
+    widths = [draw.some(9) for _ in range(draw.rng.randint(2, 4))]
+    pairs = list(itertools.pairwise(widths))
+    has_bias = [draw.chance(0.6) for _ in pairs]
+    tensors = [draw.tensor(out, ins) for ins, out in pairs]
+    tensors += [draw.tensor(out) for (_, out), there in zip(pairs, has_bias, strict=True) if there]
+    x = (torch.rand(points, widths[-1], generator=draw.generator) < 0.5).double()
+    options = {"activation": draw.choice(ACTIVATIONS), "likelihood": draw.choice(LIKELIHOODS)}
+
+    def call(function, points, layers):
+        biases = iter(layers[len(pairs) :])
+        of_layers = [next(biases) if there else None for there in has_bias]
+        return function(*points, layers[: len(pairs)], of_layers, x.to(points[0]), **options)
+
+    return (samples, points, widths[0]), tensors, call
+
+
+def _decoder_problem(draw: Draw, function, points, tensors, call, constants=()) -> Problem:
+    """Sums that overflow saturate activations or not, as their order has it: those have no values to compare."""
+    count = len(points)
+    fits = _reach(points, [t for t in tensors if t.dim() == 2]) <= torch.finfo(draw.dtype).max
+    return Problem(
+        lambda _, *t: call(function, t[:count], t[count:]), [*points, *tensors], constants=constants, compared=fits,
+        ill_conditioned=draw.hostile,
+    )  # fmt: skip
+
+
+def _reach(points, weights) -> float:
+    """How large numbers can become on their way through the layers and back, if nothing cancels; NaN: not known."""
+    try:
+        sizes = torch.cat([torch.where(p.isfinite(), p, 0.0).double().abs().flatten(0, -2) for p in points])
+        forward, back = sizes.sum() + 1, sizes.new_ones(())
+        for weight in weights:
+            forward = (forward + 1e4) * weight.double().abs().sum()
+            back = back * weight.double().abs().sum().clamp(min=1.0)
+    except RuntimeError:  # shapes that do not fit, which the call refuses
+        return 0.0
+    return float(forward * back)
+
+
+def latent_gradient(draw: Draw) -> Problem:
+    shape, tensors, call = _decoder(draw)
+    # The gradient of the point alone is a kernel's.
+    constants = tuple(range(1, 1 + len(tensors))) if draw.chance(0.7) else ()
+    return _decoder_problem(draw, F.latent_gradient, [draw.tensor(*shape)], tensors, call, constants)
+
+
+def latent_hessian_product(draw: Draw) -> Problem:
+    shape, tensors, call = _decoder(draw)
+    points = [draw.tensor(*shape), draw.tensor(*shape)]
+    return _decoder_problem(draw, F.latent_hessian_product, points, tensors, call)
+
+
 def gated_activation(draw: Draw) -> Problem:
     images, features, height, width = draw.size(4), draw.some(6), draw.size(), draw.size()
     x = draw.tensor(images, 2 * features, height, width)
@@ -305,6 +363,8 @@ FUNCTIONS = {
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),
+        ("latent_gradient", latent_gradient),
+        ("latent_hessian_product", latent_hessian_product),
         ("linear_bernoulli_log_prob", linear_bernoulli_log_prob),
         ("logistic_mixture_log_prob", logistic_mixture_log_prob),
         ("logistic_mixture_sample", logistic_mixture_sample),

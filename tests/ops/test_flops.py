@@ -243,6 +243,15 @@ def test_whichever_is_imported_first(first):
     assert done.stdout.split() == [str(2 * 3 * 10)]
 
 
+def test_latent_gradient():
+    z, weights, x = torch.randn(2, N, D, requires_grad=True), [torch.randn(7, D), torch.randn(11, 7)], torch.rand(N, 11)
+    flops = count_flops(lambda: backward(F.latent_gradient(z, weights, [None, torch.ones(11)], x)))
+    once = 4 * 2 * N * (7 * D + 11 * 7)
+    assert flops == {"latent_gradient_fwd": once, "latent_gradient_bwd": 2 * once}
+    flops = count_flops(lambda: F.latent_hessian_product(z.detach(), z.detach(), weights, [None, None], x))
+    assert flops == {"latent_hessian_product_fwd": 2 * once}
+
+
 @pytest.mark.parametrize(("most", "products"), [(1 << 20, 2), (0, 3)])
 def test_linear_bernoulli(most, products, monkeypatch):
     monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)

@@ -199,3 +199,13 @@ def test_likelihood_and_posterior_come_from_the_library(tiny, monkeypatch):
     monkeypatch.setattr(F, "diag_gaussian_rsample_with_kl", lambda *a, **k: called.append(k) or original(*a, **k))
     small().bound(binarize_fixed(tiny.x_test), row_offset=5)
     assert called[0]["row_offset"] == 5
+
+
+def test_latent_gradient_is_that_of_the_likelihood(tiny):
+    model, x = small().double(), binarize_fixed(tiny.x_test).double()
+    z = torch.randn(5, 60, 3, dtype=torch.float64, requires_grad=True)
+    expected = model.log_likelihood(x, z)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), z)
+    log_p, gradient = model.latent_gradient(z, x)
+    torch.testing.assert_close(log_p, expected)
+    torch.testing.assert_close(gradient, expected_gradient)

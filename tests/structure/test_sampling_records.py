@@ -5,6 +5,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from fastvae.backend import _C
+from fastvae.ops._decoder import LIKELIHOOD_IDS
 from fastvae.ops._network import ACTIVATION_IDS, KIND_IDS
 from fastvae.ops.gated_activation import KIND_IDS as GATE_IDS
 from fastvae.sampling.likelihoods import LIKELIHOODS
@@ -28,6 +29,7 @@ def test_codes_are_those_of_the_extension():
         "flow": {name: number for name, number in KIND_IDS.items() if name is not None},
         "gate": numbers_of(records.GateCode),
         "head": numbers_of(records.HeadCode),
+        "likelihood": LIKELIHOOD_IDS,
         "op": ops,
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fastvae.functional as F
 from tests.support.convolutions import Form
+from tests.support.decoders import Decoder
 from tests.support.gaussians import packed_size
 from tests.support.masked_layers import layer_problem, spread
 from tests.support.mixtures import problem as mixture
@@ -77,6 +78,17 @@ def likelihood(samples: int, points: int, pixels: int, features: int) -> Problem
     return Problem(call, inputs)
 
 
+def latent(rows: int, widths: tuple[int, ...]) -> Problem:
+    """Values and Hessian product of a decoder, which the backward pass of the gradient sums up alike."""
+    decoder, x = Decoder(widths, "tanh"), (torch.rand(rows, widths[-1]) < 0.9).float()
+
+    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
+        layers = decoder.split([t.to(p[0]) for t in decoder.tensors])
+        return F.latent_gradient(p[0], *layers, x, activation="tanh", impl=impl)
+
+    return Problem(call, [positive(rows, widths[0])])
+
+
 def convolution(inputs: int, outputs: int, size: int, images: int, **options: object) -> Problem:
     return lift(Form(inputs, outputs, image=(size, size), batch=images, **options).problem())
 
@@ -127,6 +139,10 @@ FEATURES: dict[str, Callable[[], Problem]] = {
     "masked_linear, wide outputs": lambda: layer(64, 30, 5000),
     "linear_bernoulli, wide": lambda: likelihood(2, 10, 30, 5000),
     "linear_bernoulli, many pixels": lambda: likelihood(2, 10, 5000, 30),
+    "latent_gradient, wide": lambda: latent(3, (20, 5000, 30)),
+    "latent_gradient, wide lanes": lambda: latent(30, (20, 5000, 30)),
+    "latent_gradient, many pixels": lambda: latent(3, (20, 30, 9000)),
+    "latent_gradient, many pixels in lanes": lambda: latent(30, (20, 30, 9000)),
     "masked_conv2d, wide": lambda: convolution(5000, 4, 5, 2),
     "logistic_mixture": lambda: mixture(2, 1, 2, 200, 200),
 }

@@ -86,10 +86,15 @@ def network_arguments() -> dict[str, tuple]:
     on_device = [t.to(KERNEL) for t in (x, weights[0], biases[0], *degrees[:2], y)]
     x_there, weight, bias, in_degrees, out_degrees, d_y = on_device
     h, weight_there, bias_there, data, per_row = (torch.randn(s, device=KERNEL) for s in ((6, 4), (5, 4), 5, (2, 5), 6))
+    decoder = ([torch.randn(s, device=KERNEL) for s in ((7, 4), (5, 7), (7,))], [True, False], data, 1)
+    decoder = (*decoder, "silu", "bernoulli")
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
     return {
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
+        "latent_gradient_fwd": (h, *decoder),
+        "latent_gradient_bwd": (per_row, h.clone(), h, *decoder),
+        "latent_hessian_product_fwd": (h, h.clone(), *decoder),
         "masked_linear_fwd": (x_there, *layer, True),
         "masked_linear_bwd": (d_y, d_y.clone(), x_there, weight, None, in_degrees, out_degrees, "silu", True),
         "masked_norm_fwd": (weights[0], *degrees[:2]),

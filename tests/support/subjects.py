@@ -127,6 +127,16 @@ def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
     return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], BITS.to(h))
 
 
+def latent_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
+    first, last = WEIGHT.to(z), WEIGHT.t().to(z)
+    return F.latent_gradient(z, [first, last], [first[:, 0], None], BITS[:D].to(z), activation="tanh")
+
+
+def latent_hessian_product(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first, last = WEIGHT.to(z), WEIGHT.t().to(z)
+    return F.latent_hessian_product(z, v, [first, last], [None, last[:, 0]], BITS[:D].to(z), activation="silu")
+
+
 def masked_conv2d(x: Tensor, activation: str = "gelu") -> Tensor:
     weight = KERNEL.to(x)
     return F.masked_conv2d(x, weight, weight[:, 0, 0, 0], mask_type="B", padding=1, num_colors=2, activation=activation)
@@ -172,6 +182,8 @@ FUNCTIONS = [
     function("masked_linear", masked_linear, VECTOR),
     function("masked_linear with factors", lambda x: masked_linear(x, "elu", scaled=True), VECTOR),
     function("linear_bernoulli_log_prob", linear_bernoulli_log_prob, VECTOR),
+    function("latent_gradient", latent_gradient, VECTOR),
+    function("latent_hessian_product", latent_hessian_product, VECTOR, VECTOR),
     function("affine_flow", F.affine_flow, *[VECTOR] * 3),
     function("affine_flow inverse", lambda z, m, s: F.affine_flow(z, m, s, kind="softplus", inverse=True),
              *[VECTOR] * 3),

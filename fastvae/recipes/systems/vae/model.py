@@ -76,6 +76,19 @@ class VAE(OneLatent):
         last = self.to_logits
         return F.linear_bernoulli_log_prob(self.decoder(z), last.weight, last.bias, x, impl=self.config.impl)
 
+    def latent_gradient(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z), ``(*)``, and its gradient to ``z``, ``(*, latent)``, in one call.
+
+        Under :func:`torch.no_grad` nothing is kept. See :func:`fastvae.functional.latent_gradient`.
+
+        Args:
+            z: latents, ``(*, latent)``.
+            x: binary images, ``(*, pixels)``, which broadcast to the batch of ``z``.
+        """
+        layers = [layer for layer in (*self.decoder, self.to_logits) if isinstance(layer, nn.Linear)]
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return F.latent_gradient(z, weights, biases, x, activation="elu", impl=self.config.impl)
+
     @torch.no_grad()
     def start_at(self, pixel_means: Tensor) -> None:
         """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""

@@ -1,0 +1,79 @@
+// Layers that are not masked, and the likelihood behind the last of them, on blocks of lanes.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "network/staircase.h"
+#include "simd/activation.h"
+
+namespace fastvae {
+namespace {
+
+// Groups of outputs that are summed up before their sum is added to the total: the error of long sums stays small.
+constexpr int64_t kSumGroups = 12;
+
+inline LaneRange lanes_of(int64_t rows, int64_t width) { return {0, (rows + width - 1) / width * width, rows}; }
+
+// A layer that is not masked, with the degrees that say so.
+template <class T>
+struct Dense {
+  LocalVector<int64_t> degrees;
+  MaskedLayer<T> layer;
+  Staircase<T> staircase;
+
+  explicit Dense(const MaskedLayer<T>& given)
+      : degrees(static_cast<size_t>(std::max(given.in, given.out))), layer(given), staircase(with_degrees()) {}
+
+ private:
+  const MaskedLayer<T>& with_degrees() {
+    std::fill(degrees.begin(), degrees.end(), 0);
+    layer.in_degrees = layer.out_degrees = degrees.data();
+    return layer;
+  }
+};
+
+// The data points of a block's rows in lanes, (out, kLanes); they are read again only where they are others.
+template <class T>
+class Points {
+ public:
+  Points(Matrix<T> x, int64_t out) : x_(x), out_(out), values_(out * kLanes) { points_.fill(-1); }
+
+  // point_of(lane) is the row of x for a lane.
+  template <class PointOf>
+  const T* read(const PointOf& point_of, LaneRange lanes) {
+    std::array<int64_t, kLanes> points;
+    points.fill(-1);
+    for (int64_t i = 0; i < lanes.count; ++i) points[i] = point_of(i);
+    if (points == points_) return values_.get();
+    points_ = points;
+    constexpr int64_t width = Simd<T>::kWidth;
+    for (int64_t lane = lanes.begin; lane < lanes.end; lane += width)
+      for (int64_t c = 0; c < out_; c += width) {
+        typename Simd<T>::Vector square[width];
+        for (int64_t i = 0; i < width; ++i) {
+          square[i] = typename Simd<T>::Vector{};
+          if (lane + i < lanes.count) square[i] = load_up_to(x_.row(points[lane + i]) + c, out_ - c);
+        }
+        transpose_square<T>(square);
+        for (int64_t i = 0; i < std::min(width, out_ - c); ++i)
+          store(values_.get() + (c + i) * kLanes + lane, square[i]);
+      }
+    return values_.get();
+  }
+
+ private:
+  Matrix<T> x_;
+  int64_t out_;
+  Scratch<T> values_;
+  std::array<int64_t, kLanes> points_;
+};
+
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Vector tail_of(typename Simd<T>::Vector l) {
+  return exp(l < 0 ? l : -l);
+}
+
+}  // namespace
+}  // namespace fastvae
