@@ -1,7 +1,6 @@
 #include "ops/linear_bernoulli.h"
 
 #include <algorithm>
-#include <array>
 
 #include "network/dense.h"
 #include "network/network.h"

@@ -12,7 +12,8 @@
 
 namespace fastvae {
 
-// Failures of the kernels on images - convolutions, gates, mixtures - and of the sampler.
+// Failures of the kernels of decoders, of those on images - convolutions, gates, mixtures - and of the sampler.
+int check_decoders();
 int check_images();
 int check_samplers();
 

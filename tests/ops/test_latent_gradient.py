@@ -6,6 +6,7 @@ from torch.nn import functional
 
 import fastvae.functional as F
 from fastvae import _C
+from fastvae.ops import _decoder
 from fastvae.reference.latent_gradient import LIKELIHOODS
 from fastvae.reference.masked_linear import ACTIVATIONS
 from fastvae.structure import ACTIVATION_NAMES
@@ -226,6 +227,30 @@ def test_not_finite(value, impl):
             made.inputs[1][2, 1] = value
             for got, expected in zip(made.outputs(impl), made.outputs("reference"), strict=True):
                 torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_recognised_calls_are_those_of_the_checks():
+    """What the extension recognises at once is what the checks find, and it recognises nothing else."""
+    decoder, z, x = Decoder((4, 6, 5)), torch.randn(7, 4), torch.ones(7, 5)
+    rest = "relu", "bernoulli"
+
+    def recognise(z=z, weights=decoder.layers[0], biases=decoder.layers[1], x=x, impl="auto"):
+        return _decoder.recognise(impl, (z,), weights, biases, x, *rest)
+
+    for data in (x, x[:1]):
+        found, expected = recognise(x=data), _decoder.prepare("auto", {"z": z}, *decoder.layers, data, *rest)
+        assert found[0]._replace(route=None) == expected[0]._replace(route=None)
+        assert all(map(torch.equal, (*found[1], found[2], *found[3]), (*expected[1], expected[2], *expected[3])))
+    weights, biases = decoder.layers
+    others = [
+        {"z": z[0]}, {"z": z.double()}, {"z": z[:, :3]}, {"z": z.t().contiguous().t()}, {"x": x.bool()}, {"x": x[:2]},
+        {"x": None}, {"weights": weights[:1]}, {"weights": [weights[0], weights[0]]}, {"biases": [biases[0][:5], None]},
+        {"biases": biases[:1]}, {"impl": "reference"}, {"weights": tuple(w.half() for w in weights)},
+    ]  # fmt: skip
+    for other in others:
+        assert recognise(**other) is None, other
+    with torch.autocast("cpu", torch.bfloat16):
+        assert recognise() is None
 
 
 def test_autocast_computes_all_layers_in_its_dtype():
