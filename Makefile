@@ -11,8 +11,8 @@ SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -n
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
 
-# Two workers for each core, as many tests wait for processes that they start. Threads that wait must not spin.
-WORKERS ?= $(shell expr 2 \* $$(nproc))
+# One worker more than cores, as some tests wait for processes that they start. Threads that wait must not spin.
+WORKERS ?= $(shell expr 1 + $$(nproc))
 test: export GOMP_SPINCOUNT ?= 1000
 test: $(VENV)/installed
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal

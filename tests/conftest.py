@@ -1,5 +1,6 @@
 """Without a GPU Triton's interpreter runs the kernels; it must be chosen before Triton decorates the first one."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_left_out(item.nodeid):
             item.add_marker(pytest.mark.thorough)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rare_collection():
+    """A million objects that stay are not looked through again for every few hundred new ones."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -246,6 +246,12 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, c
     std::fill_n(d_log, kLanes, T(0));
     for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
       d_log[lane] = -d_log_det[index * kLanes + lane];
+    // Here, not in the code for each kind: the compiler would make the product's tiles for each of them.
+    const auto subtract = [&](int64_t place, T* minus) {
+      multiply_columns(first, d_first, place, place + 1, lanes,
+                       [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum)
+                           FASTVAE_INLINE_LAMBDA { store(minus + lane, -(load(upstream + k * kLanes + lane) + sum)); });
+    };
     with_kind(network.kind, [&](auto kind) {
       for (int64_t place = d - 1; place >= 0; --place) {
         const int64_t feature = first.inputs.at(place), degree = place + 1;
@@ -253,10 +259,7 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, c
           network.hidden_backward(l, counts.begin(l, degree), counts.end(l, degree), lanes, block, adjoints, scaled);
         // The upstream gradient of the forward step is minus the solution; its direct part is a times that.
         T* minus = solved + feature * kLanes;
-        multiply_columns(first, d_first, place, place + 1, lanes,
-                         [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum) FASTVAE_INLINE_LAMBDA {
-                           store(minus + lane, -(load(upstream + k * kLanes + lane) + sum));
-                         });
+        subtract(place, minus);
         const int64_t logit = network.param_row(decltype(kind)::value == FlowKind::kLocationOnly ? 0 : 1, feature);
         for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
           const auto at = scale_of<decltype(kind)::value, T>(load(block + logit * kLanes + lane));

@@ -87,9 +87,10 @@ class LaneWay {
       const Staircase<T>& s = dense_[l].staircase;
       T* const at = take(s.layer.out);
       layers.push_back({at, copies > 1 ? take(s.layer.out) : at});
-      multiply_rows(s, from, 0, s.layer.out, lanes, [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-        store(at + r * kLanes + lane, lane < values.end ? sum + s.bias(r) : sum);
-      });
+      multiply_rows<true>(s, from, 0, s.layer.out, lanes,
+                          [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+                            store(at + r * kLanes + lane, lane < values.end ? sum + s.bias(r) : sum);
+                          });
       activate_cells(activation_, cells(s.layer.out, values), layers.back());
       from = layers.back().out;
     }
@@ -104,9 +105,9 @@ class LaneWay {
     const T* upstream = residuals;
     for (int64_t l = hidden; l >= 0; --l) {
       const Staircase<T>& s = dense_[l].staircase;
-      multiply_columns(s, upstream, 0, s.layer.in, lanes,
-                       [&](int64_t k, int64_t lane, Vector sum)
-                           FASTVAE_INLINE_LAMBDA { store(gradients + k * kLanes + lane, sum); });
+      multiply_columns<true>(s, upstream, 0, s.layer.in, lanes,
+                             [&](int64_t k, int64_t lane, Vector sum)
+                                 FASTVAE_INLINE_LAMBDA { store(gradients + k * kLanes + lane, sum); });
       if (l > 0) pass_back(activation_, cells(s.layer.in, values), layers[l - 1].at, gradients);
       upstream = gradients;
       std::swap(gradients, spare);
@@ -127,7 +128,7 @@ class LaneWay {
     alignas(kVectorBytes) T part[kLanes] = {}, total[kLanes] = {}, factors[kLanes] = {};
     if (problem_.d_log_p) std::copy_n(problem_.d_log_p + first, values.count, factors);
     int64_t group = 0, groups = 0;
-    multiply_rows(
+    multiply_rows<true>(
         s, from, 0, s.layer.out, lanes,
         [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
           store(logits + (r - group) * kLanes + lane, lane < values.end ? sum + s.bias(r) : sum);

@@ -68,7 +68,7 @@ void each_visit(const MaskedLayer<T>& layer, Matrix<T> x, int64_t begin, int64_t
 template <class T, class Done>
 FASTVAE_INLINE void each_group(const Staircase<T>& s, const T* inputs, LaneRange lanes, T* logits, const Done& done) {
   int64_t group = 0;
-  multiply_rows(
+  multiply_rows<true>(
       s, inputs, 0, s.layer.out, lanes,
       [&](int64_t r, int64_t lane, typename Simd<T>::Vector sum)
           FASTVAE_INLINE_LAMBDA { store(logits + (r - group) * kLanes + lane, sum + s.bias(r)); },
@@ -213,7 +213,7 @@ void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x
       }
       if (d_bias) weighted_sums(own, upstream, out, of_bias.get() + (visit - from) * out);
       if (!d_h) return;
-      multiply_columns(s, own, 0, in, lanes, [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+      multiply_columns<true>(s, own, 0, in, lanes, [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
         store(inputs + k * kLanes + lane, sum * load(upstream + lane));
       });
       lanes_to_samples(inputs, in, nullptr, lanes, d_h + first * in, in);
