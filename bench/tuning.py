@@ -123,6 +123,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "training_step": _vary_matrix_tiles,
     "density_step": _vary_matrix_tiles,
     "evaluation": _vary_row_tiles,
+    "demo": _vary_row_tiles,
     "model_sample": _vary_conv_tiles,
     "masked_conv2d": _vary_conv_tiles,
     "gated_stack": _vary_conv_tiles,

@@ -33,12 +33,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.thorough)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def rare_collection():
-    """A million objects that stay are not looked through again for every few hundred new ones."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+# A million objects that stay are not looked through again for every few hundred new ones.
+gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -184,7 +184,7 @@ FIRST_USES = {
 @pytest.mark.parametrize("first", FIRST_USES)
 def test_what_a_first_use_keeps_serves_every_other(subject, first):
     """Constants are made once, and the first use may be in a mode whose tensors are good for nothing else."""
-    _convolution._colors.cache_clear()
+    _convolution._remember_colors.cache_clear()
     module, inputs = subject.draw(2)
     # Two distributions of torch's look at numbers, which some modes do not have.
     with contextlib.suppress(*REFUSALS) if subject.name in LOOKING else contextlib.nullcontext():

@@ -20,6 +20,8 @@ TORCH_FIRST = {
     "tril_gaussian_rsample dense | 3",
     "tril_gaussian_rsample_with_kl dense | 3",
     "linear_bernoulli_log_prob | 0",  # WEIGHT.to(h)
+    "latent_gradient | 0",
+    "latent_hessian_product | 0",
     "masked_linear | 0",
     "masked_linear with factors | 0",
     "masked_conv2d | 0",

@@ -117,6 +117,15 @@ def test_progress_in_the_terminal(tiny, capsys):
 # Processes
 
 
+@pytest.fixture
+def one_thread():
+    """Teams of threads in each of several threads would wait for each other on few cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Threads(Processes):
     """Processes that are threads of this one."""
 
@@ -134,7 +143,7 @@ class Threads(Processes):
 
 def run_together(count, function):
     """What a function of its processes returns on each of several."""
-    barrier, values, found = threading.Barrier(count, timeout=60), {}, {}
+    barrier, values, found = threading.Barrier(count, timeout=600), {}, {}
     threads = torch.get_num_threads()
 
     def run(rank):
@@ -151,6 +160,7 @@ def run_together(count, function):
 
 @pytest.mark.parametrize("name", ["vae", "pixelvae", "pixelcnn"])
 @pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.usefixtures("one_thread")
 def test_shared_evaluation_has_the_figures_of_one_process(name, count, tiny, tmp_path):
     make, evaluation, _ = cases()[name]
     model, x, work = make(), binarize_fixed(tiny.x_test), tmp_path / "work"
