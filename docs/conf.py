@@ -58,6 +58,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "bench/results/cpu/table.md": "benchmarks.md",
+    "bench/results/cpu/profiles.md": "benchmarks.md",
 }
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
