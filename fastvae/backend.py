@@ -234,14 +234,6 @@ def runs_cpp(impl: str) -> bool:
 _CPP_NAMES = ("auto", "cpp")
 
 
-def is_left_to_compiler(impl: str, route: Route) -> bool:
-    """Whether a compiler on a CPU gets an op's formulas: it joins them with their surroundings, as no kernel can.
-
-    Only for ops that do a few sums and products with each number: the compiler's code for them is as fast.
-    """
-    return torch.compiler.is_compiling() and route.impl == "cpp" and not is_asked_for(impl)
-
-
 def _is_watched() -> bool:
     """Whether a compiler, a dispatch mode or the profiler is active, each of which must see ops."""
     return (

@@ -219,13 +219,6 @@ def lay_out(
     return _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d), noise
 
 
-def draw_eps(mu: Tensor, shape: Sequence[int], generator: torch.Generator | None, row_offset: int) -> Tensor:
-    """The noise of ``shape`` that a kernel on a CPU draws, as numbers: the sample of N(0, I)."""
-    d = mu.shape[-1]
-    zeros = mu.new_zeros((1, d), dtype=compute_dtype(mu.dtype)).expand(_layout.product(mu.shape[:-1]), d)
-    return FWD.dispatched(zeros, zeros, rng.draw_seed(mu.device, generator), shape, row_offset, False)[0]
-
-
 def diag_gaussian_rsample(
     mu: Tensor,
     log_sigma: Tensor,
@@ -284,9 +277,6 @@ def diag_gaussian_rsample(
     if route.impl == "reference":
         return reference.rsample(mu, log_sigma, sample_shape, eps, generator)
     shape = (*sample_shape, *mu.shape)
-    if backend.is_left_to_compiler(impl, route):
-        eps = draw_eps(mu, shape, generator, row_offset) if eps is None else eps
-        return reference.rsample(mu, log_sigma, sample_shape, eps, None)
     mu, log_sigma, noise = lay_out(route, mu, log_sigma, eps, generator)
     if needs_grad(mu, log_sigma):
         return apply(_DiagGaussianRsample, mu, log_sigma, noise, (shape, row_offset, route))

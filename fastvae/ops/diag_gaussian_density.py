@@ -186,8 +186,6 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         torch.Size([5, 3])
     """
     route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
-    if backend.is_left_to_compiler(impl, route):
-        route = Route("reference")
     if not route.rows:
         if not route.alike:
             z, mu, log_sigma = _checks.to_same_kind(z=z, mu=mu, log_sigma=log_sigma)
@@ -247,8 +245,6 @@ def diag_gaussian_kl(
     names = ("mu", "log_sigma") if prior_mu is None else ("mu", "log_sigma", "prior_mu", "prior_log_sigma")
     given = (mu, log_sigma) if prior_mu is None else (mu, log_sigma, prior_mu, prior_log_sigma)
     route, parameters = backend.route(impl, *given, names=names)
-    if backend.is_left_to_compiler(impl, route):
-        route = Route("reference")
     if route.rows:
         return _kl(route, parameters)
     if not route.alike:

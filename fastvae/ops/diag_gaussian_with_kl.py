@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
 from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
@@ -24,7 +23,7 @@ from ._library import (
     reference_gradients,
     with_reference,
 )
-from .diag_gaussian import SampleCall, check_call, draw_eps, lay_out, rebuild_sample, sample_gradients
+from .diag_gaussian import SampleCall, check_call, lay_out, rebuild_sample, sample_gradients
 
 # `kl` has one number for each row, or with `by_dimension` one for each dimension. `noise` and `kept` are those of
 # diag_gaussian.py.
@@ -235,9 +234,6 @@ def diag_gaussian_rsample_with_kl(
     shape, batch = (*sample_shape, *mu.shape), mu.shape[:-1]
     if route.impl == "reference" or 0 in shape:
         return reference.rsample_with_kl(mu, log_sigma, sample_shape, eps, generator, by_dimension)
-    if backend.is_left_to_compiler(impl, route):
-        eps = draw_eps(mu, shape, generator, row_offset) if eps is None else eps
-        return reference.rsample_with_kl(mu, log_sigma, sample_shape, eps, None, by_dimension)
     mu, log_sigma, noise = lay_out(route, mu, log_sigma, eps, generator)
     if needs_grad(mu, log_sigma):
         call = (shape, row_offset, route)

@@ -163,15 +163,18 @@ def test_threads_share_the_work(name):
 def test_threads_share_the_rows_of_one_image():
     torch.manual_seed(2)
     sampler = CausalSampler(GatedPixelCNN(1, 40, 2).eval(), "bernoulli", impl="cpp")
-    before, drawn = torch.get_num_threads(), []
+    before, drawn, parameters = torch.get_num_threads(), [], []
     try:
         for threads in (1, 2, 3, 9):
             torch.set_num_threads(threads)
-            drawn.append(sampler.sample(1, (5, 31), generator=make_generator()))
+            image = sampler.sample(1, (5, 31), generator=make_generator())
+            drawn.append(image)
+            parameters.append(sampler.parameters(image))
     finally:
         torch.set_num_threads(before)
     assert drawn[0].std() > 0.1
-    assert all(torch.equal(image, drawn[0]) for image in drawn)
+    for found in (drawn, parameters):
+        assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_implementations_draw_the_same_images():
