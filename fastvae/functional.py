@@ -12,6 +12,7 @@ from .ops.linear_bernoulli import linear_bernoulli_log_prob
 from .ops.logistic_mixture import logistic_mixture_log_prob
 from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
+from .ops.mlp_bernoulli import mlp_bernoulli_log_prob
 from .ops.tril_gaussian import tril_gaussian_rsample
 from .ops.tril_gaussian_density import tril_gaussian_kl, tril_gaussian_log_prob
 from .ops.tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
@@ -31,6 +32,7 @@ __all__ = [
     "logistic_mixture_sample",
     "masked_conv2d",
     "masked_linear",
+    "mlp_bernoulli_log_prob",
     "tril_gaussian_kl",
     "tril_gaussian_log_prob",
     "tril_gaussian_rsample",

@@ -87,6 +87,14 @@ struct Images {
   }
 };
 
+// Rows of a decoder are samples, then data points, then `inner` classes: row m belongs to data point m / inner %
+// points.
+struct BernoulliSizes {
+  int64_t samples, points, inner;
+
+  int64_t rows() const { return samples * points * inner; }
+};
+
 // The sizes of a masked convolution, in the order in which Python passes them; `top` and `left` are rows and columns of
 // zeros before the image.
 struct ConvCall {

@@ -124,7 +124,27 @@ struct DecoderViews {
     for (size_t l = 0; l < there.size(); ++l)
       layers.push_back(dense_views(given[l], there[l].ptr() == Py_True ? given[next++] : nb::handle(Py_None)));
   }
+
+  template <class T>
+  std::vector<MaskedLayer<T>> of() const {
+    std::vector<MaskedLayer<T>> found;
+    for (const LayerViews& layer : layers) found.push_back(layer.of<T>());
+    return found;
+  }
 };
+
+// Returns the log-likelihoods of data under a decoder.
+nb::object mlp_bernoulli_fwd(nb::handle z, nb::handle layers, nb::handle has_bias, nb::handle x, int64_t inner,
+                             int64_t activation) {
+  const DecoderViews decoder(layers, has_bias);
+  const TensorView latents = view(z), points = view(x);
+  const Output log_p = new_tensor(z, latents, {latents.shape[0]});
+  with_type(latents.is_double(), [&]<class T>(T) {
+    current().of<T>().mlp_bernoulli.fwd(decoder.of<T>(), activation, rows_of<T>(latents), rows_of<T>(points),
+                                        log_p.as<T>(), bernoulli_sizes(latents, points, inner));
+  });
+  return log_p.tensor;
+}
 
 struct LatentOutputs {
   Output log_p, gradient, product;
@@ -135,7 +155,7 @@ void run_latent(nb::handle z, const TensorView& v, nb::handle layers, nb::handle
   const DecoderViews decoder(layers, has_bias);
   const TensorView latents = view(z), points = view(x);
   with_type(latents.is_double(), [&]<class T>(T) {
-    LatentProblem<T> problem{{},
+    LatentProblem<T> problem{decoder.of<T>(),
                              activation,
                              likelihood,
                              rows_of<T>(latents),
@@ -145,8 +165,6 @@ void run_latent(nb::handle z, const TensorView& v, nb::handle layers, nb::handle
                              latents.shape[0],
                              points.shape[0],
                              inner};
-    problem.layers.reserve(decoder.layers.size());
-    for (const LayerViews& layer : decoder.layers) problem.layers.push_back(layer.of<T>());
     current().of<T>().latent_gradient.run(problem, {to.log_p.as<T>(), to.gradient.as<T>(), to.product.as<T>()});
   });
 }
@@ -198,6 +216,7 @@ void bind_layers(nb::module_& m) {
         "x"_a, "inner"_a, "activation"_a, "likelihood"_a);
   m.def("latent_hessian_product_fwd", latent_hessian_product_fwd, "z"_a, "v"_a, "layers"_a, "has_bias"_a, "x"_a,
         "inner"_a, "activation"_a, "likelihood"_a);
+  m.def("mlp_bernoulli_fwd", mlp_bernoulli_fwd, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "inner"_a, "activation"_a);
   m.def("masked_norm_fwd", masked_norm_fwd, "weight"_a, "in_degrees"_a, "out_degrees"_a);
   m.def("masked_norm_bwd", masked_norm_bwd, "d_norm"_a, "norm"_a, "weight"_a, "in_degrees"_a, "out_degrees"_a);
 }

@@ -11,6 +11,7 @@
 #include "ops/logistic_mixture.h"
 #include "ops/masked_conv2d.h"
 #include "ops/masked_linear.h"
+#include "ops/mlp_bernoulli.h"
 #include "ops/tril_gaussian.h"
 
 namespace fastvae {
@@ -28,6 +29,7 @@ struct Kernels {
   LogisticMixture<T> logistic_mixture;
   LinearBernoulli<T> linear_bernoulli;
   LatentGradient<T> latent_gradient;
+  MlpBernoulli<T> mlp_bernoulli;
 };
 
 struct Table {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "network/dense.h"
+#include "network/bernoulli.h"
 #include "network/network.h"
 #include "network/weight_gradient.h"
 #include "simd/activation.h"
@@ -10,73 +10,8 @@
 namespace fastvae {
 namespace {
 
-// Visits of one task: those of the same data points read them once.
-constexpr int64_t kTaskVisits = 8;
 // Blocks whose part of the weight's gradient is summed up at once.
 constexpr int64_t kChunkBlocks = 16;
-
-// The rows that one block of lanes takes, and their data points. With a whole block of data points all samples of one
-// block come one after another.
-class Visits {
- public:
-  explicit Visits(BernoulliSizes sizes)
-      : sizes_(sizes),
-        stacked_(sizes.inner == 1 && sizes.points >= kLanes),
-        blocks_(stacked_ ? (sizes.points + kLanes - 1) / kLanes : (sizes.rows() + kLanes - 1) / kLanes),
-        count_(stacked_ ? blocks_ * sizes.samples : blocks_) {}
-
-  int64_t count() const { return count_; }
-
-  // The first row; all rows of a visit follow each other.
-  int64_t first_row(int64_t visit) const {
-    return stacked_ ? visit % sizes_.samples * sizes_.points + first_point(visit) : visit * kLanes;
-  }
-  int64_t rows(int64_t visit) const {
-    return std::min(kLanes, stacked_ ? sizes_.points - first_point(visit) : sizes_.rows() - visit * kLanes);
-  }
-  int64_t point_of(int64_t row) const { return row / sizes_.inner % sizes_.points; }
-
- private:
-  int64_t first_point(int64_t visit) const { return visit / sizes_.samples * kLanes; }
-
-  BernoulliSizes sizes_;
-  bool stacked_;
-  int64_t blocks_, count_;
-};
-
-// The data points of a visit, in lanes.
-template <class T>
-const T* read_points(Points<T>& points, const Visits& visits, int64_t visit, LaneRange lanes) {
-  const int64_t first = visits.first_row(visit);
-  return points.read([&](int64_t lane) { return visits.point_of(first + lane); }, lanes);
-}
-
-// Calls body(visit, points) for the visits [begin, end), each task with points of its own.
-template <class T, class Body>
-void each_visit(const MaskedLayer<T>& layer, Matrix<T> x, int64_t begin, int64_t end, const Body& body) {
-  const int64_t threads = omp_get_max_threads(), count = end - begin;
-  const int64_t step = std::max<int64_t>(1, std::min(kTaskVisits, count / threads));
-  const int64_t work = step * kLanes * layer.in * layer.out / 8;
-  parallel_tasks((count + step - 1) / step, work, [&](int64_t task) {
-    Points<T> points(x, layer.out);
-    const int64_t last = std::min(begin + (task + 1) * step, end);
-    for (int64_t visit = begin + task * step; visit < last; ++visit) body(visit, points);
-  });
-}
-
-// The logits of a visit, a few outputs at a time: done(begin, end, logits) gets (end - begin, kLanes) of them.
-template <class T, class Done>
-FASTVAE_INLINE void each_group(const Staircase<T>& s, const T* inputs, LaneRange lanes, T* logits, const Done& done) {
-  int64_t group = 0;
-  multiply_rows<true>(
-      s, inputs, 0, s.layer.out, lanes,
-      [&](int64_t r, int64_t lane, typename Simd<T>::Vector sum)
-          FASTVAE_INLINE_LAMBDA { store(logits + (r - group) * kLanes + lane, sum + s.bias(r)); },
-      [&](int64_t begin, int64_t end) {
-        done(begin, end, logits);
-        group = end;
-      });
-}
 
 // x - sigmoid(l), and 0 in lanes without a row: sums over rows read whole blocks.
 template <class T>
@@ -95,39 +30,21 @@ void clear_rest(LaneRange lanes, int64_t out, T* block) {
 template <class T, bool keep>
 void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, T* kept, BernoulliSizes sizes) {
   using Vector = typename Simd<T>::Vector;
-  constexpr int64_t width = Simd<T>::kWidth;
   const Dense<T> dense(given);
   const int64_t in = given.in, out = given.out;
-  const Visits visits(sizes);
-  each_visit<T>(given, x, 0, visits.count(), [&](int64_t visit, Points<T>& points) {
-    const LaneRange lanes = lanes_of(visits.rows(visit), width);
+  const Visits visits = keep ? Visits(sizes) : Visits::dense(sizes);
+  each_visit<T>(in * out, x, out, 0, visits.count(), [&](int64_t visit, Points<T>& points) {
+    const LaneRange lanes = lanes_of(visits.rows(visit), Simd<T>::kWidth);
     const int64_t first = visits.first_row(visit);
-    const Scratch<T> scratch((in + kTileRows + 2) * kLanes);
-    T *inputs = scratch.get(), *part = inputs + in * kLanes, *total = part + kLanes;
+    const Scratch<T> inputs(in * kLanes);
     T* const residuals = keep ? kept + visit * out * kLanes : nullptr;
     const T* values = read_points(points, visits, visit, lanes);
-    samples_to_lanes(h.row(first), h.stride, in, nullptr, lanes, inputs);
-    std::fill_n(part, 2 * kLanes, T(0));
-    int64_t groups = 0;
-    each_group<T>(dense.staircase, inputs, lanes, total + kLanes, [&](int64_t begin, int64_t end, const T* logits) {
-      const bool whole = ++groups % kSumGroups == 0 || end == out;
-      for (int64_t lane = 0; lane < lanes.end; lane += width) {
-        // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
-        Vector sum = load(part + lane), product{};
-        for (int64_t r = begin; r < end; ++r) {
-          const Vector l = load(logits + (r - begin) * kLanes + lane), tail = tail_of<T>(l);
-          const Vector value = load(values + r * kLanes + lane);
-          product += tail + tail * product;
-          sum += value * l - positive_part(l);
-          if constexpr (keep) store_residual<T>(value, l, tail, lanes.count - lane, residuals + r * kLanes + lane);
-        }
-        sum -= log1p_unit(product);
-        store(part + lane, whole ? Vector{} : sum);
-        if (whole) store(total + lane, load(total + lane) + sum);
-      }
-    });
+    samples_to_lanes(h.row(first), h.stride, in, nullptr, lanes, inputs.get());
+    sum_log_probs<T>(dense.staircase, inputs.get(), values, lanes, log_p + first,
+                     [&](int64_t at, int64_t lane, Vector value, Vector l, Vector tail) FASTVAE_INLINE_LAMBDA {
+                       if constexpr (keep) store_residual<T>(value, l, tail, lanes.count - lane, residuals + at);
+                     });
     if constexpr (keep) clear_rest(lanes, out, residuals);
-    for (int64_t i = 0; i < lanes.count; ++i) log_p[first + i] = total[i];
   });
 }
 
@@ -182,7 +99,7 @@ void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x
     const int64_t to = std::min(from + chunk, visits.count());
     const PackedInputs<T> packed(d_weight ? in : 0, (to - from) * kLanes);
     const T* const residuals = kept ? kept + from * block_size : computed.get();
-    each_visit<T>(given, x, from, to, [&](int64_t visit, Points<T>& points) {
+    each_visit<T>(in * out, x, out, from, to, [&](int64_t visit, Points<T>& points) {
       const LaneRange lanes = lanes_of(visits.rows(visit), width), all{0, kLanes, kLanes};
       const int64_t first = visits.first_row(visit);
       const Scratch<T> scratch((in + kTileRows + 1) * kLanes);

@@ -5,13 +5,6 @@
 
 namespace fastvae {
 
-// Rows of h are samples, then data points, then `inner` classes: row m belongs to data point m / inner % points.
-struct BernoulliSizes {
-  int64_t samples, points, inner;
-
-  int64_t rows() const { return samples * points * inner; }
-};
-
 template <class T>
 struct LinearBernoulli {
   // x (points, out); log_p (rows) = sum over outputs of x l - softplus(l), with l = weight h + bias. kept, or null,

@@ -14,6 +14,7 @@ from ..precision import compute_dtype
 from ..reference import diag_gaussian as reference
 from . import _checks, _layout
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._small import is_left_to_compiler
 
 
 def _density_like(t: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -186,6 +187,8 @@ def diag_gaussian_log_prob(z: Tensor, mu: Tensor, log_sigma: Tensor, *, impl: st
         torch.Size([5, 3])
     """
     route, (z, mu, log_sigma) = backend.route(impl, z, mu, log_sigma, names=("z", "mu", "log_sigma"))
+    if is_left_to_compiler(impl, route, z.numel()):
+        route = Route("reference")
     if not route.rows:
         if not route.alike:
             z, mu, log_sigma = _checks.to_same_kind(z=z, mu=mu, log_sigma=log_sigma)
@@ -245,6 +248,8 @@ def diag_gaussian_kl(
     names = ("mu", "log_sigma") if prior_mu is None else ("mu", "log_sigma", "prior_mu", "prior_log_sigma")
     given = (mu, log_sigma) if prior_mu is None else (mu, log_sigma, prior_mu, prior_log_sigma)
     route, parameters = backend.route(impl, *given, names=names)
+    if is_left_to_compiler(impl, route, mu.numel()):
+        route = Route("reference")
     if route.rows:
         return _kl(route, parameters)
     if not route.alike:

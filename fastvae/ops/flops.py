@@ -106,6 +106,10 @@ def _latent_gradient_fwd(z: Tensor, layers: Sequence[Tensor], has_bias: Sequence
     return 4 * z.shape[0] * sum(weight.numel() for weight in layers[: len(has_bias)])
 
 
+def _mlp_bernoulli_fwd(z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any) -> int:
+    return 2 * z.shape[0] * sum(weight.numel() for weight in layers[: len(has_bias)])
+
+
 def _latent_gradient_bwd(
     d_log_p: Any, d_gradient: Any, z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any
 ) -> int:
@@ -180,6 +184,7 @@ FLOP_FORMULAS.update(
         "autoregressive_inverse_bwd": _inverse_bwd,
         "linear_bernoulli_fwd": _linear_bernoulli_fwd,
         "linear_bernoulli_bwd": _linear_bernoulli_bwd,
+        "mlp_bernoulli_fwd": _mlp_bernoulli_fwd,
         "latent_gradient_fwd": _latent_gradient_fwd,
         "latent_gradient_bwd": _latent_gradient_bwd,
         "latent_hessian_product_fwd": _latent_hessian_product_fwd,

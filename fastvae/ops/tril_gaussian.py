@@ -15,6 +15,7 @@ from ..reference import tril_gaussian as reference
 from . import _checks, _layout
 from ._contracts import Call, check_sample, check_sample_gradient
 from ._library import Differentiable, apply, define, extension, keep_none, needs_grad, with_reference
+from ._small import draw_eps, is_left_to_compiler
 from .diag_gaussian import density_alone
 
 # `noise` is a 0-d int64 seed or the normals themselves; `kept` are the normals: the backward pass on a CPU reads them,
@@ -230,6 +231,8 @@ def check_call(
         eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
+    elif is_left_to_compiler(impl, route, _layout.product(sample_shape) * mu.numel()):
+        route, eps = Route("reference"), draw_eps(mu, sample_shape, generator, row_offset) if eps is None else eps
     return route, mu, log_sigma, tril, packed, sample_shape, eps, row_offset
 
 

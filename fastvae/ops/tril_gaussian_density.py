@@ -13,6 +13,7 @@ from ..precision import compute_dtype
 from ..reference import tril_gaussian as reference
 from . import _checks, _layout
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._small import is_left_to_compiler
 from .tril_gaussian import check_tril
 
 
@@ -225,7 +226,7 @@ def tril_gaussian_kl(mu: Tensor, log_sigma: Tensor, tril: Tensor, *, impl: str =
     """
     route, (mu, log_sigma, tril) = backend.route(impl, mu, log_sigma, tril, names=("mu", "log_sigma", "tril"))
     mu, log_sigma, tril, packed = _checks.check_triangular(mu, log_sigma, tril, route.alike)
-    if route.impl == "reference":
+    if route.impl == "reference" or is_left_to_compiler(impl, route, mu.numel()):
         return reference.kl(mu, log_sigma, tril, packed)
     batch, d = mu.shape[:-1], mu.shape[-1]
     mu, log_sigma = _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d)

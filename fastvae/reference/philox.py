@@ -34,12 +34,20 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def normal(seed: Tensor, samples: int, rows: int, columns: int, *, row_offset: int = 0) -> Tensor:
+def normal(
+    seed: Tensor,
+    samples: int,
+    rows: int,
+    columns: int,
+    *,
+    row_offset: int = 0,
+    wide: torch.dtype = torch.float64,
+) -> Tensor:
     r"""Standard normals of the noise contract, float32, shape ``(samples, rows, columns)``.
 
     With the outputs :math:`(a, b)` of one Box-Muller pair,
     :math:`u = \lfloor a/2 \rfloor 2^{-31} + 2^{-32}`, :math:`r = \sqrt{-2 \ln u}`, the low 30 bits of :math:`b` are an
-    angle in :math:`[-\pi/4, \pi/4)` and its two high bits turn it by multiples of :math:`\pi/2`.
+    angle in :math:`[-\pi/4, \pi/4)` and its two high bits turn it by multiples of :math:`\pi/2`. Logarithm, cosine and sine are computed in ``wide``.
 
     Reference: *A note on the generation of random normal deviates* (Box, Muller, 1958).
     """
@@ -50,17 +58,18 @@ def normal(seed: Tensor, samples: int, rows: int, columns: int, *, row_offset: i
     sample = torch.arange(samples, device=device)[:, None, None]
     counter = list(torch.broadcast_tensors(column, row & _MASK, row >> 32, sample))
     x = philox_4x32_10(counter, [seed & _MASK, (seed >> 32) & _MASK])
-    lanes = [*_box_muller(x[0], x[1]), *_box_muller(x[2], x[3])]
+    lanes = [*_box_muller(x[0], x[1], wide), *_box_muller(x[2], x[3], wide)]
     return torch.cat(lanes, -1)[..., :columns]
 
 
-def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _box_muller(a: Tensor, b: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     u = (a >> 1).float() * 2.0**-31 + 2.0**-32
-    r = (-2.0 * u.double().log()).sqrt()
+    r = (-2.0 * u.to(wide).log()).sqrt()
     turned = (b << 2) & _MASK
     signed = torch.where(turned >= 2**31, turned - 2**32, turned)
     angle = signed.float() * (math.pi / 4 * 2.0**-31)
-    c, s = angle.double().cos(), angle.double().sin()
+    angle = angle.to(wide)
+    c, s = angle.cos(), angle.sin()
     swap, negate = (b >> 31).bool(), (b >> 30 & 1).bool()
     first, second = torch.where(swap, s, c), torch.where(swap, c, s)
     r = torch.where(negate, -r, r)

@@ -88,6 +88,11 @@ std::vector<T> run_latent(const Kernels<T>& kernels, const LatentProblem<T>& giv
   kernels.latent_gradient.run(problem, {log_p.get(), gradient.get(), nullptr});
   r.keep(log_p, rows);
   r.keep(gradient, count);
+  if (static_cast<Likelihood>(problem.likelihood) == Likelihood::kBernoulli) {
+    const BernoulliSizes sizes{rows / (problem.points * problem.inner), problem.points, problem.inner};
+    kernels.mlp_bernoulli.fwd(problem.layers, problem.activation, problem.z, problem.x, log_p.get(), sizes);
+    r.keep(log_p, rows);
+  }
   return r.values;
 }
 

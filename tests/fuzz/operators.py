@@ -42,6 +42,7 @@ SOURCES = {
     "linear_bernoulli_fwd": "linear_bernoulli_log_prob",
     "logistic_mixture_bwd": "logistic_mixture_log_prob",
     "logistic_mixture_fwd": "logistic_mixture_log_prob",
+    "mlp_bernoulli_fwd": "mlp_bernoulli_log_prob",
     "masked_conv2d_bwd": "masked_conv2d",
     "masked_conv2d_fwd": "masked_conv2d",
     "masked_linear_bwd": "masked_linear",

@@ -260,6 +260,17 @@ def latent_gradient(draw: Draw) -> Problem:
     return _decoder_problem(draw, F.latent_gradient, [draw.tensor(*shape)], tensors, call, constants)
 
 
+def mlp_bernoulli_log_prob(draw: Draw) -> Problem:
+    shape, tensors, call = _decoder(draw)
+    # A kernel runs where nothing is differentiated.
+    constants = tuple(range(1 + len(tensors))) if draw.chance(0.6) else ()
+
+    def log_prob(*arguments, likelihood, **options):
+        return F.mlp_bernoulli_log_prob(*arguments, **options)
+
+    return _decoder_problem(draw, log_prob, [draw.tensor(*shape)], tensors, call, constants)
+
+
 def latent_hessian_product(draw: Draw) -> Problem:
     shape, tensors, call = _decoder(draw)
     points = [draw.tensor(*shape), draw.tensor(*shape)]
@@ -363,6 +374,7 @@ FUNCTIONS = {
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),
+        ("mlp_bernoulli_log_prob", mlp_bernoulli_log_prob),
         ("latent_gradient", latent_gradient),
         ("latent_hessian_product", latent_hessian_product),
         ("linear_bernoulli_log_prob", linear_bernoulli_log_prob),

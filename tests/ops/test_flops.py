@@ -252,6 +252,12 @@ def test_latent_gradient():
     assert flops == {"latent_hessian_product_fwd": 2 * once}
 
 
+def test_mlp_bernoulli():
+    z, weights, x = torch.randn(20, N, D), [torch.randn(7, D), torch.randn(11, 7)], torch.rand(N, 11)
+    flops = count_flops(lambda: F.mlp_bernoulli_log_prob(z, weights, [None, torch.ones(11)], x))
+    assert flops == {"mlp_bernoulli_fwd": 2 * 20 * N * (7 * D + 11 * 7)}
+
+
 @pytest.mark.parametrize(("most", "products"), [(1 << 20, 2), (0, 3)])
 def test_linear_bernoulli(most, products, monkeypatch):
     monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)

@@ -12,6 +12,7 @@ from tests.support.convolutions import Form
 from tests.support.long_sums import (
     PROBLEMS,
     convolution,
+    decoder_likelihood,
     density,
     factor,
     flow,
@@ -49,6 +50,7 @@ SPLIT = {
     "autoregressive_flow, few rows": lambda: flow("flow", 70, 40),
     "autoregressive_inverse, few rows": lambda: flow("inverse", 70, 40),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
+    "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),
     "latent_gradient, parts": lambda: latent(3, (30, 600, 700, 900)),
     "masked_conv2d, bands of one image": lambda: convolution(16, 33, 29, 1, dilation=(2, 1), activation="elu"),

@@ -86,7 +86,7 @@ def _validate(monkeypatch):
 # Subjects that hold real constants themselves, and those in which torch.distributions looks at numbers.
 WITH_CONSTANTS = {
     "latent_gradient", "latent_hessian_product", "linear_bernoulli_log_prob", "masked_linear",
-    "masked_linear with factors", "masked_conv2d",
+    "mlp_bernoulli_log_prob", "masked_linear with factors", "masked_conv2d",
 }  # fmt: skip
 LOOKING = {"DiagonalGaussian kl", "TriangularGaussian kl to torch's"}
 

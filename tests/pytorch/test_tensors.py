@@ -20,6 +20,7 @@ TORCH_FIRST = {
     "tril_gaussian_rsample dense | 3",
     "tril_gaussian_rsample_with_kl dense | 3",
     "linear_bernoulli_log_prob | 0",  # WEIGHT.to(h)
+    "mlp_bernoulli_log_prob | 0",
     "latent_gradient | 0",
     "latent_hessian_product | 0",
     "masked_linear | 0",

@@ -78,6 +78,17 @@ def likelihood(samples: int, points: int, pixels: int, features: int) -> Problem
     return Problem(call, inputs)
 
 
+def decoder_likelihood(rows: int, widths: tuple[int, ...]) -> Problem:
+    """Values alone: what is differentiated runs layer by layer."""
+    decoder, x = Decoder(widths, "tanh"), (torch.rand(rows, widths[-1]) < 0.9).float()
+
+    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
+        layers = decoder.split([t.to(p[0]) for t in decoder.tensors])
+        return (F.mlp_bernoulli_log_prob(p[0], *layers, x, activation="tanh", impl=impl),)
+
+    return Problem(call, [positive(rows, widths[0]).detach()])
+
+
 def latent(rows: int, widths: tuple[int, ...]) -> Problem:
     """Values and Hessian product of a decoder, which the backward pass of the gradient sums up alike."""
     decoder, x = Decoder(widths, "tanh"), (torch.rand(rows, widths[-1]) < 0.9).float()
@@ -139,6 +150,8 @@ FEATURES: dict[str, Callable[[], Problem]] = {
     "masked_linear, wide outputs": lambda: layer(64, 30, 5000),
     "linear_bernoulli, wide": lambda: likelihood(2, 10, 30, 5000),
     "linear_bernoulli, many pixels": lambda: likelihood(2, 10, 5000, 30),
+    "mlp_bernoulli, wide": lambda: decoder_likelihood(70, (20, 5000, 30)),
+    "mlp_bernoulli, many pixels": lambda: decoder_likelihood(70, (20, 30, 9000)),
     "latent_gradient, wide": lambda: latent(3, (20, 5000, 30)),
     "latent_gradient, wide lanes": lambda: latent(30, (20, 5000, 30)),
     "latent_gradient, many pixels": lambda: latent(3, (20, 30, 9000)),

@@ -92,6 +92,7 @@ def network_arguments() -> dict[str, tuple]:
     return {
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
+        "mlp_bernoulli_fwd": (h, *decoder[:-1]),
         "latent_gradient_fwd": (h, *decoder),
         "latent_gradient_bwd": (per_row, h.clone(), h, *decoder),
         "latent_hessian_product_fwd": (h, h.clone(), *decoder),

@@ -13,7 +13,7 @@ from tests.support.implementations import device_of
 
 @dataclass
 class Problem:
-    """Differentiable inputs and a function of them; ``call(impl, inputs)`` returns its outputs."""
+    """Inputs, all of them differentiable or none, and a function of them: ``call(impl, inputs)`` returns its outputs."""
 
     call: Callable[..., tuple[Tensor, ...]]
     inputs: list[Tensor]
@@ -27,10 +27,11 @@ class Problem:
 
 
 def run_with_gradients(problem: Problem, impl: str, upstream: list[Tensor]) -> list[Tensor]:
-    """Outputs, then the gradient of each input for the given upstream gradients."""
+    """Outputs, then, where inputs are differentiable, the gradient of each for the given upstream gradients."""
     outputs = problem.outputs(impl)
     moved = [u.to(o) for u, o in zip(upstream, outputs, strict=True)]
-    gradients = torch.autograd.grad(outputs, problem.inputs, moved)
+    differentiable = any(t.requires_grad for t in problem.inputs)
+    gradients = torch.autograd.grad(outputs, problem.inputs, moved) if differentiable else ()
     return [*(o.detach() for o in outputs), *gradients]
 
 

@@ -127,6 +127,11 @@ def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
     return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], BITS.to(h))
 
 
+def mlp_bernoulli_log_prob(z: Tensor) -> Tensor:
+    first, last = WEIGHT.to(z), WEIGHT.t().to(z)
+    return F.mlp_bernoulli_log_prob(z, [first, last], [first[:, 0], None], BITS[:D].to(z), activation="tanh")
+
+
 def latent_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
     first, last = WEIGHT.to(z), WEIGHT.t().to(z)
     return F.latent_gradient(z, [first, last], [first[:, 0], None], BITS[:D].to(z), activation="tanh")
@@ -182,6 +187,7 @@ FUNCTIONS = [
     function("masked_linear", masked_linear, VECTOR),
     function("masked_linear with factors", lambda x: masked_linear(x, "elu", scaled=True), VECTOR),
     function("linear_bernoulli_log_prob", linear_bernoulli_log_prob, VECTOR),
+    function("mlp_bernoulli_log_prob", mlp_bernoulli_log_prob, VECTOR),
     function("latent_gradient", latent_gradient, VECTOR),
     function("latent_hessian_product", latent_hessian_product, VECTOR, VECTOR),
     function("affine_flow", F.affine_flow, *[VECTOR] * 3),

@@ -73,8 +73,8 @@ class VAE(OneLatent):
         return self.to_logits(self.decoder(z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        last = self.to_logits
-        return F.linear_bernoulli_log_prob(self.decoder(z), last.weight, last.bias, x, impl=self.config.impl)
+        weights, biases = self._decoder_layers()
+        return F.mlp_bernoulli_log_prob(z, weights, biases, x, activation="elu", impl=self.config.impl)
 
     def latent_gradient(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z), ``(*)``, and its gradient to ``z``, ``(*, latent)``, in one call.
@@ -85,9 +85,12 @@ class VAE(OneLatent):
             z: latents, ``(*, latent)``.
             x: binary images, ``(*, pixels)``, which broadcast to the batch of ``z``.
         """
-        layers = [layer for layer in (*self.decoder, self.to_logits) if isinstance(layer, nn.Linear)]
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        weights, biases = self._decoder_layers()
         return F.latent_gradient(z, weights, biases, x, activation="elu", impl=self.config.impl)
+
+    def _decoder_layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        layers = [layer for layer in (*self.decoder, self.to_logits) if isinstance(layer, nn.Linear)]
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
     @torch.no_grad()
     def start_at(self, pixel_means: Tensor) -> None:

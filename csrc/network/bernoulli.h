@@ -1,0 +1,117 @@
+// Log-likelihoods of binary data whose logits a dense layer makes, on blocks of lanes: which rows a block takes, their
+// data points, and the sums over the logits, of which a few are in memory at a time.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "base/parallel.h"
+#include "base/types.h"
+#include "network/dense.h"
+#include "simd/activation.h"
+
+namespace fastvae {
+namespace {
+
+// Visits of one task: those of the same data points read them once.
+constexpr int64_t kTaskVisits = 8;
+
+// The rows that one block of lanes takes, and their data points. `stacked` visits see all samples of a block of data
+// points one after another, and so read the points once; the last block of points may leave lanes empty.
+class Visits {
+ public:
+  explicit Visits(BernoulliSizes sizes) : Visits(sizes, sizes.inner == 1 && sizes.points >= kLanes) {}
+
+  // Visits that leave few lanes empty.
+  static Visits dense(BernoulliSizes sizes) {
+    const int64_t blocks = (sizes.points + kLanes - 1) / kLanes, most_empty = blocks * kLanes / 8;
+    return {sizes, sizes.inner == 1 && sizes.points >= kLanes && blocks * kLanes - sizes.points <= most_empty};
+  }
+
+  int64_t count() const { return count_; }
+
+  // The first row; all rows of a visit follow each other.
+  int64_t first_row(int64_t visit) const {
+    return stacked_ ? visit % sizes_.samples * sizes_.points + first_point(visit) : visit * kLanes;
+  }
+  int64_t rows(int64_t visit) const {
+    return std::min(kLanes, stacked_ ? sizes_.points - first_point(visit) : sizes_.rows() - visit * kLanes);
+  }
+  int64_t point_of(int64_t row) const { return row / sizes_.inner % sizes_.points; }
+
+ private:
+  Visits(BernoulliSizes sizes, bool stacked)
+      : sizes_(sizes),
+        stacked_(stacked),
+        blocks_(stacked_ ? (sizes.points + kLanes - 1) / kLanes : (sizes.rows() + kLanes - 1) / kLanes),
+        count_(stacked_ ? blocks_ * sizes.samples : blocks_) {}
+  int64_t first_point(int64_t visit) const { return visit / sizes_.samples * kLanes; }
+
+  BernoulliSizes sizes_;
+  bool stacked_;
+  int64_t blocks_, count_;
+};
+
+// The data points of a visit, in lanes.
+template <class T>
+const T* read_points(Points<T>& points, const Visits& visits, int64_t visit, LaneRange lanes) {
+  const int64_t first = visits.first_row(visit);
+  return points.read([&](int64_t lane) { return visits.point_of(first + lane); }, lanes);
+}
+
+// Calls body(visit, points) for the visits [begin, end), each task with points of its own. `weights` are those that a
+// row meets.
+template <class T, class Body>
+void each_visit(int64_t weights, Matrix<T> x, int64_t outputs, int64_t begin, int64_t end, const Body& body) {
+  const int64_t threads = omp_get_max_threads(), count = end - begin;
+  const int64_t step = std::max<int64_t>(1, std::min(kTaskVisits, count / threads));
+  parallel_tasks((count + step - 1) / step, step * kLanes * weights / 8, [&](int64_t task) {
+    Points<T> points(x, outputs);
+    const int64_t last = std::min(begin + (task + 1) * step, end);
+    for (int64_t visit = begin + task * step; visit < last; ++visit) body(visit, points);
+  });
+}
+
+// The logits of a visit, a few outputs at a time: done(begin, end, logits) gets (end - begin, kLanes) of them.
+template <class T, class Done>
+FASTVAE_INLINE void each_group(const Staircase<T>& s, const T* inputs, LaneRange lanes, T* logits, const Done& done) {
+  int64_t group = 0;
+  multiply_rows<true>(
+      s, inputs, 0, s.layer.out, lanes,
+      [&](int64_t r, int64_t lane, typename Simd<T>::Vector sum)
+          FASTVAE_INLINE_LAMBDA { store(logits + (r - group) * kLanes + lane, sum + s.bias(r)); },
+      [&](int64_t begin, int64_t end) {
+        done(begin, end, logits);
+        group = end;
+      });
+}
+
+// The log-likelihood of each lane into log_p. each(index, value, logit, e^-|logit|) sees every vector of logits.
+template <class T, class Each>
+FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const T* values, LaneRange lanes, T* log_p,
+                                  const Each& each) {
+  using Vector = typename Simd<T>::Vector;
+  alignas(kVectorBytes) T part[kLanes] = {}, total[kLanes] = {}, logits[kTileRows * kLanes];
+  int64_t groups = 0;
+  each_group<T>(s, inputs, lanes, logits, [&](int64_t begin, int64_t end, const T* group) {
+    const bool whole = ++groups % kSumGroups == 0 || end == s.layer.out;
+    for (int64_t lane = 0; lane < lanes.end; lane += Simd<T>::kWidth) {
+      // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
+      Vector sum = load(part + lane), product{};
+      for (int64_t r = begin; r < end; ++r) {
+        const Vector l = load(group + (r - begin) * kLanes + lane), tail = tail_of<T>(l);
+        const Vector value = load(values + r * kLanes + lane);
+        product += tail + tail * product;
+        sum += value * l - positive_part(l);
+        each(r * kLanes + lane, lane, value, l, tail);
+      }
+      sum -= log1p_unit(product);
+      store(part + lane, whole ? Vector{} : sum);
+      if (whole) store(total + lane, load(total + lane) + sum);
+    }
+  });
+  std::copy_n(total, lanes.count, log_p);
+}
+
+}  // namespace
+}  // namespace fastvae
