@@ -91,10 +91,11 @@ template <class T, class Each>
 FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const T* values, LaneRange lanes, T* log_p,
                                   const Each& each) {
   using Vector = typename Simd<T>::Vector;
-  alignas(kVectorBytes) T part[kLanes] = {}, total[kLanes] = {}, logits[kTileRows * kLanes];
+  alignas(kVectorBytes) T part[kLanes] = {}, block[kLanes] = {}, total[kLanes] = {}, logits[kTileRows * kLanes];
   int64_t groups = 0;
   each_group<T>(s, inputs, lanes, logits, [&](int64_t begin, int64_t end, const T* group) {
-    const bool whole = ++groups % kSumGroups == 0 || end == s.layer.out;
+    const bool last = end == s.layer.out, whole = ++groups % kSumGroups == 0 || last;
+    const bool all_of_block = groups % (kSumGroups * kSumGroups) == 0 || last;
     for (int64_t lane = 0; lane < lanes.end; lane += Simd<T>::kWidth) {
       // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
       Vector sum = load(part + lane), product{};
@@ -107,7 +108,10 @@ FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const 
       }
       sum -= log1p_unit(product);
       store(part + lane, whole ? Vector{} : sum);
-      if (whole) store(total + lane, load(total + lane) + sum);
+      if (!whole) continue;
+      sum += load(block + lane);
+      store(block + lane, all_of_block ? Vector{} : sum);
+      if (all_of_block) store(total + lane, load(total + lane) + sum);
     }
   });
   std::copy_n(total, lanes.count, log_p);

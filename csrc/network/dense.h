@@ -11,7 +11,7 @@
 namespace fastvae {
 namespace {
 
-// Groups of outputs that are summed up before their sum is added to the total: the error of long sums stays small.
+// Groups of outputs whose sum becomes one term of a longer sum: the error of long sums stays small.
 constexpr int64_t kSumGroups = 12;
 
 inline LaneRange lanes_of(int64_t rows, int64_t width) { return {0, (rows + width - 1) / width * width, rows}; }

@@ -47,7 +47,8 @@ def normal(
 
     With the outputs :math:`(a, b)` of one Box-Muller pair,
     :math:`u = \lfloor a/2 \rfloor 2^{-31} + 2^{-32}`, :math:`r = \sqrt{-2 \ln u}`, the low 30 bits of :math:`b` are an
-    angle in :math:`[-\pi/4, \pi/4)` and its two high bits turn it by multiples of :math:`\pi/2`. Logarithm, cosine and sine are computed in ``wide``.
+    angle in :math:`[-\pi/4, \pi/4)` and its two high bits turn it by multiples of :math:`\pi/2`.
+    Logarithm, cosine and sine are computed in ``wide``.
 
     Reference: *A note on the generation of random normal deviates* (Box, Muller, 1958).
     """

@@ -13,7 +13,7 @@ from tests.support.implementations import device_of
 
 @dataclass
 class Problem:
-    """Inputs, all of them differentiable or none, and a function of them: ``call(impl, inputs)`` returns its outputs."""
+    """Inputs, all differentiable or none, and a function of them: ``call(impl, inputs)`` returns its outputs."""
 
     call: Callable[..., tuple[Tensor, ...]]
     inputs: list[Tensor]
