@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.allow_tf32 = False
 
-from tests.thorough import is_left_out  # noqa: E402 - sys.path needs the checkout first
+from tests.thorough import find_left_out  # noqa: E402 - sys.path needs the checkout first
 
 hypothesis.settings.register_profile("fastvae", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("fastvae")
@@ -28,9 +28,8 @@ hypothesis.settings.load_profile("fastvae")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if is_left_out(item.nodeid):
-            item.add_marker(pytest.mark.thorough)
+    for item in find_left_out(items):
+        item.add_marker(pytest.mark.thorough)
 
 
 # A million objects that stay are not looked through again for every few hundred new ones.

@@ -1,9 +1,14 @@
-"""What `make test` leaves to `make test-all`: the cases that cost most and differ from others that stay in one setting.
+"""What `make test` leaves to `make test-all`: combinations of values that all occur in other cases, and the cases that
+cost most and differ from others that stay in one setting.
 
 What stays may be cases of another test, of which the reasons below tell. A test without cases has the marker itself.
 """
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import pytest
 
 # Names of cases as pytest prints them, by what stays.
 LEFT_OUT = {
@@ -72,10 +77,67 @@ LEFT_OUT = {
     "one build that is missing": (
         r"test_package\.py::test_what_is_wrong_with_the_extension_is_said\[_C\.cpython-3[0-9]m",
     ),
+    "several processes evaluate one system": (
+        r"recipes/test_evaluation\.py::test_shared_evaluation_has_the_figures_of_one_process\[(?!2-vae|3-vae)",
+        r"recipes/test_evaluation\.py::test_command_line_goes_on_with_two_processes",
+    ),
+    "one subject of each family under tracers": (
+        r"pytorch/test_tracing\.py::test_(compile|export|trace)\[(tril_gaussian_(log_prob|kl)|tril_.* dense|"
+        r"DiagonalGaussian (moments|kl)|MADE residual|masked_linear with|PixelCNN log|PixelCNNpp|GatedPixelCNN of)",
+        r"pytorch/test_tracing\.py::test_onnx\[(affine|gated_act|MADE res|\w+Flow (norm|inv|orth)|Householder|Linear"
+        r"|Planar|Permut|Affine|ConvM|ConvI|DownS|DownR|CodeE|GatedM|GatedA|\w+ of |PixelCNNpp|Triang)",
+    ),
+    "one posterior is trained, and a run of it resumed": (
+        r"recipes/test_training\.py::test_(training_raises_the_bound|resumed_run_has_the_losses\w+)\[(?!triangular)",
+        r"recipes/test_pixelvae_training\.py::test_resumed_run_ends_as_an_unbroken_one\[(?!vector)",
+    ),
+    "one moment of a signal": (
+        r"recipes/test_runs\.py::test_signal_between_checkpoints_loses_no_whole_epoch\[(?!2)",
+        r"recipes/test_runs\.py::test_signal_leaves_a_checkpoint_that_resumes\[(?!1)",
+    ),
+    "one kind of tensors that no kernel can read": (
+        r"pytorch/test_tensors\.py::test_what_no_kernel_can_read\[(?!meta)",
+    ),
+    "shards, not replicas": (r"pytorch/test_state\.py::test_two_processes\[replicas",),
+    "one Gaussian compiled as a distribution": (
+        r"distributions/test_protocol\.py::test_compile\[(?!packed-cpp|diagonal-cpp)",
+    ),
+    "one network of each kind is compiled whole": (
+        r"nn/test_pixelcnn\.py::test_compile_fullgraph\[.*(?<!-GatedPixelCNN)\]$",
+        r"nn/test_gated_conv\.py::test_compile_fullgraph\[(?!vector)",
+        r"ops/test_masked_conv2d\.py::test_compile_fullgraph\[(?!colours)",
+        r"ops/test_boundary\.py::test_compile_fullgraph\[tril_.*False",
+    ),
+    "the demonstration runs once": (
+        r"recipes/test_demo\.py::test_demo_can_be_repeated",
+        r"recipes/test_demo\.py::test_times_of_every_way\[False",
+    ),
     "codes of one channel": (r"recipes/test_compress\.py::test_round_trip\[3-colored.*-reference",),
 }
 
 
 def is_left_out(name: str) -> bool:
-    """Whether `make test` leaves out the case ``name``."""
+    """Whether a reason above leaves out the case ``name``."""
     return any(re.search(pattern, name) for patterns in LEFT_OUT.values() for pattern in patterns)
+
+
+def find_left_out(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
+    """The cases that ``make test`` leaves out, in the order of ``items``.
+
+    Of a test with several parameters it runs as many cases as it takes for each value to occur, with each
+    implementation.
+    """
+    seen: dict[tuple[str, str, str], set[tuple[int, str]]] = defaultdict(set)
+    for item in items:
+        if is_left_out(item.nodeid):
+            yield item
+            continue
+        callspec = getattr(item, "callspec", None)
+        if callspec is None:
+            continue
+        # pytest has no public list of a case's names, one for each decorator of its test.
+        values = set(enumerate(callspec._idlist))
+        met = seen[item.parent.nodeid, item.originalname, str(callspec.params.get("impl"))]
+        if values <= met:
+            yield item
+        met |= values
