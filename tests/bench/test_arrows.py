@@ -7,7 +7,7 @@ from pathlib import Path
 # From the floor up: a module imports modules of earlier lines only.
 FLOORS = (
     ("environment", "memory", "rows", "task", "timing", "whole_run"),
-    ("gaussian", "roofline", "steps", "wording"),
+    ("decoder", "gaussian", "roofline", "steps", "wording"),
     ("jobs", "networks", "plots", "readme"),
     ("peers", "report"),
     ("ops",),
