@@ -16,8 +16,10 @@ from ._network import LANES
 from .linear_bernoulli import linear_bernoulli_log_prob
 
 
-def _fwd_cpu(z: Tensor, *others: Any) -> Tensor:
-    *arguments, _ = cpu_arguments((z,), *others, "bernoulli")
+def _fwd_cpu(
+    z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], x: Tensor, inner: int, activation: str
+) -> Tensor:
+    *arguments, _ = cpu_arguments((z,), layers, has_bias, x, inner, activation, "bernoulli")
     log_p: Tensor = extension().mlp_bernoulli_fwd(*arguments)
     return log_p
 
@@ -76,6 +78,7 @@ def mlp_bernoulli_log_prob(
         any number of times.
 
     Example:
+        >>> import torch
         >>> z, x = torch.zeros(5, 2, 3), torch.tensor([[True, False], [False, False]])
         >>> weights, biases = [torch.ones(4, 3), torch.ones(2, 4)], [torch.zeros(4), None]
         >>> mlp_bernoulli_log_prob(z, weights, biases, x).shape
