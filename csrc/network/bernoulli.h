@@ -91,14 +91,13 @@ template <class T, class Each>
 FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const T* values, LaneRange lanes, T* log_p,
                                   const Each& each) {
   using Vector = typename Simd<T>::Vector;
-  alignas(kVectorBytes) T part[kLanes] = {}, block[kLanes] = {}, total[kLanes] = {}, logits[kTileRows * kLanes];
-  int64_t groups = 0;
+  alignas(kVectorBytes) T logits[kTileRows * kLanes];
+  LaneSums<T> sums;
   each_group<T>(s, inputs, lanes, logits, [&](int64_t begin, int64_t end, const T* group) {
-    const bool last = end == s.layer.out, whole = ++groups % kSumGroups == 0 || last;
-    const bool all_of_block = groups % (kSumGroups * kSumGroups) == 0 || last;
+    sums.begin_group(end == s.layer.out);
     for (int64_t lane = 0; lane < lanes.end; lane += Simd<T>::kWidth) {
       // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
-      Vector sum = load(part + lane), product{};
+      Vector sum = sums.part(lane), product{};
       for (int64_t r = begin; r < end; ++r) {
         const Vector l = load(group + (r - begin) * kLanes + lane), tail = tail_of<T>(l);
         const Vector value = load(values + r * kLanes + lane);
@@ -106,15 +105,10 @@ FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const 
         sum += value * l - positive_part(l);
         each(r * kLanes + lane, lane, value, l, tail);
       }
-      sum -= log1p_unit(product);
-      store(part + lane, whole ? Vector{} : sum);
-      if (!whole) continue;
-      sum += load(block + lane);
-      store(block + lane, all_of_block ? Vector{} : sum);
-      if (all_of_block) store(total + lane, load(total + lane) + sum);
+      sums.set_part(lane, sum - log1p_unit(product));
     }
   });
-  std::copy_n(total, lanes.count, log_p);
+  std::copy_n(sums.total(), lanes.count, log_p);
 }
 
 }  // namespace

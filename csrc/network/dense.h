@@ -11,9 +11,6 @@
 namespace fastvae {
 namespace {
 
-// Groups of outputs whose sum becomes one term of a longer sum: the error of long sums stays small.
-constexpr int64_t kSumGroups = 12;
-
 inline LaneRange lanes_of(int64_t rows, int64_t width) { return {0, (rows + width - 1) / width * width, rows}; }
 
 // A layer that is not masked, with the degrees that say so.
@@ -68,6 +65,38 @@ class Points {
   int64_t out_;
   Scratch<T> values_;
   std::array<int64_t, kLanes> points_;
+};
+
+// Sums over outputs in each lane. Twelve groups of outputs are a part, and twelve parts are a block: the error of long
+// sums stays small.
+template <class T>
+class LaneSums {
+ public:
+  using Vector = typename Simd<T>::Vector;
+
+  void begin_group(bool last) {
+    ++groups_;
+    ends_part_ = groups_ % kTerms == 0 || last;
+    ends_block_ = groups_ % (kTerms * kTerms) == 0 || last;
+  }
+  // The sum of the groups before, of the same part.
+  FASTVAE_INLINE Vector part(int64_t lane) const { return load(part_ + lane); }
+  // Takes that sum with the present group's.
+  FASTVAE_INLINE void set_part(int64_t lane, Vector sum) {
+    store(part_ + lane, ends_part_ ? Vector{} : sum);
+    if (!ends_part_) return;
+    sum += load(block_ + lane);
+    store(block_ + lane, ends_block_ ? Vector{} : sum);
+    if (ends_block_) store(total_ + lane, load(total_ + lane) + sum);
+  }
+  const T* total() const { return total_; }
+
+ private:
+  static constexpr int64_t kTerms = 12;
+
+  alignas(kVectorBytes) T part_[kLanes] = {}, block_[kLanes] = {}, total_[kLanes] = {};
+  int64_t groups_ = 0;
+  bool ends_part_ = false, ends_block_ = false;
 };
 
 template <class T>

@@ -43,6 +43,7 @@ class LaneWay {
         streams_(problem.v.data ? 2 : 1) {
     const int64_t threads = omp_get_max_threads(), each = (problem.rows + threads - 1) / threads;
     samples_ = std::min(kLanes / streams_, padded<T>(each));
+    dense_.reserve(problem.layers.size());
     for (const auto& layer : problem.layers) dense_.emplace_back(layer);
   }
 
@@ -125,16 +126,17 @@ class LaneWay {
   template <Likelihood kind>
   void make_residuals(const Staircase<T>& s, const T* from, const T* x, int64_t first, LaneRange values,
                       LaneRange lanes, T* logits, T* residuals, T* log_p) const {
-    alignas(kVectorBytes) T part[kLanes] = {}, total[kLanes] = {}, factors[kLanes] = {};
+    alignas(kVectorBytes) T factors[kLanes] = {};
+    LaneSums<T> sums;
     if (problem_.d_log_p) std::copy_n(problem_.d_log_p + first, values.count, factors);
-    int64_t group = 0, groups = 0;
+    int64_t group = 0;
     multiply_rows<true>(
         s, from, 0, s.layer.out, lanes,
         [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
           store(logits + (r - group) * kLanes + lane, lane < values.end ? sum + s.bias(r) : sum);
         },
         [&](int64_t begin, int64_t end) {
-          const bool whole = ++groups % kSumGroups == 0 || end == s.layer.out;
+          sums.begin_group(end == s.layer.out);
           for (int64_t lane = 0; lane < values.end; lane += Simd<T>::kWidth) {
             Terms<kind, T> terms;
             for (int64_t r = begin; r < end; ++r) {
@@ -147,13 +149,11 @@ class LaneWay {
               if (problem_.d_log_p) change += load(factors + lane) * derivatives.first;
               store(at + values.end, change);
             }
-            const Vector sum = load(part + lane) + terms.total();
-            store(part + lane, whole ? Vector{} : sum);
-            if (whole) store(total + lane, load(total + lane) + sum);
+            sums.set_part(lane, sums.part(lane) + terms.total());
           }
           group = end;
         });
-    std::copy_n(total, kLanes, log_p);
+    std::copy_n(sums.total(), kLanes, log_p);
   }
 
   const LatentProblem<T>& problem_;

@@ -33,6 +33,7 @@ void fwd(const std::vector<MaskedLayer<T>>& layers, int64_t activation, Matrix<T
          BernoulliSizes sizes) {
   using Vector = typename Simd<T>::Vector;
   LocalVector<Dense<T>> dense;
+  dense.reserve(layers.size());
   int64_t widest = 0, weights = 0;
   for (const MaskedLayer<T>& layer : layers) {
     dense.emplace_back(layer);

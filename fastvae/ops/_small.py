@@ -14,7 +14,7 @@ from ..backend import Route
 from ..reference import philox
 from . import _layout
 
-# From here on kernels are faster, by measured training steps of a VAE.
+# Between two measured training steps of a VAE: at [128, 32] formulas are faster, at [512, 64] kernels.
 _MOST_NUMBERS = 1 << 14
 
 

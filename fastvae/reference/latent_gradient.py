@@ -88,7 +88,7 @@ _CURVATURES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _activate(activation: str, pre: Tensor) -> Tensor:
+def activate(activation: str, pre: Tensor) -> Tensor:
     if activation == "softplus":
         return TF.softplus(pre, threshold=_SOFTPLUS_THRESHOLD)
     return ACTIVATIONS[activation](pre)
@@ -133,7 +133,7 @@ def latent_gradient(
     hidden = z
     for weight, bias in zip(weights, biases, strict=True):
         if pre:
-            hidden = _activate(activation, pre[-1])
+            hidden = activate(activation, pre[-1])
         pre.append(TF.linear(hidden, weight, bias))
     log_p, residual = _likelihood(pre[-1].to(compute_dtype(z.dtype)), x, inner, likelihood)
     adjoint = residual.to(z.dtype)
@@ -158,7 +158,7 @@ def latent_hessian_product(
     hidden, tangent = z, v
     for weight, bias in zip(weights, biases, strict=True):
         if pre:
-            hidden, tangent = _activate(activation, pre[-1]), _through(activation, pre[-1], tangents[-1])
+            hidden, tangent = activate(activation, pre[-1]), _through(activation, pre[-1], tangents[-1])
         pre.append(TF.linear(hidden, weight, bias))
         tangents.append(TF.linear(tangent, weight))
     logits = pre[-1].to(compute_dtype(z.dtype))

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 import torch.nn.functional as TF
 from torch import Tensor
 
+from .latent_gradient import activate
 from .linear_bernoulli import linear_bernoulli_log_prob
-from .masked_linear import ACTIVATIONS
 
 
 def hidden_layers(z: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str) -> Tensor:
     """The inputs of the last layer."""
     hidden = z
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        hidden = ACTIVATIONS[activation](TF.linear(hidden, weight, bias))
+        hidden = activate(activation, TF.linear(hidden, weight, bias))
     return hidden
 
 
