@@ -5,6 +5,7 @@ import torch
 
 import fastvae.functional as F
 from fastvae import backend
+from fastvae.backend import Route
 from fastvae.ops import _small
 from tests.support.gaussians import packed_size
 
@@ -76,6 +77,12 @@ def test_the_choice_of_use_keeps_the_op():
         compiled = torch.compile(lambda m, s: F.diag_gaussian_rsample(m, s), backend=recorder, fullgraph=True)
         compiled(*parameters()[:2])
     assert recorder.has_ops()
+
+
+def test_only_what_the_extension_would_run_is_left(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    left = [impl for impl in ("cpp", "triton", "reference") if _small.is_left_to_compiler("auto", Route(impl), 1)]
+    assert left == ["cpp"]
 
 
 def test_given_noise_is_used():
