@@ -102,10 +102,14 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv module: on Debian, apt install python3-venv"; exit 1; }
 
+# The extension compiles while pip brings PyTorch: it includes none of its headers. Python compiles modules when it imports
+# them, which most of what comes along never is. The last line finds the objects of the first compilation.
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
-	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(RUN) -m pip install --quiet --disable-pip-version-check scikit-build-core nanobind cmake ninja setuptools wheel
-	# With the tools at hand, so that `make wheel` finds the objects of this build.
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		-e '.[train,test,lint,bench,peers,ecosystem,compress,docs]'
+	$(PIP) scikit-build-core nanobind cmake ninja setuptools wheel
+	$(PIP) --no-build-isolation --no-deps -e . & extension=$$!; \
+		$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt) && $(PIP) -r constraints.txt; \
+		packages=$$?; wait $$extension && exit $$packages
+	# With the tools at hand, so that `make wheel` finds the objects of this build too.
+	$(PIP) --no-build-isolation -e '.[train,test,lint,bench,peers,ecosystem,compress,docs]'
 	touch $@

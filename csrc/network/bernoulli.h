@@ -17,15 +17,14 @@ namespace {
 constexpr int64_t kTaskVisits = 8;
 
 // The rows that one block of lanes takes, and their data points. `stacked` visits see all samples of a block of data
-// points one after another, and so read the points once; the last block of points may leave lanes empty.
+// points one after another, and so read the points once. The last block of points may leave lanes empty: where these
+// are many, visits take rows as they come.
 class Visits {
  public:
-  explicit Visits(BernoulliSizes sizes) : Visits(sizes, sizes.inner == 1 && sizes.points >= kLanes) {}
-
-  // Visits that leave few lanes empty.
-  static Visits dense(BernoulliSizes sizes) {
-    const int64_t blocks = (sizes.points + kLanes - 1) / kLanes, most_empty = blocks * kLanes / 8;
-    return {sizes, sizes.inner == 1 && sizes.points >= kLanes && blocks * kLanes - sizes.points <= most_empty};
+  explicit Visits(BernoulliSizes sizes) : sizes_(sizes) {
+    const int64_t blocks = (sizes.points + kLanes - 1) / kLanes, empty = blocks * kLanes - sizes.points;
+    stacked_ = sizes.inner == 1 && sizes.points >= kLanes && empty <= blocks * kLanes / 8;
+    count_ = stacked_ ? blocks * sizes.samples : (sizes.rows() + kLanes - 1) / kLanes;
   }
 
   int64_t count() const { return count_; }
@@ -40,16 +39,11 @@ class Visits {
   int64_t point_of(int64_t row) const { return row / sizes_.inner % sizes_.points; }
 
  private:
-  Visits(BernoulliSizes sizes, bool stacked)
-      : sizes_(sizes),
-        stacked_(stacked),
-        blocks_(stacked_ ? (sizes.points + kLanes - 1) / kLanes : (sizes.rows() + kLanes - 1) / kLanes),
-        count_(stacked_ ? blocks_ * sizes.samples : blocks_) {}
   int64_t first_point(int64_t visit) const { return visit / sizes_.samples * kLanes; }
 
   BernoulliSizes sizes_;
   bool stacked_;
-  int64_t blocks_, count_;
+  int64_t count_;
 };
 
 // The data points of a visit, in lanes.

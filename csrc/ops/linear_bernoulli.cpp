@@ -32,7 +32,7 @@ void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, 
   using Vector = typename Simd<T>::Vector;
   const Dense<T> dense(given);
   const int64_t in = given.in, out = given.out;
-  const Visits visits = keep ? Visits(sizes) : Visits::dense(sizes);
+  const Visits visits(sizes);
   each_visit<T>(in * out, x, out, 0, visits.count(), [&](int64_t visit, Points<T>& points) {
     const LaneRange lanes = lanes_of(visits.rows(visit), Simd<T>::kWidth);
     const int64_t first = visits.first_row(visit);

@@ -41,7 +41,7 @@ void fwd(const std::vector<MaskedLayer<T>>& layers, int64_t activation, Matrix<T
     weights += layer.in * layer.out;
   }
   const int64_t in = layers.front().in, out = layers.back().out;
-  const Visits visits = Visits::dense(sizes);
+  const Visits visits(sizes);
   each_visit<T>(weights, x, out, 0, visits.count(), [&](int64_t visit, Points<T>& points) {
     const LaneRange lanes = lanes_of(visits.rows(visit), Simd<T>::kWidth);
     const int64_t first = visits.first_row(visit);

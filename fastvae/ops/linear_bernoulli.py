@@ -31,8 +31,9 @@ def _count_kept(rows: int, points: int, pixels: int, inner: int) -> int:
     """The numbers of `kept`, in blocks of samples as csrc lays them out."""
     if points == 0:
         return 0
-    stacked = inner == 1 and points >= LANES
-    blocks = rows // points * _divide_up(points, LANES) if stacked else _divide_up(rows, LANES)
+    of_points = _divide_up(points, LANES)
+    stacked = inner == 1 and points >= LANES and of_points * LANES - points <= of_points * LANES // 8
+    blocks = rows // points * of_points if stacked else _divide_up(rows, LANES)
     return blocks * pixels * LANES
 
 

@@ -16,7 +16,8 @@ kernels = pytest.mark.parametrize("impl", ["cpp", "triton"])
 # Batch of h, batch of x, pixels, features, and why.
 SHAPES = [
     ((5,), (5,), 7, 3),  # one block with a ragged end
-    ((3, 100), (100,), 20, 4),  # samples of more data points than a block has lanes
+    ((3, 100), (100,), 20, 4),  # samples of more data points than a block has lanes: rows as they come
+    ((3, 120), (120,), 20, 4),  # and of so many that blocks of data points leave few lanes empty
     ((3, 4), (4,), 33, 5),  # samples of few data points
     ((4, 3, 10), (3, 1), 9, 5),  # classes, in several samples
     ((6,), (1,), 17, 2),  # one data point
