@@ -1,6 +1,7 @@
 #include "ops/logistic_mixture.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <vector>
 
@@ -58,47 +59,76 @@ struct Channel {
   }
 };
 
-// The logistic's log-probability of the bin is linear + log(ratio), with ratio from 1e-5 to 1.
+// The logistics' log-probabilities of the bins of `channels` are linear + log(ratio), with ratio from 1e-5 to 1.
 //
 // With a the distance from mean to bin and h half its width, both in scales: log sigma(h - a) + log sigma(h + a) +
 // log(1 - e^-2h). In bins that reach to infinity a points there, and only the first term remains.
-template <class T>
-struct Bin {
+//
+// Every step is taken for all channels: a bin is one long chain, and the processor looks ahead only so far.
+template <class T, int channels>
+struct Bins {
   using Vector = typename Simd<T>::Vector;
-  Vector linear, ratio, d_mean, d_log_scale;
+  Vector linear[channels], ratio[channels], d_mean[channels], d_log_scale[channels];
 
-  FASTVAE_INLINE Bin(const Channel<T>& at, Vector mean, Vector log_scale, T half, T log_width) {
-    const Vector clamped = log_scale < kLeastLogScale ? Vector{} + kLeastLogScale : log_scale;
-    const Vector zero{}, one = zero + 1, inverse_scale = exp(-clamped);
-    const Vector u = inverse_scale * (at.x - mean), h = inverse_scale * half, d = h + h;
-    const Vector away = at.inside ? (u < 0 ? -one : one) : at.outwards;
-    const Vector a = away * u, near = a - h;
+  FASTVAE_INLINE Bins(const std::array<Channel<T>, channels>& at, const Vector (&mean)[channels],
+                      const Vector (&log_scale)[channels], T half, T log_width) {
+    const Vector zero{}, one = zero + 1;
+    Vector clamped[channels], inverse_scale[channels];
+    each([&](int c) FASTVAE_INLINE_LAMBDA {
+      clamped[c] = log_scale[c] < kLeastLogScale ? zero + kLeastLogScale : log_scale[c];
+      inverse_scale[c] = exp(-clamped[c]);
+    });
     // Three exponentials: e^-(a - h), or its inverse if the mean is within the bin, e^-(a + h) and e^-d. Two are
     // computed; the third is their product.
-    const auto within = near < 0;
-    const Vector near_tail = exp(within ? near : -near), factor = exp(-(within ? a + h : d));
-    const Vector product = near_tail * factor;
-    const Vector far_tail = at.inside ? (within ? factor : product) : zero, end = within ? product : factor;
-    auto mean_density = mean_decay(d, end);
-    mean_density.numerator = at.inside ? mean_density.numerator : one;
-    mean_density.denominator = at.inside ? mean_density.denominator : one;
-    const Vector tails = (1 + near_tail) * (1 + far_tail);
-    const Vector reciprocal = 1 / (tails * mean_density.numerator * mean_density.denominator);
-    linear = (at.inside ? log_width - clamped : zero) - positive_part(near);
-    ratio = mean_density.numerator * mean_density.numerator * reciprocal;
-    // sigma(a - h) and sigma(-a - h)
-    const Vector per_tails = mean_density.numerator * mean_density.denominator * reciprocal;
-    const Vector d_near = (within ? near_tail : one) * (1 + far_tail) * per_tails;
-    const Vector d_far = far_tail * (1 + near_tail) * per_tails;
-    const Vector d_a = d_far - d_near;
-    const Vector narrowed =
-        at.inside ? end * tails * mean_density.denominator * mean_density.denominator * reciprocal : zero;
-    d_mean = -(inverse_scale * (away * d_a));
-    const Vector d_clamped = -(a * d_a + (h * (d_near + d_far) + narrowed));
-    d_log_scale = log_scale < kLeastLogScale ? zero : d_clamped;
+    Vector h[channels], away[channels], a[channels], near[channels], near_tail[channels], factor[channels];
+    each([&](int c) FASTVAE_INLINE_LAMBDA {
+      const Vector u = inverse_scale[c] * (at[c].x - mean[c]);
+      h[c] = inverse_scale[c] * half;
+      away[c] = at[c].inside ? (u < 0 ? -one : one) : at[c].outwards;
+      a[c] = away[c] * u;
+      near[c] = a[c] - h[c];
+    });
+    each([&](int c) FASTVAE_INLINE_LAMBDA {
+      const auto within = near[c] < 0;
+      near_tail[c] = exp(within ? near[c] : -near[c]);
+      factor[c] = exp(-(within ? a[c] + h[c] : h[c] + h[c]));
+    });
+    each([&](int c) FASTVAE_INLINE_LAMBDA {
+      const auto within = near[c] < 0;
+      const Vector product = near_tail[c] * factor[c];
+      const Vector far_tail = at[c].inside ? (within ? factor[c] : product) : zero;
+      const Vector end = within ? product : factor[c];
+      auto mean_density = mean_decay(h[c] + h[c], end);
+      mean_density.numerator = at[c].inside ? mean_density.numerator : one;
+      mean_density.denominator = at[c].inside ? mean_density.denominator : one;
+      const Vector tails = (1 + near_tail[c]) * (1 + far_tail);
+      const Vector reciprocal = 1 / (tails * mean_density.numerator * mean_density.denominator);
+      linear[c] = (at[c].inside ? log_width - clamped[c] : zero) - positive_part(near[c]);
+      ratio[c] = mean_density.numerator * mean_density.numerator * reciprocal;
+      // sigma(a - h) and sigma(-a - h)
+      const Vector per_tails = mean_density.numerator * mean_density.denominator * reciprocal;
+      const Vector d_near = (within ? near_tail[c] : one) * (1 + far_tail) * per_tails;
+      const Vector d_far = far_tail * (1 + near_tail[c]) * per_tails;
+      const Vector d_a = d_far - d_near;
+      const Vector narrowed =
+          at[c].inside ? end * tails * mean_density.denominator * mean_density.denominator * reciprocal : zero;
+      d_mean[c] = -(inverse_scale[c] * (away[c] * d_a));
+      const Vector d_clamped = -(a[c] * d_a + (h[c] * (d_near + d_far) + narrowed));
+      d_log_scale[c] = log_scale[c] < kLeastLogScale ? zero : d_clamped;
+    });
   }
 
   static constexpr T kLeastLogScale = -7;
+
+ private:
+  template <class Step>
+  static FASTVAE_INLINE void each(const Step& step) {
+    step(0);
+    if constexpr (channels == 3) {
+      step(1);
+      step(2);
+    }
+  }
 };
 
 // Reads up to kLanes pixels side by side: row i of a tile holds map i.
@@ -151,18 +181,13 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   using Vector = typename Simd<T>::Vector;
   const int64_t block = components * kLanes;
   T *means = params + block, *log_scales = means + channels * block, *coefficients = log_scales + channels * block;
-  const Channel<T> first(load(x), half);
-  const Channel<T> second(channels == 3 ? load(x + kLanes) : first.x, half);
-  const Channel<T> third(channels == 3 ? load(x + 2 * kLanes) : first.x, half);
-  const auto bin_of = [&](const Channel<T>& at, int c, int64_t i, Vector shift) FASTVAE_INLINE_LAMBDA {
-    T *mean = means + c * block + i, *log_scale = log_scales + c * block + i;
-    const Bin<T> bin(at, load(mean) + shift, load(log_scale), half, log_width);
-    if constexpr (with_gradients) {
-      store(mean, bin.d_mean);
-      store(log_scale, bin.d_log_scale);
-    }
-    return bin;
-  };
+  const auto at = [&] {
+    if constexpr (channels == 3)
+      return std::array<Channel<T>, 3>{Channel<T>(load(x), half), Channel<T>(load(x + kLanes), half),
+                                       Channel<T>(load(x + 2 * kLanes), half)};
+    else
+      return std::array<Channel<T>, 1>{Channel<T>(load(x), half)};
+  }();
 
   // Logits are taken from the largest one before anything is added to them: they may be large, what is added small.
   Vector largest_logit = load(params), largest{};
@@ -170,19 +195,32 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
   for (int64_t k = 0; k < components; ++k) {
     const int64_t i = k * kLanes;
     const Vector logit = load(params + i) - largest_logit;
-    const auto bin = bin_of(first, 0, i, Vector{});
-    Vector linear = logit + bin.linear, ratio = bin.ratio;
+    Vector mean[channels], log_scale[channels];
+    for (int c = 0; c < channels; ++c) {
+      mean[c] = load(means + c * block + i);
+      log_scale[c] = load(log_scales + c * block + i);
+    }
+    Vector t[3];
     if constexpr (channels == 3) {
-      const Vector t1 = tanh(load(coefficients + i)), t2 = tanh(load(coefficients + block + i)),
-                   t3 = tanh(load(coefficients + 2 * block + i));
-      const auto green = bin_of(second, 1, i, t1 * first.x);
-      const auto blue = bin_of(third, 2, i, t2 * first.x + t3 * second.x);
-      linear += green.linear + blue.linear;
-      ratio *= green.ratio * blue.ratio;
-      if constexpr (with_gradients) {
-        store(coefficients + i, (1 - t1 * t1) * first.x * green.d_mean);
-        store(coefficients + block + i, (1 - t2 * t2) * first.x * blue.d_mean);
-        store(coefficients + 2 * block + i, (1 - t3 * t3) * second.x * blue.d_mean);
+      for (int c = 0; c < 3; ++c) t[c] = tanh(load(coefficients + c * block + i));
+      mean[1] += t[0] * at[0].x;
+      mean[2] += t[1] * at[0].x + t[2] * at[1].x;
+    }
+    const Bins<T, channels> bins(at, mean, log_scale, half, log_width);
+    Vector linear = logit + bins.linear[0], ratio = bins.ratio[0];
+    if constexpr (channels == 3) {
+      linear += bins.linear[1] + bins.linear[2];
+      ratio *= bins.ratio[1] * bins.ratio[2];
+    }
+    if constexpr (with_gradients) {
+      for (int c = 0; c < channels; ++c) {
+        store(means + c * block + i, bins.d_mean[c]);
+        store(log_scales + c * block + i, bins.d_log_scale[c]);
+      }
+      if constexpr (channels == 3) {
+        store(coefficients + i, (1 - t[0] * t[0]) * at[0].x * bins.d_mean[1]);
+        store(coefficients + block + i, (1 - t[1] * t[1]) * at[0].x * bins.d_mean[2]);
+        store(coefficients + 2 * block + i, (1 - t[2] * t[2]) * at[1].x * bins.d_mean[2]);
       }
     }
     const Vector log_p = linear + log(ratio);
