@@ -262,9 +262,9 @@ def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, dense in (
         (torch.float32, 512, False),
-        (torch.float32, 8, False),
-        (torch.bfloat16, 63, True),
-        (torch.float64, 1, False),
+        (torch.float32, 8, True),
+        (torch.bfloat16, 512, False),
+        (torch.float64, 63, True),
     ):
         n, samples = 1024, 1 if d == 512 else 8
         name = f"{str(dtype)[6:]}, D = {d}, {'dense' if dense else 'packed'}"
