@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -83,7 +84,7 @@ def _callee(code: Sequence[Instruction], call: Instruction) -> Iterator[Instruct
 def _blocks_of(code: Sequence[Instruction]) -> tuple[dict[int, list[Instruction]], dict[int, list[int]]]:
     """The basic blocks by their addresses, and which block may follow which."""
     starts = {code[0].address} if code else set()
-    for instruction, after in zip(code, code[1:], strict=False):
+    for instruction, after in itertools.pairwise(code):
         target = _target(instruction.text)
         if target is not None:
             starts.add(target)

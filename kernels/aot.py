@@ -185,7 +185,7 @@ def _plan(targets: Sequence[str], only: Sequence[str], brief: bool) -> list[_Job
             kernels: dict[str, frozenset[str] | None] = dict.fromkeys(targets)
             if brief:
                 names = frozenset(name for name, place in chosen.items() if place == index)
-                kernels = {targets[0]: None} | ({target: names for target in targets[1:]} if names else {})
+                kernels = {targets[0]: None} | (dict.fromkeys(targets[1:], names) if names else {})
             plan.append(_Job(stem, index, kernels))
     return plan
 
@@ -227,7 +227,9 @@ def compile_all(
 
 def _table(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     widths = {name: max(len(name), 6) + 1 for name in COLUMNS}
-    yield f"{'kernel':42} {'case':46} {'target':7} {'triton':7}" + "".join(f"{name:>{widths[name]}}" for name in COLUMNS)
+    yield f"{'kernel':42} {'case':46} {'target':7} {'triton':7}" + "".join(
+        f"{name:>{widths[name]}}" for name in COLUMNS
+    )
     for row in rows:
         values = (row["error"] or "").partition("\n")[0] or "".join(
             f"{_write(row.get(name)):>{width}}" for name, width in widths.items()

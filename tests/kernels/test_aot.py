@@ -37,7 +37,12 @@ SUMS = {
     "_tril_gaussian_kl_fwd_kernel",
 }
 # Rows of packed triangles are not aligned: their accesses are one element wide.
-TRIANGLES = {"_tril_gaussian_fwd_kernel", "_tril_gaussian_bwd_kernel"}
+TRIANGLES = {
+    "_tril_gaussian_fwd_kernel",
+    "_tril_gaussian_bwd_kernel",
+    "_tril_gaussian_log_prob_fwd_kernel",
+    "_tril_gaussian_log_prob_bwd_kernel",
+}
 # Problems large enough for the widest tiles: those of half types, and of float32 where TF32 is allowed.
 MATRIX = {
     "_masked_conv2d_bwd_weight_kernel": "128 -> 128",
@@ -47,8 +52,14 @@ MATRIX = {
     "_masked_linear_bwd_weight_kernel": "1920 -> 1920",
 }
 HALF = ("bfloat16", "float16")
-# Rules that a kernel breaks by now, and why. An entry that is true no longer fails.
-KNOWN: dict[tuple[str, str], dict[str, str]] = {}
+# Rules that kernels break, by compiler where one alone makes them do so, and why. A kernel that keeps its rule fails.
+_REGISTERS = "its tile keeps more than 128 registers of each thread"
+_PIXELS = "pixels are counted in 64 bits"
+KNOWN: dict[tuple[str, str], dict[str, str]] = {
+    ("serialised", "3.6.0"): {"_masked_conv2d_bwd_weight_kernel": "calls stand between its products"},
+    ("two programs", "any"): dict.fromkeys(MATRIX, _REGISTERS),
+    ("calls", "any"): dict.fromkeys(("_masked_conv2d_bwd_pre_kernel", "_masked_conv2d_bwd_weight_kernel"), _PIXELS),
+}
 
 by_compiler = pytest.mark.parametrize("compiler", COMPILERS)
 
@@ -92,9 +103,10 @@ def hopper(rows):
 
 
 def assert_met(rule: str, compiler: str, broken: list[dict]) -> None:
-    """No kernel breaks the rule but those that are known to."""
-    where = {row["kernel"]: row for row in broken}
-    assert set(where) == set(KNOWN.get((rule, compiler), {})), where
+    """The kernels that break the rule are those that are known to."""
+    cases = {(row["kernel"], row["case"]) for row in broken}
+    known = set(KNOWN.get((rule, "any"), {})) | set(KNOWN.get((rule, compiler), {}))
+    assert {kernel for kernel, _ in cases} == known, cases
 
 
 @by_compiler
@@ -154,7 +166,7 @@ def test_triangles_are_coalesced(hopper):
     triangles = [
         (row, request)
         for row in hopper
-        if row["kernel"] in TRIANGLES and "D = 256" in row["case"]
+        if row["kernel"] in TRIANGLES and ("D = 256" in row["case"] or "D = 512" in row["case"])
         for request in row["requests"]
         if request["argument"] in ("tril_ptr", "d_tril_ptr")
     ]
@@ -191,9 +203,10 @@ def test_no_product_waits_for_the_one_before(hopper, compiler):
 
 @by_compiler
 def test_two_programs_of_a_matrix_kernel_share_a_multiprocessor(hopper, compiler):
-    assert_met(
-        "two programs", compiler, [row for row in hopper if row["kernel"] in MATRIX and row["resident"] < 2]
-    )
+    """In half types: one program's products cover what the other one does between its own."""
+    half = [row for row in hopper if row["kernel"] in MATRIX and row["case"].startswith(HALF)]
+    assert {row["kernel"] for row in half} == set(MATRIX)
+    assert_met("two programs", compiler, [row for row in half if row["resident"] < 2])
 
 
 @by_compiler
@@ -207,9 +220,7 @@ def test_loops_are_free_of_calls_and_wide_divisions(hopper, compiler):
 def test_noise_needs_no_shared_memory(hopper):
     """Drawn in the layout of the loads: see `in_layout_of`. The forward pass reduces, the backward pass does not."""
     (row,) = [
-        row
-        for row in hopper
-        if (row["kernel"], row["case"]) == ("_diag_gaussian_bwd_kernel", "float32, D = 512, seed")
+        row for row in hopper if (row["kernel"], row["case"]) == ("_diag_gaussian_bwd_kernel", "float32, D = 512, seed")
     ]
     assert row["shared"] == 0
 

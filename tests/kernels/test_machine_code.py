@@ -10,36 +10,36 @@ from fastvae.kernels._ttgir import read_accesses
 TTGIR = """
 {aliases}
 module attributes {{"ttg.num-warps" = 1 : i32}} {{
-  tt.func public @kernel(%x_ptr: !tt.ptr<{dtype}> {{tt.divisibility = 16 : i32}} loc("x_ptr"(#loc)), %n: i32 loc(#loc)) {{
-    %c0 = arith.constant 0 : i32 loc(#loc)
-    %c1 = arith.constant 1 : i32 loc(#loc)
-    %stride = arith.constant dense<{stride}> : tensor<{rows}x1xi32, #blocked> loc(#loc)
-    %0 = tt.make_range {{end = {rows} : i32, start = 0 : i32}} : tensor<{rows}xi32, {of_rows}> loc(#loc)
-    %1 = tt.expand_dims %0 {{axis = 1 : i32}} : tensor<{rows}xi32, {of_rows}> -> tensor<{rows}x1xi32, #blocked> loc(#loc)
-    %2 = arith.muli %1, %stride : tensor<{rows}x1xi32, #blocked> loc(#loc)
-    %3 = tt.make_range {{end = {columns} : i32, start = 0 : i32}} : tensor<{columns}xi32, {of_columns}> loc(#loc)
-    %4 = tt.expand_dims %3 {{axis = 0 : i32}} : tensor<{columns}xi32, {of_columns}> -> tensor<1x{columns}xi32, #blocked>
-    %5 = tt.broadcast %2 : tensor<{rows}x1xi32, #blocked> -> tensor<{rows}x{columns}xi32, #blocked> loc(#loc)
-    %6 = tt.broadcast %4 : tensor<1x{columns}xi32, #blocked> -> tensor<{rows}x{columns}xi32, #blocked> loc(#loc)
-    %7 = arith.addi %5, %6 : tensor<{rows}x{columns}xi32, #blocked> loc(#loc)
-    %8 = tt.splat %x_ptr : !tt.ptr<{dtype}> -> tensor<{rows}x{columns}x!tt.ptr<{dtype}>, #blocked> loc(#loc)
-    %9 = tt.splat %n : i32 -> tensor<{rows}x{columns}xi32, #blocked> loc(#loc)
-    %10 = arith.cmpi slt, %6, %9 : tensor<{rows}x{columns}xi32, #blocked> loc(#loc)
-    %11 = scf.for %i = %c0 to %n step %c1 iter_args(%at = %7) -> (tensor<{rows}x{columns}xi32, #blocked>) : i32 {{
-      %12 = tt.addptr %8, %at : tensor<{rows}x{columns}x!tt.ptr<{dtype}>, #blocked>, tensor<{rows}x{columns}xi32, #blocked>
-      %13 = tt.load %12, %10 : tensor<{rows}x{columns}x!tt.ptr<{dtype}>, #blocked> loc(#loc)
-      scf.yield %at : tensor<{rows}x{columns}xi32, #blocked> loc(#loc)
-    }} loc(#loc)
-    tt.return loc(#loc)
-  }} loc(#loc)
-}} loc(#loc)
+  tt.func public @kernel(%x_ptr: !tt.ptr<{dtype}> {{tt.divisibility = 16 : i32}} loc("x_ptr"(#loc)), %n: i32) {{
+    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %stride = arith.constant dense<{stride}> : tensor<{rows}x1xi32, #b>
+    %0 = tt.make_range {{end = {rows} : i32, start = 0 : i32}} : tensor<{rows}xi32, {of_rows}>
+    %1 = tt.expand_dims %0 {{axis = 1 : i32}} : tensor<{rows}xi32, {of_rows}> -> tensor<{rows}x1xi32, #b>
+    %2 = arith.muli %1, %stride : tensor<{rows}x1xi32, #b>
+    %3 = tt.make_range {{end = {columns} : i32, start = 0 : i32}} : tensor<{columns}xi32, {of_columns}>
+    %4 = tt.expand_dims %3 {{axis = 0 : i32}} : tensor<{columns}xi32, {of_columns}> -> tensor<1x{columns}xi32, #b>
+    %5 = tt.broadcast %2 : tensor<{rows}x1xi32, #b> -> tensor<{rows}x{columns}xi32, #b>
+    %6 = tt.broadcast %4 : tensor<1x{columns}xi32, #b> -> tensor<{rows}x{columns}xi32, #b>
+    %7 = arith.addi %5, %6 : tensor<{rows}x{columns}xi32, #b>
+    %8 = tt.splat %x_ptr : !tt.ptr<{dtype}> -> tensor<{rows}x{columns}x!tt.ptr<{dtype}>, #b>
+    %9 = tt.splat %n : i32 -> tensor<{rows}x{columns}xi32, #b>
+    %10 = arith.cmpi slt, %6, %9 : tensor<{rows}x{columns}xi32, #b>
+    %11 = scf.for %i = %c0 to %n step %c1 iter_args(%at = %7) -> (tensor<{rows}x{columns}xi32, #b>) : i32 {{
+      %12 = tt.addptr %8, %at : tensor<{rows}x{columns}x!tt.ptr<{dtype}>, #b>, tensor<{rows}x{columns}xi32, #b>
+      %13 = tt.load %12, %10 : tensor<{rows}x{columns}x!tt.ptr<{dtype}>, #b>
+      scf.yield %at : tensor<{rows}x{columns}xi32, #b>
+    }}
+    tt.return
+  }}
+}}
 """
 
 
 def request_of(blocked: str, dtype: str, rows: int, columns: int, stride: int, n: int | None = None):
     text = TTGIR.format(
-        aliases=f"#blocked = #ttg.blocked<{{{blocked}}}>", dtype=dtype, rows=rows, columns=columns, stride=stride,
-        of_rows="#ttg.slice<{dim = 1, parent = #blocked}>", of_columns="#ttg.slice<{dim = 0, parent = #blocked}>",
+        aliases=f"#b = #ttg.blocked<{{{blocked}}}>", dtype=dtype, rows=rows, columns=columns, stride=stride,
+        of_rows="#ttg.slice<{dim = 1, parent = #b}>", of_columns="#ttg.slice<{dim = 0, parent = #b}>",
     )  # fmt: skip
     (access,) = read_accesses(text, [None, columns if n is None else n])
     return access, measure_request(access)
