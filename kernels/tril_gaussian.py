@@ -32,6 +32,8 @@ def tril_row_offset(i, stride_i, DENSE: tl.constexpr):
 # noise to draw per element of T.
 _GENERIC = ["n_rows", "row_offset", "D", "quarter", "stride_tril", "stride_tril_i"]
 _GENERIC_BWD = [*_GENERIC, "stride_d_tril", "stride_d_tril_i"]
+# Rows of T for which a thread draws noise once. Twice as many would halve the programs that have enough registers.
+_HEIGHT = 8
 
 
 @triton.jit(do_not_specialize=_GENERIC, do_not_specialize_on_alignment=["samples"])
@@ -209,7 +211,7 @@ def _fwd(
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
     dense = tril.ndim == 3
-    tile = tril_tile(samples, n, d, height=8)
+    tile = tril_tile(samples, n, d, height=_HEIGHT)
     launch(
         _tril_gaussian_fwd_kernel,
         ceil_div(samples, tile.samples) * ceil_div(n, tile.rows) * ceil_div(d, tile.i),
@@ -236,7 +238,8 @@ def _bwd(
     d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
     d_tril = log_sigma.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
     # Each thread holds its part of four tiles.
-    tile = tril_tile(1, n, d, height=4 if log_sigma.dtype == torch.float64 or d_kl is not None else 8)
+    half = log_sigma.dtype == torch.float64 or d_kl is not None or noise.ndim > 0
+    tile = tril_tile(1, n, d, height=_HEIGHT // 2 if half else _HEIGHT)
     launch(
         _tril_gaussian_bwd_kernel, ceil_div(n, tile.samples * tile.rows) * ceil_div(d, tile.i),
         d_mu, d_log_sigma, d_tril, d_z, d_log_q, d_kl, mu, log_sigma, tril, noise,
