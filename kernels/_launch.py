@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 class Launch(NamedTuple):
-    """A kernel with its arguments as `launch` got them."""
+    """A kernel, the number of its programs, and its arguments as `launch` got them."""
 
     kernel: Any
+    programs: int
     args: tuple[Any, ...]
     meta: dict[str, Any]
 
@@ -50,7 +51,7 @@ def record_launches(threads_per_warp: int) -> Iterator[list[Launch]]:
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
     """Runs `programs` instances of `kernel` on the device of the first argument; launches nothing if it is 0."""
     if _recorded is not None:
-        _recorded.append(Launch(kernel, args, meta))
+        _recorded.append(Launch(kernel, programs, args, meta))
         return
     if programs == 0:
         return

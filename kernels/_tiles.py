@@ -111,16 +111,15 @@ class TrilTile(NamedTuple):
     samples: int
     rows: int
     columns: int
-    warps: int
 
 
 def tril_tile(samples: int, rows: int, d: int, *, height: int) -> TrilTile:
-    """Each thread holds one column of up to `height` rows of T; sums along a row stay within a warp."""
+    """The tile of one warp, in which each thread holds one column of up to `height` rows of T.
+
+    With more warps Triton 3.4 to 3.6 would spread a warp over matrices instead of columns.
+    """
     i, columns = min(next_power_of_2(d), height), min(next_power_of_2(ceil_div(d, 4)), warp_size())
-    per_warp = warp_size() // columns
-    many = samples * rows * ceil_div(d, i) >= _BUSY * _WARPS * per_warp
-    warps = _WARPS if many else 1
-    return TrilTile(i, *split_points(per_warp * warps, samples, rows), columns, warps)
+    return TrilTile(i, *split_points(warp_size() // columns, samples, rows), columns)
 
 
 def tril_strides(tril: Tensor) -> tuple[int, int]:
