@@ -45,8 +45,8 @@ END_RUN_AT = tl.constexpr(Block._fields.index("end_run"))
 COLOR_AT = tl.constexpr(Block._fields.index("color"))
 _COUNT_AT = tl.constexpr(Block._fields.index("count"))
 _BIAS_AT = tl.constexpr(Block._fields.index("bias"))
-_SITE_AT = tl.constexpr(Block._fields.index("at"))
-_STEP_AT = tl.constexpr(Block._fields.index("step"))
+SITE_AT = tl.constexpr(Block._fields.index("at"))
+STEP_AT = tl.constexpr(Block._fields.index("step"))
 _PLACES_AT = tl.constexpr(Block._fields.index("places"))
 _ROW_STEP_AT = tl.constexpr(Block._fields.index("row_step"))
 _IMAGE_STEP_AT = tl.constexpr(Block._fields.index("image_step"))
@@ -55,26 +55,14 @@ _END_OP_AT = tl.constexpr(Block._fields.index("end_op"))
 
 OP_FIELDS = tl.constexpr(len(Op._fields))
 _OP_AT = tl.constexpr(Op._fields.index("op"))
-_OP_SITE_AT = tl.constexpr(Op._fields.index("at"))
-_OP_STEP_AT = tl.constexpr(Op._fields.index("step"))
+OP_SITE_AT = tl.constexpr(Op._fields.index("at"))
+OP_STEP_AT = tl.constexpr(Op._fields.index("step"))
 _OP_PLACES_AT = tl.constexpr(Op._fields.index("places"))
 _KIND_AT = tl.constexpr(Op._fields.index("kind"))
 _ALPHA_AT = tl.constexpr(Op._fields.index("alpha"))
 _BETA_AT = tl.constexpr(Op._fields.index("beta"))
 
 _VECTOR = tl.constexpr(VECTOR)
-
-
-@triton.jit
-def locate_block(block_ptr, x):
-    """Where the numbers of a block at column x begin."""
-    return tl.load(block_ptr + _SITE_AT) + x * tl.load(block_ptr + _STEP_AT)
-
-
-@triton.jit
-def locate_op(op_ptr, x):
-    """Where the operand, or the result, of an operation at column x begins."""
-    return tl.load(op_ptr + _OP_SITE_AT) + x * tl.load(op_ptr + _OP_STEP_AT)
 
 
 @triton.jit
@@ -133,12 +121,18 @@ def load_weights(numbers_ptr, run_ptr, BLOCK_K: tl.constexpr, BLOCK_O: tl.conste
 
 
 @triton.jit
-def load_terms(memory_ptrs, exists, run_ptr, x, BLOCK_K: tl.constexpr):
-    """(BLOCK_K, images, 1) numbers that a run's weights multiply at column x, zeros beyond it."""
+def multiply_terms(
+    sums, weight, memory_ptrs, exists, run_ptr, x, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr, PARTS: tl.constexpr
+):
+    """Adds a run of at most BLOCK_K terms, at column x, to the (PARTS, images, BLOCK_O) sums.
+
+    A warp has one of the parts: they become one sum when all runs are done.
+    """
     k = tl.arange(0, BLOCK_K)[:, None, None]
     ptrs = memory_ptrs + tl.load(run_ptr + _RUN_SITE_AT) + x * tl.load(run_ptr + _RUN_STEP_AT)
     inside = (k < tl.load(run_ptr + _TERMS_AT)) & exists[None, :, None]
-    return tl.load(ptrs[None, :, None] + k, inside, 0.0)
+    products = tl.load(ptrs[None, :, None] + k, inside, 0.0) * weight
+    return sums + tl.sum(tl.reshape(products, (BLOCK_K // PARTS, PARTS, sums.shape[1], BLOCK_O)), 0)
 
 
 @triton.jit
@@ -162,11 +156,12 @@ def start_value(
 ):
     """The value of a block's source: the sums of a convolution with its bias, or what it loads."""
     o, source = tl.arange(0, BLOCK_O), tl.load(block_ptr + SOURCE_AT)
-    count, at = tl.load(block_ptr + _COUNT_AT), locate_block(block_ptr, x)
+    count = tl.load(block_ptr + _COUNT_AT)
     value = sums
     if source == _CONV:
         value += tl.load(numbers_ptr + tl.load(block_ptr + _BIAS_AT) + o, o < count, 0.0)[None, :]
     else:
+        at = tl.load(block_ptr + SITE_AT) + x * tl.load(block_ptr + STEP_AT)
         ptrs = memory_ptrs + at
         if source == _CONSTANT:
             ptrs = constants_ptr + image * tl.load(block_ptr + _IMAGE_STEP_AT) + at
@@ -187,7 +182,8 @@ def finish_block(
     for index in range(tl.load(block_ptr + FIRST_OP_AT), tl.load(block_ptr + _END_OP_AT)):
         op_ptr = ops_ptr + index * OP_FIELDS
         op, kind = tl.load(op_ptr + _OP_AT), tl.load(op_ptr + _KIND_AT)
-        ptrs, places_ptr = memory_ptrs + locate_op(op_ptr, x), lists_ptr + tl.load(op_ptr + _OP_PLACES_AT)
+        ptrs = memory_ptrs + tl.load(op_ptr + OP_SITE_AT) + x * tl.load(op_ptr + OP_STEP_AT)
+        places_ptr = lists_ptr + tl.load(op_ptr + _OP_PLACES_AT)
         alpha_ptr = numbers_ptr + tl.load(op_ptr + _ALPHA_AT)
         if op == _GATE:
             a, b = tl.split(tl.reshape(value, (value.shape[0], BLOCK_O // 2, 2)))

@@ -28,25 +28,27 @@ from ._sampler_blocks import (
     FIRST_OP_AT,
     FIRST_RUN_AT,
     OP_FIELDS,
+    OP_SITE_AT,
+    OP_STEP_AT,
     RUN_FIELDS,
+    SITE_AT,
     SOURCE_AT,
+    STEP_AT,
     finish_block,
-    load_terms,
     load_weights,
-    locate_block,
-    locate_op,
     multiply_run,
+    multiply_terms,
     start_value,
 )
 from ._sampler_program import get_program
 from ._tiles import ceil_div, next_power_of_2
 
 # Columns of a block, and terms that a program multiplies at once: by the pixels of a row, and at one pixel.
-_BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 128, 32, 256, 4
+_BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 128, 64, 256, 4
 # Pixels of a program that computes rows: the least that a matrix product takes.
-_PIXELS, _ROW_BLOCK_K, _ROW_STAGES = 16, 32, 3
-# Images of a program: one as long as each has a multiprocessor of a large device; then two, which share what is read.
-_WAVE, _MOST_IMAGES = 132, 2
+_PIXELS, _ROW_BLOCK_K, _ROW_STAGES = 16, 16, 3
+# Images of a program: one as long as a large device runs all programs at once; then two, which share what is read.
+_WAVE, _MOST_IMAGES = 264, 2
 
 
 @triton.jit(
@@ -92,6 +94,7 @@ def _causal_sampler_pixel_kernel(
     C: tl.constexpr, COLORS: tl.constexpr, HEAD: tl.constexpr, COMPONENTS: tl.constexpr, LEVELS: tl.constexpr,
     COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr, SAMPLES: tl.constexpr, HAS_GIVEN: tl.constexpr,
     HAS_PARAMETERS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N images and walks along row y: at each pixel it computes blocks, some of which draw.
 
@@ -107,18 +110,19 @@ def _causal_sampler_pixel_kernel(
     for x in range(0, n_columns):
         for block in range(first_block, end_block):
             block_ptr = blocks_ptr + block * BLOCK_FIELDS
-            sums = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_O), tl.float32)
+            sums = tl.zeros((PARTS, BLOCK_N, BLOCK_O), tl.float32)
             for run in range(tl.load(block_ptr + FIRST_RUN_AT), tl.load(block_ptr + END_RUN_AT)):
                 run_ptr = runs_ptr + run * RUN_FIELDS
                 following = load_weights(numbers_ptr, run_ptr + RUN_FIELDS, BLOCK_K, BLOCK_O)
-                sums += load_terms(memory_ptrs, exists, run_ptr, x, BLOCK_K) * weight
+                sums = multiply_terms(sums, weight, memory_ptrs, exists, run_ptr, x, BLOCK_K, BLOCK_O, PARTS)
                 weight = following
             if tl.load(block_ptr + SOURCE_AT) == DRAW:
                 pixel, color = y * n_columns + x, tl.load(block_ptr + COLOR_AT)
-                params_ptrs = memory_ptrs + locate_block(block_ptr, x)
+                op_ptr = ops_ptr + tl.load(block_ptr + FIRST_OP_AT) * OP_FIELDS
+                params_ptrs = memory_ptrs + tl.load(block_ptr + SITE_AT) + x * tl.load(block_ptr + STEP_AT)
+                seen_ptrs = memory_ptrs + tl.load(op_ptr + OP_SITE_AT) + x * tl.load(op_ptr + OP_STEP_AT)
                 draw_pixel(
-                    params_ptrs,
-                    memory_ptrs + locate_op(ops_ptr + tl.load(block_ptr + FIRST_OP_AT) * OP_FIELDS, x),
+                    params_ptrs, seen_ptrs,
                     images_ptr + image * (C * area) + pixel, given_ptr + image * (C * area) + pixel,
                     uniforms_ptr + (image * area + pixel) * COLUMNS, colors_ptr, exists, color, area, temperature,
                     C, HEAD, COMPONENTS, LEVELS, BLOCK_L, SAMPLES, HAS_GIVEN,
@@ -197,6 +201,8 @@ def causal_sampler(
     )  # fmt: skip
     categories = head.components if head.kind == HeadCode.LOGISTIC_MIXTURE else head.levels
     of_program = min(next_power_of_2(ceil_div(n, _WAVE)), _MOST_IMAGES)
+    # More warps for more images: a thread then has as many weights, and the loads of few terms stay cheap.
+    warps = _WARPS * of_program
     sizes = program.tables.shape[1], program.blocks_at, program.ops_at
     for y in range(height):
         row = y, y % program.period, *sizes
@@ -212,5 +218,5 @@ def causal_sampler(
             C=channels, COLORS=plan.num_colors, HEAD=int(head.kind), COMPONENTS=head.components, LEVELS=head.levels,
             COLUMNS=head.columns, BLOCK_L=min(next_power_of_2(categories), _BLOCK_L), SAMPLES=uniforms is not None,
             HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=of_program,
-            BLOCK_O=_BLOCK_O, BLOCK_K=_BLOCK_K, **launch_options(_WARPS),
+            BLOCK_O=_BLOCK_O, BLOCK_K=_BLOCK_K, PARTS=warps, **launch_options(warps),
         )  # fmt: skip
