@@ -46,7 +46,7 @@ from ._tiles import ceil_div, next_power_of_2
 # Columns of a block, and terms that a program multiplies at once: by the pixels of a row, and at one pixel.
 _BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 128, 64, 256, 4
 # Pixels of a program that computes rows: the least that a matrix product takes.
-_PIXELS, _ROW_BLOCK_K, _ROW_STAGES = 16, 16, 3
+_PIXELS, _ROW_BLOCK_K, _ROW_WARPS, _ROW_STAGES = 16, 16, 8, 3
 # Images of a program: one as long as a large device runs all programs at once; then two, which share what is read.
 _WAVE, _MOST_IMAGES = 264, 2
 
@@ -210,7 +210,7 @@ def causal_sampler(
             launch(
                 _causal_sampler_row_kernel, ceil_div(n * width, _PIXELS), *shared, program.image_numbers, n, width,
                 *row, *blocks, BLOCK_N=_PIXELS, BLOCK_O=_BLOCK_O, BLOCK_K=_ROW_BLOCK_K,
-                **launch_options(_WARPS, _ROW_STAGES),
+                **launch_options(_ROW_WARPS, _ROW_STAGES),
             )  # fmt: skip
         launch(
             _causal_sampler_pixel_kernel, ceil_div(n, of_program), *shared, *drawn, program.image_numbers, n, height,
