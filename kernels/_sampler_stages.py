@@ -78,7 +78,8 @@ def _find_operands(node: Node, channels: list[int]) -> tuple[list[Place], list[P
     """The places of the first operand, and of the second."""
     if node.op == "add" or node.op == "sub" or node.op == "mul":
         return places_of(node.a, channels), places_of(node.b, channels)
-    assert node.op != "conv" and node.op != "constant"
+    assert node.op != "conv"
+    assert node.op != "constant"
     if node.op == "gate":
         halves = [*channels, *(node.dst.channels + c for c in channels)]
         return places_of(node.src, halves), [] if node.condition is None else places_of(node.condition, halves)
