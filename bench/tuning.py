@@ -144,7 +144,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "logistic_mixture": _vary_constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
     "causal_sampler": _vary_constants(
         "causal_sampler", "_BLOCK_O", "_BLOCK_K", "_WARPS",
-        values=((32, 32, 4), (32, 64, 8), (64, 32, 8), (64, 64, 8), (64, 64, 4), (128, 32, 8), (128, 64, 8)),
+        values=((128, 32, 8), (128, 64, 8), (128, 16, 4), (64, 64, 4), (64, 32, 4), (64, 64, 8)),
     ),
 }  # fmt: skip
 

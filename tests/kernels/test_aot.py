@@ -225,6 +225,16 @@ def test_noise_needs_no_shared_memory(hopper):
     assert row["shared"] == 0
 
 
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_sampler_loads_vectors_of_weights(reports, target):
+    """Of each run at a pixel, and of each step along the terms of a row."""
+    _, rows = reports["installed"]
+    for kernel, least in (("_causal_sampler_pixel_kernel", 8), ("_causal_sampler_row_kernel", 4)):
+        chosen = [row for row in rows if (row["kernel"], row["target"]) == (kernel, target)]
+        assert chosen
+        assert [row for row in chosen if row["loads_128"] < least] == []
+
+
 @by_compiler
 def test_table_has_a_line_per_row(reports, compiler):
     table, rows = reports[compiler]
