@@ -10,7 +10,7 @@ from torch import Tensor
 from ._activations import expm1
 from ._launch import AotCase, compute_dtype, launch, meta, warp_size
 from ._tiles import ceil_div, next_power_of_2
-from ._vecmath import exp
+from ._vecmath import exp, exp_by_sums
 
 _LEAST_LOG_SCALE = tl.constexpr(-7.0)
 # Pixels of a program, one for each thread: the terms of a component fill its registers.
@@ -19,9 +19,22 @@ _BLOCK = 128
 
 @triton.jit
 def _tanh(x):
-    m = expm1(-2.0 * tl.abs(x))
-    r = -m / (2.0 + m)
-    return tl.where(x < 0.0, -r, r)
+    """tanh x to an ulp: far from a mean, the distance in scales multiplies the error of the mean by thousands."""
+    size = tl.abs(x)
+    if x.dtype == tl.float64:
+        m = expm1(-2.0 * size)
+        large = -m / (2.0 + m)
+        return tl.where(x < 0.0, -large, large)
+    tail = exp_by_sums(-2.0 * size)
+    large = 1.0 - (tail + tail) / (1.0 + tail)
+    square = x * x
+    p = square * -3.5844428930431604e-04 + 2.301337430253625e-03
+    p = p * square - 7.946069352328777e-03
+    p = p * square + 2.1486632525920868e-02
+    p = p * square - 5.387979373335838e-02
+    p = p * square + 1.3332344591617584e-01
+    p = p * square - 3.3333295583724976e-01
+    return tl.where(size < 1.0, x + x * (square * p), tl.where(x < 0.0, -large, large))
 
 
 @triton.jit
@@ -44,28 +57,6 @@ def _decay(d):
 
 
 @triton.jit
-def _inverse_scale(log_scale):
-    """e^-s for s >= -7 to one ulp, by sums and products alone.
-
-    A mean may be thousands of scales away. There log p has that many times the relative error of this number, and
-    the error of `tl.exp2` would add to it.
-    """
-    if log_scale.dtype == tl.float64:
-        return tl.exp(-log_scale)
-    shifted = log_scale * -1.4426950216293335 + 12582912.0  # 1.5 * 2^23 rounds to an integer
-    whole = shifted - 12582912.0
-    rest = (-log_scale - whole * 0.693359375) + whole * 2.12194440e-4
-    p = rest * 1.3815183192491531e-3 + 8.368749171495438e-3
-    p = p * rest + 4.1668374091386795e-2
-    p = p * rest + 1.666651964187622e-1
-    p = p * rest + 4.999999403953552e-1
-    factor = (p * (rest * rest) + rest) + 1.0
-    power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-    # Beyond, the power of two has no exponent.
-    return tl.where(log_scale > 87.0, 0.0, factor * power)
-
-
-@triton.jit
 def _bin(x, mean, log_scale, half, log_width):
     """(linear, ratio, d_mean, d_log_scale): the log-probability of the bin around x is linear + log(ratio).
 
@@ -75,7 +66,7 @@ def _bin(x, mean, log_scale, half, log_width):
     bottom = x < half - 1.0
     inside = (bottom | (x > 1.0 - half)) == 0
     clamped = tl.where(log_scale < _LEAST_LOG_SCALE, _LEAST_LOG_SCALE, log_scale)
-    inverse_scale = _inverse_scale(clamped)
+    inverse_scale = exp_by_sums(-clamped)
     u, h = inverse_scale * (x - mean), inverse_scale * half
     a = tl.where(bottom, -u, tl.where(inside, tl.abs(u), u))
     near = a - h
