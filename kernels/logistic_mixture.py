@@ -26,7 +26,9 @@ def _tanh(x):
         large = -m / (2.0 + m)
         return tl.where(x < 0.0, -large, large)
     tail = exp_by_sums(-2.0 * size)
-    large = 1.0 - (tail + tail) / (1.0 + tail)
+    reciprocal = 1.0 / (1.0 + tail)
+    reciprocal += reciprocal * (1.0 - (1.0 + tail) * reciprocal)  # what the division lost
+    large = 1.0 - (tail + tail) * reciprocal
     square = x * x
     p = square * -3.5844428930431604e-04 + 2.301337430253625e-03
     p = p * square - 7.946069352328777e-03
