@@ -3,26 +3,34 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fastvae.ops._network import NetworkFields, count_saved
 from fastvae.structure import MASK_TYPES, ORDERS, ConvStructure
 
 
+def refusing(name):
+    """The operator of symbolic sizes, which raises where a truth value meets one."""
+    operator = getattr(torch.SymInt, name)
+
+    def run(size, other):
+        if isinstance(other, bool):
+            raise TypeError(f"{other} among symbolic sizes")
+        return operator(size, other)
+
+    return run
+
+
 @pytest.fixture
 def symbols(monkeypatch):
-    """Makes symbolic sizes, two or more and different, which raise from then on where a truth value meets them."""
-
-    def refuse(node, value):
-        raise TypeError(f"{value} among symbolic sizes")
-
+    """Makes symbolic sizes of sizes that are two or more."""
+    for name in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__"):
+        monkeypatch.setattr(torch.SymInt, name, refusing(name))
     mode = FakeTensorMode(shape_env=ShapeEnv())
 
     def make(*sizes):
         made = mode.from_tensor(torch.empty(sizes)).shape
         assert all(isinstance(size, torch.SymInt) for size in made)
-        monkeypatch.setattr(SymNode, "wrap_bool", refuse)
         return tuple(made)
 
     return make
