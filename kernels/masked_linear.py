@@ -111,7 +111,8 @@ def masked_layer(
         n, inputs, outputs, x.stride(0), weight.stride(0), 0 if addend is None else addend.stride(0),
         ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALE=weight_scale is not None,
         HAS_ADDEND=addend is not None, KEEP=keep, PRECISION=precision(x.dtype), GROUP=GROUP,
-        BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner, **product_options(tile),
+        BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
+        **product_options(tile, x.dtype, (inputs, outputs), activation, addend is not None),
     )  # fmt: skip
     return y, pre
 

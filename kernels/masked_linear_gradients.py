@@ -270,7 +270,8 @@ def masked_linear_bwd(
         d_x, d_pre, masked, lists, in_degrees, out_degrees,
         n, inputs, outputs, d_pre.stride(0), masked.stride(0),
         MASKED=not has_scale, PRECISION=precision(x.dtype), GROUP=GROUP,
-        BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner, **product_options(tile),
+        BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
+        **product_options(tile, x.dtype, (inputs, outputs)),
     )  # fmt: skip
 
     d_weight = weight.new_empty((outputs, inputs))
@@ -287,7 +288,8 @@ def masked_linear_bwd(
         weight_parts, d_pre, x, lists, in_degrees, out_degrees,
         n, rows_per_split, splits, inputs, outputs, d_pre.stride(0), x.stride(0),
         PRECISION=precision(x.dtype),
-        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner, **product_options(tile),
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner,
+        **product_options(tile, x.dtype, (inputs, outputs)),
     )  # fmt: skip
     if parted or has_bias:
         # Few outputs for each program, so that there are many programs: each walks all inputs.
