@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ class AotCase(NamedTuple):
 
 _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
+_capability: int | None = None
 
 
 def warp_size() -> int:
@@ -36,16 +38,29 @@ def warp_size() -> int:
     return _warp_size
 
 
+@functools.cache
+def _capability_of(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def capability() -> int:
+    """Compute capability of the NVIDIA GPU that launches are for, such as 90; 0 for others."""
+    if _capability is not None:
+        return _capability
+    return _capability_of(torch.cuda.current_device()) if _warp_size == 32 and torch.cuda.is_available() else 0
+
+
 @contextmanager
-def record_launches(threads_per_warp: int) -> Iterator[list[Launch]]:
+def record_launches(threads_per_warp: int, of_capability: int = 0) -> Iterator[list[Launch]]:
     """Collects launches instead of making them, so that AOT compiles exactly what launchers would launch."""
-    global _recorded, _warp_size
+    global _recorded, _warp_size, _capability
     launches: list[Launch] = []
-    before, _warp_size, _recorded = _warp_size, threads_per_warp, launches
+    before, _warp_size, _capability, _recorded = _warp_size, threads_per_warp, of_capability, launches
     try:
         yield launches
     finally:
-        _warp_size, _recorded = before, None
+        _warp_size, _capability, _recorded = before, None, None
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
