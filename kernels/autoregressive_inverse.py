@@ -17,7 +17,7 @@ from torch import Tensor
 from ..structure import MadeStructure, spread_degrees
 from ._activations import OF_PRE_ACTIVATION, activate, through
 from ._affine import inside_clamp, scale_of, slopes_of
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, compute_dtype, launch, meta, warp_size
 from ._matrix import launch_options
 from ._tiles import ceil_div, next_power_of_2
 from .masked_linear import masked_layer
@@ -27,6 +27,7 @@ from .sorted_units import WIDTH_STEP, SortedStructure, sorted_structure, sorted_
 _BUSY = 264
 # Products that a program makes at once: 32 for each of its threads.
 _PRODUCTS, _WARPS = 4096, 4
+_MOST_UNITS = 16
 
 
 @triton.jit
@@ -183,12 +184,21 @@ def _autoregressive_inverse_solve_kernel(
         tl.debug_barrier()
 
 
-def _sizes(rows: int, units: SortedStructure) -> dict[str, int]:
+def _options(dtype: torch.dtype) -> dict[str, int]:
+    """Warps, and on NVIDIA so few registers that four programs share a multiprocessor: a batch of 1024 is one wave.
+
+    float64 would spill.
+    """
+    options = launch_options(_WARPS)
+    return options if warp_size() == 64 or dtype == torch.float64 else options | {"maxnreg": 128}
+
+
+def _sizes(rows: int, units: SortedStructure, dtype: torch.dtype) -> dict[str, int]:
     """How many rows a program owns, how many units and inputs it takes at once. Small batches get small programs."""
     block_n = min(max(next_power_of_2(rows // _BUSY + 1) // 2, 1), 16)
-    block_u = min(next_power_of_2(units.most), 8)
+    block_u = min(next_power_of_2(units.most), _MOST_UNITS)
     block_k = min(_PRODUCTS // (block_n * block_u), units.width, WIDTH_STEP)
-    return {"BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_K": block_k} | launch_options(_WARPS)
+    return {"BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_K": block_k} | _options(dtype)
 
 
 def _params(kind: str) -> int:
@@ -210,7 +220,7 @@ def autoregressive_inverse_fwd(
     units = sorted_structure(structure, _params(kind), z.device)
     matrices, vectors, scales = sorted_units(weights, biases, weight_scales, units, False)
     known = z.new_zeros((n, layers + 1 + structure.residual, units.width), dtype=dtype)
-    sizes = _sizes(n, units)
+    sizes = _sizes(n, units, dtype)
     launch(
         _autoregressive_inverse_fwd_kernel, ceil_div(n, sizes["BLOCK_N"]),
         x, log_det, known, z, context_term, matrices, vectors, scales, units.counts, units.orders[0], units.orders[1],
@@ -273,7 +283,7 @@ def autoregressive_inverse_solve(
     matrices, _, _ = sorted_units(weights, biases, weight_scales, units, True)
     adjoint = x.new_zeros((n, layers + 1, units.width), dtype=dtype)
     param_stride, feature_stride = (d, 1) if structure.layout == "blocked" else (1, structure.params_per_feature)
-    sizes = _sizes(n, units)
+    sizes = _sizes(n, units, dtype)
     launch(
         _autoregressive_inverse_solve_kernel, ceil_div(n, sizes["BLOCK_N"]),
         lam, adjoint, d_x, d_log_det, x, params, sorted_kept, matrices, units.counts, units.orders[0],
