@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 # Also the isolated build environment takes the pinned versions.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
 
@@ -31,13 +31,13 @@ docs: $(VENV)/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc kernels tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(RUN) -m mypy
 
 format: $(VENV)/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/clang-format -i $$(find csrc kernels tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # Registers, memory and instructions of every Triton kernel, without a GPU: by the Triton that comes with GPU machines'
 # torch for the target that the tiles are chosen for, and by the installed one for every target.
