@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._launch import warp_size
+from ._launch import by_shape, warp_size
 from ._tiles import ceil_div, next_power_of_2
 
 # Programs that run together share this many row blocks.
@@ -47,8 +47,13 @@ class MatrixTile(NamedTuple):
 
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
     """The largest tile that makes enough programs to keep a device busy; the smallest if none does."""
+    return _choose_tile(rows, columns, dtype, precision(dtype))
+
+
+@by_shape
+def _choose_tile(rows: int, columns: int, dtype: torch.dtype, multiplied: str) -> MatrixTile:
     shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
-    if precision(dtype) == "tf32":
+    if multiplied == "tf32":
         shapes = _TF32_TILES
     tiles = [_on_device(MatrixTile(*shape)) for shape in shapes if shape[1] < WIDE_COLUMNS or columns % shape[1] == 0]
     return next((tile for tile in tiles if tile.programs(rows, columns) >= _WAVE), tiles[-1])
@@ -62,11 +67,13 @@ def _on_device(tile: MatrixTile) -> MatrixTile:
     return tile._replace(warps=min(tile.warps, 4), stages=2 if tile.columns == WIDE_COLUMNS else tile.stages)
 
 
+@by_shape
 def tiles_at_once(size: int, block: int) -> int:
     """How many tiles `staircase` looks at together: all of them if they are few."""
     return min(next_power_of_2(ceil_div(size, block)), 16)
 
 
+@by_shape
 def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
     """Warps and stages, and on NVIDIA the use of all registers.
 

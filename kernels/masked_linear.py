@@ -107,11 +107,16 @@ def masked_layer(
     out_degrees: Tensor,
     activation: str,
     keep: bool,
+    y: Tensor | None = None,
+    pre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`."""
+    """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`.
+
+    They are written to contiguous memory where this is given.
+    """
     (n, inputs), outputs = x.shape, weight.shape[0]
-    y = x.new_empty((n, outputs))
-    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype))
+    y = x.new_empty((n, outputs)) if y is None else y
+    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype)) if pre is None else pre
     tile = matrix_tile(n, outputs, x.dtype)
     launch(
         _masked_linear_fwd_kernel, tile.programs(n, outputs),
