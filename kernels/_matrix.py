@@ -42,7 +42,7 @@ class MatrixTile(NamedTuple):
     stages: int
 
     def programs(self, rows: int, columns: int) -> int:
-        return ceil_div(rows, self.rows) * ceil_div(columns, self.columns)
+        return -(-rows // self.rows) * -(-columns // self.columns)
 
 
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:

@@ -8,7 +8,7 @@ several layers' weights: alone each would leave most of a device idle.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -187,8 +187,7 @@ def _run_layers(
 ) -> Tensor:
     """The output of the network; `kept` receives what the backward pass reads."""
     h, stream, hidden = x, context_term, len(weights) - 1
-    for layer in range(hidden):
-        name = form.activation_of(layer, hidden)
+    for layer, name in enumerate(form.activations(hidden)):
         joins = form.residual and layer % 2 == 0
         y, pre = (None, None) if kept is None else (kept.values[layer], kept.before[layer])
         h, before = masked_layer(
@@ -259,18 +258,39 @@ def _send_back(
     kept: KeptActivations,
 ) -> tuple[Tensor, list[Tensor]]:
     """The gradient of the points, with `d_z` added, and those of each layer before its activation."""
-    hidden = len(weights) - 1
-    d_pre = [d_params]
+    hidden, d_pre = len(weights) - 1, [d_params]
+    names = form.activations(hidden)
     for layer in range(hidden, 0, -1):
         # The gradient of a residual sum is also that of the sum before it.
         added = d_pre[1] if form.residual and layer % 2 == 1 and layer < hidden else None
         pre = kept.before[layer - 1]
         d_pre.insert(0, masked_layer_bwd_x(
             d_pre[0], weights[layer], weight_scales[layer], degrees[layer], degrees[layer + 1],
-            kept.values[layer - 1] if pre is None else pre, added, form.activation_of(layer - 1, hidden),
+            kept.values[layer - 1] if pre is None else pre, added, names[layer - 1],
         ))  # fmt: skip
     first = (d_pre[0], weights[0], weight_scales[0], degrees[0], degrees[1])
     return masked_layer_bwd_x(*first, None, d_z, "identity"), d_pre
+
+
+class _LayerGradients(NamedTuple):
+    """The gradients of a layer, and what the splits of the rows write in their place."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    weight_parts: Tensor | None
+    bias_parts: Tensor | None
+
+
+def _allocate(weight: Tensor, has_bias: bool, scaled: bool, splits: int) -> _LayerGradients:
+    o, dtype = weight.shape[0], compute_dtype(weight.dtype)
+    return _LayerGradients(
+        weight.new_empty(weight.shape),
+        weight.new_empty(o) if has_bias else None,
+        weight.new_empty(o) if scaled else None,
+        weight.new_empty((splits, *weight.shape), dtype=dtype) if splits > 1 or scaled else None,
+        weight.new_empty((splits, o), dtype=dtype) if splits > 1 and has_bias else None,
+    )
 
 
 def _multiply_all_gradients(
@@ -280,43 +300,40 @@ def _multiply_all_gradients(
     has_bias: Sequence[bool],
     weight_scales: Sequence[Tensor | None],
     degrees: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
-    """The gradients of the weights, biases and factors of up to three layers, in one launch and one for their parts."""
-    n, like = inputs[0].shape[0], inputs[0]
-    outputs, features = max((w.shape for w in weights), key=lambda shape: shape[0] * shape[1])
+) -> list[_LayerGradients]:
+    """The gradients of the weights, biases and factors of up to three layers: one launch, and one a layer for parts."""
+    n, dtype = inputs[0].shape[0], inputs[0].dtype
+    outputs, features = max(weights, key=Tensor.numel).shape
     # Splits of the rows also multiply the programs.
-    tile = matrix_tile(outputs * max(n // 512, 1), features, like.dtype)
-    counts = [tile.programs(*w.shape) for w in weights]
-    splits, rows_per_split = split_sum(n, sum(counts), _LEAST_ROWS)
-    d_weights = [like.new_empty(w.shape) for w in weights]
-    d_biases = [like.new_empty(w.shape[0]) if there else None for w, there in zip(weights, has_bias, strict=True)]
-    d_scales = [None if t is None else like.new_empty(t.shape) for t in weight_scales]
-    dtype, weight_parts, bias_parts = compute_dtype(like.dtype), list(d_weights), list(d_biases)
+    tile = matrix_tile(outputs * max(n // 512, 1), features, dtype)
+    programs = [tile.programs(*w.shape) for w in weights]
+    splits, rows_per_split = split_sum(n, sum(programs), _LEAST_ROWS)
+    found, tensors, sizes = list[_LayerGradients](), list[Tensor | None](), list[int]()
     for layer, w in enumerate(weights):
-        if splits > 1 or weight_scales[layer] is not None:
-            weight_parts[layer] = like.new_empty((splits, *w.shape), dtype=dtype)
-        if splits > 1 and has_bias[layer]:
-            bias_parts[layer] = like.new_empty((splits, w.shape[0]), dtype=dtype)
-    tensors, sizes = list[Tensor | None](), list[int]()
-    for layer, w in enumerate(weights):
-        tensors += (weight_parts[layer], bias_parts[layer], d_pre[layer], inputs[layer], *degrees[layer : layer + 2])
+        found.append(own := _allocate(w, has_bias[layer], weight_scales[layer] is not None, splits))
+        tensors += (
+            own.weight if own.weight_parts is None else own.weight_parts,
+            own.bias if own.bias_parts is None else own.bias_parts,
+            d_pre[layer], inputs[layer], degrees[layer], degrees[layer + 1],
+        )  # fmt: skip
         sizes += (w.shape[1], w.shape[0], inputs[layer].stride(0))
-    missing, rows = _TOGETHER - len(weights), [c * splits for c in counts] + [0, 0]
-    biased = [*has_bias, False, False]
+    missing = _TOGETHER - len(weights)
+    begin_b, begin_c, end = accumulate([count * splits for count in programs] + [0] * missing)
+    a_has_bias, b_has_bias, c_has_bias = [*has_bias, *[False] * missing]
     launch(
-        _autoregressive_flow_bwd_weights_kernel, sum(rows),
-        *tensors, *[None] * (6 * missing), *sizes, *[0] * (3 * missing), n, rows_per_split, rows[0], rows[0] + rows[1],
-        LAYERS=len(weights), A_HAS_BIAS=biased[0], B_HAS_BIAS=biased[1], C_HAS_BIAS=biased[2],
-        PRECISION=precision(like.dtype),
+        _autoregressive_flow_bwd_weights_kernel, end,
+        *tensors, *[None] * (6 * missing), *sizes, *[0] * (3 * missing), n, rows_per_split, begin_b, begin_c,
+        LAYERS=len(weights), A_HAS_BIAS=a_has_bias, B_HAS_BIAS=b_has_bias, C_HAS_BIAS=c_has_bias,
+        PRECISION=precision(dtype),
         BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner, **launch_options(tile.warps, tile.stages),
     )  # fmt: skip
-    for layer, w in enumerate(weights):
-        if weight_parts[layer] is not d_weights[layer]:
+    for layer, own in enumerate(found):
+        if own.weight_parts is not None:
             add_parts(
-                d_weights[layer], d_biases[layer] if splits > 1 else None, d_scales[layer], weight_parts[layer],
-                bias_parts[layer], w, weight_scales[layer], degrees[layer], degrees[layer + 1],
+                own.weight, None if own.bias_parts is None else own.bias, own.scale, own.weight_parts, own.bias_parts,
+                weights[layer], weight_scales[layer], degrees[layer], degrees[layer + 1],
             )  # fmt: skip
-    return d_weights, d_biases, d_scales
+    return found
 
 
 def autoregressive_flow_bwd(
@@ -344,17 +361,15 @@ def autoregressive_flow_bwd(
             KIND=form.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     d_z, d_pre = _send_back(d_params, d_z, weights, weight_scales, degrees, form, kept)
-    found: tuple[list[Tensor], list[Tensor | None], list[Tensor | None]] = [], [], []
-    inputs = [z, *kept.values]
+    found, inputs = list[_LayerGradients](), [z, *kept.values]
     for first in range(0, len(weights) if of_layers else 0, _TOGETHER):
         some = slice(first, first + _TOGETHER)
-        parts = _multiply_all_gradients(
+        found += _multiply_all_gradients(
             inputs[some], d_pre[some], weights[some], has_bias[some], weight_scales[some],
             degrees[first : first + _TOGETHER + 1],
         )  # fmt: skip
-        for total, part in zip(found, parts, strict=True):
-            total.extend(part)
-    return Gradients(d_z, d_pre[0], *found)
+    d_weights, d_biases, d_scales = ([own[i] for own in found] for i in range(3))
+    return Gradients(d_z, d_pre[0], d_weights, d_biases, d_scales)
 
 
 def aot_cases() -> list[AotCase]:

@@ -164,10 +164,12 @@ def _of_one_kind(
     name: str, x: Tensor, context_term: Tensor | None, *parts: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """All tensors in one row, of one dtype and on one device; None stays None."""
-    tensors = [x, context_term, *(t for part in parts for t in part)]
+    tensors = [x, context_term]
+    for part in parts:
+        tensors += part
     if isinstance(x, Tensor) and x.dtype in DTYPES:
         dtype, device = x.dtype, x.device
-        if all(t is None or (t.dtype is dtype and t.device == device) for t in tensors):
+        if not [t for t in tensors if t is not None and not (t.dtype is dtype and t.device == device)]:
             return tensors
     names = _layer_names(len(parts[0]))
     named = {n: t for n, t in zip((name, "context_term", *names), tensors, strict=True) if t is not None}

@@ -24,13 +24,14 @@ class NetworkForm(NamedTuple):
     residual: bool
     interleaved: bool
 
-    def activation_of(self, layer: int, hidden: int) -> str:
-        """Of ``hidden`` layers the last one of a residual network has no activation."""
-        return "identity" if self.residual and layer == hidden - 1 else self.activation
+    def activations(self, hidden: int) -> tuple[str, ...]:
+        """Of each hidden layer; the last one of a residual network has none."""
+        last = "identity" if self.residual else self.activation
+        return (*(self.activation,) * (hidden - 1), last)
 
     def has_pre(self, hidden: int) -> list[bool]:
         """Of each hidden layer, whether the slope of its activation needs what was before it."""
-        return [self.activation_of(layer, hidden) in NEED_PRE for layer in range(hidden)]
+        return [name in NEED_PRE for name in self.activations(hidden)]
 
     def count_kept(self, n: int, dtype: torch.dtype, widths: Sequence[int]) -> int:
         """Numbers of the memory of :class:`KeptActivations` for ``n`` points of ``dtype``."""

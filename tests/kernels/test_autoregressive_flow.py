@@ -129,20 +129,13 @@ def test_shapes_of_the_op_are_those_of_the_launcher(kind, name, dtype):
 
 
 @pytest.mark.parametrize("entry", ["made", "flow", "inverse"])
-def test_a_compiler_sees_one_op_each_way(entry):
+def test_a_compiler_sees_one_op(entry):
     form = NETWORKS["everything"]
-    with FakeTensorMode() as mode:
+    with FakeTensorMode() as mode, torch.no_grad():
         tensors = [torch.empty_like(mode.from_tensor(t.detach()), device="cuda") for t in form.tensors((4,))]
-
-        def loss(*p):
-            leaves = [t.requires_grad_() for t in p]
-            outputs = form.problem(entry, []).call("triton", leaves)
-            return torch.autograd.grad([o.sum() for o in outputs], leaves)
-
-        graph = make_fx(loss)(*tensors)
+        graph = make_fx(lambda *p: form.problem(entry, []).call("triton", list(p)))(*tensors)
     ours = [node.target.__name__ for node in graph.graph.nodes if str(node.target).startswith("fastvae")]
-    stem = "autoregressive_inverse" if entry == "inverse" else "autoregressive_flow"
-    assert ours == [f"{stem}_fwd.default", f"{stem}_bwd.default"]
+    assert ours == [f"autoregressive_{'inverse' if entry == 'inverse' else 'flow'}_fwd.default"]
 
 
 def test_autocast_multiplies_in_its_dtype():
