@@ -209,6 +209,8 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
                 if not torch._C._are_functorch_transforms_active():
                     d_outputs = tuple(None if g is None else _as_plain(g) for g in d_outputs)
                     given = [g for g in d_outputs if g is not None]
+                    if not given:
+                        return (None,) * len(ctx.needs_input_grad)
                     if all(map(backend.holds_numbers, given)):
                         return backward(ctx, backend.route_of(route.impl, *given), *d_outputs)
             return reference_gradients(reference, ctx, d_outputs)
