@@ -19,7 +19,7 @@ from torch import Tensor
 from ..structure.kept_activations import KeptActivations, NetworkForm
 from ._affine import inside_clamp, scale_of, slopes_of
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import bounds, launch_options, matrix_tile, precision
+from ._matrix import launch_options, matrix_tile, precision
 from ._tiles import ceil_div, row_tile, split_sum, vector_width
 from .masked_linear import masked_layer
 from .masked_linear_gradients import add_parts, masked_layer_bwd_x
@@ -28,6 +28,7 @@ from .masked_linear_gradients import add_parts, masked_layer_bwd_x
 _TOGETHER = 3
 # Rows that a program multiplies at least, where sums over rows are split: parts cost a further launch.
 _LEAST_ROWS = 256
+_FAR = tl.constexpr(1 << 62)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -110,8 +111,8 @@ def _multiply_gradients(
     o = (block // in_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
     i = (block % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)
     in_degree, out_degree = tl.load(in_degrees_ptr + i, i < n_in, 0), tl.load(out_degrees_ptr + o, o < n_out, 0)
-    lowest, _ = bounds(in_degree, i < n_in)
-    _, most = bounds(out_degree, o < n_out)
+    lowest = tl.min(tl.where(i < n_in, in_degree, _FAR), 0)
+    most = tl.max(tl.where(o < n_out, out_degree, -_FAR), 0)
     begin = split * rows_per_split
     rows = tl.minimum(n_rows - begin, rows_per_split).to(tl.int32)
     row = tl.arange(0, BLOCK_N)
