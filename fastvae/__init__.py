@@ -2,8 +2,8 @@
 
 ``fastvae.functional`` holds the ops, ``fastvae.nn`` layers, ``fastvae.distributions`` the posteriors as
 ``torch.distributions``, ``fastvae.objectives`` and ``fastvae.likelihoods`` what one trains on, ``fastvae.backend``
-which implementation runs, ``fastvae.sampling`` the cached sampler of pixel networks, ``fastvae.graphs`` training steps as
-CUDA graphs. Importing this package loads neither Triton nor CUDA.
+which implementation runs, ``fastvae.sampling`` the cached sampler of pixel networks, ``fastvae.graphs`` training steps
+as CUDA graphs. Importing this package loads neither Triton nor CUDA.
 """
 
 from ._interrupts import end_command

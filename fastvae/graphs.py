@@ -70,7 +70,7 @@ def make_graphed_step(
         inputs: a first batch, CUDA tensors.
         optimizers: those that the step uses; each must be made with ``capturable=True`` where it has that option.
         generators: those that the step draws from, besides the default one.
-        warmup: steps before the capture, which compile kernels and make the optimisers' state. They train on ``inputs``.
+        warmup: steps before the capture; they compile kernels, make the optimisers' state, and train on ``inputs``.
 
     Returns:
         The captured step, :class:`GraphedStep`.

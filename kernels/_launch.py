@@ -51,6 +51,7 @@ class _Compiled(NamedTuple):
 
 _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
+_capability: int | None = None
 _rules: list[Any] = []
 _known: dict[tuple[Any, ...], _Compiled] = {}
 # Sizes that differ from call to call make new keys.
@@ -71,6 +72,24 @@ def by_shape(rule: _FunctionT) -> _FunctionT:
     return remembered  # type: ignore[return-value]
 
 
+@functools.cache
+def _has_gpu() -> bool:
+    return torch.version.hip is None and torch.cuda.is_available()
+
+
+@functools.cache
+def _capability_of(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def capability() -> int:
+    """Compute capability of the NVIDIA GPU that launches are for, such as 90; 0 for others."""
+    if _capability is not None:
+        return _capability
+    return _capability_of(_current_device()) if _has_gpu() else 0
+
+
 def _set_warp_size(threads: int) -> None:
     global _warp_size
     if threads != _warp_size:
@@ -80,17 +99,17 @@ def _set_warp_size(threads: int) -> None:
 
 
 @contextmanager
-def record_launches(threads_per_warp: int) -> Iterator[list[Launch]]:
+def record_launches(threads_per_warp: int, of_capability: int = 0) -> Iterator[list[Launch]]:
     """Collects launches instead of making them, so that AOT compiles exactly what launchers would launch."""
-    global _recorded
+    global _recorded, _capability
     launches: list[Launch] = []
     before = _warp_size
     _set_warp_size(threads_per_warp)
-    _recorded = launches
+    _recorded, _capability = launches, of_capability
     try:
         yield launches
     finally:
-        _recorded = None
+        _recorded, _capability = None, None
         _set_warp_size(before)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ._launch import by_shape, warp_size
+from ._launch import by_shape, capability, warp_size
 from ._tiles import ceil_div
 
 # Programs that run together share this many row blocks.
@@ -18,8 +18,10 @@ GROUP = 64
 # A large device has this many multiprocessors, and each of them holds two programs.
 _MULTIPROCESSORS = 132
 _AT_ONCE = 2 * _MULTIPROCESSORS
-# Two programs of eight warps share the registers of a multiprocessor if neither has more.
-_REGISTERS = 128
+# Two programs of eight warps share the registers of a multiprocessor if neither has more than half of them.
+_ALL_REGISTERS, _SHARED_REGISTERS = 255, 128
+# With these activations and no addend the widest tile needs no more; the code of the others would spill.
+_SHORT_ACTIVATIONS = ("identity", "relu", "elu")
 # Rows, columns, inner size, warps, stages. The largest come first: they read their operands least often.
 # Four warps of Hopper multiply 64 rows at once. With 64 columns they read 128 bytes of shared memory a cycle, which is
 # all that it gives: nothing is left for the arrival of the next tiles. With 128 columns they read 96 bytes.
@@ -48,11 +50,12 @@ class MatrixTile(NamedTuple):
 
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
     """The largest tile whose programs occupy nine tenths of a device; the smallest if none does."""
-    return _choose_tile(rows, columns, dtype, precision(dtype))
+    return choose_tile(rows, columns, dtype, precision(dtype))
 
 
 @by_shape
-def _choose_tile(rows: int, columns: int, dtype: torch.dtype, multiplied: str) -> MatrixTile:
+def choose_tile(rows: int, columns: int, dtype: torch.dtype, multiplied: str) -> MatrixTile:
+    """As `matrix_tile`, for a precision that is known."""
     shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
     if multiplied == "tf32":
         shapes = _TF32_TILES
@@ -69,7 +72,7 @@ def _on_device(tile: MatrixTile) -> MatrixTile:
 
 
 @by_shape
-def launch_options(warps: int, stages: int = 3, registers: int = 255) -> dict[str, int]:
+def launch_options(warps: int, stages: int = 3, registers: int = _ALL_REGISTERS) -> dict[str, int]:
     """Warps and stages, and on NVIDIA the use of so many registers.
 
     Without it the assembler spills a few registers to make room for one more program.
@@ -78,10 +81,25 @@ def launch_options(warps: int, stages: int = 3, registers: int = 255) -> dict[st
     return options if warp_size() == 64 else options | {"maxnreg": registers}
 
 
+def product_options(
+    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str = "identity", adds: bool = False
+) -> dict[str, int]:
+    """Options by which two programs share a multiprocessor of Hopper, so that one multiplies while the other begins or
+    ends; where registers do not suffice, those for one program.
+
+    `sizes` are those of contiguous rows: whole vectors need few registers.
+    """
+    return _choose_options(tile, dtype, sizes, activation, adds, capability())
+
+
 @by_shape
-def product_options(tile: MatrixTile) -> dict[str, int]:
-    """Two programs of the widest tile share a multiprocessor: one multiplies while the other begins, masks or stores."""
-    return launch_options(tile.warps, tile.stages, _REGISTERS)
+def _choose_options(
+    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str, adds: bool, of_capability: int
+) -> dict[str, int]:
+    vectors = all(size % 16 == 0 for size in sizes)
+    short = tile.columns < WIDE_COLUMNS or (activation in _SHORT_ACTIVATIONS and not adds)
+    shared = of_capability == 90 and dtype.itemsize == 2 and vectors and short
+    return launch_options(tile.warps, tile.stages, _SHARED_REGISTERS if shared else _ALL_REGISTERS)
 
 
 def staircase_programs(out_blocks: int, in_blocks: int) -> int:

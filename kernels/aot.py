@@ -56,7 +56,8 @@ def _warp_size(target: str) -> int:
 
 def launches(case: AotCase, target: str) -> list[Launch]:
     """What the case's launcher would launch on a device of this target, without kernels of other modules."""
-    with record_launches(_warp_size(target)) as recorded:
+    capability = int(target[3:]) if target.startswith("sm_") else 0
+    with record_launches(_warp_size(target), capability) as recorded:
         case.launcher(*case.args)
     return [launch for launch in recorded if launch.kernel.__module__ == case.launcher.__module__]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..structure.kept_activations import KeptActivations, NetworkForm
 from ._affine import inside_clamp, scale_of, slopes_of
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import launch_options, matrix_tile, precision
+from ._matrix import choose_tile, launch_options, precision
 from ._tiles import ceil_div, row_tile, split_sum, vector_width
 from .masked_linear import masked_layer
 from .masked_linear_gradients import add_parts, masked_layer_bwd_x
@@ -306,7 +306,8 @@ def _multiply_all_gradients(
     n, dtype = inputs[0].shape[0], inputs[0].dtype
     outputs, features = max(weights, key=Tensor.numel).shape
     # Splits of the rows also multiply the programs.
-    tile = matrix_tile(outputs * max(n // 512, 1), features, dtype)
+    multiplied = precision(dtype)
+    tile = choose_tile(outputs * max(n // 512, 1), features, dtype, multiplied)
     programs = [tile.programs(*w.shape) for w in weights]
     splits, rows_per_split = split_sum(n, sum(programs), _LEAST_ROWS)
     found, tensors, sizes = list[_LayerGradients](), list[Tensor | None](), list[int]()
@@ -325,7 +326,7 @@ def _multiply_all_gradients(
         _autoregressive_flow_bwd_weights_kernel, end,
         *tensors, *[None] * (6 * missing), *sizes, *[0] * (3 * missing), n, rows_per_split, begin_b, begin_c,
         LAYERS=len(weights), A_HAS_BIAS=a_has_bias, B_HAS_BIAS=b_has_bias, C_HAS_BIAS=c_has_bias,
-        PRECISION=precision(dtype),
+        PRECISION=multiplied,
         BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner, **launch_options(tile.warps, tile.stages),
     )  # fmt: skip
     for layer, own in enumerate(found):
@@ -369,7 +370,7 @@ def autoregressive_flow_bwd(
             inputs[some], d_pre[some], weights[some], has_bias[some], weight_scales[some],
             degrees[first : first + _TOGETHER + 1],
         )  # fmt: skip
-    d_weights, d_biases, d_scales = ([own[i] for own in found] for i in range(3))
+    d_weights, d_biases, d_scales, *_ = map(list, zip(*found, strict=True)) if found else ([], [], [])
     return Gradients(d_z, d_pre[0], d_weights, d_biases, d_scales)
 
 

@@ -209,6 +209,12 @@ def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype, channels_
     )
 
 
+def conv_options(tile: MatrixTile, x: Tensor, y: Tensor, activation: str = "identity") -> dict[str, int]:
+    """Only where channels are last, the channels of a pixel are a contiguous row."""
+    rows = (x.shape[1], y.shape[1]) if both_channels_last(x, y) else (1, 1)
+    return product_options(tile, x.dtype, rows, activation)
+
+
 def both_channels_last(x: Tensor, y: Tensor) -> bool:
     return x.stride(1) == 1 and y.stride(1) == 1
 
@@ -252,7 +258,8 @@ def sum_over_taps(
         *x.stride(), *y.stride(), *packed[1:],
         KERNEL_WIDTH=taps.kernel_width, FOLD=fold, IN_BLOCKS=ceil_div(n_in, tile.inner), RAGGED=n_in % tile.inner > 0,
         ACTIVATION=activation, HAS_BIAS=bias is not None, KEEP=keep, PRECISION=precision(x.dtype),
-        INDEX=index_type(pixels), BLOCK_P=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner, **product_options(tile),
+        INDEX=index_type(pixels), BLOCK_P=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
+        **conv_options(tile, x, y, activation),
     )  # fmt: skip
 
 

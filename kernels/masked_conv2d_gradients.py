@@ -16,11 +16,12 @@ from torch import Tensor
 from ._activations import through
 from ._division import divide, index_type, reciprocal
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import in_tf32, precision, product_options, split_products
+from ._matrix import in_tf32, precision, split_products
 from ._tiles import ceil_div, next_power_of_2, split_sum
 from .masked_conv2d import (
     Taps,
     both_channels_last,
+    conv_options,
     conv_tile,
     folds,
     image_like,
@@ -142,6 +143,8 @@ def _masked_conv2d_bwd_weight_kernel(
     d_pre_ptrs = d_pre_ptr + (group * n_out + o) * stride_gc
     begin = split.to(INDEX) * pixels_per_split
     end = tl.minimum(begin + pixels_per_split, n_pixels)
+    # No split is empty: a path around the loop would make the assembler serialise products of 128 columns.
+    tl.assume(begin < end)
     acc = tl.zeros((BLOCK_O, BLOCK_I), dtype)
     for start in range(begin, end, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
@@ -243,6 +246,8 @@ def _weight_gradient(
 ) -> Tensor:
     n, outputs, out_height, out_width = d_pre.shape
     pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
+    if pixels == 0:
+        return weight.new_zeros(weight.shape)
     d_weight = weight.new_empty(weight.shape)
     fold = folds(n_in)
     inner = n_in * taps.count if fold else n_in
@@ -256,11 +261,11 @@ def _weight_gradient(
     parts = x.new_empty((splits, outputs, taps.count, n_in), dtype=compute_dtype(x.dtype))
     launch(
         _masked_conv2d_bwd_weight_kernel, splits * blocks,
-        parts, d_pre, x, pixels, per_split, *_numbers(out_height, out_width), x.shape[2], x.shape[3], n_in, n_out, groups,
+        parts, d_pre, x, pixels, per_split, *_numbers(out_height, out_width), *x.shape[2:], n_in, n_out, groups,
         taps.first, taps.count, *begin, *step, *d_pre.stride(), *x.stride(),
         KERNEL_WIDTH=taps.kernel_width, FOLD=fold, PRECISION=precision(x.dtype),
         INDEX=index_type(max(pixels, _extent(d_pre), _extent(x))),
-        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns, **product_options(tile),
+        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns, **conv_options(tile, x, d_pre),
     )  # fmt: skip
     in_degrees, out_degrees = rule or (None, None)
     launch(

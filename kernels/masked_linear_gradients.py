@@ -14,6 +14,7 @@ from ._activations import through
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
+    choose_tile,
     group_blocks,
     in_tf32,
     matrix_tile,
@@ -251,7 +252,8 @@ def masked_layer_bwd_x(
     """
     n, (outputs, inputs) = d_pre.shape[0], weight.shape
     d_x = d_pre.new_empty((n, inputs))
-    tile = matrix_tile(n, inputs, d_pre.dtype)
+    multiplied = precision(d_pre.dtype)
+    tile = choose_tile(n, inputs, d_pre.dtype, multiplied)
     lists = tile_lists(out_degrees, in_degrees, -1, tile.inner, tile.columns)
     masked = _scale(weight, weight_scale, in_degrees, out_degrees) if weight_scale is not None else weight
     launch(
@@ -259,8 +261,8 @@ def masked_layer_bwd_x(
         d_x, d_pre, masked, kept, addend, lists, in_degrees, out_degrees,
         n, inputs, outputs, d_pre.stride(0), masked.stride(0),
         ACTIVATION=activation, HAS_ADDEND=addend is not None, MASKED=weight_scale is None,
-        PRECISION=precision(d_pre.dtype), GROUP=GROUP,
-        BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner, **product_options(tile),
+        PRECISION=multiplied, GROUP=GROUP, BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
+        **product_options(tile, d_pre.dtype, (inputs, outputs), activation, addend is not None),
     )  # fmt: skip
     return d_x
 
@@ -338,7 +340,8 @@ def masked_linear_bwd(
         weight_parts, d_pre, x, lists, in_degrees, out_degrees,
         n, rows_per_split, splits, inputs, outputs, d_pre.stride(0), x.stride(0),
         PRECISION=precision(x.dtype),
-        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner, **product_options(tile),
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner,
+        **product_options(tile, x.dtype, (inputs, outputs)),
     )  # fmt: skip
     if parted or has_bias:
         parts = weight_parts if parted else None, bias_parts if has_bias else None

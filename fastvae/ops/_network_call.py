@@ -102,7 +102,9 @@ def recognise(
     if found is None:
         return None
     tensors, present = found
-    return NetworkCall(len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind, structure.description), tensors
+    return NetworkCall(
+        len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind, structure.description
+    ), tensors
 
 
 def prepare(

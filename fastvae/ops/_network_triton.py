@@ -120,4 +120,4 @@ def _in_order(
             d_gain = row_factors(d_factors[i], norm)
             d_weights[i] += NORM_BWD.triton(-d_gain * factors[i], norm, weights[i], degrees[i], degrees[i + 1])
             d_factors[i] = d_gain
-    return [*d_weights, *context, *(t for t in (*found.d_biases, *d_factors) if t is not None)]
+    return [*d_weights, *context, *[t for t in (*found.d_biases, *d_factors) if t is not None]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ class NetworkForm(NamedTuple):
 
     def has_pre(self, hidden: int) -> list[bool]:
         """Of each hidden layer, whether the slope of its activation needs what was before it."""
-        return [name in NEED_PRE for name in self.activations(hidden)]
+        return _has_pre(self.activations(hidden))
 
     def count_kept(self, n: int, dtype: torch.dtype, widths: Sequence[int]) -> int:
         """Numbers of the memory of :class:`KeptActivations` for ``n`` points of ``dtype``."""
@@ -73,6 +74,12 @@ class KeptActivations(NamedTuple):
         return cls(values, before, params)
 
 
+@cache
+def _has_pre(activations: tuple[str, ...]) -> list[bool]:
+    return [name in NEED_PRE for name in activations]
+
+
+@cache
 def _per_number(dtype: torch.dtype) -> int:
     """How many numbers of ``dtype`` take the place of one that kernels compute with."""
     return 2 if dtype.itemsize == 2 else 1

@@ -1,4 +1,4 @@
-"""How kernels are launched, on a stub of a GPU: the compiled kernel is found, called as Triton calls it, and watched."""
+"""How kernels are launched, on a stub of a GPU: compiled kernels are found, and called as Triton calls them."""
 
 from __future__ import annotations
 

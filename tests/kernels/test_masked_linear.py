@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import masked_linear, masked_linear_gradients
-from fastvae.kernels._matrix import MatrixTile, matrix_tile, split_products, staircase_programs
+from fastvae.kernels._launch import record_launches
+from fastvae.kernels._matrix import (
+    MatrixTile,
+    matrix_tile,
+    product_options,
+    split_products,
+    staircase_programs,
+)
 from fastvae.kernels.masked_linear import (
     masked_layer,
     masked_linear_bwd,
@@ -139,6 +146,18 @@ def test_tiles():
     assert split_products(16384, 120, 128) == (2, 8192)
     assert split_products(131072, 25, 256)[0] * 25 <= 264
     assert split_products(16384, 300, 128) == (1, 16384)
+
+
+def test_two_programs_share_a_multiprocessor_where_registers_suffice():
+    tile = matrix_tile(16384, 1920, torch.bfloat16)
+
+    def registers(capability=90, dtype=torch.bfloat16, sizes=(1920, 1920), **more):
+        with record_launches(32, capability):
+            return product_options(tile, dtype, sizes, **more)["maxnreg"]
+
+    assert registers() == registers(activation="elu") == 128
+    others = ({"capability": 80}, {"dtype": torch.float32}, {"sizes": (1920, 65)}, {"activation": "tanh"})
+    assert [registers(**other) for other in (*others, {"adds": True})] == [255] * 5
 
 
 def test_empty_tiles_are_not_read(monkeypatch):
