@@ -14,7 +14,6 @@ __all__ = [
     "compute_dtype",
     "is_autocasting",
     "is_integral",
-    "keep_autocast",
     "keep_full_precision",
     "tells_apart",
     "to_autocast",
@@ -44,13 +43,6 @@ def is_autocasting(device_type: str) -> bool:
 def keep_full_precision(device_type: str) -> AbstractContextManager[object]:
     """Keeps autocast from taking a matrix product to half precision."""
     return torch.autocast(device_type, enabled=False) if is_autocasting(device_type) else nullcontext()
-
-
-def keep_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast as it is now, to be entered again in the backward pass, which runs without it."""
-    if not is_autocasting(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type))
 
 
 def to_autocast(t: Any, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""Symbolic sizes in the arithmetic of structures: truth values stay out of it, since not every torch takes them there."""
+"""Symbolic sizes in the arithmetic of structures: not every torch takes truth values there."""
 
 import pytest
 import torch
