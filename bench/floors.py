@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .rows import Row
 from .task import Case, Shape
+from .wording import format_duration
 
 # Peers are other packages; a row whose package is absent is left out by name.
 PEERS = ("zuko", "nflows", "pyro")
@@ -57,7 +58,7 @@ class Within(NamedTuple):
     microseconds: float
 
     def describe(self) -> str:
-        return f"{self.microseconds:g} µs"
+        return format_duration(self.microseconds)
 
     def measure(self, row: Row) -> float | None:
         return row["p50_us"]
@@ -66,7 +67,7 @@ class Within(NamedTuple):
         return value <= self.microseconds
 
     def format(self, value: float) -> str:
-        return f"{value:.4g} µs"
+        return format_duration(value)
 
 
 Bar = Share | Gain | Within
@@ -163,6 +164,7 @@ TUNED = (
     make_case("masked_linear", "linear", "", "16384x1920", "bfloat16", "fwdbwd"),
     make_case("autoregressive_inverse", "inverse", "512-512", "1024x64", "float32", "fwd"),
     make_case("tril_gaussian", "rsample", "dense", "4096x256", "float32", "fwdbwd"),
+    make_case("masked_conv2d", "convolution", "7x7-B-128-128", "128x32", "bfloat16", "fwdbwd"),
 )
 _PROFILED = (
     "tril_gaussian",

@@ -19,7 +19,7 @@ START_S = 5.0
 # torch.compile: its imports, a graph out of nothing, the same graph out of the cache.
 COMPILER_START_S, GRAPH_S, CACHED_GRAPH_S = 3.0, 9.0, 1.5
 # The same for a whole training step with its optimiser.
-STEP_GRAPH_S, CACHED_STEP_GRAPH_S = 75.0, 15.0
+STEP_GRAPH_S, CACHED_STEP_GRAPH_S = 66.0, 18.0
 # A test without its compilations; the collection of all tests.
 TEST_S, COLLECTION_S = 0.3, 4.0
 # Tests that are about no problem of tests/gpu/problems.py, on one worker.
@@ -27,7 +27,7 @@ OTHER_TESTS_S = 15.0
 # A row before its timing, then each provider under each timer.
 ROW_S, TIMER_S = 0.7, 0.2
 # Rows whose single calls are long: the loop over whole passes, the check of a sampler, the building of a model.
-LONG_ROWS_S = {"naive": 12.0, "causal_sampler": 3.0, "training_step": 6.0}
+LONG_ROWS_S = {"naive": 10.0, "causal_sampler": 3.0, "training_step": 6.0}
 # Tests of offsets, which fill gigabytes, and their kernels; a tool of compute-sanitizer slows a test down.
 OFFSETS_TESTS, OFFSETS_KERNELS, OFFSETS_TEST_S = 14, 40, 1.5
 SANITIZED_TEST_S, SANITIZED_START_S = 2.0, 20.0

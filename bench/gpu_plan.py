@@ -23,7 +23,7 @@ WARM_SHARES, TEST_WORKERS = 6, 8
 _OURS = "^_[a-z]|^autoregressive_inverse"
 _TESTS, _OFFSETS = "tests/gpu", "tests/gpu/test_offsets.py"
 
-# Seconds for the rows of each op, first without and then with torch.compile.
+# Seconds for the rows of each op, first without and then beside torch.compile.
 FLOORS_S = {
     "diag_gaussian": 25,
     "tril_gaussian": 25,
@@ -31,11 +31,12 @@ FLOORS_S = {
     "autoregressive_flow": 22,
     "autoregressive_inverse": 30,
     "masked_conv2d": 20,
-    "causal_sampler": 30,
+    "causal_sampler": 40,
     "training_step": 30,
 }
-BASELINES_S = {"diag_gaussian": 35, "tril_gaussian": 35, "autoregressive_flow": 25, "training_step": 40}
-TUNE_S = {"masked_linear": 40, "autoregressive_inverse": 25, "tril_gaussian": 30}
+# A compiler takes as long to begin as for several of its graphs: ops share a process.
+BASELINES_S = {"diag_gaussian,tril_gaussian,autoregressive_flow": 75, "training_step": 50}
+TUNE_S = {"masked_linear": 40, "autoregressive_inverse": 25, "tril_gaussian": 25, "masked_conv2d": 35}
 
 
 def plan_steps(part: str, folder: Path, wheels: Path | None = None, site: Path | None = None) -> list[Step]:
@@ -74,7 +75,7 @@ def _plan_second(folder: Path, records: Path) -> list[Step]:
         *(Step(tool, sanitize(tool), 100, ROOT, background=True) for tool in ("memcheck", "initcheck")),
         # Each test of offsets has most of the memory to itself.
         Step("offsets beyond 2^31", _run_pytest(folder / "offsets.xml", _OFFSETS, timeout_s=60), 90, ROOT),
-        Step("counters", profile(folder / "counters.csv"), 60, ROOT, alone=True),
+        Step("counters", profile(folder / "counters.csv"), 75, ROOT, alone=True),
         *_measure_tuned(records),
     ]
 

@@ -21,7 +21,7 @@ from .floors import Floor
 from .rows import Row, append_rows, read_rows
 
 # A fraction of a second for each provider and timer.
-PLAN = timing.Plan(rounds=30, min_rounds=7, warmup_s=0.05, budget_s=0.6, slow_s=0.5)
+PLAN = timing.Plan(rounds=30, min_rounds=7, warmup_s=0.05, budget_s=0.6, slow_s=0.5, slow_rounds=1)
 _DTYPES = ("float32", "bfloat16")
 _SUBJECTS = ("floors", "baselines", "tune")
 
@@ -135,24 +135,28 @@ def profile_kernels() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     options = parser.parse_args(arguments)
-    if options.work in _SUBJECTS and options.op is None:
-        parser.error(f"{options.work} needs an op")
+    ops = options.ops.split(",") if options.ops else []
+    if options.work in _SUBJECTS and not (ops and set(ops) <= set(floors.list_ops())):
+        parser.error(f"{options.work} needs ops among {', '.join(floors.list_ops())}")
     if options.work == "machine":
         failed = report_machine(options.json)
     elif options.work == "profile":
         failed = profile_kernels()
     elif options.work == "tune":
-        failed = tune(options.op, options.json)
+        failed = sum(tune(op, options.json) for op in ops)
     else:
         baselines = options.work == "baselines"
-        failed = measure_floors(floors.select(options.op, compiled=baselines), options.json, baselines=baselines)
+        chosen = [floor for op in ops for floor in floors.select(op, compiled=baselines)]
+        failed = measure_floors(chosen, options.json, baselines=baselines)
     return min(failed, 1)
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_work", description=__doc__)
     parser.add_argument("work", choices=("machine", "profile", *_SUBJECTS))
-    parser.add_argument("op", nargs="?", choices=floors.list_ops(), help=f"of {', '.join(_SUBJECTS)}")
+    parser.add_argument(
+        "ops", nargs="?", metavar="OP[,OP]", help=f"of {', '.join(_SUBJECTS)}: {', '.join(floors.list_ops())}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="rows are appended to this file")
     return parser
 

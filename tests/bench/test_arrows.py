@@ -7,8 +7,8 @@ from pathlib import Path
 # From the floor up: a module imports modules of earlier lines only.
 FLOORS = (
     ("environment", "gpu_figures", "memory", "rows", "task", "timing", "whole_run"),
-    ("decoder", "floors", "gaussian", "roofline", "steps", "wording"),
-    ("gpu_plan", "jobs", "networks", "plots", "readme"),
+    ("decoder", "gaussian", "roofline", "steps", "wording"),
+    ("floors", "gpu_plan", "jobs", "networks", "plots", "readme"),
     ("peers", "report"),
     ("ops",),
     ("registry", "tuning"),

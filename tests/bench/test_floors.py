@@ -47,6 +47,7 @@ def test_the_last_row_of_a_case_decides():
 def test_rows_are_on_disk_before_the_next_row(tmp_path, monkeypatch):
     path, seen = tmp_path / "rows.jsonl", []
     monkeypatch.setattr(roofline, "measure", lambda *_: roofline.Limits(1e9, 1e9))
+    monkeypatch.setattr(runner, "_measure_memory", lambda *_: {"peak_bytes": 0})
     monkeypatch.setattr(runner, "check_context", lambda device: seen.append(len(read_rows([path]))))
     monkeypatch.setattr(gpu_work, "has_package", lambda name: name != "distributions")
     chosen = [
@@ -61,7 +62,7 @@ def test_rows_are_on_disk_before_the_next_row(tmp_path, monkeypatch):
     assert [row["cases"] for row in rows if row["kind"] == "left_out"] == [
         [f"{case}: distributions is not installed"] for case in (HERE, replace(HERE, mode="fwdbwd"))
     ]
-    # What stands beside nothing is not measured.
+    # A row beside nothing is not measured.
     assert seen == [2, len(rows)]
 
 
