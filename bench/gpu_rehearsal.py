@@ -36,13 +36,6 @@ class Estimate(NamedTuple):
     seconds: float
 
 
-class Tests(NamedTuple):
-    """A group of tests that one worker takes."""
-
-    count: int
-    kernels: Keys
-
-
 @contextmanager
 def _record() -> Iterator[list[Any]]:
     """Collects launches of Triton's kernels, which are chosen for tensors on a CPU meanwhile."""
@@ -90,20 +83,16 @@ def record_case(case: Case, provider: str, task: Task | None = None) -> list[Any
     return launches
 
 
-def count_tests() -> dict[str, Tests]:
-    """The groups of tests/gpu but those of offsets."""
+def list_tests() -> list[list[Keys]]:
+    """The kernels of every test but those of offsets, one list for each file, in the order in which they run."""
     problems = importlib.import_module("tests.gpu.problems").PROBLEMS
     large = importlib.import_module("tests.gpu.test_determinism").LARGE
-    found: dict[str, Tests] = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        # As close as eager; in two types also the same bits twice, and in a graph.
-        count = 1 if dtype == torch.float16 else 3
-        for name, make in problems.items():
-            found[f"{name} {dtype}"] = Tests(count, _count_problem(make, dtype))
-        for name, make in large.items() if count > 1 else ():
-            tests, kernels = found.get(f"{name} {dtype}", Tests(0, frozenset()))
-            found[f"{name} {dtype}"] = Tests(tests + 1, kernels | _count_problem(make, dtype))
-    return found | {f"sampler, {name}": Tests(1, kernels) for name, kernels in _count_samplers()}
+    halves = (torch.float32, torch.bfloat16, torch.float16)
+    dtypes = [_count_problem(make, dtype) for make in problems.values() for dtype in halves]
+    # Two types at most; the kernels of small problems are those of the first file.
+    small = [Keys() for _ in problems for _ in halves[:2]]
+    determinism = [_count_problem(make, dtype) for make in large.values() for dtype in halves[:2]]
+    return [dtypes, [*small, *determinism], [*small, *_count_samplers()]]
 
 
 def _count_problem(make: Callable[[], Any], dtype: torch.dtype) -> Keys:
@@ -115,7 +104,7 @@ def _count_problem(make: Callable[[], Any], dtype: torch.dtype) -> Keys:
     return identify(launches)
 
 
-def _count_samplers() -> Iterator[tuple[str, Keys]]:
+def _count_samplers() -> Iterator[Keys]:
     from fastvae.sampling import CausalSampler
 
     stacks = importlib.import_module("tests.support.causal_stacks").stacks()
@@ -125,7 +114,7 @@ def _count_samplers() -> Iterator[tuple[str, Keys]]:
         context = None if stack.context is None else stack.context(5, 6, 7)
         with _record() as launches:
             sampler.sample_with_parameters(5, (6, 7), context=context)
-        yield name, identify(launches)
+        yield identify(launches)
 
 
 def rehearse(part: str) -> list[tuple[Step, Estimate]]:
@@ -148,9 +137,9 @@ def add_up(rehearsed: Sequence[tuple[Step, Estimate]]) -> float:
 
 def _estimate_first() -> Iterator[Estimate]:
     yield from _estimate_warm("floors", gpu_warm.list_units())
-    tests = count_tests()
-    kernels = len(frozenset().union(*(group.kernels for group in tests.values())))
-    yield Estimate("tests", kernels, 0, _time_tests(tests.values()))
+    files = list_tests()
+    kernels = Keys().union(*(test for file in files for test in file))
+    yield Estimate("tests", len(kernels), 0, _time_tests(files))
     yield _MACHINE
     yield from (_estimate_floors(op, False) for op in FLOORS_S)
     yield from (_estimate_floors(ops, True) for ops in BASELINES_S)
@@ -190,12 +179,14 @@ def _time_kernels(count: int) -> float:
     return count * (gpu_figures.KERNEL_S + gpu_figures.LAUNCHER_S) * gpu_figures.CONTENTION
 
 
-def _time_tests(groups: Iterable[Tests]) -> float:
-    """Seconds of all tests. No worker waits for another's kernels, so that those of two groups count twice."""
+def _time_tests(files: Sequence[Sequence[Keys]]) -> float:
+    """Seconds of all tests. Each goes to the worker that has least; two of one file may compile the same kernel."""
     loads = [gpu_figures.OTHER_TESTS_S, *[0.0] * (TEST_WORKERS - 1)]
-    for tests in sorted(groups, key=lambda tests: -tests.count):
-        least = loads.index(min(loads))
-        loads[least] += tests.count * gpu_figures.TEST_S + _time_kernels(len(tests.kernels))
+    known = Keys()
+    for file in files:
+        for kernels in file:
+            loads[loads.index(min(loads))] += gpu_figures.TEST_S + _time_kernels(len(kernels - known))
+        known = known.union(*file)
     return gpu_figures.START_S + gpu_figures.COLLECTION_S + max(loads)
 
 
@@ -203,7 +194,7 @@ def _estimate_warm(what: str, units: Sequence[gpu_warm.Unit]) -> Iterator[Estima
     for index, share in enumerate(gpu_warm.share_out(units, WARM_SHARES)):
         graphs = [case for unit in share for case, provider in unit.calls if provider == "compile"]
         calls = [(unit.task, call) for unit in share for call in unit.calls if call[1] != "compile"]
-        kernels = frozenset().union(*(identify(record_case(*call, task)) for task, call in calls))
+        kernels = Keys().union(*(identify(record_case(*call, task)) for task, call in calls))
         seconds = gpu_figures.START_S + gpu_figures.COMPILER_START_S * bool(graphs) + _time_kernels(len(kernels))
         seconds += gpu_figures.ROW_S * (len(calls) + len(graphs))
         seconds += sum(gpu_figures.compile_seconds(case.op) for case in graphs) * gpu_figures.CONTENTION

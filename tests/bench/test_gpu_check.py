@@ -79,6 +79,12 @@ def test_tests_come_first_and_compiled_baselines_last(tmp_path):
     names = [step.name for step in gpu_plan.plan_steps("first", tmp_path) if not step.background]
     kinds = list(dict.fromkeys(name.split()[0] for name in names))
     assert kinds == ["tests", "machine", "floors", "baselines"]
+    (tests,) = [step.command for step in gpu_plan.plan_steps("first", tmp_path) if step.name == "tests"]
+    files = [Path(word).stem for word in tests if word.startswith("tests/gpu/")]
+    # Every file once, but that of offsets; first the one whose tests share no kernels.
+    assert files[0] == "test_dtypes"
+    assert {*files, "test_offsets"} == {path.stem for path in Path(on_gpu.__file__).parent.glob("test_*.py")}
+    assert len(set(files)) == len(files)
 
 
 def test_wheels_are_installed_before_all_else(tmp_path):
@@ -248,26 +254,6 @@ def test_an_error_that_stays_ends_its_worker(monkeypatch):
     with pytest.raises(pytest.exit.Exception, match="the device is lost"):
         on_gpu.end_if_lost(synchronize, left.append)
     assert left == [70]
-
-
-class Item:
-    def __init__(self, test, **params):
-        self.name = test
-        if params:
-            self.callspec = self
-            self.params = params
-
-
-def test_tests_of_a_problem_are_one_group():
-    groups = [
-        on_gpu.find_group(item)
-        for item in (
-            Item("test_dtypes", name="masked_conv2d, channels last", dtype=torch.bfloat16),
-            Item("test_same_bits", name="masked_conv2d, channels last, large", dtype=torch.bfloat16),
-        )
-    ]
-    assert groups == ["masked_conv2d-channels-last-torch-bfloat16"] * 2
-    assert on_gpu.find_group(Item("test_same_seed_same_images")) == "test_same_seed_same_images"
 
 
 def test_a_page_holds_floors_against_rows(records):

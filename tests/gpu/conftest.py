@@ -4,30 +4,11 @@ An error that stays on a device makes every later test of its process fail: it e
 """
 
 import os
-import re
-from pathlib import Path
 
 import pytest
 import torch
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
-FOLDER = Path(__file__).parent
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Tests of a problem in one dtype are a group: with ``--dist=loadgroup`` one worker compiles its kernels, once."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.path.parent == FOLDER:
-                item.add_marker(pytest.mark.xdist_group(find_group(item)))
-
-
-def find_group(item):
-    """The problem that a test is about, of whatever size, and its dtype; otherwise the test itself."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    about = str(params.get("name", params.get("stem", item.name))).removesuffix(", large")
-    return re.sub(r"\W+", "-", f"{about} {params.get('dtype', '')}".strip())
 
 
 @pytest.fixture(autouse=True)
