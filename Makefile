@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -94,13 +94,19 @@ bench: $(VENV)/installed
 	$(RUN) -m bench profile --json bench/results/cpu/profiles.jsonl
 	$(RUN) -m bench report $(rows) --out bench/results/cpu
 
-# On a machine with a GPU whose Python already has torch and the build tools; takes no network.
+# On a machine with a GPU whose Python already has torch, Triton and pytest; nothing is built, and no network is needed.
+# PART=second: memory checks, hardware counters, other constants than the rules of the kernels choose.
+gpu-check: PART ?= first
 gpu-check:
-	$(PYTHON) -m bench.gpu_check
+	$(PYTHON) -m bench.gpu_check $(PART)
 
-# There too: the kernels with other tiles than their rules choose.
+# What both parts compile, and how long they take, without a GPU.
+gpu-rehearsal: $(VENV)/installed
+	$(RUN) -m bench.gpu_check --rehearse
+
+# There too: nothing but other constants than the rules of the kernels choose.
 gpu-tune:
-	$(PYTHON) -m bench.gpu_check --tune
+	$(PYTHON) -m bench.gpu_check tune
 
 clean:
 	rm -rf build dist demo-out
