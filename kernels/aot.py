@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -176,13 +177,15 @@ def _complete_rows(rows: Sequence[tuple[dict[str, Any], Code | None]]) -> Iterat
         yield row if code is None else row | next(counts)
 
 
-def _plan(targets: Sequence[str], only: Sequence[str], brief: bool) -> list[_Job]:
-    """One job for each case; with `brief` all targets but the first get one case of each kernel."""
+def _plan(targets: Sequence[str], only: Sequence[str], brief: bool, pattern: str) -> list[_Job]:
+    """One job for each case whose name matches; with `brief` all targets but the first get one case of each kernel."""
     plan = []
     for stem in only:
         all_cases = cases(stem)
         chosen = _choose_cases(all_cases, targets[0]) if brief else {}
-        for index in range(len(all_cases)):
+        for index, case in enumerate(all_cases):
+            if not re.search(pattern, case.name):
+                continue
             kernels: dict[str, frozenset[str] | None] = dict.fromkeys(targets)
             if brief:
                 names = frozenset(name for name, place in chosen.items() if place == index)
@@ -206,15 +209,17 @@ def compile_all(
     workers: int | None = None,
     only: Sequence[str] | None = None,
     brief: bool = False,
+    pattern: str = "",
 ) -> Iterator[dict[str, Any]]:
     """One row per kernel, specialisation and target, in a fixed order; of the stems in ``only``, or of all.
 
-    With ``brief`` every target but the first has one specialisation of each kernel.
+    With ``brief`` every target but the first has one specialisation of each kernel. ``pattern`` is a regular expression
+    that the names of cases match.
     """
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise RuntimeError("TRITON_INTERPRET must not be 1: interpreted kernels cannot be compiled")
-    jobs = _plan(targets, only or stems(), brief)
-    workers = workers or min(len(jobs), os.cpu_count() or 1, 8)
+    jobs = _plan(targets, only or stems(), brief, pattern)
+    workers = workers or max(min(len(jobs), os.cpu_count() or 1, 8), 1)
     waiting: list[tuple[dict[str, Any], Code | None]] = []
     # Each worker starts afresh: MLIR's and torch's threads do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -256,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastvae.kernels.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, default %(default)s")
     parser.add_argument("--stems", help=f"comma-separated, all by default: {', '.join(stems())}")
+    parser.add_argument("--cases", default="", metavar="PATTERN", help="a regular expression of their names")
     parser.add_argument("--brief", action="store_true", help="one case of each kernel for all targets but the first")
     parser.add_argument("--triton", type=Path, metavar="FOLDER", help="compile with the Triton that is installed there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
@@ -270,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
 
     def collect() -> Iterator[dict[str, Any]]:
-        for row in compile_all(arguments.targets.split(","), only=only, brief=arguments.brief):
+        for row in compile_all(arguments.targets.split(","), only=only, brief=arguments.brief, pattern=arguments.cases):
             rows.append(row)
             yield row
 

@@ -45,17 +45,18 @@ def request_of(blocked: str, dtype: str, rows: int, columns: int, stride: int, n
     return access, measure_request(access)
 
 
-BY_ROW = "sizePerThread = [1, {wide}], threadsPerWarp = [1, 32], warpsPerCTA = [1, 1], order = [1, 0]"
+BY_ROW = "sizePerThread = [{high}, {wide}], threadsPerWarp = [1, 32], warpsPerCTA = [1, 1], order = [1, 0]"
 BY_COLUMN = "sizePerThread = [1, 1], threadsPerWarp = [8, 4], warpsPerCTA = [1, 1], order = [0, 1]"
 
 
 @pytest.mark.parametrize(
     ("layout", "dtype", "stride", "expected"),
     [
-        (BY_ROW.format(wide=4), "f32", 128, (16, 16, 16)),
-        (BY_ROW.format(wide=8), "bf16", 256, (16, 16, 16)),
-        (BY_ROW.format(wide=1), "f32", 128, (4, 4, 4)),
-        (BY_ROW.format(wide=1), "bf16", 128, (2, 2, 2)),
+        (BY_ROW.format(high=1, wide=4), "f32", 128, (16, 16, 16)),
+        (BY_ROW.format(high=2, wide=4), "f32", 128, (16, 16, 16)),
+        (BY_ROW.format(high=1, wide=8), "bf16", 256, (16, 16, 16)),
+        (BY_ROW.format(high=1, wide=1), "f32", 128, (4, 4, 4)),
+        (BY_ROW.format(high=1, wide=1), "bf16", 128, (2, 2, 2)),
         # Eight rows of four neighbours each: a sector for every row, where four would hold the bytes.
         (BY_COLUMN, "f32", 128, (4, 8, 4)),
     ],
@@ -67,25 +68,25 @@ def test_requests(layout, dtype, stride, expected):
 
 
 def test_elements_that_are_not_aligned_take_an_access_each():
-    _, request = request_of(BY_ROW.format(wide=4), "f32", 8, 256, 129)
+    _, request = request_of(BY_ROW.format(high=1, wide=4), "f32", 8, 256, 129)
     assert request.bytes == 4
     assert request.sectors >= 4 * request.least
 
 
 def test_threads_that_are_masked_read_nothing():
-    _, request = request_of(BY_ROW.format(wide=4), "f32", 8, 128, 128, n=16)
+    _, request = request_of(BY_ROW.format(high=1, wide=4), "f32", 8, 128, 128, n=16)
     assert request == (16, 2, 2)
 
 
 def test_layout_by_bases():
     lanes = "[[0, 4], [0, 8], [0, 16], [1, 0], [2, 0]]"
     layout = f"#ttg.linear<{{register = [[0, 1], [0, 2]], lane = {lanes}, warp = [], block = []}}>"
-    access, _ = request_of(BY_ROW.format(wide=4), "f32", 4, 32, 128)
+    access, _ = request_of(BY_ROW.format(high=1, wide=4), "f32", 4, 32, 128)
     assert measure_request(access._replace(layout=layout)) == (16, 16, 16)
 
 
 def test_layout_of_products_is_left_out():
-    access, _ = request_of(BY_ROW.format(wide=4), "f32", 8, 128, 128)
+    access, _ = request_of(BY_ROW.format(high=1, wide=4), "f32", 8, 128, 128)
     assert measure_request(access._replace(layout="#ttg.nvidia_mma<{versionMajor = 3}>")) is None
 
 
