@@ -11,7 +11,9 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
+from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,23 @@ except ImportError as error:
 else:
     _cpp_missing = None
 
-_triton_missing = None if importlib.util.find_spec("triton") else "triton is not installed"
+# Earlier compilers refuse some of the kernels: a constant in place of a tensor's index, a return inside a loop.
+OLDEST_TRITON = (3, 4)
+
+
+def _why_no_triton() -> str | None:
+    """Why the installed Triton does not compile the kernels, by its source: importing it would take half a second."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        return "triton is not installed"
+    source = spec.loader.get_source("triton") if isinstance(spec.loader, InspectLoader) else None
+    found = re.search(r"^__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", source or "", re.MULTILINE)
+    if found and (int(found[2]), int(found[3])) < OLDEST_TRITON:
+        return f"triton {found[1]} is installed, and the kernels need {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer"
+    return None
+
+
+_triton_missing = _why_no_triton()
 # Triton itself reads this variable once, when a kernel is decorated.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
