@@ -78,7 +78,17 @@ def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
 
 def precision(dtype: torch.dtype) -> str:
     """How `tl.dot` multiplies float32; other types know one way only."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and _allows_tf32() else "ieee"
+
+
+def _allows_tf32() -> bool:
+    """What torch's own products of float32 do.
+
+    The newer setting has the inherited choice of `torch.backends` too. The older flag raises where the newer is used.
+    """
+    matmul = torch.backends.cuda.matmul
+    chosen = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if chosen is None else chosen == "tf32"
 
 
 def in_tf32(launcher: Callable[..., Any]) -> Callable[..., Any]:
