@@ -14,6 +14,7 @@ __all__ = [
     "compute_dtype",
     "is_autocasting",
     "is_integral",
+    "keep_autocast",
     "keep_full_precision",
     "tells_apart",
     "to_autocast",
@@ -35,12 +36,21 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_autocasting(device_type: str) -> bool:
     """Whether autocast is on for tensors on ``device_type``."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Compilers do not all trace the first question. Of the devices that they see, only meta has no autocast.
+    known = device_type != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def keep_full_precision(device_type: str) -> AbstractContextManager[object]:
     """Keeps autocast from taking a matrix product to half precision."""
     return torch.autocast(device_type, enabled=False) if is_autocasting(device_type) else nullcontext()
+
+
+def keep_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast as it is now, to be entered again in the backward pass, which runs without it."""
+    if not is_autocasting(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type))
 
 
 def to_autocast(t: Any, dtype: torch.dtype) -> Any:

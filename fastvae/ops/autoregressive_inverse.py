@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Route
+from ..precision import keep_autocast
 from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
@@ -91,6 +92,7 @@ class _TritonInverse(torch.autograd.Function):
         x, log_det = autoregressive_inverse_fwd(z, *call.unflat(tensors), structure, kind)
         ctx.save_for_backward(x, z, *tensors)
         ctx.call, ctx.route, ctx.structure, ctx.kind = call, call.route, structure, kind
+        ctx.autocast = keep_autocast(z.device.type)
         keep_none(ctx)
         return x, log_det
 
@@ -110,7 +112,7 @@ class _TritonInverse(torch.autograd.Function):
         wanted = [i for i, need in enumerate(needs) if need]
         gradients: list[Tensor | None] = [None] * len(needs)
         if wanted:
-            with torch.enable_grad():
+            with torch.enable_grad(), ctx.autocast:
                 leaves = [t.detach().requires_grad_() if needs[i] else t for i, t in enumerate(tensors)]
                 context_term, w, b, s = call.unflat(leaves)
                 out, log_det = autoregressive_flow.autoregressive_flow(
