@@ -65,8 +65,10 @@ def count_saved(n: int, widths: Sequence[int], fields: NetworkFields) -> int:
     rows, hidden = widths[0] + widths[-1], widths[1:-1]
     before = list(ACTIVATION_IDS)[fields.activation] in NEED_PRE
     for index, width in enumerate(hidden):
-        rows += width * (before or bool(fields.residual and index % 2 == 0))
-        rows += width * (not fields.residual or index < len(hidden) - 1)
+        has_input = before or bool(fields.residual and index % 2 == 0)
+        has_output = not fields.residual or index < len(hidden) - 1
+        # Not every torch multiplies a symbolic size by a truth value.
+        rows += width * (int(has_input) + int(has_output))
     return (n + LANES - 1) // LANES * rows * LANES
 
 
