@@ -112,6 +112,13 @@ LEFT_OUT = {
         r"recipes/test_demo\.py::test_demo_can_be_repeated",
         r"recipes/test_demo\.py::test_times_of_every_way\[False",
     ),
+    "inexact functions in kernels whose elementary functions other cases have": (
+        r"kernels/test_inexact_functions\.py::test_as_close_as_eager\[(autoregressive|\w+, samples"
+        r"|tril_gaussian|masked_conv2d, )",
+    ),
+    "outputs of one form of each launcher": (
+        r"ops/test_launchers\.py::test_outputs_on_a_gpu_are_those_that_are_inferred\[.*(dense|with_kl|samples|kl_prior)",
+    ),
     "codes of one channel": (r"recipes/test_compress\.py::test_round_trip\[3-colored.*-reference",),
 }
 
