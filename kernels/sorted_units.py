@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -76,9 +75,15 @@ class SortedStructure(NamedTuple):
     most: int
 
 
-@lru_cache(maxsize=64)
 def sorted_structure(structure: MadeStructure, params: int, device: torch.device) -> SortedStructure:
-    """The tables of a network with the first `params` parameters of each feature as outputs."""
+    """The tables of a network with the first `params` parameters of each feature as outputs, made once."""
+    units: SortedStructure = structure.tables.get(
+        ("sorted units", params, device), lambda: _sort_units(structure, params, device)
+    )
+    return units
+
+
+def _sort_units(structure: MadeStructure, params: int, device: torch.device) -> SortedStructure:
     features, blocked = structure.features, structure.layout == "blocked"
     param_stride, feature_stride = (features, 1) if blocked else (1, structure.params_per_feature)
     inputs = sorted(range(features), key=structure.order.__getitem__)
@@ -92,7 +97,7 @@ def sorted_structure(structure: MadeStructure, params: int, device: torch.device
     widest = max(map(len, orders))
     return SortedStructure(
         [torch.tensor(order, device=device) for order in orders],
-        [torch.tensor(degrees, device=device) for degrees in structure.degrees],
+        structure.degree_tensors(device),
         torch.tensor(counts, dtype=torch.int32, device=device),
         max(next_power_of_2(widest), 16) if widest <= WIDTH_STEP else ceil_div(widest, WIDTH_STEP) * WIDTH_STEP,
         max(end - begin for row in counts for begin, end in pairwise(row)),

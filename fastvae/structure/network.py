@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .constants import IntegerConstants
+from .constants import IntegerConstants, Tables
 
 __all__ = ["ACTIVATION_NAMES", "LAYOUTS", "MadeStructure", "hidden_degrees_of", "spread_degrees"]
 
@@ -71,6 +71,8 @@ class MadeStructure:
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     # The number of units of each of these layers with a degree of at most 0, 1, ..., D.
     counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    # What the kernels of a GPU read of the structure, beside the degrees.
+    tables: Tables = field(default_factory=Tables, init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
     _sorted: IntegerConstants = field(init=False, repr=False, compare=False)
 
