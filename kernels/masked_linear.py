@@ -111,7 +111,7 @@ def masked_layer(
     """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`."""
     (n, inputs), outputs = x.shape, weight.shape[0]
     y = x.new_empty((n, outputs))
-    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype))
+    pre = x.new_empty((n, outputs), dtype=compute_dtype(x.dtype)) if keep else x.new_empty(0)
     tile = matrix_tile(n, outputs, x.dtype)
     launch(
         _masked_linear_fwd_kernel, tile.programs(n, outputs),

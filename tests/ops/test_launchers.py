@@ -4,8 +4,11 @@ import importlib
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastvae.ops._library import TRITON_MODULES
+from tests.support.op_arguments import KERNEL, in_dtype, op_arguments
 
 OPS = [name.removeprefix("fastvae::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvae::")]
 WITHOUT_A_LAUNCHER = [name for name, module in TRITON_MODULES.items() if module is None]
@@ -51,3 +54,30 @@ def test_backward_on_a_gpu_says_what_to_call(name):
         on_gpu(
             name, d_out, torch.zeros(4), torch.zeros(1), [], [False] * 5, False, degrees, [3, 2, 0, 1, 0, 0], [True] * 2
         )
+
+
+def calls():
+    """Of every op, and of layers of which nothing is kept."""
+    arguments = op_arguments()
+    layers = ("masked_linear_fwd", "masked_conv2d_fwd")
+    return arguments | {f"{name} alone": (*arguments[name][:-1], False) for name in layers}
+
+
+def imagine_on_gpu(t):
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+
+
+def describe(outputs):
+    """All of the outputs that a compiler relies on."""
+    return [(t.shape, t.dtype, t.stride() if t.numel() else None) for t in tree_leaves(outputs)]
+
+
+@pytest.mark.parametrize("name", [name for name in calls() if TRITON_MODULES[name.split()[0]]])
+def test_outputs_on_a_gpu_are_those_that_are_inferred(name):
+    """In a half type, where some outputs are wider. What the launchers compute is tested elsewhere."""
+    op, arguments = name.split()[0], in_dtype(name, calls()[name], torch.bfloat16)
+    arguments = tree_map_only(torch.Tensor, lambda t: t.to(KERNEL), arguments)
+    with FakeTensorMode():
+        there = tree_map_only(torch.Tensor, imagine_on_gpu, arguments)
+        inferred = describe(getattr(torch.ops.fastvae, op)(*there))
+    assert describe(on_gpu(op, *arguments)) == inferred
