@@ -107,7 +107,7 @@ def _can_run(device: torch.device) -> bool:
 def _compile(device: torch.device, launcher: str, dtype: torch.dtype, rows: int) -> Any:
     try:
         return _nvrtc.compile_kernel(read_source(), name_kernel(launcher, dtype, rows, _THREADS), device)
-    except (OSError, RuntimeError) as error:
+    except (AttributeError, KeyError, OSError, RuntimeError) as error:
         warnings.warn(f"{launcher} runs a slower kernel on {device}: {error}", stacklevel=2)
         return None
 
@@ -118,7 +118,10 @@ def find_sweep(
     """The kernel for a launcher whose arguments have these rows; None where a Triton kernel runs."""
     given = [t for t in rows if t is not None]
     first = given[0]
-    if not _can_run(first.device) or max(len(first), *(t.stride(0) for t in given)) > _MOST:
+    # A compiler can trace the launch of a Triton kernel, but not that of another one.
+    if torch.compiler.is_compiling() or not _can_run(first.device):
+        return None
+    if max(len(first), *(t.stride(0) for t in given)) > _MOST:
         return None
     device = torch.cuda.get_device_properties(first.device)
     limit = getattr(device, "shared_memory_per_block_optin", _UNASKED)
