@@ -37,6 +37,7 @@ def autoregressive_inverse_bwd(
         return Gradients(d_z, d_z, [], [], [])
     has_bias = [bias is not None for bias in biases]
     _, _, saved = autoregressive_flow_fwd(x, *layers, degrees, form, True)
+    assert saved is not None
     found = autoregressive_flow_bwd(
         -d_z, -d_log_det, saved, x, weights, has_bias, weight_scales, degrees, form, of_layers
     )

@@ -67,7 +67,7 @@ def warp_size() -> int:
 
 
 def by_shape(rule: _FunctionT) -> _FunctionT:
-    """Remembers what a rule chooses for sizes and dtypes, as long as the threads per warp stay."""
+    """Remembers what a rule chooses for sizes and dtypes, as long as the threads per warp stay; see `forget_rules`."""
     remembered = functools.lru_cache(maxsize=4096)(rule)
     _rules.append(remembered)
     return remembered  # type: ignore[return-value]
@@ -91,12 +91,17 @@ def capability() -> int:
     return _capability_of(_current_device()) if _has_gpu() else 0
 
 
+def forget_rules() -> None:
+    """Lets rules choose anew, after a change of what they read."""
+    for rule in _rules:
+        rule.cache_clear()
+
+
 def _set_warp_size(threads: int) -> None:
     global _warp_size
     if threads != _warp_size:
         _warp_size = threads
-        for rule in _rules:
-            rule.cache_clear()
+        forget_rules()
 
 
 @contextmanager

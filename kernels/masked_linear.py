@@ -107,7 +107,8 @@ def masked_layer(
     """
     (n, inputs), outputs = x.shape, weight.shape[0]
     y = x.new_empty((n, outputs)) if y is None else y
-    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype)) if pre is None else pre
+    if pre is None:
+        pre = x.new_empty((n, outputs), dtype=compute_dtype(x.dtype)) if keep else x.new_empty(0)
     multiplied = precision(x.dtype)
     tile = choose_tile(n, outputs, x.dtype, multiplied)
     lists = tile_lists(in_degrees, out_degrees, 1, tile.inner, tile.columns)

@@ -125,8 +125,9 @@ def prepare(
     tensors = [_layout.to_rows(w, w.shape[1]) for w in weights]
     tensors += [t.contiguous() for t in optional if t is not None]
     present = tuple([t is not None for t in optional])
-    own = (None, None) if torch.compiler.is_compiling() else (structure, kind)
-    call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own, structure.description)
+    of_reference, own_kind = (None, None) if torch.compiler.is_compiling() else (structure, kind)
+    own = of_reference, own_kind, structure.description
+    call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own)
     return _layout.to_rows(x, x.shape[-1]), call, tensors
 
 
@@ -135,7 +136,7 @@ def keep_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTe
     return gradients if all(needs) else [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
 
-def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
+def save_network(ctx: Any, call: NetworkCall, saved: Tensor | None, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
     """Keeps what the kernels' backward pass reads, and the further inputs that the reference reads."""
     ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
     ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)

@@ -114,10 +114,10 @@ def _in_order(
         return [*[None] * count, *context, *[None] * sum(present[1:])]
     d_weights, d_factors = found.d_weights, found.d_weight_scales
     if normalized:
-        scaled = [i for i, factor in enumerate(factors) if factor is not None]
-        for i, norm in zip(scaled, norms, strict=True):
+        scaled = [(i, factor) for i, factor in enumerate(factors) if factor is not None]
+        for (i, factor), norm in zip(scaled, norms, strict=True):
             # A factor is gain / norm, and 0 where the norm is.
             d_gain = row_factors(d_factors[i], norm)
-            d_weights[i] += NORM_BWD.triton(-d_gain * factors[i], norm, weights[i], degrees[i], degrees[i + 1])
+            d_weights[i] += NORM_BWD.triton(-d_gain * factor, norm, weights[i], degrees[i], degrees[i + 1])
             d_factors[i] = d_gain
     return [*d_weights, *context, *[t for t in (*found.d_biases, *d_factors) if t is not None]]

@@ -52,9 +52,9 @@ def test_batches(batch):
 @pytest.mark.parametrize("weight_scale", [False, True])
 def test_rows_that_are_split(weight_scale, monkeypatch):
     """Parts of gradients are summed, those of biases too; with four layers the weights take two launches."""
-    monkeypatch.setattr(kernels, "_LEAST_ROWS", 32)
+    monkeypatch.setattr(kernels, "_LEAST_ROWS", 16)
     form = network(5, (9, 8, 7), weight_scale=weight_scale)
-    check(lambda: form.problem("flow", form.tensors((80,))), "triton", torch.float32)
+    check(lambda: form.problem("flow", form.tensors((40,))), "triton", torch.float32)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 3])

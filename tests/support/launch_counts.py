@@ -56,6 +56,7 @@ def cases() -> dict[str, Callable[[], Any]]:
     widths = D, WIDTH, WIDTH, 2 * D
     of_network = [leaf(N, D), *(leaf(o, i) for i, o in pairwise(widths)), *(leaf(o) for o in widths[1:])]
     degrees = {"in_degrees": torch.arange(WIDTH) % D, "out_degrees": torch.arange(WIDTH) % D}
+    inverse, without_gradients = networks(autoregressive_inverse), [t.detach() for t in of_network]
     stack = stacks()["gated"]
     sampler = CausalSampler(stack.make(), stack.likelihood, in_channels=stack.channels, impl="triton")
 
@@ -72,7 +73,7 @@ def cases() -> dict[str, Callable[[], Any]]:
         "diag_gaussian_rsample": backward(rsample, leaf(N, D), leaf(N, D)),
         "masked_linear": backward(layer, leaf(N, WIDTH), leaf(WIDTH, WIDTH), leaf(WIDTH)),
         "autoregressive_flow": backward(networks(autoregressive_flow), *of_network),
-        "autoregressive_inverse": lambda: networks(autoregressive_inverse)(*(t.detach() for t in of_network)),
+        "autoregressive_inverse": lambda: inverse(*without_gradients),
         "masked_conv2d": backward(convolution, leaf(4, 64, 8, 8), leaf(64, 64, 3, 3), leaf(64)),
         "sampler, one row": lambda: sampler.sample(2, (1, 6)),
     }
