@@ -47,13 +47,16 @@ class Alternative:
     @contextmanager
     def apply(self) -> Iterator[None]:
         before = [names[name] for names, name, _ in self._settings]
+        forget_rules = importlib.import_module("fastvae.kernels._launch").forget_rules
         for names, name, value in self._settings:
             names[name] = value
+        forget_rules()
         try:
             yield
         finally:
             for (names, name, _), value in zip(self._settings, before, strict=True):
                 names[name] = value
+            forget_rules()
 
 
 def _vary_matrix_tiles(case: Case) -> list[Alternative]:

@@ -88,7 +88,7 @@ class Route(NamedTuple):
     rows: bool = False
 
 
-CPP, _REFERENCE = Route("cpp"), Route("reference")
+CPP, _TRITON, _REFERENCE = Route("cpp"), Route("triton"), Route("reference")
 # Indexed by the answer of the extension's look at tensors (csrc/bindings/looks.cpp); None: they are not plain.
 _SEEN = (None, CPP, Route("cpp", alike=True), Route("cpp", alike=True, rows=True))
 # Classes whose tensors hold their own numbers. `as_plain` turns buffers, and subclasses of Tensor without a dispatch
@@ -189,12 +189,36 @@ def route(
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
     if eps is None and runs_cpp(impl) and (known := _SEEN[_C.look(tensors, floats, required)]) is not None:
         return known, tensors
+    if eps is None and tensors and _runs_triton(impl, tensors):
+        return _TRITON, tensors
     # What is no tensor is left to the checks of the op.
     plain = [as_plain(t, _name_of(i, names)) if isinstance(t, Tensor) else t for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
     if chosen == "reference":
         return _REFERENCE, plain
     return route_of(chosen, *[t for t in plain if isinstance(t, Tensor)]), plain
+
+
+def _runs_triton(impl: str, tensors: Sequence[Any]) -> bool:
+    """Whether a call is a usual one on a GPU: of plain tensors, and nothing watches, records or transforms it.
+
+    The rest of :func:`route` would find the same in a function call for each look at each tensor.
+    """
+    first, asked_for = tensors[0], impl if _forced is None else _forced
+    if type(first) not in _PLAIN or not (asked_for == "triton" or (asked_for == "auto" and first.is_cuda)):
+        return False
+    if _is_watched() or _has_no_rule() or why_not("triton", first.device.type) is not None:
+        return False
+    for t in tensors:
+        if t is not None and (
+            type(t) not in _PLAIN
+            or t.layout is not torch.strided
+            or t.is_neg()
+            or not torch._C._has_storage(t)
+            or (t.data_ptr() == 0 and t.numel() > 0)
+        ):
+            return False
+    return True
 
 
 def can_read(impl: str, *tensors: Tensor) -> bool:

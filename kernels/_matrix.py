@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._launch import capability, warp_size
+from ._launch import by_shape, capability, warp_size
 from ._tiles import ceil_div
 
 # Programs that run together share this many row blocks.
@@ -45,13 +45,19 @@ class MatrixTile(NamedTuple):
     stages: int
 
     def programs(self, rows: int, columns: int) -> int:
-        return ceil_div(rows, self.rows) * ceil_div(columns, self.columns)
+        return -(-rows // self.rows) * -(-columns // self.columns)
 
 
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
     """The largest tile whose programs occupy nine tenths of a device; the smallest if none does."""
+    return choose_tile(rows, columns, dtype, precision(dtype))
+
+
+@by_shape
+def choose_tile(rows: int, columns: int, dtype: torch.dtype, multiplied: str) -> MatrixTile:
+    """As `matrix_tile`, for a precision that is known."""
     shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
-    if precision(dtype) == "tf32":
+    if multiplied == "tf32":
         shapes = _TF32_TILES
     tiles = [_on_device(MatrixTile(*shape)) for shape in shapes if shape[1] < WIDE_COLUMNS or columns % shape[1] == 0]
     return next((tile for tile in tiles if 10 * tile.programs(rows, columns) >= 9 * _MULTIPROCESSORS), tiles[-1])
@@ -65,6 +71,7 @@ def _on_device(tile: MatrixTile) -> MatrixTile:
     return tile._replace(warps=min(tile.warps, 4), stages=2 if tile.columns == WIDE_COLUMNS else tile.stages)
 
 
+@by_shape
 def launch_options(warps: int, stages: int = 3, registers: int = _ALL_REGISTERS) -> dict[str, int]:
     """Warps and stages, and on NVIDIA the use of so many registers.
 
@@ -82,9 +89,16 @@ def product_options(
 
     `sizes` are those of contiguous rows: whole vectors need few registers.
     """
+    return _choose_options(tile, dtype, sizes, activation, adds, capability())
+
+
+@by_shape
+def _choose_options(
+    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str, adds: bool, of_capability: int
+) -> dict[str, int]:
     vectors = all(size % 16 == 0 for size in sizes)
     short = tile.columns < WIDE_COLUMNS or (activation in _SHORT_ACTIVATIONS and not adds)
-    shared = capability() == 90 and dtype.itemsize == 2 and vectors and short
+    shared = of_capability == 90 and dtype.itemsize == 2 and vectors and short
     return launch_options(tile.warps, tile.stages, _SHARED_REGISTERS if shared else _ALL_REGISTERS)
 
 
