@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import GROUP, group_blocks, in_tf32, matrix_tile, precision, product_options
+from ._matrix import GROUP, choose_tile, group_blocks, in_tf32, precision, product_options
 from .masked_linear_gradients import masked_linear_bwd
 from .masked_norm import masked_norm_bwd, masked_norm_fwd
 from .tile_lists import row_of, tile_lists
@@ -98,19 +98,25 @@ def masked_layer(
     out_degrees: Tensor,
     activation: str,
     keep: bool,
+    y: Tensor | None = None,
+    pre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`."""
+    """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`.
+
+    They are written to contiguous memory where this is given.
+    """
     (n, inputs), outputs = x.shape, weight.shape[0]
-    y = x.new_empty((n, outputs))
-    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype))
-    tile = matrix_tile(n, outputs, x.dtype)
+    y = x.new_empty((n, outputs)) if y is None else y
+    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype)) if pre is None else pre
+    multiplied = precision(x.dtype)
+    tile = choose_tile(n, outputs, x.dtype, multiplied)
     lists = tile_lists(in_degrees, out_degrees, 1, tile.inner, tile.columns)
     launch(
         _masked_linear_fwd_kernel, tile.programs(n, outputs),
         y, pre, x, weight, bias, weight_scale, addend, lists, in_degrees, out_degrees,
         n, inputs, outputs, x.stride(0), weight.stride(0), 0 if addend is None else addend.stride(0),
         ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALE=weight_scale is not None,
-        HAS_ADDEND=addend is not None, KEEP=keep, PRECISION=precision(x.dtype), GROUP=GROUP,
+        HAS_ADDEND=addend is not None, KEEP=keep, PRECISION=multiplied, GROUP=GROUP,
         BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
         **product_options(tile, x.dtype, (inputs, outputs), activation, addend is not None),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from ._activations import through
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
+    choose_tile,
     group_blocks,
     in_tf32,
     matrix_tile,
@@ -100,14 +101,16 @@ def _backward_tiles(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _masked_linear_bwd_x_kernel(
-    d_x_ptr, d_pre_ptr, weight_ptr, lists_ptr, in_degrees_ptr, out_degrees_ptr,
+    d_x_ptr, d_pre_ptr, weight_ptr, kept_ptr, addend_ptr, lists_ptr, in_degrees_ptr, out_degrees_ptr,
     n_rows, n_in, n_out, stride_d_pre, stride_weight,
+    ACTIVATION: tl.constexpr, HAS_ADDEND: tl.constexpr,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows of BLOCK_I inputs.
 
     d_x = d_pre (W o M), of a scaled weight, which is zero where it does not count, without MASKED.
+    The slope of the activation that made x may come as a factor, and then an addend.
     Columns come in the order of the inputs: the first ones have the most outputs.
     """
     dtype: tl.constexpr = tl.float64 if d_x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -132,8 +135,12 @@ def _masked_linear_bwd_x_kernel(
             acc, tiles_ptr + n_whole, n_part, d_pre_ptrs, exists, weight_ptrs, i, in_degrees_ptr, out_degrees_ptr,
             n_in, n_out, stride_weight, True, PRECISION, BLOCK_O,
         )  # fmt: skip
-    owned = exists[:, None] & inside[None, :]
-    tl.store(d_x_ptr + row[:, None] * n_in + i[None, :], acc.to(d_x_ptr.dtype.element_ty), owned)
+    owned, at = exists[:, None] & inside[None, :], row[:, None] * n_in + i[None, :]
+    if ACTIVATION != "identity":
+        acc = through(acc, tl.load(kept_ptr + at, owned, 0.0).to(dtype), ACTIVATION)
+    if HAS_ADDEND:
+        acc += tl.load(addend_ptr + at, owned, 0.0).to(dtype)
+    tl.store(d_x_ptr + at, acc.to(d_x_ptr.dtype.element_ty), owned)
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_per_split", "splits"])
@@ -229,6 +236,62 @@ def _scale(weight: Tensor, weight_scale: Tensor, in_degrees: Tensor, out_degrees
     return scaled
 
 
+def masked_layer_bwd_x(
+    d_pre: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    kept: Tensor | None,
+    addend: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """The gradient of what an activation was applied to, whose values x were multiplied by the weight, plus `addend`.
+
+    `kept` (N, I) is x or, for gelu and silu, what was before the activation; it and `addend` are contiguous.
+    """
+    n, (outputs, inputs) = d_pre.shape[0], weight.shape
+    d_x = d_pre.new_empty((n, inputs))
+    multiplied = precision(d_pre.dtype)
+    tile = choose_tile(n, inputs, d_pre.dtype, multiplied)
+    lists = tile_lists(out_degrees, in_degrees, -1, tile.inner, tile.columns)
+    masked = _scale(weight, weight_scale, in_degrees, out_degrees) if weight_scale is not None else weight
+    launch(
+        _masked_linear_bwd_x_kernel, tile.programs(n, inputs),
+        d_x, d_pre, masked, kept, addend, lists, in_degrees, out_degrees,
+        n, inputs, outputs, d_pre.stride(0), masked.stride(0),
+        ACTIVATION=activation, HAS_ADDEND=addend is not None, MASKED=weight_scale is None,
+        PRECISION=multiplied, GROUP=GROUP, BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
+        **product_options(tile, d_pre.dtype, (inputs, outputs), activation, addend is not None),
+    )  # fmt: skip
+    return d_x
+
+
+def add_parts(
+    d_weight: Tensor,
+    d_bias: Tensor | None,
+    d_scale: Tensor | None,
+    weight_parts: Tensor | None,
+    bias_parts: Tensor | None,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+) -> None:
+    """Adds up what the splits of the rows wrote: `weight_parts` (splits, O, I) and `bias_parts` (splits, O), or one."""
+    outputs, inputs = weight.shape
+    of_weight, of_bias = (0 if parts is None else parts.shape[0] for parts in (weight_parts, bias_parts))
+    # Few outputs for each program, so that there are many programs: each walks all inputs.
+    block = min(next_power_of_2(inputs), 512)
+    launch(
+        _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2),
+        d_weight, d_bias, d_scale, weight_parts, weight_parts if bias_parts is None else bias_parts,
+        weight, weight_scale, in_degrees, out_degrees, of_weight, of_bias, inputs, outputs, weight.stride(0),
+        HAS_WEIGHT=weight_parts is not None, HAS_BIAS=bias_parts is not None, HAS_SCALE=weight_scale is not None,
+        BLOCK_O=2, BLOCK_I=block, num_warps=4,
+    )  # fmt: skip
+
+
 def masked_linear_bwd(
     d_y: Tensor,
     saved_or_y: Tensor,
@@ -261,18 +324,7 @@ def masked_linear_bwd(
             ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_N=row.rows, BLOCK_O=row.columns, num_warps=row.warps,
         )  # fmt: skip
 
-    d_x = x.new_empty((n, inputs))
-    tile = matrix_tile(n, inputs, x.dtype)
-    lists = tile_lists(out_degrees, in_degrees, -1, tile.inner, tile.columns)
-    masked = _scale(weight, weight_scale, in_degrees, out_degrees) if weight_scale is not None else weight
-    launch(
-        _masked_linear_bwd_x_kernel, tile.programs(n, inputs),
-        d_x, d_pre, masked, lists, in_degrees, out_degrees,
-        n, inputs, outputs, d_pre.stride(0), masked.stride(0),
-        MASKED=not has_scale, PRECISION=precision(x.dtype), GROUP=GROUP,
-        BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
-        **product_options(tile, x.dtype, (inputs, outputs)),
-    )  # fmt: skip
+    d_x = masked_layer_bwd_x(d_pre, weight, weight_scale, in_degrees, out_degrees, None, None, "identity")
 
     d_weight = weight.new_empty((outputs, inputs))
     # Splits of the rows also multiply the programs.
@@ -292,14 +344,8 @@ def masked_linear_bwd(
         **product_options(tile, x.dtype, (inputs, outputs)),
     )  # fmt: skip
     if parted or has_bias:
-        # Few outputs for each program, so that there are many programs: each walks all inputs.
-        block = min(next_power_of_2(inputs), 512)
-        launch(
-            _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2),
-            d_weight, d_bias, d_scale, weight_parts, bias_parts, weight, weight_scale, in_degrees, out_degrees,
-            splits, bias_splits, inputs, outputs, weight.stride(0),
-            HAS_WEIGHT=parted, HAS_BIAS=has_bias, HAS_SCALE=has_scale, BLOCK_O=2, BLOCK_I=block, num_warps=4,
-        )  # fmt: skip
+        parts = weight_parts if parted else None, bias_parts if has_bias else None
+        add_parts(d_weight, d_bias, d_scale, *parts, weight, weight_scale, in_degrees, out_degrees)
     return d_x, d_weight, d_bias, d_scale
 
 

@@ -126,7 +126,8 @@ def test_rows_in_splits():
 
 def use_tile(monkeypatch: pytest.MonkeyPatch, *shape: int) -> None:
     for module in (masked_linear, masked_linear_gradients):
-        monkeypatch.setattr(module, "matrix_tile", lambda *_: MatrixTile(*shape))
+        for rule in ("matrix_tile", "choose_tile"):
+            monkeypatch.setattr(module, rule, lambda *_: MatrixTile(*shape), raising=False)
 
 
 @pytest.mark.thorough

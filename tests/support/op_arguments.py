@@ -79,6 +79,7 @@ def network_arguments() -> dict[str, tuple]:
     weights = [torch.randn(width, d), torch.randn(2 * d, width)]
     biases, scales = [torch.randn(width), None], [None, torch.rand(2 * d)]
     structure = [d, 2, 6, 1, 0, 0]  # two parameters of each feature, silu, gated
+    text = "2 silu 0 blocked;0 1 2;0 0 1 1 1 2 2 2"
     kept = (*weights, scales[1])
     present = [True, True, False, False, True]
     network = ((*weights, context, biases[0], scales[1]), present, degrees, structure)
@@ -115,6 +116,6 @@ def network_arguments() -> dict[str, tuple]:
             structure,
             [False, False, True, False, False],
         ),
-        "autoregressive_inverse_fwd": (x, *network, True),
-        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5),
+        "autoregressive_inverse_fwd": (x, *network, True, text),
+        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5, text),
     }
