@@ -49,9 +49,9 @@ class Alternative:
     def _caches(self) -> list[Callable[[], None]]:
         """What forgets the choices that the modules made before."""
         modules = {id(names): names for names, _, _ in self._settings}.values()
-        rules = getattr(importlib.import_module("fastvae.kernels._launch"), "_rules", ())
-        values = [*rules, *(value for names in modules for value in names.values())]
-        return [value.cache_clear for value in values if hasattr(value, "cache_clear")]
+        values = [value for names in modules for value in names.values()]
+        forget_rules = importlib.import_module("fastvae.kernels._launch").forget_rules
+        return [forget_rules, *(value.cache_clear for value in values if hasattr(value, "cache_clear"))]
 
     @contextmanager
     def apply(self) -> Iterator[None]:

@@ -102,8 +102,8 @@ def test_matrix_kernels_of_a_gpu_multiply_in_the_dtype_of_autocast(name):
             y = tensors_of(module(x))
         sum(t.float().sum() for t in y).backward()
     multiplied = set()
-    for kernel, args, meta in launches:
-        named = dict(zip(inspect.signature(kernel.fn).parameters, args, strict=False))
-        if "PRECISION" in meta:
+    for launch in launches:
+        named = dict(zip(inspect.signature(launch.kernel.fn).parameters, launch.args, strict=False))
+        if "PRECISION" in launch.meta:
             multiplied |= {named[operand].dtype for operand in OPERANDS if operand in named}
     assert multiplied == {torch.float16}
