@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pkgutil
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -250,11 +251,15 @@ def _write(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _take_triton_from(folder: Path) -> None:
-    """Imports Triton from `folder` from now on, in this process and in its workers."""
-    if "triton" in sys.modules:
-        raise RuntimeError("Triton must not be imported before its folder is chosen")
-    sys.path.insert(0, str(folder.resolve()))
+def _is_imported_from(folder: Path) -> bool:
+    return Path(importlib.import_module("triton").__file__ or "").parent.parent == folder.resolve()
+
+
+def _run_with_triton_from(folder: Path, arguments: Sequence[str]) -> int:
+    """Runs this program in a process that finds Triton in `folder` first, as this one has imported another."""
+    path = os.pathsep.join(filter(None, [str(folder.resolve()), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "fastvae.kernels.aot", *arguments]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.triton:
         if not (arguments.triton / "triton").is_dir():
             parser.error(f"--triton must be a folder with the package triton, got {arguments.triton}")
-        _take_triton_from(arguments.triton)
+        if not _is_imported_from(arguments.triton):
+            return _run_with_triton_from(arguments.triton, sys.argv[1:] if argv is None else argv)
     rows = []
 
     def collect() -> Iterator[dict[str, Any]]:
