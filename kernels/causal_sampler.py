@@ -43,9 +43,9 @@ from ._sampler_blocks import (
 from ._sampler_program import get_program
 from ._tiles import ceil_div, next_power_of_2
 
-# Columns of a block, and terms that a program multiplies at once: by the pixels of a row, and at one pixel.
+# Columns of a block, terms of a run at one pixel, logits that a draw takes at once, and warps for each image.
 _BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 128, 64, 256, 4
-# Pixels of a program that computes rows: the least that a matrix product takes.
+# Pixels of a program that computes rows, the least that a matrix product takes; terms of a step, warps and stages.
 _PIXELS, _ROW_BLOCK_K, _ROW_WARPS, _ROW_STAGES = 16, 16, 8, 3
 # Images of a program: one as long as a large device runs all programs at once; then two, which share what is read.
 _WAVE, _MOST_IMAGES = 264, 2
