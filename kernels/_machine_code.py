@@ -92,7 +92,7 @@ def count_instructions(codes: Sequence[Code]) -> list[dict[str, Any]]:
 
 def _count_one(code: Sequence[Instruction]) -> dict[str, Any]:
     text = "\n".join(instruction.text for instruction in code)
-    loads = [i for i in code if re.search(r"\bLDG\b", i.text)]
+    loads = [i for i in code if re.search(r"\bLDG(STS)?\b", i.text)]
     stores = [i for i in code if re.search(r"\bSTG\b", i.text)]
     return {
         "instructions": sum(not instruction.text.startswith("NOP") for instruction in code),

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import AotCase, launch, meta
+from ._matrix import launch_options
 from ._tiles import ceil_div, next_power_of_2
 
 # Elements whose degrees are looked at together.
@@ -91,7 +92,7 @@ def make_tile_lists(degrees: Tensor, partners: Tensor, sign: int, block: int, pa
         _tile_lists_kernel, blocks,
         lists, degrees, partners, size, n_partners, lists.shape[1],
         SIGN=sign, BLOCK=block, TILES=min(next_power_of_2(tiles), max(_AT_ONCE // block, 1)), BLOCK_P=partner_block,
-        num_warps=4,
+        **launch_options(4),
     )  # fmt: skip
     return lists
 
