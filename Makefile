@@ -4,9 +4,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 # Also the isolated build environment takes the pinned versions.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-tune clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -14,13 +14,13 @@ demo: $(VENV)/installed
 # One worker more than cores, as some tests wait for processes that they start. Threads that wait must not spin.
 WORKERS ?= $(shell expr 1 + $$(nproc))
 test: export GOMP_SPINCOUNT ?= 1000
-test: $(VENV)/installed
+test: $(VENV)/installed build/triton-3.6.0/installed
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
 	$(RUN) -m pytest --doctest-modules fastvae
 
 # Also what takes long and differs from the others only in its subject.
 test-all: export GOMP_SPINCOUNT ?= 1000
-test-all: $(VENV)/installed
+test-all: $(VENV)/installed build/triton-3.6.0/installed
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m ""
 
 # The site, from the docstrings and the pages of docs/. A warning is an error.
@@ -31,17 +31,23 @@ docs: $(VENV)/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc kernels tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(RUN) -m mypy
 
 format: $(VENV)/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/clang-format -i $$(find csrc kernels tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-# Registers, memory and instructions of every Triton kernel for every target, without a GPU.
-aot: $(VENV)/installed
+# Registers, memory and instructions of every Triton kernel, without a GPU: by the Triton that comes with GPU machines'
+# torch for the target that the tiles are chosen for, and by the installed one for every target.
+aot: $(VENV)/installed build/triton-3.6.0/installed
+	$(RUN) -m fastvae.kernels.aot --triton build/triton-3.6.0 --targets sm_90
 	$(RUN) -m fastvae.kernels.aot
+
+# Also by the oldest Triton that runs the kernels. It has no products of float64.
+aot-all: aot build/triton-3.4.0/installed
+	$(RUN) -m fastvae.kernels.aot --triton build/triton-3.4.0 --targets sm_90 --cases '^(?!float64)'
 
 # Every C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer, for the instruction sets ISAS.
 sanitize: ISAS ?= baseline;avx2;avx512
@@ -88,13 +94,19 @@ bench: $(VENV)/installed
 	$(RUN) -m bench profile --json bench/results/cpu/profiles.jsonl
 	$(RUN) -m bench report $(rows) --out bench/results/cpu
 
-# On a machine with a GPU whose Python already has torch and the build tools; takes no network.
+# On a machine with a GPU whose Python already has torch, Triton and pytest; nothing is built, and no network is needed.
+# PART=second: memory checks, hardware counters, other constants than the rules of the kernels choose.
+gpu-check: PART ?= first
 gpu-check:
-	$(PYTHON) -m bench.gpu_check
+	$(PYTHON) -m bench.gpu_check $(PART)
 
-# There too: the kernels with other tiles than their rules choose.
+# What both parts compile, and how long they take, without a GPU.
+gpu-rehearsal: $(VENV)/installed
+	$(RUN) -m bench.gpu_check --rehearse
+
+# There too: nothing but other constants than the rules of the kernels choose.
 gpu-tune:
-	$(PYTHON) -m bench.gpu_check --tune
+	$(PYTHON) -m bench.gpu_check tune
 
 clean:
 	rm -rf build dist demo-out
@@ -112,4 +124,9 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt CMakeLists.
 		packages=$$?; wait $$extension && exit $$packages
 	# With the tools at hand, so that `make wheel` finds the objects of this build too.
 	$(PIP) --no-build-isolation -e '.[train,test,lint,bench,peers,ecosystem,compress,docs]'
+	touch $@
+
+# Another Triton than torch's. Only `python -m fastvae.kernels.aot --triton` imports it.
+build/triton-%/installed: | $(VENV)/bin/python
+	PIP_CONSTRAINT= $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) triton==$*
 	touch $@

@@ -1,4 +1,4 @@
-"""``python -m bench`` measures; ``report`` and ``readme`` make tables of its rows; ``profile`` divides a job's time."""
+"""``python -m bench`` measures; ``report``, ``readme``, ``floors`` make tables of rows, ``profile`` divides a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import environment, profile, readme, registry, report, roofline, runner, timing, tuning, wording
+from . import environment, floor_table, profile, readme, registry, report, roofline, runner, timing, tuning, wording
 from .rows import Row, append_rows
 from .task import DTYPE_ALIASES, DTYPES, EXPLICIT, PROVIDERS, Case, Shape
 
@@ -22,7 +22,7 @@ _BUSY = 0.5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"report": report.main, "readme": readme.main, "profile": profile.main}
+    commands = {"report": report.main, "readme": readme.main, "profile": profile.main, "floors": floor_table.main}
     if given and given[0] in commands:
         return commands[given[0]](given[1:])
     parser = _build_parser()

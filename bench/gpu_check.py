@@ -1,7 +1,7 @@
-"""``make gpu-check``: build, test and measure on a machine with a GPU, into one JSON and one Markdown file.
+"""``make gpu-check``: tests and measures the kernels on a machine with a GPU, in two parts of a few minutes each.
 
-Needs PyTorch, Triton and the build tools, but no network. Every step has a time limit, and its record is on
-disk before the next begins: when the time is over, or the machine gone, the finished steps are kept.
+Needs PyTorch, Triton and pytest, no build tools and no network. What it finds is on disk at once: when the time is
+over, or the machine gone, the finished rows are kept. Results go into the folder that the variable OUT names.
 """
 
 from __future__ import annotations
@@ -10,121 +10,178 @@ import argparse
 import importlib.util
 import os
 import re
-import shutil
+import signal
 import sys
-import sysconfig
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import environment
-from .gpu_page import write_page
-from .gpu_plan import LIMIT_S, plan_steps
+from . import environment, gpu_rehearsal
+from .gpu_page import summarise, write_page
+from .gpu_plan import LIMITS_S, ROOT, find_records, plan_steps
 from .rows import append_rows
-from .steps import Step, run_step
+from .steps import Running, Step, start_step
 
-_ROOT = Path(__file__).resolve().parent.parent
-_LEAST_S = 8.0
+_LEAST_S = 5.0
+# Caches of compiled kernels outlive a call.
+_STAGE = ROOT / "build" / "gpu-check"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _build_parser().parse_args(arguments)
-    lacking = find_missing(needs_gpu=not options.rehearse)
+    if options.rehearse:
+        return gpu_rehearsal.main()
+    lacking = find_missing()
     if lacking:
-        print(
-            "gpu-check cannot run here; it lacks:",
-            *(f"  - {item}" for item in lacking),
-            sep="\n",
-            file=sys.stderr,
-        )
-        if not options.rehearse:
-            print("python -m bench.gpu_check --rehearse does what a CPU can do of it.", file=sys.stderr)
+        print("gpu-check cannot run here; it lacks:", *(f"  - {item}" for item in lacking), sep="\n", file=sys.stderr)
+        print("python -m bench.gpu_check --rehearse counts here what it would do.", file=sys.stderr)
         return 2
-    device = "cpu" if options.rehearse else "cuda"
-    folder = options.out or (_ROOT / "build" / "gpu-check" if options.rehearse else _find_folder())
-    records = folder / ("gpu-tune.jsonl" if options.tune else "gpu-check.jsonl")
-    records.unlink(missing_ok=True)
-    header = {"kind": "header", "environment": environment.describe(device), "rehearsal": options.rehearse}
+    deadline = time.monotonic() + (options.limit or LIMITS_S[options.part])
+    folder = (options.out or _find_folder()).resolve()
+    records = find_records(folder, options.part)
+    for suffix in (".jsonl", ".log"):
+        records.with_suffix(suffix).unlink(missing_ok=True)
+    wheels = options.wheels if any(options.wheels.glob("*.whl")) else None
+    site = _STAGE / "site"
+    header = {"kind": "header", "part": options.part, "environment": environment.describe("cuda")}
     append_rows(records, [header])
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as stage:
-        steps = plan_steps(Path(stage), records, options.rehearse, options.tune)
-        done = run_steps(steps, records, time.monotonic() + options.limit, Path(stage))
-    page = write_page(records)
-    print(f"results: {records.name} and {page.name} in {os.path.relpath(folder)}")
+    with link_kernels(ROOT), end_on_signals():
+        done = run_steps(plan_steps(options.part, folder, wheels, site), records, deadline, _STAGE)
+    print(summarise(records))
     bad = [f"{step['name']}: {step['outcome']}" for step in done if step["outcome"] != "ok"]
     if bad:
         print("gpu-check FAILED:", *(f"  - {line}" for line in bad), sep="\n", file=sys.stderr)
     return 1 if bad else 0
 
 
-def find_missing(*, needs_gpu: bool) -> list[str]:
+def find_missing() -> list[str]:
     """What this machine lacks for the check, each with a hint."""
     lacking = []
-    if needs_gpu and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         lacking.append("a CUDA device that torch can use (torch.cuda.is_available() is False)")
-    modules = ["numpy", "nanobind", "scikit_build_core", "pytest", "hypothesis"] + ["triton"] * needs_gpu
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            lacking.append(f"the Python package {module.replace('_', '-')}")
-    for tool in ("cmake", "ninja"):
-        if shutil.which(tool) is None and importlib.util.find_spec(tool) is None:
-            lacking.append(f"the build tool {tool}")
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
-        lacking.append("a C++ compiler (c++, g++ or clang++)")
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        lacking.append("the headers of Python (python3-dev)")
+    lacking += [
+        f"the Python package {module}"
+        for module in ("numpy", "pytest", "hypothesis", "triton")
+        if importlib.util.find_spec(module) is None
+    ]
     return lacking
 
 
-def run_steps(steps: Sequence[Step], records: Path, deadline: float, stage: Path) -> list[dict[str, Any]]:
-    variables = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTHONPATH")}
-    # Keeps the packages that came along, but no fastvae except the one that this check builds.
-    carried = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    carried = [path for path in carried if not (Path(path) / "fastvae").exists()]
-    variables |= {"PYTHONPATH": os.pathsep.join(carried)} if carried else {}
-    variables |= {
+@contextmanager
+def link_kernels(root: Path) -> Iterator[None]:
+    """The kernels where a build would put them, so that the checkout can be imported as it is."""
+    link = root / "fastvae" / "kernels"
+    if link.is_symlink() or link.exists():
+        yield
+        return
+    link.symlink_to(Path("..") / "kernels", target_is_directory=True)
+    try:
+        yield
+    finally:
+        link.unlink()
+
+
+@contextmanager
+def end_on_signals() -> Iterator[None]:
+    """A signal to end raises SystemExit, so that no step outlives the check."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_variables(stage: Path) -> dict[str, str]:
+    """The environment of all steps: the checkout, packages that came along, and caches that they share."""
+    # The versions of the machine are what is measured.
+    dropped = ("TRITON_INTERPRET", "PIP_CONSTRAINT")
+    variables = {name: value for name, value in os.environ.items() if name not in dropped}
+    paths = [str(ROOT), str(stage / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return variables | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(stage / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",
         "TRITON_CACHE_DIR": str(stage / "triton"),
         "FASTVAE_COMMIT": environment.find_commit() or "unknown",
     }
-    done: list[dict[str, Any]] = []
-    for step in steps:
-        left = deadline - time.monotonic()
-        if done and done[0]["outcome"] != "ok":
-            record = {"name": step.name, "outcome": "not run: the build failed"}
-        elif left < _LEAST_S:
-            record = {"name": step.name, "outcome": "not run: the time was over"}
-        else:
-            print(f"gpu-check: {step.name} (at most {min(step.limit_s, left):.0f} s)", flush=True)
-            record = run_step(step, min(step.limit_s, left), variables)
-        done.append(record)
-        append_rows(records, [{"kind": "step", **record}])
-        write_page(records)
-        if record["outcome"] != "ok":
-            print(*record.get("output", []), record["outcome"], sep="\n", file=sys.stderr, flush=True)
-    return done
+
+
+class _Journal:
+    """The records of steps that have ended, the page about them, and one file with all that they said."""
+
+    def __init__(self, records: Path) -> None:
+        self.done: list[dict[str, Any]] = []
+        self._records = records
+
+    def write(self, record: dict[str, Any], said: str = "") -> None:
+        self.done.append(record)
+        append_rows(self._records, [{"kind": "step", **record}])
+        with self._records.with_suffix(".log").open("a") as log:
+            log.write(f"\n==== {record['name']}: {record['outcome']}, {record.get('seconds', 0)} s\n{said}")
+        write_page(self._records)
+        print(f"gpu-check: {record['name']}: {record['outcome']}, {record.get('seconds', 0)} s", flush=True)
+
+    def finish(self, running: Running, limit_s: float) -> None:
+        record = running.finish(limit_s)
+        self.write(record, running.read_log())
+
+
+def run_steps(steps: Sequence[Step], records: Path, deadline: float, stage: Path) -> list[dict[str, Any]]:
+    """Runs the steps in their order until the deadline; returns how each ended. A step that fails ends no other."""
+    variables, journal = make_variables(stage), _Journal(records)
+    waiting: list[Running] = []
+    current: Running | None = None
+    try:
+        for step in steps:
+            if step.alone:
+                _finish_all(waiting, journal, deadline)
+            if deadline - time.monotonic() < _LEAST_S:
+                journal.write({"name": step.name, "outcome": "not run: the time was over"})
+                continue
+            current = start_step(step, variables, stage / "logs")
+            if step.background:
+                waiting.append(current)
+            else:
+                journal.finish(current, min(step.limit_s, deadline - time.monotonic()))
+            current = None
+        _finish_all(waiting, journal, deadline)
+    finally:
+        for running in [*waiting, *([current] if current else [])]:
+            running.kill()
+    return journal.done
+
+
+def _finish_all(waiting: list[Running], journal: _Journal, deadline: float) -> None:
+    while waiting:
+        running = waiting[0]
+        journal.finish(running, min(running.step.limit_s, running.seconds + deadline - time.monotonic()))
+        waiting.pop(0)
 
 
 def _find_folder() -> Path:
+    if os.environ.get("OUT"):
+        return Path(os.environ["OUT"])
     name = re.sub(r"[^a-z0-9]+", "-", environment.describe_gpu()["name"].lower()).strip("-")
-    return _ROOT / "bench" / "results" / name
+    return ROOT / "bench" / "results" / name
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu_check",
-        description="Builds, tests and measures on a GPU, and writes gpu-check.jsonl and gpu-check.md; with --tune "
-        "measures other tiles than the kernels' rules choose, and writes gpu-tune.jsonl and gpu-tune.md.",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; bench/results/<GPU> by default")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="SECONDS", help=f"for all; {LIMIT_S:g}")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--tune", action="store_true", help="other tiles than the kernels' rules choose")
-    kind.add_argument("--rehearse", action="store_true", help="what goes on a CPU, in miniature, into build/")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
+    parser.add_argument("part", nargs="?", choices=tuple(LIMITS_S), default="first", help="first by default")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; $OUT, or bench/results/<GPU>")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help=f"for the part; {LIMITS_S} by default")
+    parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", metavar="DIR", help="of other libraries; .whl")
+    parser.add_argument("--rehearse", action="store_true", help="count what the parts would compile, without a GPU")
     return parser
 
 

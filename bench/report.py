@@ -30,7 +30,8 @@ share of the speed that the machine allows: the bytes that must move at the copy
 or the operations at the rate of its matrix product, whichever takes longer. ° marks work that fits the last
 cache: no copy through memory bounds it. *Temporary* is peak memory beyond the results of a call: first that of
 fastvae, after the stroke that of eager. *own forward*, beside an inverse, is fastvae's forward pass of the same
-network. *whole passes* runs one of them for every pixel drawn. Of a masked network only the weights that the mask
+network. *whole passes* runs one of them for every pixel drawn. *whole product*, beside a masked layer, multiplies the
+weight without its mask. Of a masked network only the weights that the mask
 keeps are counted. *channels last* is the other layout of a convolution's images."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,16 +18,25 @@ from .task import Case, Inputs, Task
 
 SCHEMA = 1
 _SEED = 20260101
-# On a GPU, calls take turns with inputs that overflow its cache this many times, or with this many sets.
-_CACHE_TURNS, _MOST_SETS = 2, 64
+# On a GPU, calls take turns with inputs that overflow its cache this many times.
+_CACHE_TURNS = 2
+
+
+def _keep_nothing(rows: Sequence[dict[str, Any]]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure: the plan of the timing, and whether CUDA graphs are replayed as well."""
+    """How to measure: the plan of the timing, and whether CUDA graphs are replayed as well.
+
+    ``keep`` gets rows as soon as they are there. ``most_sets`` bounds the sets of inputs that a GPU takes in turns.
+    """
 
     plan: timing.Plan
     graphs: bool = False
+    keep: Callable[[Sequence[dict[str, Any]]], None] = _keep_nothing
+    most_sets: int = 64
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,14 @@ class Prepared:
     first_s: float
 
 
-def make_input_sets(task: Task, case: Case) -> list[Inputs]:
-    """The inputs of ``case``: one set on a CPU, on a GPU as many as keep its cache cold."""
+def make_input_sets(task: Task, case: Case, most_sets: int = 64) -> list[Inputs]:
+    """The inputs of ``case``: one set on a CPU, on a GPU as many as keep its cache cold, up to ``most_sets``."""
     generator = torch.Generator(case.device).manual_seed(_SEED)
     sets = [task.inputs(case, generator)]
     if case.device == "cuda":
         size = sum(t.nbytes for t in sets[0])
         wanted = math.ceil(_CACHE_TURNS * environment.find_last_cache_bytes("cuda") / size)
-        sets += [task.inputs(case, generator) for _ in range(min(wanted, _MOST_SETS) - 1)]
+        sets += [task.inputs(case, generator) for _ in range(min(wanted, most_sets) - 1)]
     return sets
 
 
@@ -110,11 +120,12 @@ def measure(
     ``task`` replaces the registered one.
     """
     task = task or registry.find_task(case)
-    # Compiled code of earlier cases would count against the limit of recompilations.
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        # Compiled code of earlier cases would count against the limit of recompilations.
+        torch._dynamo.reset()
     if case.device == "cuda":
         torch.cuda.empty_cache()
-    sets = make_input_sets(task, case)
+    sets = make_input_sets(task, case, settings.most_sets)
     rows: list[dict[str, Any]] = []
     ready: dict[str, Prepared] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -130,8 +141,11 @@ def measure(
             except Exception as error:
                 # Whatever a provider raises must not cost the others their rows.
                 rows.append(_make_row(case, provider, error=_describe_error(error)))
+        settings.keep(rows)
         for timer, sampler in _choose_timers(case.device, settings).items():
-            rows += _time_providers(case, task, timer, sampler, ready, facts, limits, settings, len(sets))
+            timed = _time_providers(case, task, timer, sampler, ready, facts, limits, settings, len(sets))
+            settings.keep(timed)
+            rows += timed
     return rows
 
 
@@ -239,3 +253,20 @@ def _describe_error(error: Exception) -> str:
 
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+class LostContextError(RuntimeError):
+    """The device refuses all further work of this process."""
+
+
+def check_context(device: str) -> None:
+    """Waits for the device.
+
+    Raises:
+        LostContextError: an error stays on the device, so that only another process can go on.
+    """
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise LostContextError(str(error).strip().splitlines()[0]) from error

@@ -1,11 +1,11 @@
-"""Runs commands one after the other under time limits, and keeps what each said last."""
+"""Runs commands under time limits, one after the other or in the background, and keeps all that they say."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,49 +19,78 @@ _KEPT_LINES, _KEPT_CHARACTERS = 40, 300
 
 @dataclass(frozen=True)
 class Step:
+    """A command with its time limit.
+
+    A step in the ``background`` runs beside the next ones. A step ``alone`` begins when those in the background have
+    ended.
+    """
+
     name: str
     command: Sequence[str]
     limit_s: float
     folder: Path
+    background: bool = False
+    alone: bool = False
 
 
-def run_step(step: Step, limit_s: float, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Runs ``step``; its record says how it ended, how long it took and what its last lines were.
+class Running:
+    """A step that has begun. ``finish`` ends it, with everything that it started."""
 
-    When the limit is over, the command and everything that it started is killed.
-    """
-    start = time.monotonic()
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            step.command,
-            cwd=step.folder,
-            env=dict(variables),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def __init__(self, step: Step, variables: Mapping[str, str], log: Path) -> None:
+        self.step, self._log = step, log
+        self._start = time.monotonic()
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                step.command,
+                cwd=step.folder,
+                env=dict(variables),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._start
+
+    def finish(self, limit_s: float) -> dict[str, Any]:
+        """Waits until the step has run ``limit_s`` seconds at most; its record says how it ended and what it said last.
+
+        When the limit is over, the command and everything that it started is killed.
+        """
         try:
-            code = process.wait(limit_s)
+            code = self._process.wait(max(limit_s - self.seconds, 0.0))
             outcome = "ok" if code == 0 else f"failed (exit status {code})"
         except subprocess.TimeoutExpired:
             outcome = f"stopped after its {limit_s:.0f} s"
         finally:
-            _end(process)
-        log.seek(0)
-        lines = [line for line in map(str.rstrip, log.readlines()) if line]
-    said = [environment.cut_paths(line)[:_KEPT_CHARACTERS] for line in lines[-_KEPT_LINES:]]
-    return {
-        "name": step.name,
-        "outcome": outcome,
-        "seconds": round(time.monotonic() - start, 1),
-        "output": said,
-    }
+            self.kill()
+        return {
+            "name": self.step.name,
+            "outcome": outcome,
+            "seconds": round(self.seconds, 1),
+            "output": self._read_last_lines(),
+        }
+
+    def kill(self) -> None:
+        """Kills what is left of the process and its children; the command leads a group of its own."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+    def read_log(self) -> str:
+        """All that the step has said, without places on this machine."""
+        return environment.cut_paths(self._log.read_text(errors="replace"))
+
+    def _read_last_lines(self) -> list[str]:
+        lines = [line for line in map(str.rstrip, self.read_log().splitlines()) if line]
+        return [line[:_KEPT_CHARACTERS] for line in lines[-_KEPT_LINES:]]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of the process and its children; the command leads a group of its own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+def start_step(step: Step, variables: Mapping[str, str], folder: Path) -> Running:
+    """Begins ``step``; what it says goes into a file of ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Running(step, variables, folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', step.name)}.log")

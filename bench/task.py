@@ -36,6 +36,7 @@ PROVIDERS = (
     "pyro",
     "naive",
     "forward",
+    "dense",
 )
 # The library under an explicit implementation, for comparing kernels with each other.
 EXPLICIT = ("cpp", "triton")

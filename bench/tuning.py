@@ -28,6 +28,7 @@ _SINGLE = (
     (128, 128, 16, 8, 4), (128, 128, 32, 8, 3), (128, 64, 32, 4, 4), (128, 64, 32, 8, 4), (64, 128, 32, 4, 4),
     (64, 64, 32, 4, 4),
 )  # fmt: skip
+_REGISTERS = (96, 128, 168, 255)
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,30 @@ class Alternative:
             for (module, name), value in self.values.items()
         ]
 
+    @cached_property
+    def _caches(self) -> list[Callable[[], None]]:
+        """What forgets the choices that the modules made before."""
+        modules = {id(names): names for names, _, _ in self._settings}.values()
+        values = [value for names in modules for value in names.values()]
+        forget_rules = importlib.import_module("fastvae.kernels._launch").forget_rules
+        return [forget_rules, *(value.cache_clear for value in values if hasattr(value, "cache_clear"))]
+
     @contextmanager
     def apply(self) -> Iterator[None]:
         before = [names[name] for names, name, _ in self._settings]
         for names, name, value in self._settings:
             names[name] = value
+        self._forget()
         try:
             yield
         finally:
             for (names, name, _), value in zip(self._settings, before, strict=True):
                 names[name] = value
+            self._forget()
+
+    def _forget(self) -> None:
+        for forget in self._caches:
+            forget()
 
 
 def _vary_matrix_tiles(case: Case) -> list[Alternative]:
@@ -69,6 +84,27 @@ def _vary_matrix_tiles(case: Case) -> list[Alternative]:
         )
         for shape in (_HALF if half else _SINGLE)
     ]
+
+
+def _vary_layers(case: Case) -> list[Alternative]:
+    """Tiles, and how many registers a thread of the kernels of masked layers may have."""
+    modules = ("masked_linear", "masked_linear_gradients")
+    return _vary_matrix_tiles(case) + [_limit_registers(modules, count) for count in _REGISTERS]
+
+
+def _limit_registers(modules: Sequence[str], count: int) -> Alternative:
+    """Fewer registers make room for more programs on a multiprocessor, until they spill."""
+
+    def limit(choose: Callable[..., dict[str, int]]) -> Callable[..., dict[str, int]]:
+        return lambda *args, **named: choose(*args, **named) | {"maxnreg": count}
+
+    values = {
+        (module, name): limit(choose)
+        for module in modules
+        for name, choose in vars(importlib.import_module(f"fastvae.kernels.{module}")).items()
+        if name in ("launch_options", "product_options")
+    }
+    return Alternative(f"registers {count}", values)
 
 
 def _vary_conv_tiles(case: Case) -> list[Alternative]:
@@ -119,10 +155,10 @@ _vary_last_layer = _vary_constants(
 )  # fmt: skip
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "diag_gaussian": _vary_row_tiles,
-    "tril_gaussian": _vary_row_tiles,
+    "tril_gaussian": _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,))),
     "affine_flow": _vary_row_tiles,
     "gated_activation": _vary_row_tiles,
-    "masked_linear": _vary_matrix_tiles,
+    "masked_linear": _vary_layers,
     "autoregressive_flow": _vary_matrix_tiles,
     "training_step": _vary_matrix_tiles,
     "density_step": _vary_matrix_tiles,
@@ -144,7 +180,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "logistic_mixture": _vary_constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
     "causal_sampler": _vary_constants(
         "causal_sampler", "_BLOCK_O", "_BLOCK_K", "_WARPS",
-        values=((32, 32, 4), (32, 64, 8), (64, 32, 8), (64, 64, 8), (64, 64, 4), (128, 32, 8), (128, 64, 8)),
+        values=((128, 32, 8), (128, 64, 8), (128, 16, 4), (64, 64, 4), (64, 32, 4), (64, 64, 8)),
     ),
 }  # fmt: skip
 
@@ -156,7 +192,9 @@ def add_alternatives(task: Task, case: Case) -> Task:
         return task.fastvae(case, "triton")
 
     tried = [Alternative("rule", {}), *ALTERNATIVES[task.op](case)]
-    return replace(task, peers={each.name: Peer(triton, around=each.apply) for each in tried})
+    # Convolutions are tuned for the layout that is faster.
+    adapt = task.peers["fastvae_channels_last"].adapt if "fastvae_channels_last" in task.peers else Peer(triton).adapt
+    return replace(task, peers={each.name: Peer(triton, adapt, around=each.apply) for each in tried})
 
 
 def build_table(rows: Sequence[Row]) -> str:

@@ -23,6 +23,7 @@ TITLES = {
     "pyro": "Pyro",
     "naive": "whole passes",
     "forward": "own forward",
+    "dense": "whole product",
 }
 
 

@@ -2,8 +2,8 @@
 
 ``fastvae.functional`` holds the ops, ``fastvae.nn`` layers, ``fastvae.distributions`` the posteriors as
 ``torch.distributions``, ``fastvae.objectives`` and ``fastvae.likelihoods`` what one trains on, ``fastvae.backend``
-which implementation runs, ``fastvae.sampling`` the cached sampler of pixel networks. Importing this package loads
-neither Triton nor CUDA.
+which implementation runs, ``fastvae.sampling`` the cached sampler of pixel networks, ``fastvae.graphs`` training steps
+as CUDA graphs. Importing this package loads neither Triton nor CUDA.
 """
 
 from ._interrupts import end_command
@@ -12,7 +12,7 @@ from ._version import __version__
 try:
     import torch  # noqa: F401  # first: the extension shares the OpenMP runtime that torch brings
 
-    from . import backend, distributions, functional, likelihoods, nn, objectives, rng, sampling
+    from . import backend, distributions, functional, graphs, likelihoods, nn, objectives, rng, sampling
 except KeyboardInterrupt as interrupt:
     raise end_command(interrupt) from None
 
@@ -21,6 +21,7 @@ __all__ = [
     "backend",
     "distributions",
     "functional",
+    "graphs",
     "likelihoods",
     "nn",
     "objectives",

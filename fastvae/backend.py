@@ -11,7 +11,9 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
+from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,23 @@ except ImportError as error:
 else:
     _cpp_missing = None
 
-_triton_missing = None if importlib.util.find_spec("triton") else "triton is not installed"
+# Earlier compilers refuse some of the kernels: a constant in place of a tensor's index, a return inside a loop.
+OLDEST_TRITON = (3, 4)
+
+
+def _why_no_triton() -> str | None:
+    """Why the installed Triton does not compile the kernels, by its source: importing it would take half a second."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        return "triton is not installed"
+    source = spec.loader.get_source("triton") if isinstance(spec.loader, InspectLoader) else None
+    found = re.search(r"^__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", source or "", re.MULTILINE)
+    if found and (int(found[2]), int(found[3])) < OLDEST_TRITON:
+        return f"triton {found[1]} is installed, and the kernels need {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer"
+    return None
+
+
+_triton_missing = _why_no_triton()
 # Triton itself reads this variable once, when a kernel is decorated.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -88,7 +106,7 @@ class Route(NamedTuple):
     rows: bool = False
 
 
-CPP, _REFERENCE = Route("cpp"), Route("reference")
+CPP, _TRITON, _REFERENCE = Route("cpp"), Route("triton"), Route("reference")
 # Indexed by the answer of the extension's look at tensors (csrc/bindings/looks.cpp); None: they are not plain.
 _SEEN = (None, CPP, Route("cpp", alike=True), Route("cpp", alike=True, rows=True))
 # Classes whose tensors hold their own numbers. `as_plain` turns buffers, and subclasses of Tensor without a dispatch
@@ -189,12 +207,36 @@ def route(
     # The usual call is recognised at once: on small models the rest would take as long as a kernel.
     if eps is None and runs_cpp(impl) and (known := _SEEN[_C.look(tensors, floats, required)]) is not None:
         return known, tensors
+    if eps is None and tensors and _runs_triton(impl, tensors):
+        return _TRITON, tensors
     # What is no tensor is left to the checks of the op.
     plain = [as_plain(t, _name_of(i, names)) if isinstance(t, Tensor) else t for i, t in enumerate(tensors)]
     chosen = resolve(impl, *plain, eps=eps)
     if chosen == "reference":
         return _REFERENCE, plain
     return route_of(chosen, *[t for t in plain if isinstance(t, Tensor)]), plain
+
+
+def _runs_triton(impl: str, tensors: Sequence[Any]) -> bool:
+    """Whether a call is a usual one on a GPU: of plain tensors, and nothing watches, records or transforms it.
+
+    The rest of :func:`route` would find the same in a function call for each look at each tensor.
+    """
+    first, asked_for = tensors[0], impl if _forced is None else _forced
+    if type(first) not in _PLAIN or not (asked_for == "triton" or (asked_for == "auto" and first.is_cuda)):
+        return False
+    if _is_watched() or _has_no_rule() or why_not("triton", first.device.type) is not None:
+        return False
+    for t in tensors:
+        if t is not None and (
+            type(t) not in _PLAIN
+            or t.layout is not torch.strided
+            or t.is_neg()
+            or not torch._C._has_storage(t)
+            or (t.data_ptr() == 0 and t.numel() > 0)
+        ):
+            return False
+    return True
 
 
 def can_read(impl: str, *tensors: Tensor) -> bool:

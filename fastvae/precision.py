@@ -35,7 +35,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_autocasting(device_type: str) -> bool:
     """Whether autocast is on for tensors on ``device_type``."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Compilers do not all trace the first question. Of the devices that they see, only meta has no autocast.
+    known = device_type != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def keep_full_precision(device_type: str) -> AbstractContextManager[object]:

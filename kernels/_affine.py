@@ -8,6 +8,9 @@ import triton.language as tl
 from ._activations import log1p, sigmoid, softplus
 from ._vecmath import exp
 
+# By number in the CUDA source of the inverse.
+KINDS = ("gated", "exp", "clamped_exp", "softplus", "sigmoid", "location_only", "iaf_release")
+
 _GATE_BOUND = tl.constexpr(30.0)
 _EXP_BOUND = tl.constexpr(6.907755278982137)  # log 1000
 _CLAMP_LOW, _CLAMP_HIGH = tl.constexpr(-5.0), tl.constexpr(3.0)

@@ -11,16 +11,15 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-COLUMNS = ("registers", "shared", "local", "instructions", "loads_128", "stores_128", "matrix", "warp_group")
+from ._control_flow import Instruction, access_bytes, count_loops
 
 _SASS = {
-    "instructions": r"^(?!NOP)\S",
-    "loads_128": r"\bLDG\S*\.128\b",
-    "stores_128": r"\bSTG\S*\.128\b",
     "matrix": r"\b(?:HMMA|IMMA|DMMA|QGMMA|HGMMA|UTC\w*MMA)\b",
     "warp_group": r"\bHGMMA\b",
 }
 _ALLOCATED_CODE, _PROGRAM_BITS = 4, 1
+# What the assembler says where it makes each product of a warp group wait for the one before.
+_SERIALISED = "C7515"
 
 
 class Code(NamedTuple):
@@ -34,24 +33,38 @@ def _count(pattern: str, text: str) -> int:
     return len(re.findall(pattern, text, re.MULTILINE))
 
 
-def read_nvidia(compiled: Any) -> tuple[dict[str, int], Code]:
+def read_nvidia(compiled: Any) -> tuple[dict[str, Any], Code]:
     """Registers and bytes of shared and local memory, and the code whose instructions remain to be counted."""
     from triton import knobs
 
-    cubin = compiled.asm["cubin"]
+    cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
+    architecture = re.search(r"^\.target sm_(\w+)", ptx, re.MULTILINE)[1]
     usage = {
         "registers": used["REG"],
         "shared": max(used["SHARED"], compiled.metadata.shared),
         "local": used["STACK"] + used["LOCAL"],
+        "serialised": _is_serialised(ptx, architecture),
     }
-    architecture = re.search(r"^\.target sm_(\w+)", compiled.asm["ptx"], re.MULTILINE)[1]
     return usage, Code(architecture, _extract_instructions(cubin))
+
+
+def _is_serialised(ptx: str, architecture: str) -> bool:
+    """Whether products of a warp group wait for one another: Triton drops what the assembler says of it."""
+    from triton import knobs
+
+    if "wgmma.mma_async" not in ptx:
+        return False
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [knobs.nvidia.ptxas.path, f"--gpu-name=sm_{architecture}", file.name, "-o", "/dev/null"]
+        return _SERIALISED in subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
 def _extract_instructions(cubin: bytes) -> bytes:
@@ -66,19 +79,32 @@ def _extract_instructions(cubin: bytes) -> bytes:
     )
 
 
-def count_instructions(codes: Sequence[Code]) -> list[dict[str, int]]:
+def count_instructions(codes: Sequence[Code]) -> list[dict[str, Any]]:
     """The counts of each code. One process disassembles all codes of an architecture, since its start takes longest."""
-    counts: list[dict[str, int]] = [{} for _ in codes]
+    counts: list[dict[str, Any]] = [{} for _ in codes]
     for architecture in dict.fromkeys(code.architecture for code in codes):
         places = [i for i, code in enumerate(codes) if code.architecture == architecture]
-        texts = _disassemble(architecture, [codes[i].instructions for i in places])
-        for i, text in zip(places, texts, strict=True):
-            counts[i] = {name: _count(pattern, text) for name, pattern in _SASS.items()}
+        disassembled = _disassemble(architecture, [codes[i].instructions for i in places])
+        for i, instructions in zip(places, disassembled, strict=True):
+            counts[i] = _count_one(instructions)
     return counts
 
 
-def _disassemble(architecture: str, parts: Sequence[bytes]) -> list[str]:
-    """The instructions of each part, one a line, without their addresses."""
+def _count_one(code: Sequence[Instruction]) -> dict[str, Any]:
+    text = "\n".join(instruction.text for instruction in code)
+    loads = [i for i in code if re.search(r"\bLDG(STS)?\b", i.text)]
+    stores = [i for i in code if re.search(r"\bSTG\b", i.text)]
+    return {
+        "instructions": sum(not instruction.text.startswith("NOP") for instruction in code),
+        "loads_128": access_bytes(loads).count(16),
+        "stores_128": access_bytes(stores).count(16),
+        **{name: _count(pattern, text) for name, pattern in _SASS.items()},
+        **count_loops(code),
+    }
+
+
+def _disassemble(architecture: str, parts: Sequence[bytes]) -> list[list[Instruction]]:
+    """The instructions of each part. Addresses, also those in jumps, count from the start of the first part."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
@@ -88,14 +114,15 @@ def _disassemble(architecture: str, parts: Sequence[bytes]) -> list[str]:
         command = [knobs.nvidia.nvdisasm.path, "--no-dataflow", "--binary", f"SM{architecture}", file.name]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     ends = list(itertools.accumulate(map(len, parts)))
-    lines: list[list[str]] = [[] for _ in parts]
-    for address, instruction in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(\S.*)$", said, re.MULTILINE):
-        lines[bisect.bisect_right(ends, int(address, 16))].append(instruction)
-    return ["\n".join(part) for part in lines]
+    codes: list[list[Instruction]] = [[] for _ in parts]
+    for written, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(\S.*)$", said, re.MULTILINE):
+        address = int(written, 16)
+        codes[bisect.bisect_right(ends, address)].append(Instruction(address, text))
+    return codes
 
 
-def read_amd(compiled: Any) -> dict[str, int]:
-    """All that the report says of a kernel; AMD's compiler writes it into the assembly."""
+def read_amd(compiled: Any) -> dict[str, Any]:
+    """What the report says of a kernel; AMD's compiler writes it into the assembly."""
     assembly = compiled.asm["amdgcn"]
 
     def field(name: str) -> int:

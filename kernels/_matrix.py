@@ -1,22 +1,27 @@
-"""What the matrix kernels of masked layers share: tile sizes, and which tiles of a staircase are not empty."""
+"""What the matrix kernels of masked layers share: tile sizes, registers, splits, and the order of programs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ._launch import warp_size
-from ._tiles import ceil_div, next_power_of_2
+from ._launch import by_shape, capability, warp_size
+from ._tiles import ceil_div
 
 # Programs that run together share this many row blocks.
 GROUP = 64
-# A large device runs this many programs at once.
-_WAVE = 132
+# A large device has this many multiprocessors, and each of them holds two programs.
+_MULTIPROCESSORS = 132
+_AT_ONCE = 2 * _MULTIPROCESSORS
+# Two programs of eight warps share the registers of a multiprocessor if neither has more than half of them.
+_ALL_REGISTERS, _SHARED_REGISTERS = 255, 128
+# With these activations and no addend the widest tile needs no more; the code of the others would spill.
+_SHORT_ACTIVATIONS = ("identity", "relu", "elu")
 # Rows, columns, inner size, warps, stages. The largest come first: they read their operands least often.
 # Four warps of Hopper multiply 64 rows at once. With 64 columns they read 128 bytes of shared memory a cycle, which is
 # all that it gives: nothing is left for the arrival of the next tiles. With 128 columns they read 96 bytes.
@@ -29,8 +34,6 @@ _DOUBLE_TILES = ((32, 32, 16, 4, 2), (16, 16, 16, 2, 2))
 # Tiles of this width serve only sizes that they fill.
 WIDE_COLUMNS = 128
 
-_FAR = tl.constexpr(1 << 62)
-
 
 class MatrixTile(NamedTuple):
     """Rows and columns of one program's tile, the inner size of one product, warps, and stages of its pipeline."""
@@ -42,16 +45,22 @@ class MatrixTile(NamedTuple):
     stages: int
 
     def programs(self, rows: int, columns: int) -> int:
-        return ceil_div(rows, self.rows) * ceil_div(columns, self.columns)
+        return -(-rows // self.rows) * -(-columns // self.columns)
 
 
 def matrix_tile(rows: int, columns: int, dtype: torch.dtype) -> MatrixTile:
-    """The largest tile that makes enough programs to keep a device busy; the smallest if none does."""
+    """The largest tile whose programs occupy nine tenths of a device; the smallest if none does."""
+    return choose_tile(rows, columns, dtype, precision(dtype))
+
+
+@by_shape
+def choose_tile(rows: int, columns: int, dtype: torch.dtype, multiplied: str) -> MatrixTile:
+    """As `matrix_tile`, for a precision that is known."""
     shapes = {torch.float32: _FLOAT_TILES, torch.float64: _DOUBLE_TILES}.get(dtype, _HALF_TILES)
-    if precision(dtype) == "tf32":
+    if multiplied == "tf32":
         shapes = _TF32_TILES
     tiles = [_on_device(MatrixTile(*shape)) for shape in shapes if shape[1] < WIDE_COLUMNS or columns % shape[1] == 0]
-    return next((tile for tile in tiles if tile.programs(rows, columns) >= _WAVE), tiles[-1])
+    return next((tile for tile in tiles if 10 * tile.programs(rows, columns) >= 9 * _MULTIPROCESSORS), tiles[-1])
 
 
 def _on_device(tile: MatrixTile) -> MatrixTile:
@@ -62,23 +71,62 @@ def _on_device(tile: MatrixTile) -> MatrixTile:
     return tile._replace(warps=min(tile.warps, 4), stages=2 if tile.columns == WIDE_COLUMNS else tile.stages)
 
 
-def tiles_at_once(size: int, block: int) -> int:
-    """How many tiles `staircase` looks at together: all of them if they are few."""
-    return min(next_power_of_2(ceil_div(size, block)), 16)
-
-
-def launch_options(warps: int, stages: int = 3) -> dict[str, int]:
-    """Warps and stages, and on NVIDIA the use of all registers.
+@by_shape
+def launch_options(warps: int, stages: int = 3, registers: int = _ALL_REGISTERS) -> dict[str, int]:
+    """Warps and stages, and on NVIDIA the use of so many registers.
 
     Without it the assembler spills a few registers to make room for one more program.
     """
     options = {"num_warps": warps, "num_stages": stages}
-    return options if warp_size() == 64 else options | {"maxnreg": 255}
+    return options if warp_size() == 64 else options | {"maxnreg": registers}
+
+
+def product_options(
+    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str = "identity", adds: bool = False
+) -> dict[str, int]:
+    """Options by which two programs share a multiprocessor of Hopper, so that one multiplies while the other begins or
+    ends; where registers do not suffice, those for one program.
+
+    `sizes` are those of contiguous rows: whole vectors need few registers.
+    """
+    return _choose_options(tile, dtype, sizes, activation, adds, capability())
+
+
+@by_shape
+def _choose_options(
+    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str, adds: bool, of_capability: int
+) -> dict[str, int]:
+    vectors = all(size % 16 == 0 for size in sizes)
+    short = tile.columns < WIDE_COLUMNS or (activation in _SHORT_ACTIVATIONS and not adds)
+    shared = of_capability == 90 and dtype.itemsize == 2 and vectors and short
+    return launch_options(tile.warps, tile.stages, _SHARED_REGISTERS if shared else _ALL_REGISTERS)
+
+
+def staircase_programs(out_blocks: int, in_blocks: int) -> int:
+    """How many of the blocks of a weight a staircase leaves, about: those below its diagonal and on it."""
+    return (out_blocks * in_blocks + max(out_blocks, in_blocks)) // 2
+
+
+def split_products(terms: int, programs: int, least: int) -> tuple[int, int]:
+    """(splits, terms of each) of sums such that programs run all at once; a split has `least` terms or more."""
+    splits = max(min(_AT_ONCE // max(programs, 1), terms // least), 1)
+    per_split = max(ceil_div(ceil_div(terms, splits), least), 1) * least
+    return max(ceil_div(terms, per_split), 1), per_split
 
 
 def precision(dtype: torch.dtype) -> str:
     """How `tl.dot` multiplies float32; other types know one way only."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and _allows_tf32() else "ieee"
+
+
+def _allows_tf32() -> bool:
+    """What torch's own products of float32 do.
+
+    The newer setting has the inherited choice of `torch.backends` too. The older flag raises where the newer is used.
+    """
+    matmul = torch.backends.cuda.matmul
+    chosen = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if chosen is None else chosen == "tf32"
 
 
 def in_tf32(launcher: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,32 +154,3 @@ def group_blocks(program, row_blocks, column_blocks, GROUP: tl.constexpr):
     height = tl.minimum(row_blocks - group * GROUP, GROUP)
     rest = program - group * GROUP * column_blocks
     return group * GROUP + rest % height, column_blocks - 1 - rest // height
-
-
-@triton.jit
-def bounds(degree, inside):
-    """The least and the largest of the degrees that are inside."""
-    return tl.min(tl.where(inside, degree, _FAR), 0), tl.max(tl.where(inside, degree, -_FAR), 0)
-
-
-@triton.jit
-def staircase(degrees_ptr, first, size, least, most, SIGN: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr):
-    """(bits, count) of the tiles from `first` on that the staircase cuts, then of those wholly below it.
-
-    An element counts where SIGN * degree is at most that of its partner. The partners have `least` to `most`. A tile in
-    neither set is empty.
-    """
-    at = first + tl.arange(0, TILES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    degree = SIGN * tl.load(degrees_ptr + at, at < size, 0)
-    lowest = tl.min(tl.where(at < size, degree, _FAR), 1)
-    highest = tl.max(tl.where(at < size, degree, -_FAR), 1)
-    bit = 1 << tl.arange(0, TILES)
-    below = ((lowest <= most) & (highest <= least)).to(tl.int32)
-    cut = ((lowest <= most) & (highest > least)).to(tl.int32)
-    return tl.sum(cut * bit, 0), tl.sum(cut, 0), tl.sum(below * bit, 0), tl.sum(below, 0)
-
-
-@triton.jit
-def lowest_bit(bits):
-    """The place of the lowest bit set, from the exponent of its float."""
-    return ((bits & -bits).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127

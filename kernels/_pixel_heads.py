@@ -5,10 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._activations import activate
+from ..structure.sampling_records import HeadCode
+from ._activations import activate, sigmoid
 from ._vecmath import exp
 
 _LEAST_LOG_SCALE = tl.constexpr(-7.0)
+_BERNOULLI = tl.constexpr(int(HeadCode.BERNOULLI))
+_MIXTURE = tl.constexpr(int(HeadCode.LOGISTIC_MIXTURE))
 
 
 @triton.jit
@@ -65,3 +68,44 @@ def keep_value(value, image_ptrs, given_ptrs, seen_ptrs, exists, HAS_GIVEN: tl.c
     tl.store(image_ptrs, value, exists)
     tl.store(seen_ptrs, value, exists)
     return value
+
+
+@triton.jit
+def draw_pixel(
+    params_ptrs, seen_ptrs, image_ptrs, given_ptrs, u_ptrs, colors_ptr, exists, color, area, temperature,
+    C: tl.constexpr, HEAD: tl.constexpr, COMPONENTS: tl.constexpr, LEVELS: tl.constexpr, BLOCK_L: tl.constexpr,
+    SAMPLES: tl.constexpr, HAS_GIVEN: tl.constexpr,
+):  # fmt: skip
+    """Draws the channels of a color, or takes those of a finished image."""
+    if HEAD == _MIXTURE and SAMPLES:
+        u = tl.load(u_ptrs, exists, 0.5)
+        chosen = draw_category(params_ptrs, exists, u, temperature, COMPONENTS, BLOCK_L)
+        red = tl.zeros(u.shape, tl.float32)
+        green = red
+        for channel in tl.static_range(C):
+            value = draw_mixture(
+                params_ptrs, u_ptrs, exists, red, green, chosen, temperature, channel, C, COMPONENTS, LEVELS
+            )
+            value = keep_value(
+                value, image_ptrs + channel * area, given_ptrs + channel * area, seen_ptrs + channel, exists, HAS_GIVEN
+            )
+            if channel == 0:
+                red = value
+            else:
+                green = value
+    else:
+        for channel in range(0, C):
+            if tl.load(colors_ptr + channel) == color:
+                to_ptrs = image_ptrs + channel * area
+                if SAMPLES:
+                    u = tl.load(u_ptrs + channel, exists, 0.5)
+                    if HEAD == _BERNOULLI:
+                        logit = tl.load(params_ptrs + channel, exists, 0.0)
+                        value = tl.where(u < sigmoid(logit / temperature), 1.0, 0.0)
+                    else:
+                        logits_ptrs = params_ptrs + channel * LEVELS
+                        level = draw_category(logits_ptrs, exists, u, temperature, LEVELS, BLOCK_L)
+                        value = level.to(tl.float32) / (LEVELS - 1)
+                    keep_value(value, to_ptrs, given_ptrs + channel * area, seen_ptrs + channel, exists, HAS_GIVEN)
+                else:
+                    tl.store(seen_ptrs + channel, tl.load(to_ptrs, exists, 0.0), exists)

@@ -1,64 +1,43 @@
-"""A sampler's plan as tables of integers for its kernel, and the selection of the numbers that the kernel reads."""
+"""A sampler's plan as tables of integers for its kernels, and the selection of the numbers that the kernels read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..structure.sampling_plan import Binding, Conv, Gate, Node, Plan, Span
-from ..structure.sampling_records import ABSENT, ActivationCode, GateCode, OpCode, flatten, lay_out
+from ..structure.sampling_plan import ROW, Binding, Conv, Plan
+from ..structure.sampling_records import ActivationCode, GateCode, OpCode, lay_out
+from ._sampler_records import VECTOR, Block, Op, Run, Site
+from ._sampler_stages import Follower, Place, Stage, find_read, form_stages, group_rows
+from ._tiles import ceil_div
 
 Shape = tuple[int, ...]
-
-
-class Job(NamedTuple):
-    """What a node computes for the channels of one pass, or a draw of the channels of one colour.
-
-    ``dst``, ``src`` and ``other`` are buffers. A list is a place in the program's lists. It has an entry for each
-    channel of the job; a list of a gate's operands has two. The list of a convolution's terms holds how many rows and
-    numbers each term is away from the pixel. ``weights``, ``bias``, ``slope``, ``alpha`` and ``beta`` are places among
-    the program's numbers. A constant begins at ``constant``, and the steps lead from it to other images, channels, rows
-    and columns.
-    """
-
-    op: int
-    channels: int = 0
-    dst: int = 0
-    dst_list: int = 0
-    src: int = 0
-    src_list: int = 0
-    other: int = ABSENT
-    other_list: int = 0
-    terms: int = 0
-    weights: int = 0
-    bias: int = 0
-    activation: int = ActivationCode.IDENTITY
-    slope: int = 0
-    gate: int = 0
-    alpha: int = 0
-    beta: int = 0
-    constant: int = 0
-    image_step: int = 0
-    channel_step: int = 0
-    row_step: int = 0
-    column_step: int = 0
-    color: int = 0
+# Numbers of an image in the kernels' memory are a multiple of this, which Triton then knows.
+_ALIGNED = 16
 
 
 # Programs by plan. A plan lives as long as its sampler: CUDA graphs read a program's tensors.
 _PROGRAMS: WeakKeyDictionary[Plan, dict[Any, Program]] = WeakKeyDictionary()
 
 
-def get_program(plan: Plan, binding: Binding, width: int, device: torch.device) -> Program:
-    """The program of a plan and its shapes. Only the first call copies to the device: a CUDA graph may not."""
+def get_program(
+    plan: Plan, binding: Binding, height: int, width: int, device: torch.device, columns: int, terms: int
+) -> Program:
+    """The program of a plan and its shapes, for blocks of ``columns``, and of ``terms`` at a pixel.
+
+    Only the first call copies to the device: a CUDA graph may not.
+    """
     weights = tuple(tuple(t.shape) for t in binding.weights)
     constants = tuple(tuple(t.shape[1:]) for t in binding.constants)
-    key = weights, constants, tuple(b is not None for b in binding.biases), width, device
+    # Rings of rows are where they were after so many rows.
+    period = min(math.lcm(*(buffer.rows for buffer in plan.buffers)), height)
+    key = weights, constants, tuple(b is not None for b in binding.biases), width, period, device, columns, terms
     known = _PROGRAMS.setdefault(plan, {})
     if key not in known:
         known[key] = Program(plan, *key)
@@ -66,11 +45,15 @@ def get_program(plan: Plan, binding: Binding, width: int, device: torch.device) 
 
 
 class Program:
-    """A plan as the kernel reads it, on ``device``.
+    """A plan as the kernels read it, on ``device``.
 
     Fixed numbers, weights and biases follow each other in one array. The program's numbers are a selection of them:
     number i is entry ``index[i]``. Entry 0 is a zero, for masked weights and absent biases. ``constants`` are shapes of
     the constants of one image.
+
+    ``tables`` has a row for each of ``period`` rows of an image, which repeat: runs, blocks from ``blocks_at`` on, and
+    operations from ``ops_at`` on. ``row_blocks`` are ranges of blocks; each is for one launch over whole rows.
+    ``pixel_blocks`` is the range for a pixel. A run follows theirs: the next pixel's first one.
     """
 
     def __init__(
@@ -80,12 +63,63 @@ class Program:
         constants: Sequence[Shape],
         biased: Sequence[bool],
         width: int,
+        period: int,
         device: torch.device,
+        columns: int,
+        terms: int,
     ) -> None:
+        self._plan, self._columns, self.period = plan, columns, period
+        self._places = dict[tuple[int, ...], int]()
         self._lists = list[int]()
-        buffers, self.image_numbers = lay_out(plan, width)
-        scalars = [float(v) for node in plan.nodes if node.op == "affine" for v in (node.alpha, node.beta)]
-        scalars += [float(node.slope) for node in plan.nodes if node.op == "activation" and node.slope is not None]
+        self._runs, self._blocks, self._ops = list[Run](), list[Block](), list[Op]()
+        self._number_inputs(weights, biased)
+        ends = [0, *torch.tensor([math.prod(shape) for shape in constants], dtype=torch.long).cumsum(0).tolist()]
+        self._constants = [*zip(ends, constants, strict=False)]
+        self._constant_numbers = ends[-1]
+        self._parts, self._count = [torch.zeros(VECTOR, dtype=torch.long)], VECTOR
+
+        passes = [form_stages(plan, current) for current in range(plan.num_colors + 1)]
+        rows = form_stages(plan, ROW)
+        self._read = find_read(plan, chain(rows, *passes))
+        self.row_blocks = list[tuple[int, int]]()
+        for group in group_rows(rows):
+            first = len(self._blocks)
+            for stage in group:
+                self._add_stage(stage, None)
+            self.row_blocks.append((first, len(self._blocks)))
+        self.first_run, first = len(self._runs), len(self._blocks)
+        for current, stages in enumerate(passes):
+            for stage in stages:
+                self._add_stage(stage, terms)
+            if current < plan.num_colors:
+                self._add_draw(current)
+        self.pixel_blocks = first, len(self._blocks)
+        self._runs.append((self._runs[self.first_run :] or [Run()])[0])
+
+        self.tables, self.image_numbers = self._fill_tables(width, device)
+        self.blocks_at = len(self._runs) * len(Run._fields)
+        self.ops_at = self.blocks_at + len(self._blocks) * len(Block._fields)
+        # One entry more, since an empty tensor has no address.
+        self.lists = torch.tensor([*self._lists, 0], dtype=torch.int32).to(device)
+        self.colors = torch.tensor(plan.image_colors, dtype=torch.int32).to(device)
+        self._index = torch.cat(self._parts).int().to(device)
+        self._fixed_numbers = torch.tensor([*self._fixed], dtype=torch.float32).to(device)
+        del self._parts, self._weights, self._biases, self._lists, self._places, self._read
+
+    def gather_numbers(self, binding: Binding) -> Tensor:
+        """The numbers that the kernels read: weights in the order of their use, and the others."""
+        parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
+        return torch.cat([self._fixed_numbers, *(t.flatten() for t in parts)])[self._index]
+
+    def gather_constants(self, binding: Binding) -> Tensor:
+        """The constants of each image, ``(N, numbers)``."""
+        return torch.cat([t.flatten(1) for t in binding.constants], 1) if binding.constants else self._fixed_numbers
+
+    def _number_inputs(self, weights: Sequence[Shape], biased: Sequence[bool]) -> None:
+        """The entries of fixed numbers, weights and biases in the array of all."""
+        nodes = self._plan.nodes
+        scalars = [float(v) for node in nodes if node.op == "affine" for v in (node.alpha, node.beta)]
+        scalars += [float(node.slope) for node in nodes if node.op == "activation" and node.slope is not None]
         self._fixed = {value: place for place, value in enumerate(dict.fromkeys([0.0, *scalars]))}
         self._weights, end = list[Tensor](), len(self._fixed)
         for shape in weights:
@@ -95,119 +129,140 @@ class Program:
         for shape, has_bias in zip(weights, biased, strict=True):
             self._biases.append(torch.arange(end, end + shape[0]) if has_bias else None)
             end += shape[0] * has_bias
-        self._constants = list[tuple[int, Shape]]()
-        self._constant_numbers = 0
-        for shape in constants:
-            self._constants.append((self._constant_numbers, shape))
-            self._constant_numbers += math.prod(shape)
-        self._parts, self._count = [torch.zeros(1, dtype=torch.long)], 1
 
-        by_pass: list[list[Job]] = [[] for _ in range(plan.num_colors + 2)]
-        for node in plan.nodes:
-            passes = plan.buffers[node.dst.buffer].passes_of(node.dst)
-            for current in sorted(set(passes)):
-                chosen = [c for c, own in enumerate(passes) if own == current]
-                by_pass[current + 1].append(self._make_job(plan, node, chosen))
-        for color in range(plan.num_colors):
-            by_pass[color + 1].append(Job(OpCode.DRAW, color=color))
-        self.row_jobs, self.pixel_jobs = len(by_pass[0]), sum(len(jobs) for jobs in by_pass[1:])
+    def _fill_tables(self, width: int, device: torch.device) -> tuple[Tensor, int]:
+        """The tables, and how many numbers of an image the kernels keep."""
+        layout, numbers = lay_out(self._plan, width)
+        entries = []
+        for entry in chain(*self._runs, *self._blocks, *self._ops):
+            if isinstance(entry, Site):
+                buffer = layout[entry.buffer]
+                first = buffer.first + buffer.left * buffer.channels + entry.offset
+                entries.append((first, entry.row, buffer.rows, buffer.row_numbers))
+            else:
+                entries.append((int(entry), 0, 1, 0))
+        first, row, rows, row_numbers = torch.tensor(entries).unbind(1)
+        table = first + (torch.arange(self.period)[:, None] + row) % rows * row_numbers
+        return table.int().to(device), ceil_div(numbers, _ALIGNED) * _ALIGNED
 
-        def integers(values: Sequence[int]) -> Tensor:
-            # One entry more, since an empty tensor has no address.
-            return torch.tensor([*values, 0], dtype=torch.int32).to(device)
-
-        self.jobs = integers(flatten(job for jobs in by_pass for job in jobs))
-        self.lists, self.colors = integers(self._lists), integers(plan.image_colors)
-        self.buffers = integers(flatten(buffers))
-        self._index = torch.cat(self._parts).int().to(device)
-        self._fixed_numbers = torch.tensor([*self._fixed], dtype=torch.float32).to(device)
-        del self._parts, self._weights, self._biases, self._lists
-
-    def gather_numbers(self, binding: Binding) -> Tensor:
-        parts = [*binding.weights, *(b for b in binding.biases if b is not None)]
-        return torch.cat([self._fixed_numbers, *(t.flatten() for t in parts)])[self._index]
-
-    def gather_constants(self, binding: Binding) -> Tensor:
-        """The constants of each image, ``(N, numbers)``."""
-        return torch.cat([t.flatten(1) for t in binding.constants], 1) if binding.constants else self._fixed_numbers
-
-    def _add_list(self, values: Sequence[int]) -> int:
-        self._lists += values
-        return len(self._lists) - len(values)
+    def _add_list(self, values: Iterable[int]) -> int:
+        key = tuple(values)
+        if key not in self._places:
+            self._places[key] = len(self._lists)
+            self._lists += key
+        return self._places[key]
 
     def _add_numbers(self, entries: Tensor) -> int:
-        self._parts.append(entries.flatten())
-        self._count += entries.numel()
-        return self._count - entries.numel()
+        """The place of ``entries``, a multiple of the vector's width, which fills with zeros."""
+        place, count = self._count, entries.numel()
+        self._count += ceil_div(count, VECTOR) * VECTOR
+        self._parts += [entries.flatten(), torch.zeros(self._count - place - count, dtype=torch.long)]
+        return place
 
-    def _add_scalar(self, value: float) -> int:
-        return self._add_numbers(torch.tensor(self._fixed[float(value)]))
+    def _add_scalar(self, value: float | None) -> int:
+        return self._add_numbers(torch.tensor(self._fixed[float(value or 0.0)]))
 
-    def _add_channels(self, spans: Sequence[Span], chosen: Sequence[int]) -> int:
-        return self._add_list([span.first + c for span in spans for c in chosen])
+    def _locate(self, places: Sequence[Place]) -> dict[str, Any]:
+        """Where the numbers of the columns are, all of one buffer."""
+        (buffer,) = {buffer for buffer, _ in places}
+        channels = self._plan.buffers[buffer].channels
+        return {"at": Site(buffer), "step": channels, "places": self._add_list(channel for _, channel in places)}
 
-    def _make_job(self, plan: Plan, node: Node, chosen: list[int]) -> Job:
-        job = Job(OpCode[node.op.upper()], len(chosen), node.dst.buffer, self._add_channels([node.dst], chosen))
-        if node.op == "conv":
-            return job._replace(**self._make_conv(plan, node, chosen))
-        if node.op == "constant":
-            first, shape = self._constants[node.index]
-            channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:3]
-            return job._replace(
-                constant=first,
-                image_step=self._constant_numbers,
-                channel_step=channel,
-                row_step=row,
-                column_step=column,
-            )
-        if node.op == "add" or node.op == "sub" or node.op == "mul":
-            return job._replace(
-                src=node.a.buffer, src_list=self._add_channels([node.a], chosen),
-                other=node.b.buffer, other_list=self._add_channels([node.b], chosen),
-            )  # fmt: skip
+    def _add_stage(self, stage: Stage, terms: int | None) -> None:
+        """Blocks of the stage's columns; runs have at most so many ``terms``."""
+        columns = stage.columns
+        for first in range(0, len(columns), self._columns):
+            self._add_block(stage, columns[first : first + self._columns], terms)
+
+    def _add_block(self, stage: Stage, columns: list[int], terms: int | None) -> None:
+        node, start = stage.source, [stage.start[c] for c in columns]
+        first_op = len(self._ops)
+        if node is None:
+            block = Block(OpCode.COPY, len(columns), **self._locate(start))
+        elif node.op == "constant":
+            block = self._make_constant(node.index, [stage.channels[c] for c in columns])
+        else:
+            block = self._make_conv(node, [stage.channels[c] for c in columns], terms)
+            if node.activation != "identity":
+                self._ops.append(Op(OpCode.ACTIVATION, kind=ActivationCode[node.activation.upper()]))
+        if node is not None:
+            self._add_store(start)
+        for follower in stage.followers:
+            self._add_follower(follower, columns)
+        self._blocks.append(block._replace(first_op=first_op, end_op=len(self._ops)))
+
+    def _add_store(self, places: Sequence[Place]) -> None:
+        if not self._read.isdisjoint(places):
+            self._ops.append(Op(OpCode.COPY, **self._locate(places)))
+
+    def _add_follower(self, follower: Follower, columns: list[int]) -> None:
+        node = follower.node
+        other = [follower.other[c] for c in columns] if follower.other else []
         if node.op == "gate":
-            return job._replace(**self._make_gate(node, chosen))
-        job = job._replace(src=node.src.buffer, src_list=self._add_channels([node.src], chosen))
+            if other:
+                self._ops.append(Op(OpCode.ADD, **self._locate(other)))
+            # The first column of each pair has the number of the gate's channel.
+            results = [follower.results[c] for c in columns[::2]]
+            self._ops.append(Op(OpCode.GATE, kind=GateCode[node.kind.upper()], **self._locate(results)))
+            return
         if node.op == "affine":
-            return job._replace(alpha=self._add_scalar(node.alpha), beta=self._add_scalar(node.beta))
-        if node.op == "activation":
-            slope = 0 if node.slope is None else self._add_scalar(node.slope)
-            return job._replace(activation=ActivationCode[node.name.upper()], slope=slope)
-        return job
+            self._ops.append(Op(OpCode.AFFINE, alpha=self._add_scalar(node.alpha), beta=self._add_scalar(node.beta)))
+        elif node.op == "activation":
+            kind, slope = ActivationCode[node.name.upper()], self._add_scalar(node.slope)
+            self._ops.append(Op(OpCode.ACTIVATION, kind=kind, alpha=slope))
+        elif node.op != "copy":
+            self._ops.append(Op(OpCode[node.op.upper()], **self._locate(other)))
+        self._add_store([follower.results[c] for c in columns])
 
-    def _make_gate(self, node: Gate, chosen: list[int]) -> dict[str, int]:
-        def add_halves(span: Span) -> int:
-            half = node.dst.channels
-            return self._add_channels([span.part(0, half), span.part(half, half)], chosen)
+    def _make_constant(self, index: int, channels: list[int]) -> Block:
+        first, shape = self._constants[index]
+        channel, row, column = (*torch.empty(shape, device="meta").stride(), 0, 0)[:3]
+        places = self._add_list(c * channel for c in channels)
+        return Block(
+            OpCode.CONSTANT, len(channels), at=first, step=column, places=places, row_step=row,
+            image_step=self._constant_numbers,
+        )  # fmt: skip
 
-        fields = {"gate": int(GateCode[node.kind.upper()]), "src": node.src.buffer, "src_list": add_halves(node.src)}
-        if node.condition is not None:
-            fields |= {"other": node.condition.buffer, "other_list": add_halves(node.condition)}
-        return fields
-
-    def _make_conv(self, plan: Plan, node: Conv, chosen: list[int]) -> dict[str, int]:
-        """The fields of source, terms, weights (terms, outputs) and bias."""
-        first, inputs = node.group * node.dst.channels, node.src.channels
-        rows = torch.tensor(chosen, dtype=torch.long)
+    def _make_conv(self, node: Conv, channels: list[int], terms: int | None) -> Block:
+        """A block of a convolution's outputs, after the addition of its runs."""
+        first, step = node.group * node.dst.channels, self._plan.buffers[node.src.buffer].channels
+        outputs = torch.tensor(channels, dtype=torch.long)
         weight = self._weights[node.layer][first : first + node.dst.channels].flatten(2)
-        parts = []
-        for tap, _, _ in node.taps:
-            part = weight[rows, :, tap]
-            if tap == node.origin_tap:
-                degrees = torch.tensor(node.out_degrees)[rows]
-                part = torch.where(torch.tensor(node.in_degrees) <= degrees[:, None], part, 0)
-            parts.append(part.t())
-        matrix = torch.cat(parts) if parts else rows.new_zeros(0, len(chosen))
+        first_run, width = len(self._runs), ceil_div(len(channels), VECTOR)
+        for taps in _join_taps(node, step):
+            parts = []
+            for tap, _, _ in taps:
+                part = weight[outputs, :, tap]
+                if tap == node.origin_tap:
+                    degrees = torch.tensor(node.out_degrees)[outputs]
+                    part = torch.where(torch.tensor(node.in_degrees) <= degrees[:, None], part, 0)
+                parts.append(part.t())
+            matrix = torch.nn.functional.pad(torch.cat(parts), (0, width * VECTOR - len(channels)))
+            place, count = self._add_numbers(matrix) // VECTOR, len(matrix)
+            _, dy, dx = taps[0]
+            for start in range(0, count, terms or count):
+                site = Site(node.src.buffer, dy, dx * step + node.src.first + start)
+                length = min(count - start, terms or count)
+                self._runs.append(Run(length, site, step, place + start * width, width))
         bias = self._biases[node.layer]
-        offset = rows.new_zeros(len(chosen)) if bias is None else bias[first : first + node.dst.channels][rows]
-        channels = plan.buffers[node.src.buffer].channels
-        terms = [dy for _, dy, _ in node.taps for _ in range(inputs)]
-        terms += [dx * channels + node.src.first + i for _, _, dx in node.taps for i in range(inputs)]
-        return {
-            "src": node.src.buffer,
-            "src_list": self._add_list(terms),
-            "terms": len(terms) // 2,
-            "weights": self._add_numbers(matrix),
-            "bias": self._add_numbers(offset),
-            "activation": ActivationCode[node.activation.upper()],
-        }
+        offset = torch.zeros_like(outputs) if bias is None else bias[first : first + node.dst.channels][outputs]
+        return Block(OpCode.CONV, len(channels), first_run, len(self._runs), self._add_numbers(offset))
+
+    def _add_draw(self, color: int) -> None:
+        """A draw from the last buffer into the first one."""
+        first, last = (self._locate([(buffer, 0)]) for buffer in (0, len(self._plan.buffers) - 1))
+        self._ops.append(Op(OpCode.DRAW, **first))
+        block = Block(OpCode.DRAW, color=color, **last)
+        self._blocks.append(block._replace(first_op=len(self._ops) - 1, end_op=len(self._ops)))
+
+
+def _join_taps(node: Conv, channels: int) -> list[list[tuple[int, int, int]]]:
+    """The taps, those together whose inputs lie side by side in a buffer of so many ``channels``."""
+    runs: list[list[tuple[int, int, int]]] = []
+    for tap, dy, dx in node.taps:
+        _, last_dy, last_dx = runs[-1][-1] if runs else (0, 0, 0)
+        if runs and node.src.channels == channels and (dy, dx) == (last_dy, last_dx + 1):
+            runs[-1].append((tap, dy, dx))
+        else:
+            runs.append([(tap, dy, dx)])
+    return runs

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import warp_size
+from ._launch import by_shape, warp_size
 
 _WARPS = 4
 # Enough programs for two waves on the largest devices; with fewer, warps share a row instead of owning some each.
@@ -28,6 +28,7 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+@by_shape
 def vector_width(dtype: torch.dtype, width: int) -> int:
     """Elements per 128-bit access to contiguous rows of `width` elements; 1 where Triton cannot tell their alignment.
 
@@ -36,6 +37,7 @@ def vector_width(dtype: torch.dtype, width: int) -> int:
     return 16 // dtype.itemsize if width > 0 and width % 16 == 0 else 1
 
 
+@by_shape
 def quarter_layout(dtype: torch.dtype, columns: int) -> tuple[int, int]:
     """(Q, elements per access) of a row in quarters; each quarter must be aligned."""
     quarter, vector = ceil_div(columns, 4), vector_width(dtype, columns)
@@ -50,6 +52,7 @@ class RowTile(NamedTuple):
     warps: int
 
 
+@by_shape
 def row_tile(rows: int, columns: int, vector: int) -> RowTile:
     """A tile in which each thread makes one access per operand; with many rows, no row crosses warps."""
     per_warp = warp_size() * vector
@@ -58,6 +61,7 @@ def row_tile(rows: int, columns: int, vector: int) -> RowTile:
     return RowTile(block_rows, block, max(block_rows * block // per_warp, 1))
 
 
+@by_shape
 def split_sum(terms: int, programs: int, least: int) -> tuple[int, int]:
     """(splits, terms of each) such that all programs together keep a device busy; a split has `least` terms or more."""
     splits = max(min(ceil_div(_SPLIT_PROGRAMS, max(programs, 1)), terms // least), 1)
@@ -74,18 +78,21 @@ class SampleTile(NamedTuple):
     warps: int
 
 
+@by_shape
 def split_points(points: int, samples: int, rows: int) -> tuple[int, int]:
     """(samples, rows) of a tile of `points`, a power of two; samples of a row share a tile if that wastes none."""
     together = max(min(points, samples & -samples), points // next_power_of_2(rows), 1)
     return together, points // together
 
 
+@by_shape
 def point_tile(samples: int, rows: int, columns: int, vector: int) -> SampleTile:
     """As `row_tile`, for every sample of every row."""
     tile = row_tile(samples * rows, columns, vector)
     return SampleTile(*split_points(tile.rows, samples, rows), tile.columns, tile.warps)
 
 
+@by_shape
 def sum_tile(samples: int, rows: int, columns: int, vector: int) -> SampleTile:
     """A tile for sums over samples in one program; if rows are few, its warps share the samples."""
     per_warp = warp_size() * vector
@@ -97,6 +104,7 @@ def sum_tile(samples: int, rows: int, columns: int, vector: int) -> SampleTile:
     return SampleTile(block_samples, block_rows, block, warps)
 
 
+@by_shape
 def solve_tile(samples: int, rows: int, d: int) -> SampleTile:
     """A warp solves one triangular system or several; only large ones take more than a warp."""
     columns = next_power_of_2(d)
@@ -111,16 +119,16 @@ class TrilTile(NamedTuple):
     samples: int
     rows: int
     columns: int
-    warps: int
 
 
+@by_shape
 def tril_tile(samples: int, rows: int, d: int, *, height: int) -> TrilTile:
-    """Each thread holds one column of up to `height` rows of T; sums along a row stay within a warp."""
+    """The tile of one warp, in which each thread holds one column of up to `height` rows of T.
+
+    With more warps Triton 3.4 to 3.6 would spread a warp over matrices instead of columns.
+    """
     i, columns = min(next_power_of_2(d), height), min(next_power_of_2(ceil_div(d, 4)), warp_size())
-    per_warp = warp_size() // columns
-    many = samples * rows * ceil_div(d, i) >= _BUSY * _WARPS * per_warp
-    warps = _WARPS if many else 1
-    return TrilTile(i, *split_points(per_warp * warps, samples, rows), columns, warps)
+    return TrilTile(i, *split_points(warp_size() // columns, samples, rows), columns)
 
 
 def tril_strides(tril: Tensor) -> tuple[int, int]:

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..structure import MadeStructure, spread_degrees
+from ..structure import ACTIVATION_NAMES, MadeStructure, spread_degrees
 from ._activations import OF_PRE_ACTIVATION, activate, through
-from ._affine import inside_clamp, scale_of, slopes_of
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._affine import KINDS, inside_clamp, scale_of, slopes_of
+from ._inverse_sweep import count_known, find_sweep
+from ._launch import AotCase, compute_dtype, launch, meta, warp_size
 from ._matrix import launch_options
 from ._tiles import ceil_div, next_power_of_2
 from .masked_linear import masked_layer
@@ -27,6 +28,7 @@ from .sorted_units import WIDTH_STEP, SortedStructure, sorted_structure, sorted_
 _BUSY = 264
 # Products that a program makes at once: 32 for each of its threads.
 _PRODUCTS, _WARPS = 4096, 4
+_MOST_UNITS = 16
 
 
 @triton.jit
@@ -183,16 +185,30 @@ def _autoregressive_inverse_solve_kernel(
         tl.debug_barrier()
 
 
-def _sizes(rows: int, units: SortedStructure) -> dict[str, int]:
+def _options(dtype: torch.dtype) -> dict[str, int]:
+    """Warps, and on NVIDIA so few registers that four programs share a multiprocessor: a batch of 1024 is one wave.
+
+    float64 would spill.
+    """
+    options = launch_options(_WARPS)
+    return options if warp_size() == 64 or dtype == torch.float64 else options | {"maxnreg": 128}
+
+
+def _sizes(rows: int, units: SortedStructure, dtype: torch.dtype) -> dict[str, int]:
     """How many rows a program owns, how many units and inputs it takes at once. Small batches get small programs."""
     block_n = min(max(next_power_of_2(rows // _BUSY + 1) // 2, 1), 16)
-    block_u = min(next_power_of_2(units.most), 8)
+    block_u = min(next_power_of_2(units.most), _MOST_UNITS)
     block_k = min(_PRODUCTS // (block_n * block_u), units.width, WIDTH_STEP)
-    return {"BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_K": block_k} | launch_options(_WARPS)
+    return {"BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_K": block_k} | _options(dtype)
 
 
 def _params(kind: str) -> int:
     return 1 if kind == "location_only" else 2
+
+
+def _choices(structure: MadeStructure, kind: str) -> tuple[int, int, bool]:
+    """Kind, activation and residual as the sweeps' kernels take them."""
+    return KINDS.index(kind), ACTIVATION_NAMES.index(structure.activation), structure.residual
 
 
 def autoregressive_inverse_fwd(
@@ -207,16 +223,29 @@ def autoregressive_inverse_fwd(
     """x (N, D) whose flow step is z, and the log-determinant (N,) of the inverse, float32 or float64."""
     (n, d), layers, dtype = z.shape, len(structure.hidden_degrees), compute_dtype(z.dtype)
     x, log_det = z.new_empty((n, d)), z.new_empty(n, dtype=dtype)
-    units = sorted_structure(structure, _params(kind), z.device)
-    matrices, vectors, scales = sorted_units(weights, biases, weight_scales, units, False)
+    params = _params(kind)
+    units = sorted_structure(structure, params, z.device)
+    sweep = find_sweep("autoregressive_inverse_fwd", (z, context_term), structure, params, units)
+    if sweep is not None:
+        # Its rows are known units, whose weights to all later units are side by side.
+        matrices, vectors, _ = sorted_units(weights, biases, weight_scales, units, True, True)
+        context, stride = (z, 0) if context_term is None else (context_term, context_term.stride(0))
+        sizes = (n, d, layers, params, units.width, count_known(units, params), z.stride(0), stride)
+        sweep.run(
+            n,
+            (x, log_det, z, context, matrices, vectors, units.counts, units.orders[0], units.orders[1]),
+            (*sizes, *_choices(structure, kind), context_term is not None),
+        )
+        return x, log_det
+    matrices, vectors, scales = sorted_units(weights, biases, weight_scales, units, False, False)
     known = z.new_zeros((n, layers + 1 + structure.residual, units.width), dtype=dtype)
-    sizes = _sizes(n, units)
+    sizes = _sizes(n, units, dtype)
     launch(
         _autoregressive_inverse_fwd_kernel, ceil_div(n, sizes["BLOCK_N"]),
         x, log_det, known, z, context_term, matrices, vectors, scales, units.counts, units.orders[0], units.orders[1],
         n, d, units.width, z.stride(0), 0 if context_term is None else context_term.stride(0),
         KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual,
-        HAS_CONTEXT=context_term is not None, PARAMS=_params(kind), **sizes,
+        HAS_CONTEXT=context_term is not None, PARAMS=params, **sizes,
     )  # fmt: skip
     return x, log_det
 
@@ -266,18 +295,30 @@ def autoregressive_inverse_solve(
     (n, d), layers, dtype = x.shape, len(structure.hidden_degrees), compute_dtype(x.dtype)
     lam = x.new_empty((n, d))
     units = sorted_structure(structure, _params(kind), x.device)
-    params, kept = _activations(x, context_term, weights, biases, weight_scales, structure, units.degrees)
+    outputs, kept = _activations(x, context_term, weights, biases, weight_scales, structure, units.degrees)
     sorted_kept = x.new_empty((n, layers, units.width))
     for layer, values in enumerate(kept):
         sorted_kept[:, layer, : values.shape[1]] = values[:, units.orders[layer + 1]]
-    matrices, _, _ = sorted_units(weights, biases, weight_scales, units, True)
-    adjoint = x.new_zeros((n, layers + 1, units.width), dtype=dtype)
     param_stride, feature_stride = (d, 1) if structure.layout == "blocked" else (1, structure.params_per_feature)
-    sizes = _sizes(n, units)
+    sweep = find_sweep("autoregressive_inverse_solve", (d_x, x, outputs), structure, _params(kind), units)
+    if sweep is not None:
+        # Its rows are known units, whose weights to all units before them are side by side.
+        matrices, _, _ = sorted_units(weights, biases, weight_scales, units, False, True)
+        strides = (d_x.stride(0), x.stride(0), outputs.stride(0), param_stride, feature_stride)
+        known = count_known(units, _params(kind))
+        sweep.run(
+            n,
+            (lam, d_x, d_log_det, x, outputs, sorted_kept, matrices, units.counts, units.orders[0]),
+            (n, d, layers, _params(kind), units.width, known, *strides, *_choices(structure, kind)),
+        )
+        return lam
+    matrices, _, _ = sorted_units(weights, biases, weight_scales, units, True, True)
+    adjoint = x.new_zeros((n, layers + 1, units.width), dtype=dtype)
+    sizes = _sizes(n, units, dtype)
     launch(
         _autoregressive_inverse_solve_kernel, ceil_div(n, sizes["BLOCK_N"]),
-        lam, adjoint, d_x, d_log_det, x, params, sorted_kept, matrices, units.counts, units.orders[0],
-        n, d, units.width, d_x.stride(0), x.stride(0), params.stride(0), param_stride, feature_stride,
+        lam, adjoint, d_x, d_log_det, x, outputs, sorted_kept, matrices, units.counts, units.orders[0],
+        n, d, units.width, d_x.stride(0), x.stride(0), outputs.stride(0), param_stride, feature_stride,
         KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual, PARAMS=_params(kind),
         **sizes,
     )  # fmt: skip

@@ -1,8 +1,11 @@
-"""Cached sampling of whole batches in one launch: a program owns some images and walks over their pixels.
+"""Cached sampling of whole batches: for each row of the images a few launches over all its pixels, and one that draws.
 
-A plan becomes jobs. A job is a record of integers that every program reads; it computes the channels of a node that
-belong to one pass. A program keeps the activations of its images in global memory. The rows of each buffer form a ring,
-and channels vary fastest.
+A plan becomes blocks, see `_sampler_records`: columns that a program computes for its pixels at once. What depends on
+the rows above only is computed for all images and columns together; a launch has many programs. One more launch then
+walks along the row. Its programs have an image or a few each, and read all weights of the pixel's chain for every
+pixel, each time in the same order: the next ones are on their way while the present ones are multiplied.
+
+The activations of an image are in global memory. The rows of each buffer form a ring, and channels vary fastest.
 """
 
 from __future__ import annotations
@@ -12,96 +15,118 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..structure.sampling_plan import Binding, Buffer, Conv, Plan, Span
+from ..structure.sampling_plan import Binding, Buffer, Conv, Plan, Pointwise, Span
 from ..structure.sampling_records import HeadCode, HeadRecord
-from ._activations import sigmoid
 from ._launch import AotCase, launch, meta
 from ._matrix import launch_options
-from ._pixel_heads import draw_category, draw_mixture, keep_value
-from ._sampler_jobs import COLOR_AT, DRAW, JOB_FIELDS, OP_AT, locate, run_job
+from ._pixel_heads import draw_pixel
+from ._sampler_blocks import (
+    BLOCK_FIELDS,
+    COLOR_AT,
+    DRAW,
+    END_RUN_AT,
+    FIRST_OP_AT,
+    FIRST_RUN_AT,
+    OP_FIELDS,
+    OP_SITE_AT,
+    OP_STEP_AT,
+    RUN_FIELDS,
+    SITE_AT,
+    SOURCE_AT,
+    STEP_AT,
+    finish_block,
+    load_weights,
+    multiply_run,
+    multiply_terms,
+    start_value,
+)
 from ._sampler_program import get_program
 from ._tiles import ceil_div, next_power_of_2
 
-# Images of a program: the least that a matrix product takes.
-_IMAGES = 16
-_BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 32, 32, 16, 8
-_BERNOULLI = tl.constexpr(int(HeadCode.BERNOULLI))
-_MIXTURE = tl.constexpr(int(HeadCode.LOGISTIC_MIXTURE))
+# Columns of a block, terms of a run at one pixel, logits that a draw takes at once, and warps for each image.
+_BLOCK_O, _BLOCK_K, _BLOCK_L, _WARPS = 128, 64, 256, 4
+# Pixels of a program that computes rows, the least that a matrix product takes; terms of a step, warps and stages.
+_PIXELS, _ROW_BLOCK_K, _ROW_WARPS, _ROW_STAGES = 16, 16, 8, 3
+# Images of a program: one as long as a large device runs all programs at once; then two, which share what is read.
+_WAVE, _MOST_IMAGES = 264, 2
 
 
-@triton.jit(do_not_specialize=["n_images", "n_rows", "n_columns", "row_jobs", "pixel_jobs"])
-def _causal_sampler_kernel(
-    images_ptr, parameters_ptr, memory_ptr, given_ptr, uniforms_ptr, jobs_ptr, lists_ptr, buffers_ptr, numbers_ptr,
-    constants_ptr, colors_ptr, image_numbers, n_images, n_rows, n_columns, row_jobs, pixel_jobs, outputs, P,
-    temperature,
-    C: tl.constexpr, COLORS: tl.constexpr, HEAD: tl.constexpr, COMPONENTS: tl.constexpr, LEVELS: tl.constexpr,
-    BLOCK_L: tl.constexpr, SAMPLES: tl.constexpr, HAS_GIVEN: tl.constexpr, HAS_PARAMETERS: tl.constexpr,
+@triton.jit(
+    do_not_specialize=[
+        "n_images", "n_columns", "y", "phase", "table_numbers", "blocks_at", "ops_at", "first_block", "end_block"
+    ]
+)  # fmt: skip
+def _causal_sampler_row_kernel(
+    memory_ptr, tables_ptr, lists_ptr, numbers_ptr, constants_ptr, image_numbers, n_images, n_columns, y, phase,
+    table_numbers, blocks_at, ops_at, first_block, end_block,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_N images and walks their pixels in raster order.
+    """One program owns BLOCK_N pixels of row y, of all images, and computes some blocks there one after another."""
+    position = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    image, x = (position // n_columns).to(tl.int64), position % n_columns
+    exists = image < n_images
+    memory_ptrs = memory_ptr + image * image_numbers
+    runs_ptr = tables_ptr + phase * table_numbers
+    blocks_ptr, ops_ptr = runs_ptr + blocks_at, runs_ptr + ops_at
+    for block in range(first_block, end_block):
+        block_ptr = blocks_ptr + block * BLOCK_FIELDS
+        sums = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
+        for run in range(tl.load(block_ptr + FIRST_RUN_AT), tl.load(block_ptr + END_RUN_AT)):
+            run_ptr = runs_ptr + run * RUN_FIELDS
+            sums = multiply_run(sums, memory_ptrs, exists, numbers_ptr, run_ptr, x, BLOCK_K, BLOCK_O)
+        value = start_value(
+            sums, memory_ptrs, constants_ptr, exists, image, block_ptr, lists_ptr, numbers_ptr, y, x, BLOCK_O
+        )
+        finish_block(value, memory_ptrs, exists, block_ptr, ops_ptr, lists_ptr, numbers_ptr, x, BLOCK_O)
+        tl.debug_barrier()  # other threads of this program read these numbers next
 
-    In each row it runs every row job at all pixels, then the pixel jobs pixel by pixel. A job of each color draws.
+
+@triton.jit(
+    do_not_specialize=[
+        "n_images", "n_rows", "n_columns", "y", "phase", "table_numbers", "blocks_at", "ops_at", "first_run",
+        "first_block", "end_block", "P",
+    ]
+)  # fmt: skip
+def _causal_sampler_pixel_kernel(
+    memory_ptr, tables_ptr, lists_ptr, numbers_ptr, constants_ptr, images_ptr, parameters_ptr, given_ptr, uniforms_ptr,
+    colors_ptr, image_numbers, n_images, n_rows, n_columns, y, phase, table_numbers, blocks_at, ops_at, first_run,
+    first_block, end_block, P, temperature,
+    C: tl.constexpr, COLORS: tl.constexpr, HEAD: tl.constexpr, COMPONENTS: tl.constexpr, LEVELS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr, SAMPLES: tl.constexpr, HAS_GIVEN: tl.constexpr,
+    HAS_PARAMETERS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_N images and walks along row y: at each pixel it computes blocks, some of which draw.
+
+    The weights of a run are loaded while those of the run before are multiplied, also from pixel to pixel.
     """
     image = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = image < n_images
     memory_ptrs = memory_ptr + image * image_numbers
+    runs_ptr = tables_ptr + phase * table_numbers
+    blocks_ptr, ops_ptr = runs_ptr + blocks_at, runs_ptr + ops_at
     area = n_rows * n_columns
-    columns: tl.constexpr = C + 1 if HEAD == _MIXTURE else C
-    before = row_jobs * n_columns
-    # One loop for both kinds of jobs: the kernel has the code of a job once.
-    for y in range(0, n_rows):
-        for stage in range(0, before + n_columns * pixel_jobs):
-            of_row = stage < before
-            x = tl.where(of_row, stage % n_columns, (stage - before) // pixel_jobs)
-            job = tl.where(of_row, stage // n_columns, row_jobs + (stage - before) % pixel_jobs)
-            if tl.load(jobs_ptr + job * JOB_FIELDS + OP_AT) != DRAW:
-                run_job(
-                    memory_ptrs, exists, image, jobs_ptr, job, lists_ptr, buffers_ptr, numbers_ptr, constants_ptr, y, x,
-                    BLOCK_N, BLOCK_O, BLOCK_K,
+    weight = load_weights(numbers_ptr, runs_ptr + first_run * RUN_FIELDS, BLOCK_K, BLOCK_O)
+    for x in range(0, n_columns):
+        for block in range(first_block, end_block):
+            block_ptr = blocks_ptr + block * BLOCK_FIELDS
+            sums = tl.zeros((PARTS, BLOCK_N, BLOCK_O), tl.float32)
+            for run in range(tl.load(block_ptr + FIRST_RUN_AT), tl.load(block_ptr + END_RUN_AT)):
+                run_ptr = runs_ptr + run * RUN_FIELDS
+                following = load_weights(numbers_ptr, run_ptr + RUN_FIELDS, BLOCK_K, BLOCK_O)
+                sums = multiply_terms(sums, weight, memory_ptrs, exists, run_ptr, x, BLOCK_K, BLOCK_O, PARTS)
+                weight = following
+            if tl.load(block_ptr + SOURCE_AT) == DRAW:
+                pixel, color = y * n_columns + x, tl.load(block_ptr + COLOR_AT)
+                op_ptr = ops_ptr + tl.load(block_ptr + FIRST_OP_AT) * OP_FIELDS
+                params_ptrs = memory_ptrs + tl.load(block_ptr + SITE_AT) + x * tl.load(block_ptr + STEP_AT)
+                seen_ptrs = memory_ptrs + tl.load(op_ptr + OP_SITE_AT) + x * tl.load(op_ptr + OP_STEP_AT)
+                draw_pixel(
+                    params_ptrs, seen_ptrs,
+                    images_ptr + image * (C * area) + pixel, given_ptr + image * (C * area) + pixel,
+                    uniforms_ptr + (image * area + pixel) * COLUMNS, colors_ptr, exists, color, area, temperature,
+                    C, HEAD, COMPONENTS, LEVELS, BLOCK_L, SAMPLES, HAS_GIVEN,
                 )  # fmt: skip
-            else:
-                color = tl.load(jobs_ptr + job * JOB_FIELDS + COLOR_AT)
-                pixel = y * n_columns + x
-                params_ptrs = memory_ptrs + locate(buffers_ptr, outputs, y, x)
-                seen_ptrs = memory_ptrs + locate(buffers_ptr, 0, y, x)
-                image_ptrs = images_ptr + image * (C * area) + pixel
-                given_ptrs = given_ptr + image * (C * area) + pixel
-                u_ptrs = uniforms_ptr + (image * area + pixel) * columns
-                if HEAD == _MIXTURE and SAMPLES:
-                    u = tl.load(u_ptrs, exists, 0.5)
-                    chosen = draw_category(params_ptrs, exists, u, temperature, COMPONENTS, BLOCK_L)
-                    red = tl.zeros((BLOCK_N,), tl.float32)
-                    green = red
-                    for channel in tl.static_range(C):
-                        value = draw_mixture(
-                            params_ptrs, u_ptrs, exists, red, green, chosen, temperature, channel, C, COMPONENTS, LEVELS
-                        )
-                        value = keep_value(
-                            value, image_ptrs + channel * area, given_ptrs + channel * area, seen_ptrs + channel,
-                            exists, HAS_GIVEN,
-                        )  # fmt: skip
-                        if channel == 0:
-                            red = value
-                        else:
-                            green = value
-                else:
-                    for channel in range(0, C):
-                        if tl.load(colors_ptr + channel) == color:
-                            to_ptrs = image_ptrs + channel * area
-                            if SAMPLES:
-                                u = tl.load(u_ptrs + channel, exists, 0.5)
-                                if HEAD == _BERNOULLI:
-                                    logit = tl.load(params_ptrs + channel, exists, 0.0)
-                                    value = tl.where(u < sigmoid(logit / temperature), 1.0, 0.0)
-                                else:
-                                    logits_ptrs = params_ptrs + channel * LEVELS
-                                    level = draw_category(logits_ptrs, exists, u, temperature, LEVELS, BLOCK_L)
-                                    value = level.to(tl.float32) / (LEVELS - 1)
-                                keep_value(
-                                    value, to_ptrs, given_ptrs + channel * area, seen_ptrs + channel, exists, HAS_GIVEN
-                                )
-                            else:
-                                tl.store(seen_ptrs + channel, tl.load(to_ptrs, exists, 0.0), exists)
                 if HAS_PARAMETERS:
                     if color == COLORS - 1:
                         for first in range(0, P, BLOCK_O):
@@ -109,31 +134,45 @@ def _causal_sampler_kernel(
                             wanted = exists[:, None] & (p < P)
                             to_ptrs = (parameters_ptr + image * (P * area) + pixel)[:, None] + p.to(tl.int64) * area
                             tl.store(to_ptrs, tl.load(params_ptrs[:, None] + p, wanted, 0.0), wanted)
+            else:
+                value = start_value(
+                    tl.sum(sums, 0), memory_ptrs, constants_ptr, exists, image, block_ptr, lists_ptr, numbers_ptr, y, x,
+                    BLOCK_O,
+                )  # fmt: skip
+                finish_block(value, memory_ptrs, exists, block_ptr, ops_ptr, lists_ptr, numbers_ptr, x, BLOCK_O)
             tl.debug_barrier()  # other threads of this program read these numbers next
 
 
 def aot_cases() -> list[AotCase]:
-    """Tiny stacks, one for each head: the kernel does not depend on the network."""
+    """Tiny stacks, one for each head: the kernels do not depend on the network."""
     cases = []
-    for name, head, channels, outputs, given in (
-        ("bernoulli", HeadRecord(HeadCode.BERNOULLI, 1, 1, 2), 1, 1, False),
-        ("categorical, given", HeadRecord(HeadCode.CATEGORICAL, 3, 1, 256), 3, 768, True),
-        ("mixture", HeadRecord(HeadCode.LOGISTIC_MIXTURE, 4, 10, 256), 3, 100, False),
+    for name, head, channels, outputs, images, given in (
+        ("bernoulli", HeadRecord(HeadCode.BERNOULLI, 1, 1, 2), 1, 1, 64, False),
+        ("bernoulli, many images", HeadRecord(HeadCode.BERNOULLI, 1, 1, 2), 1, 1, 1024, False),
+        ("categorical, given", HeadRecord(HeadCode.CATEGORICAL, 3, 1, 256), 3, 768, 64, True),
+        ("mixture", HeadRecord(HeadCode.LOGISTIC_MIXTURE, 4, 10, 256), 3, 100, 64, False),
     ):
-        ends = Buffer(channels, "pixel", 2, 1, 1, (1,) * channels), Buffer(outputs, "pixel", passes=(0,) * outputs)
-        taps = tuple((tap, tap // 3 - 1, tap % 3 - 1) for tap in range(4))
-        conv = Conv(Span(1, 0, outputs), Span(0, 0, channels), 0, 0, taps, 9)
-        plan = Plan(ends, (conv,), ("conv",), (), (0,) * channels)
+        buffers = (
+            Buffer(channels, "pixel", 2, 1, 1, (1,) * channels),
+            Buffer(outputs, "row"),
+            *(Buffer(outputs, "pixel", passes=(0,) * outputs) for _ in range(2)),
+        )
+        above, before = tuple((tap, -1, tap - 1) for tap in range(3)), ((3, 0, -1),)
+        nodes = (
+            Conv(Span(1, 0, outputs), Span(0, 0, channels), 0, 0, above, 9),
+            Conv(Span(2, 0, outputs), Span(0, 0, channels), 0, 0, before, 9),
+            Pointwise(Span(3, 0, outputs), Span(2, 0, outputs), Span(1, 0, outputs), "add"),
+        )
+        plan = Plan(buffers, nodes, ("conv",), (), (0,) * channels)
         binding = Binding([meta(outputs, channels, 3, 3)], [None], [])
-        n, columns = 64, 28 * 28 * head.columns
-        images = meta(n, channels, 28, 28)
-        kept = meta(n, channels, 28, 28, dtype=torch.int32) if given else None
-        parameters = meta(n, outputs, 28, 28) if given else None
-        args = (plan, binding, head, images, kept, meta(n, columns), 1.0, parameters)
+        # Images of one row: each row has the same launches.
+        x, columns = meta(images, channels, 1, 28), 28 * head.columns
+        kept = meta(images, channels, 1, 28, dtype=torch.int32) if given else None
+        parameters = meta(images, outputs, 1, 28) if given else None
+        args = (plan, binding, head, x, kept, meta(images, columns), 1.0, parameters)
         cases.append(AotCase(name, causal_sampler, args))
-        if head.kind == HeadCode.BERNOULLI:
-            finished = meta(n, outputs, 28, 28)
-            args = (plan, binding, head, images, None, None, 1.0, finished)
+        if name == "bernoulli":
+            args = (plan, binding, head, x, None, None, 1.0, meta(images, outputs, 1, 28))
             cases.append(AotCase("parameters of finished images", causal_sampler, args))
     return cases
 
@@ -150,17 +189,34 @@ def causal_sampler(
 ) -> None:
     """Draws float32 images in place; the arguments are those of :func:`fastvae.ops.causal_sampler.causal_sampler`."""
     n, channels, height, width = images.shape
-    program = get_program(plan, binding, width, images.device)
-    categories = head.components if head.kind == HeadCode.LOGISTIC_MIXTURE else head.levels
-    memory = images.new_zeros(ceil_div(n, _IMAGES) * _IMAGES, program.image_numbers)
-    launch(
-        _causal_sampler_kernel, ceil_div(n, _IMAGES), images, images if parameters is None else parameters, memory,
-        images if given is None else given.to(torch.int32).contiguous(), images if uniforms is None else uniforms,
-        program.jobs, program.lists, program.buffers, program.gather_numbers(binding),
-        program.gather_constants(binding), program.colors, program.image_numbers, n, height, width,
-        program.row_jobs, program.pixel_jobs, len(plan.buffers) - 1, plan.parameter_channels, float(temperature),
-        C=channels, COLORS=plan.num_colors, HEAD=int(head.kind), COMPONENTS=head.components, LEVELS=head.levels,
-        BLOCK_L=min(next_power_of_2(categories), _BLOCK_L), SAMPLES=uniforms is not None,
-        HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=_IMAGES, BLOCK_O=_BLOCK_O,
-        BLOCK_K=_BLOCK_K, **launch_options(_WARPS),
+    program = get_program(plan, binding, height, width, images.device, _BLOCK_O, _BLOCK_K)
+    memory = images.new_zeros(n, program.image_numbers)
+    shared = (
+        memory, program.tables, program.lists, program.gather_numbers(binding), program.gather_constants(binding)
     )  # fmt: skip
+    drawn = (
+        images, images if parameters is None else parameters,
+        images if given is None else given.to(torch.int32).contiguous(), images if uniforms is None else uniforms,
+        program.colors,
+    )  # fmt: skip
+    categories = head.components if head.kind == HeadCode.LOGISTIC_MIXTURE else head.levels
+    of_program = min(next_power_of_2(ceil_div(n, _WAVE)), _MOST_IMAGES)
+    # More warps for more images: a thread then has as many weights, and the loads of few terms stay cheap.
+    warps = _WARPS * of_program
+    sizes = program.tables.shape[1], program.blocks_at, program.ops_at
+    for y in range(height):
+        row = y, y % program.period, *sizes
+        for blocks in program.row_blocks:
+            launch(
+                _causal_sampler_row_kernel, ceil_div(n * width, _PIXELS), *shared, program.image_numbers, n, width,
+                *row, *blocks, BLOCK_N=_PIXELS, BLOCK_O=_BLOCK_O, BLOCK_K=_ROW_BLOCK_K,
+                **launch_options(_ROW_WARPS, _ROW_STAGES),
+            )  # fmt: skip
+        launch(
+            _causal_sampler_pixel_kernel, ceil_div(n, of_program), *shared, *drawn, program.image_numbers, n, height,
+            width, *row, program.first_run, *program.pixel_blocks, plan.parameter_channels, float(temperature),
+            C=channels, COLORS=plan.num_colors, HEAD=int(head.kind), COMPONENTS=head.components, LEVELS=head.levels,
+            COLUMNS=head.columns, BLOCK_L=min(next_power_of_2(categories), _BLOCK_L), SAMPLES=uniforms is not None,
+            HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=of_program,
+            BLOCK_O=_BLOCK_O, BLOCK_K=_BLOCK_K, PARTS=warps, **launch_options(warps),
+        )  # fmt: skip

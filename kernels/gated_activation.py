@@ -10,8 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import activate, sigmoid
+from ._division import divide, index_type, reciprocal
 from ._launch import AotCase, launch, meta
 from ._tiles import ceil_div, row_tile, vector_width
+from ._vecmath import exp
 
 
 @triton.jit
@@ -24,9 +26,46 @@ def _sum_at(x_at, condition_at, exists, mask, dtype: tl.constexpr, CONDITION: tl
     return total
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit
+def _tanh_and_sigmoid(a, b, dtype: tl.constexpr):
+    """(tanh(a), sigmoid(b)) for a result of `dtype`: a division for both.
+
+    With u = e^(-2 |a|) and v = e^(-|b|): tanh(|a|) = (1 - u) / (1 + u), sigmoid(|b|) = 1 / (1 + v). Where 1 - u would
+    cancel, tanh is Cephes' polynomial.
+    """
+    if a.dtype == tl.float64:
+        return activate(a, "tanh"), sigmoid(b)
+    else:
+        size = tl.abs(a)
+        u, v = exp(-2.0 * size, dtype), exp(-tl.abs(b), dtype)
+        both = 1.0 / ((1.0 + u) * (1.0 + v))
+        square = a * a
+        p = square * -5.70498872745e-3 + 2.06390887954e-2
+        p = p * square - 5.37397155531e-2
+        p = p * square + 1.33314422036e-1
+        p = p * square - 3.33332819422e-1
+        t = (1.0 - u) * ((1.0 + v) * both)
+        t = tl.where(size < 0.625, p * (square * a) + a, tl.where(a < 0.0, -t, t))
+        return t, tl.where(b < 0.0, v, 1.0) * ((1.0 + u) * both)
+
+
+@triton.jit
+def _place(
+    rest, rest_multiplier, rest_shift, blocks, blocks_multiplier, blocks_shift,
+    INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(row, image, row of the image, column) of this program's numbers."""
+    row_block = divide(tl.program_id(0), blocks, blocks_multiplier, blocks_shift)
+    row = row_block.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = (tl.program_id(0) - row_block * blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    image = divide(row, rest, rest_multiplier, rest_shift)
+    return row, image.to(tl.int64), (row - image * rest).to(tl.int64), column
+
+
+@triton.jit(do_not_specialize=["n_rows", "rest_multiplier", "rest_shift", "blocks_multiplier", "blocks_shift"])
 def _gated_activation_fwd_kernel(
-    y_ptr, x_ptr, condition_ptr, n_rows, D, rest, half_x, half_condition,
+    y_ptr, x_ptr, condition_ptr, n_rows, D,
+    rest, rest_multiplier, rest_shift, blocks, blocks_multiplier, blocks_shift, half_x, half_condition,
     stride_yn, stride_yr, stride_xn, stride_xr, stride_cn, stride_cr, stride_cd,
     KIND: tl.constexpr, CONDITION: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -36,12 +75,11 @@ def _gated_activation_fwd_kernel(
     """
     out_dtype: tl.constexpr = y_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
-    column_blocks = tl.cdiv(D, BLOCK_D)
-    row = (tl.program_id(0) // column_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    row, image, at, column = _place(
+        rest, rest_multiplier, rest_shift, blocks, blocks_multiplier, blocks_shift, INDEX, BLOCK_N, BLOCK_D
+    )
     exists = row < n_rows
     mask = exists & (column < D)
-    image, at = (row // rest).to(tl.int64), (row % rest).to(tl.int64)
     x_at = x_ptr + image * stride_xn + at * stride_xr + column
     condition_at = condition_ptr
     second = condition_ptr
@@ -54,13 +92,16 @@ def _gated_activation_fwd_kernel(
     a = _sum_at(x_at, condition_at, exists, mask, dtype, CONDITION)
     b = _sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION)
     if KIND == "tanh":
-        a = activate(a, "tanh")
-    tl.store(y_ptr + image * stride_yn + at * stride_yr + column, (a * sigmoid(b)).to(out_dtype), mask)
+        a, s = _tanh_and_sigmoid(a, b, out_dtype)
+    else:
+        s = sigmoid(b)
+    tl.store(y_ptr + image * stride_yn + at * stride_yr + column, (a * s).to(out_dtype), mask)
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "rest_multiplier", "rest_shift", "blocks_multiplier", "blocks_shift"])
 def _gated_activation_bwd_kernel(
-    d_x_ptr, d_y_ptr, x_ptr, condition_ptr, n_rows, D, rest, half_d_x, half_x, half_condition,
+    d_x_ptr, d_y_ptr, x_ptr, condition_ptr, n_rows, D,
+    rest, rest_multiplier, rest_shift, blocks, blocks_multiplier, blocks_shift, half_d_x, half_x, half_condition,
     stride_dn, stride_dr, stride_gn, stride_gr, stride_xn, stride_xr, stride_cn, stride_cr, stride_cd,
     KIND: tl.constexpr, CONDITION: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -71,12 +112,11 @@ def _gated_activation_bwd_kernel(
     """
     out_dtype: tl.constexpr = d_x_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
-    column_blocks = tl.cdiv(D, BLOCK_D)
-    row = (tl.program_id(0) // column_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    row, image, at, column = _place(
+        rest, rest_multiplier, rest_shift, blocks, blocks_multiplier, blocks_shift, INDEX, BLOCK_N, BLOCK_D
+    )
     exists = row < n_rows
     mask = exists & (column < D)
-    image, at = (row // rest).to(tl.int64), (row % rest).to(tl.int64)
     x_at = x_ptr + image * stride_xn + at * stride_xr + column
     condition_at = condition_ptr
     second = condition_ptr
@@ -87,14 +127,16 @@ def _gated_activation_bwd_kernel(
         condition_at = condition_ptr + image * stride_cn + at * stride_cr + column * stride_cd
         second = condition_at + half_condition
     a = _sum_at(x_at, condition_at, exists, mask, dtype, CONDITION)
-    s = sigmoid(_sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION))
-    passed = tl.load(d_y_ptr + image * stride_gn + at * stride_gr + column, mask, 0.0).to(dtype) * s
-    d_a = passed
+    b = _sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION)
+    slope = 1.0
     if KIND == "tanh":
-        a = activate(a, "tanh")
-        d_a = passed * (1.0 - a * a)
+        a, s = _tanh_and_sigmoid(a, b, out_dtype)
+        slope = 1.0 - a * a
+    else:
+        s = sigmoid(b)
+    passed = tl.load(d_y_ptr + image * stride_gn + at * stride_gr + column, mask, 0.0).to(dtype) * s
     to = d_x_ptr + image * stride_dn + at * stride_dr + column
-    tl.store(to, d_a.to(out_dtype), mask)
+    tl.store(to, (passed * slope).to(out_dtype), mask)
     tl.store(to + half_d_x, (passed * a * (1.0 - s)).to(out_dtype), mask)
 
 
@@ -156,9 +198,10 @@ class _Condition(NamedTuple):
         return cls("full", condition, half * c, (n, pixel, c) if rows.by_pixel else (n, c, pixel))
 
 
-def _index(rows: int) -> tl.dtype:
-    """The type that counts rows: 64 bits only where it must, since a 64-bit division takes a hundred instructions."""
-    return tl.int64 if rows > 2**30 else tl.int32
+def _numbers(rows: _Rows, columns: int, block: int) -> tuple[int, ...]:
+    """What `_place` takes: rows of an image and blocks of a row, each with its reciprocal."""
+    blocks = ceil_div(columns, block)
+    return rows.per_image, *reciprocal(rows.per_image), blocks, *reciprocal(blocks)
 
 
 def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
@@ -170,9 +213,9 @@ def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tens
     tile = row_tile(n, d, vector_width(x.dtype, d))
     launch(
         _gated_activation_fwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        y, x, added.tensor, n, d, rows.per_image, x.shape[1] // 2 * x.stride(1), added.half,
+        y, x, added.tensor, n, d, *_numbers(rows, d, tile.columns), x.shape[1] // 2 * x.stride(1), added.half,
         *rows.strides(y), *rows.strides(x), *added.strides,
-        KIND=kind, CONDITION=added.kind, INDEX=_index(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
+        KIND=kind, CONDITION=added.kind, INDEX=index_type(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
         num_warps=tile.warps,
     )  # fmt: skip
     return y
@@ -188,9 +231,10 @@ def gated_activation_bwd(d_y: Tensor, x: Tensor, condition: Tensor | None, kind:
     tile = row_tile(n, d, vector_width(x.dtype, d))
     launch(
         _gated_activation_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        d_x, d_y, x, added.tensor, n, d, rows.per_image, half * d_x.stride(1), half * x.stride(1), added.half,
+        d_x, d_y, x, added.tensor, n, d, *_numbers(rows, d, tile.columns),
+        half * d_x.stride(1), half * x.stride(1), added.half,
         *rows.strides(d_x), *rows.strides(d_y), *rows.strides(x), *added.strides,
-        KIND=kind, CONDITION=added.kind, INDEX=_index(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
+        KIND=kind, CONDITION=added.kind, INDEX=index_type(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
         num_warps=tile.warps,
     )  # fmt: skip
     return d_x

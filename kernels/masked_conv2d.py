@@ -1,7 +1,8 @@
 """Masked convolution: y = act((W o M) * x + bias), as a matrix product over the taps that count.
 
-The taps that count are one range of the kernel's, since a mask keeps what comes before a pixel. Each call lays out
-their weights anew, so that the product reads rows of them; on the way it applies the rule of degrees at the origin.
+The taps that count are one range of the kernel's, since a mask keeps what comes before a pixel. Their weights are laid
+out by output, tap and input, which applies the rule of degrees at the origin; a channels-last weight without a rule is
+read where it is.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
+from ._division import index_type
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import WIDE_COLUMNS, MatrixTile, in_tf32, launch_options, matrix_tile, precision
+from ._matrix import WIDE_COLUMNS, MatrixTile, in_tf32, matrix_tile, precision, product_options
 from ._tiles import ceil_div, next_power_of_2
 
 _PACK_BLOCK = 1024
 # The least inner size of a product.
 _LEAST_INNER = 16
+_NOWHERE = tl.constexpr(-(1 << 30))
 
 
 class Taps(NamedTuple):
@@ -40,45 +43,80 @@ class Taps(NamedTuple):
         return cls(first, len(taps), weight.shape[3], origin_tap)
 
 
+class Packed(NamedTuple):
+    """The weights that count, and their strides between groups, taps, and inputs and outputs of a product."""
+
+    weights: Tensor
+    group: int
+    tap: int
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def of(cls, weights: Tensor, outputs_of_group: int) -> Packed:
+        """Weights (outputs, taps, inputs)."""
+        return cls(
+            weights, outputs_of_group * weights.stride(0), weights.stride(1), weights.stride(2), weights.stride(0)
+        )
+
+    def transpose(self) -> Packed:
+        """For products over what were outputs."""
+        return self._replace(inputs=self.outputs, outputs=self.inputs)
+
+
 @triton.jit(do_not_specialize=["first_tap", "n_taps", "origin_tap"])
 def _masked_conv2d_pack_kernel(
     packed_ptr, weight_ptr, in_degrees_ptr, out_degrees_ptr, first_tap, n_taps, origin_tap, n_in, n_out, size,
     stride_o, stride_i, stride_y, stride_x,
-    KERNEL_WIDTH: tl.constexpr, HAS_RULE: tl.constexpr, INPUTS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr, HAS_RULE: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK of the weights that count, (group, tap, input, output) or (group, tap, output, input).
+    """One program owns BLOCK of the weights that count, (output, tap, input).
 
     packed = W o M.
     """
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    if INPUTS_LAST:
-        i, o, rest = at % n_in, at // n_in % n_out, at // n_in // n_out
-    else:
-        o, i, rest = at % n_out, at // n_out % n_in, at // n_out // n_in
-    tap, group = first_tap + rest % n_taps, rest // n_taps
+    at = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    i, rest = at % n_in, at // n_in
+    tap, out = first_tap + rest % n_taps, rest // n_taps
     counts = at < size
-    out = group * n_out + o
     if HAS_RULE:
-        in_degree = tl.load(in_degrees_ptr + group * n_in + i, counts, 0)
+        in_degree = tl.load(in_degrees_ptr + out // n_out * n_in + i, counts, 0)
         out_degree = tl.load(out_degrees_ptr + out, counts, 0)
         counts = counts & ((tap != origin_tap) | (in_degree <= out_degree))
-    where = out * stride_o + i * stride_i + tap // KERNEL_WIDTH * stride_y + tap % KERNEL_WIDTH * stride_x
+    where = out.to(tl.int64) * stride_o + i.to(tl.int64) * stride_i
+    where += tap // KERNEL_WIDTH * stride_y + tap % KERNEL_WIDTH * stride_x
     tl.store(packed_ptr + at, tl.load(weight_ptr + where, counts, 0.0), at < size)
 
 
-def pack(weight: Tensor, rule: tuple[Tensor, Tensor] | None, taps: Taps, groups: int, inputs_last: bool) -> Tensor:
-    """The weights that count as (groups, taps, inputs, outputs), or with `inputs_last` outputs before inputs."""
+def _is_packed(weight: Tensor, taps: Taps) -> bool:
+    """Whether inputs, then taps, are steps of equal size, as in a channels-last weight."""
+    return (weight.shape[1] == 1 or weight.stride(1) == 1) and (
+        weight.shape[2] == 1 or weight.stride(2) == taps.kernel_width * weight.stride(3)
+    )
+
+
+def pack(weight: Tensor, rule: tuple[Tensor, Tensor] | None, taps: Taps, groups: int) -> Packed:
+    """The weights that count as (outputs, taps, inputs): a view of the weight where it is laid out so, and no rule."""
     (outputs, n_in), n_out = weight.shape[:2], weight.shape[0] // groups
-    packed = weight.new_empty(taps.count * outputs * n_in)
+    shape = (outputs, taps.count, n_in)
+    if rule is None and _is_packed(weight, taps):
+        strides, first = (weight.stride(0), weight.stride(3), weight.stride(1)), taps.first * weight.stride(3)
+        return Packed.of(weight.as_strided(shape, strides, weight.storage_offset() + first), n_out)
+    packed = weight.new_empty(shape)
     in_degrees, out_degrees = rule or (None, None)
     launch(
         _masked_conv2d_pack_kernel, ceil_div(packed.numel(), _PACK_BLOCK),
         packed, weight, in_degrees, out_degrees, taps.first, taps.count, taps.origin, n_in, n_out, packed.numel(),
         *weight.stride(),
-        KERNEL_WIDTH=taps.kernel_width, HAS_RULE=rule is not None, INPUTS_LAST=inputs_last, BLOCK=_PACK_BLOCK,
+        KERNEL_WIDTH=taps.kernel_width, HAS_RULE=rule is not None, INDEX=index_type(packed.numel()), BLOCK=_PACK_BLOCK,
         num_warps=4,
     )  # fmt: skip
-    return packed
+    return Packed.of(packed, n_out)
+
+
+@triton.jit
+def is_in(at, size):
+    """Whether 0 <= at < size, in one comparison."""
+    return at.to(tl.uint32) < size
 
 
 @triton.jit(do_not_specialize=["n_pixels", "first_tap", "n_taps", "from_y", "from_x"])
@@ -86,9 +124,10 @@ def _masked_conv2d_fwd_kernel(
     y_ptr, pre_ptr, x_ptr, packed_ptr, bias_ptr,
     n_pixels, out_height, out_width, height, width, n_in, n_out, first_tap, n_taps, from_y, from_x, step_y, step_x,
     stride_xn, stride_xc, stride_xh, stride_xw, stride_yn, stride_yc, stride_yh, stride_yw,
-    KERNEL_WIDTH: tl.constexpr, FOLD: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr,
-    KEEP: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    stride_wg, stride_wt, stride_wi, stride_wo,
+    KERNEL_WIDTH: tl.constexpr, FOLD: tl.constexpr, IN_BLOCKS: tl.constexpr, RAGGED: tl.constexpr,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_P pixels of BLOCK_O channels of one group.
 
@@ -100,43 +139,51 @@ def _masked_conv2d_fwd_kernel(
     out_blocks, pixel_blocks = tl.cdiv(n_out, BLOCK_O), tl.cdiv(n_pixels, BLOCK_P)
     out_block, rest = tl.program_id(0) % out_blocks, tl.program_id(0) // out_blocks
     group = (rest // pixel_blocks).to(tl.int64)
-    pixel = (rest % pixel_blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixel = (rest % pixel_blocks).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
     o = out_block * BLOCK_O + tl.arange(0, BLOCK_O)
     exists, inside = pixel < n_pixels, o < n_out
-    image, place = pixel // (out_height * out_width), (pixel % (out_height * out_width)).to(tl.int32)
+    area = out_height * out_width
+    image, place = (pixel // area).to(tl.int64), (pixel % area).to(tl.int32)
     row, column = place // out_width, place % out_width
     y0, x0 = row + from_y, column + from_x
     x_ptrs = x_ptr + group * n_in * stride_xc + image * stride_xn + y0.to(tl.int64) * stride_xh
     x_ptrs += x0.to(tl.int64) * stride_xw
-    packed_ptrs = packed_ptr + group * n_taps * n_in * n_out + o
+    # A pixel that does not exist is far above every image: no load needs another test.
+    y0 = tl.where(exists, y0, _NOWHERE)
+    weight_ptrs = packed_ptr + group * stride_wg + o.to(tl.int64) * stride_wo
     acc = tl.zeros((BLOCK_P, BLOCK_O), dtype)
     if FOLD:
         # Few channels: taps and channels together are the inner dimension.
         for start in range(0, n_taps * n_in, BLOCK_I):
             k = start + tl.arange(0, BLOCK_I)
-            tap, i = first_tap + k // n_in, k % n_in
-            dy, dx = tap // KERNEL_WIDTH * step_y, tap % KERNEL_WIDTH * step_x
-            at_y, at_x = y0[:, None] + dy[None, :], x0[:, None] + dx[None, :]
-            there = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width) & exists[:, None]
-            offset = dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw + i.to(tl.int64) * stride_xc
-            counts = k < n_taps * n_in
-            x = tl.load(x_ptrs[:, None] + offset[None, :], there & counts[None, :], 0.0)
-            w = tl.load(packed_ptrs[None, :] + k[:, None].to(tl.int64) * n_out, counts[:, None] & inside[None, :], 0.0)
-            acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=dtype)
-    else:
-        in_blocks = tl.cdiv(n_in, BLOCK_I)
-        # One loop over taps and channels, so that the loads of the next tap run ahead.
-        for step in range(0, n_taps * in_blocks):
-            t, i = step // in_blocks, step % in_blocks * BLOCK_I + tl.arange(0, BLOCK_I)
+            t, i = k // n_in, (k % n_in).to(tl.int64)
             tap = first_tap + t
             dy, dx = tap // KERNEL_WIDTH * step_y, tap % KERNEL_WIDTH * step_x
-            at_y, at_x = y0 + dy, x0 + dx
-            there = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width) & exists
-            offset = dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw
-            channels = i[None, :].to(tl.int64) * stride_xc
-            x = tl.load(x_ptrs[:, None] + offset + channels, there[:, None] & (i < n_in)[None, :], 0.0)
-            w_ptrs = packed_ptrs[None, :] + (t * n_in + i[:, None]).to(tl.int64) * n_out
-            w = tl.load(w_ptrs, (i < n_in)[:, None] & inside[None, :], 0.0)
+            there = is_in(y0[:, None] + dy[None, :], height) & is_in(x0[:, None] + dx[None, :], width)
+            offset = dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw + i * stride_xc
+            counts = k < n_taps * n_in
+            x = tl.load(x_ptrs[:, None] + offset[None, :], there & counts[None, :], 0.0)
+            offset = t.to(tl.int64) * stride_wt + i * stride_wi
+            w = tl.load(weight_ptrs[None, :] + offset[:, None], counts[:, None] & inside[None, :], 0.0)
+            acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=dtype)
+    else:
+        lane = tl.arange(0, BLOCK_I)
+        lane_ptrs = x_ptrs[:, None] + lane[None, :].to(tl.int64) * stride_xc
+        weight_lane_ptrs = weight_ptrs[None, :] + lane[:, None].to(tl.int64) * stride_wi
+        # One loop over taps and channels, so that the loads of the next tap run ahead.
+        for step in range(0, n_taps * IN_BLOCKS):
+            t, first = step // IN_BLOCKS, step % IN_BLOCKS * BLOCK_I
+            tap = first_tap + t
+            dy, dx = tap // KERNEL_WIDTH * step_y, tap % KERNEL_WIDTH * step_x
+            there = (is_in(y0 + dy, height) & is_in(x0 + dx, width))[:, None]
+            counts = inside[None, :]
+            if RAGGED:
+                there = there & (lane < n_in - first)[None, :]
+                counts = counts & (lane < n_in - first)[:, None]
+            at = dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw + tl.cast(first, tl.int64) * stride_xc
+            x = tl.load(lane_ptrs + at, there, 0.0)
+            at = tl.cast(t, tl.int64) * stride_wt + tl.cast(first, tl.int64) * stride_wi
+            w = tl.load(weight_lane_ptrs + at, counts, 0.0)
             acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=dtype)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + group * n_out + o, inside, 0.0).to(dtype)[None, :]
@@ -162,6 +209,12 @@ def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype, channels_
     )
 
 
+def conv_options(tile: MatrixTile, x: Tensor, y: Tensor, activation: str = "identity") -> dict[str, int]:
+    """Only where channels are last, the channels of a pixel are a contiguous row."""
+    rows = (x.shape[1], y.shape[1]) if both_channels_last(x, y) else (1, 1)
+    return product_options(tile, x.dtype, rows, activation)
+
+
 def both_channels_last(x: Tensor, y: Tensor) -> bool:
     return x.stride(1) == 1 and y.stride(1) == 1
 
@@ -183,7 +236,7 @@ def sum_over_taps(
     y: Tensor,
     pre: Tensor,
     x: Tensor,
-    packed: Tensor,
+    packed: Packed,
     bias: Tensor | None,
     taps: Taps,
     groups: int,
@@ -200,12 +253,13 @@ def sum_over_taps(
     tile = conv_tile(pixels * groups, n_out, inner, x.dtype, both_channels_last(x, y))
     launch(
         _masked_conv2d_fwd_kernel, groups * tile.programs(pixels, n_out),
-        y, pre, x, packed, bias,
+        y, pre, x, packed.weights, bias,
         pixels, out_height, out_width, x.shape[2], x.shape[3], n_in, n_out, taps.first, taps.count, *begin, *step,
-        *x.stride(), *y.stride(),
-        KERNEL_WIDTH=taps.kernel_width, FOLD=fold, ACTIVATION=activation, HAS_BIAS=bias is not None, KEEP=keep,
-        PRECISION=precision(x.dtype), BLOCK_P=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
-        **launch_options(tile.warps, tile.stages),
+        *x.stride(), *y.stride(), *packed[1:],
+        KERNEL_WIDTH=taps.kernel_width, FOLD=fold, IN_BLOCKS=ceil_div(n_in, tile.inner), RAGGED=n_in % tile.inner > 0,
+        ACTIVATION=activation, HAS_BIAS=bias is not None, KEEP=keep, PRECISION=precision(x.dtype),
+        INDEX=index_type(pixels), BLOCK_P=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
+        **conv_options(tile, x, y, activation),
     )  # fmt: skip
 
 
@@ -236,7 +290,7 @@ def masked_conv2d_fwd(
     y, wide = image_like(x, shape, channels_last), compute_dtype(x.dtype)
     pre = image_like(x, shape, channels_last, wide) if keep else x.new_empty(0, dtype=wide)
     counted = Taps.of(taps, weight, origin_tap)
-    packed = pack(weight, rule_of(in_degrees, out_degrees), counted, groups, inputs_last=False)
+    packed = pack(weight, rule_of(in_degrees, out_degrees), counted, groups)
     begin, step = (-padding[0], -padding[1]), (dilation[0], dilation[1])
     bias = None if bias is None else bias.contiguous()
     sum_over_taps(y, pre, x, packed, bias, counted, groups, begin, step, activation, keep)

@@ -14,10 +14,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import through
+from ._division import divide, index_type, reciprocal
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import in_tf32, launch_options, precision
+from ._matrix import in_tf32, precision, split_products
 from ._tiles import ceil_div, next_power_of_2, split_sum
-from .masked_conv2d import Taps, both_channels_last, conv_tile, folds, image_like, pack, rule_of, sum_over_taps
+from .masked_conv2d import (
+    Taps,
+    both_channels_last,
+    conv_options,
+    conv_tile,
+    folds,
+    image_like,
+    is_in,
+    pack,
+    rule_of,
+    sum_over_taps,
+)
 
 _SUM_BLOCK = 256
 # Pixels, channels and warps of a tile without products.
@@ -25,18 +37,26 @@ _PRE_PIXELS, _PRE_CHANNELS, _PRE_WARPS = 16, 64, 4
 
 
 @triton.jit
-def _pixel(pixel, height, width):
+def _pixel(pixel, area, width, area_multiplier, area_shift, width_multiplier, width_shift):
     """(image, row, column) of a pixel counted over all images."""
-    place = (pixel % (height * width)).to(tl.int32)
-    return pixel // (height * width), place // width, place % width
+    image = divide(pixel, area, area_multiplier, area_shift)
+    place = (pixel - image * area).to(tl.int32)
+    row = divide(place, width, width_multiplier, width_shift)
+    return image, row, place - row * width
 
 
-@triton.jit(do_not_specialize=["n_pixels", "pixels_per_split"])
+@triton.jit(
+    do_not_specialize=[
+        "n_pixels", "pixels_per_split", "area_multiplier", "area_shift", "width_multiplier", "width_shift",
+    ]
+)  # fmt: skip
 def _masked_conv2d_bwd_pre_kernel(
-    d_pre_ptr, bias_parts_ptr, d_y_ptr, kept_ptr, n_pixels, pixels_per_split, height, width, n_out,
+    d_pre_ptr, bias_parts_ptr, d_y_ptr, kept_ptr, n_pixels, pixels_per_split,
+    area, width, area_multiplier, area_shift, width_multiplier, width_shift, n_out,
     stride_gn, stride_gc, stride_gh, stride_gw, stride_kn, stride_kc, stride_kh, stride_kw,
     stride_dn, stride_dc, stride_dh, stride_dw,
-    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """One program owns one split of the pixels, BLOCK_O channels.
 
@@ -45,16 +65,16 @@ def _masked_conv2d_bwd_pre_kernel(
     """
     dtype: tl.constexpr = bias_parts_ptr.dtype.element_ty
     out_blocks = tl.cdiv(n_out, BLOCK_O)
-    split = (tl.program_id(0) // out_blocks).to(tl.int64)
+    split = tl.program_id(0) // out_blocks
     o = ((tl.program_id(0) % out_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)[None, :]).to(tl.int64)
-    begin = split * pixels_per_split
+    begin = split.to(INDEX) * pixels_per_split
     end = tl.minimum(begin + pixels_per_split, n_pixels)
     total = tl.zeros((BLOCK_P, BLOCK_O), dtype)
     for start in range(begin, end, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)[:, None]
         mask = (pixel < end) & (o < n_out)
-        image, row, column = _pixel(pixel, height, width)
-        row, column = row.to(tl.int64), column.to(tl.int64)
+        image, row, column = _pixel(pixel, area, width, area_multiplier, area_shift, width_multiplier, width_shift)
+        image, row, column = image.to(tl.int64), row.to(tl.int64), column.to(tl.int64)
         at = image * stride_gn + o * stride_gc + row * stride_gh + column * stride_gw
         d_pre = tl.load(d_y_ptr + at, mask, 0.0).to(dtype)
         if ACTIVATION != "identity":
@@ -64,7 +84,7 @@ def _masked_conv2d_bwd_pre_kernel(
             tl.store(d_pre_ptr + at, d_pre.to(d_pre_ptr.dtype.element_ty), mask)
         total += tl.where(mask, d_pre, 0.0)
     if HAS_BIAS:
-        tl.store(bias_parts_ptr + split * n_out + o, tl.sum(total, 0)[None, :], o < n_out)
+        tl.store(bias_parts_ptr + split.to(tl.int64) * n_out + o, tl.sum(total, 0)[None, :], o < n_out)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -80,13 +100,18 @@ def _masked_conv2d_bwd_bias_kernel(d_bias_ptr, bias_parts_ptr, splits, n_out, BL
     tl.store(d_bias_ptr + o, total.to(d_bias_ptr.dtype.element_ty), o < n_out)
 
 
-@triton.jit(do_not_specialize=["n_pixels", "pixels_per_split", "first_tap", "n_taps", "from_y", "from_x"])
+@triton.jit(
+    do_not_specialize=[
+        "n_pixels", "pixels_per_split", "area_multiplier", "area_shift", "width_multiplier", "width_shift",
+        "first_tap", "n_taps", "from_y", "from_x",
+    ]
+)  # fmt: skip
 def _masked_conv2d_bwd_weight_kernel(
-    parts_ptr, d_pre_ptr, x_ptr,
-    n_pixels, pixels_per_split, out_height, out_width, height, width, n_in, n_out, groups,
+    parts_ptr, d_pre_ptr, x_ptr, n_pixels, pixels_per_split,
+    area, out_width, area_multiplier, area_shift, width_multiplier, width_shift, height, width, n_in, n_out, groups,
     first_tap, n_taps, from_y, from_x, step_y, step_x,
     stride_gn, stride_gc, stride_gh, stride_gw, stride_xn, stride_xc, stride_xh, stride_xw,
-    KERNEL_WIDTH: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_O x BLOCK_I weights of one tap, or of a few where channels are few, and one split.
@@ -103,7 +128,7 @@ def _masked_conv2d_bwd_weight_kernel(
     block, rest = tl.program_id(0) % column_blocks, tl.program_id(0) // column_blocks
     o = rest % out_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     rest = rest // out_blocks
-    group, split = (rest % groups).to(tl.int64), (rest // groups).to(tl.int64)
+    group, split = (rest % groups).to(tl.int64), rest // groups
     if FOLD:
         k = block * BLOCK_I + tl.arange(0, BLOCK_I)
         inside = k < n_taps * n_in
@@ -112,22 +137,28 @@ def _masked_conv2d_bwd_weight_kernel(
         i = block % in_blocks * BLOCK_I + tl.arange(0, BLOCK_I)
         inside = i < n_in
         k = block // in_blocks * n_in + i
-        tap = first_tap + block // in_blocks + tl.zeros((BLOCK_I,), tl.int32)
+        tap = first_tap + block // in_blocks
     dy, dx = tap // KERNEL_WIDTH * step_y + from_y, tap % KERNEL_WIDTH * step_x + from_x
     x_ptrs = x_ptr + (group * n_in + i) * stride_xc + dy.to(tl.int64) * stride_xh + dx.to(tl.int64) * stride_xw
     d_pre_ptrs = d_pre_ptr + (group * n_out + o) * stride_gc
-    begin = split * pixels_per_split
+    begin = split.to(INDEX) * pixels_per_split
     end = tl.minimum(begin + pixels_per_split, n_pixels)
+    # No split is empty: a path around the loop would make the assembler serialise products of 128 columns.
+    tl.assume(begin < end)
     acc = tl.zeros((BLOCK_O, BLOCK_I), dtype)
     for start in range(begin, end, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
-        image, row, column = _pixel(pixel, out_height, out_width)
-        at = image * stride_gn + row.to(tl.int64) * stride_gh + column.to(tl.int64) * stride_gw
+        image, row, column = _pixel(pixel, area, out_width, area_multiplier, area_shift, width_multiplier, width_shift)
+        row, column = row.to(INDEX), column.to(INDEX)
+        at = image * stride_gn + row * stride_gh + column * stride_gw
         d_pre = tl.load(d_pre_ptrs[:, None] + at[None, :], (o < n_out)[:, None] & (pixel < end)[None, :], 0.0)
-        at_y, at_x = row[:, None] + dy[None, :], column[:, None] + dx[None, :]
-        there = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width) & (pixel < end)[:, None]
-        at = image * stride_xn + row.to(tl.int64) * stride_xh + column.to(tl.int64) * stride_xw
-        x = tl.load(x_ptrs[None, :] + at[:, None], there & inside[None, :], 0.0)
+        if FOLD:
+            there = is_in(row[:, None] + dy[None, :], height) & is_in(column[:, None] + dx[None, :], width)
+        else:
+            # The same for all channels: one access reads several of them.
+            there = (is_in(row + dy, height) & is_in(column + dx, width))[:, None]
+        at = image * stride_xn + row * stride_xh + column * stride_xw
+        x = tl.load(x_ptrs[None, :] + at[:, None], there & (pixel < end)[:, None] & inside[None, :], 0.0)
         acc = tl.dot(d_pre, x, acc, input_precision=PRECISION, out_dtype=dtype)
     n_columns = n_taps * n_in
     at = ((split * groups + group) * n_out + o[:, None]) * n_columns + k[None, :]
@@ -138,25 +169,38 @@ def _masked_conv2d_bwd_weight_kernel(
 def _masked_conv2d_bwd_sum_kernel(
     d_weight_ptr, parts_ptr, in_degrees_ptr, out_degrees_ptr,
     splits, first_tap, n_taps, origin_tap, n_in, n_out, size,
-    KERNEL_SIZE: tl.constexpr, HAS_RULE: tl.constexpr, BLOCK: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr, HAS_RULE: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK weights.
+    """One program owns BLOCK weights, counted by output, tap and input, as the parts are.
 
     d_weight = sum, in order, of the parts of the splits where the weight counts, and 0 elsewhere.
     """
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tap, i, o = at % KERNEL_SIZE, at // KERNEL_SIZE % n_in, at // KERNEL_SIZE // n_in
+    at = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    i, rest = at % n_in, at // n_in
+    tap, o = rest % KERNEL_SIZE, rest // KERNEL_SIZE
     counts = (at < size) & (tap >= first_tap) & (tap < first_tap + n_taps)
     if HAS_RULE:
         in_degree = tl.load(in_degrees_ptr + o // n_out * n_in + i, counts, 0)
         out_degree = tl.load(out_degrees_ptr + o, counts, 0)
         counts = counts & ((tap != origin_tap) | (in_degree <= out_degree))
     part_ptrs = parts_ptr + (o * n_taps + tap - first_tap) * n_in + i
+    part_size = size // KERNEL_SIZE * n_taps
     total = tl.zeros((BLOCK,), parts_ptr.dtype.element_ty)
     for _ in range(0, splits):
         total += tl.load(part_ptrs, counts, 0.0)
-        part_ptrs += size // KERNEL_SIZE * n_taps
-    tl.store(d_weight_ptr + at, total.to(d_weight_ptr.dtype.element_ty), at < size)
+        part_ptrs += part_size
+    to = d_weight_ptr + (o * n_in + i) * KERNEL_SIZE + tap
+    tl.store(to, total.to(d_weight_ptr.dtype.element_ty), at < size)
+
+
+def _numbers(height: int, width: int) -> tuple[int, ...]:
+    """What `_pixel` takes of an image."""
+    return height * width, width, *reciprocal(height * width), *reciprocal(width)
+
+
+def _extent(t: Tensor) -> int:
+    """The largest offset in t, and 1."""
+    return sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + 1
 
 
 def _pre_gradients(
@@ -175,9 +219,10 @@ def _pre_gradients(
     parts = d_y.new_empty((splits, outputs) if has_bias else 0, dtype=wide)
     launch(
         _masked_conv2d_bwd_pre_kernel, splits * out_blocks,
-        d_pre, parts, d_y, kept, pixels, per_split, height, width, outputs,
+        d_pre, parts, d_y, kept, pixels, per_split, *_numbers(height, width), outputs,
         *d_y.stride(), *kept.stride(), *d_pre.stride(),
-        ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_P=_PRE_PIXELS, BLOCK_O=block, num_warps=_PRE_WARPS,
+        ACTIVATION=activation, HAS_BIAS=has_bias, INDEX=index_type(pixels), BLOCK_P=_PRE_PIXELS, BLOCK_O=block,
+        num_warps=_PRE_WARPS,
     )  # fmt: skip
     if not has_bias:
         return d_pre, None
@@ -201,6 +246,8 @@ def _weight_gradient(
 ) -> Tensor:
     n, outputs, out_height, out_width = d_pre.shape
     pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
+    if pixels == 0:
+        return weight.new_zeros(weight.shape)
     d_weight = weight.new_empty(weight.shape)
     fold = folds(n_in)
     inner = n_in * taps.count if fold else n_in
@@ -210,21 +257,23 @@ def _weight_gradient(
     tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))
     blocks = groups * ceil_div(n_out, tile.rows)
     blocks *= ceil_div(inner, tile.columns) * (1 if fold else taps.count)
-    splits, per_split = split_sum(pixels, blocks, 4 * tile.inner)
+    splits, per_split = split_products(pixels, blocks, 4 * tile.inner)
     parts = x.new_empty((splits, outputs, taps.count, n_in), dtype=compute_dtype(x.dtype))
     launch(
         _masked_conv2d_bwd_weight_kernel, splits * blocks,
-        parts, d_pre, x, pixels, per_split, out_height, out_width, x.shape[2], x.shape[3], n_in, n_out, groups,
+        parts, d_pre, x, pixels, per_split, *_numbers(out_height, out_width), *x.shape[2:], n_in, n_out, groups,
         taps.first, taps.count, *begin, *step, *d_pre.stride(), *x.stride(),
         KERNEL_WIDTH=taps.kernel_width, FOLD=fold, PRECISION=precision(x.dtype),
-        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns, **launch_options(tile.warps, tile.stages),
+        INDEX=index_type(max(pixels, _extent(d_pre), _extent(x))),
+        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns, **conv_options(tile, x, d_pre),
     )  # fmt: skip
     in_degrees, out_degrees = rule or (None, None)
     launch(
         _masked_conv2d_bwd_sum_kernel, ceil_div(d_weight.numel(), _SUM_BLOCK),
         d_weight, parts, in_degrees, out_degrees,
         splits, taps.first, taps.count, taps.origin, n_in, n_out, d_weight.numel(),
-        KERNEL_SIZE=weight.shape[2] * weight.shape[3], HAS_RULE=rule is not None, BLOCK=_SUM_BLOCK, num_warps=4,
+        KERNEL_SIZE=weight.shape[2] * weight.shape[3], HAS_RULE=rule is not None,
+        INDEX=index_type(d_weight.numel()), BLOCK=_SUM_BLOCK, num_warps=4,
     )  # fmt: skip
     return d_weight
 
@@ -252,7 +301,7 @@ def masked_conv2d_bwd(
     d_x = d_weight = None
     if needs[0]:
         d_x = image_like(x, x.shape, channels_last)
-        packed = pack(weight, rule, counted, groups, inputs_last=True)
+        packed = pack(weight, rule, counted, groups).transpose()
         unkept = x.new_empty(0)
         sum_over_taps(
             d_x, unkept, d_pre, packed, None, counted, groups, (top, left), (-step_y, -step_x), "identity", False

@@ -1,7 +1,7 @@
 """Masked linear layer: y = act(scale (W o M) x + bias).
 
-The mask is a comparison of degrees. Tiles of the weight that it empties are never visited: a program looks at the
-degrees first, and then walks the tiles that are left, those that need no mask apart from those that do.
+The mask is a comparison of degrees. Tiles of the weight that it empties are never visited: a program walks the tiles
+that count wholly, then those that count in part and need the mask.
 """
 
 from __future__ import annotations
@@ -13,20 +13,10 @@ from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
 from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import (
-    GROUP,
-    bounds,
-    group_blocks,
-    in_tf32,
-    launch_options,
-    lowest_bit,
-    matrix_tile,
-    precision,
-    staircase,
-    tiles_at_once,
-)
+from ._matrix import GROUP, choose_tile, group_blocks, in_tf32, precision, product_options
 from .masked_linear_gradients import masked_linear_bwd
 from .masked_norm import masked_norm_bwd, masked_norm_fwd
+from .tile_lists import row_of, tile_lists
 
 # The gradient and the norms have modules of their own; callers find them beside the layer.
 __all__ = ["aot_cases", "masked_layer", "masked_linear_bwd", "masked_linear_fwd", "masked_norm_bwd", "masked_norm_fwd"]
@@ -34,12 +24,16 @@ __all__ = ["aot_cases", "masked_layer", "masked_linear_bwd", "masked_linear_fwd"
 
 @triton.jit
 def _forward_tiles(
-    acc, bits, count, first, x_ptrs, exists, weight_ptrs, in_degrees_ptr, out_degree, n_in,
+    acc, tiles_ptr, count, x_ptrs, exists, weight_ptrs, in_degrees_ptr, out_degrees_ptr, o, n_in, n_out,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    for _ in range(count):
-        i = first + lowest_bit(bits) * BLOCK_I + tl.arange(0, BLOCK_I)
-        bits = bits & (bits - 1)
+    if MASKED:
+        out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)
+    tile = tl.load(tiles_ptr)
+    for step in range(1, count + 1):
+        i = tile * BLOCK_I + tl.arange(0, BLOCK_I)
+        # One tile ahead, so that no address waits for it.
+        tile = tl.load(tiles_ptr + step)
         x = tl.load(x_ptrs + i[None, :], exists[:, None] & (i[None, :] < n_in), 0.0)
         w = tl.load(weight_ptrs + i[:, None], i[:, None] < n_in, 0.0)
         if MASKED:
@@ -51,10 +45,10 @@ def _forward_tiles(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _masked_linear_fwd_kernel(
-    y_ptr, pre_ptr, x_ptr, weight_ptr, bias_ptr, scale_ptr, addend_ptr, in_degrees_ptr, out_degrees_ptr,
+    y_ptr, pre_ptr, x_ptr, weight_ptr, bias_ptr, scale_ptr, addend_ptr, lists_ptr, in_degrees_ptr, out_degrees_ptr,
     n_rows, n_in, n_out, stride_x, stride_weight, stride_addend,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_ADDEND: tl.constexpr,
-    KEEP: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr,
+    KEEP: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows of BLOCK_O outputs.
@@ -68,22 +62,19 @@ def _masked_linear_fwd_kernel(
     row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     o = out_block * BLOCK_O + tl.arange(0, BLOCK_O)
     exists, inside = row < n_rows, o < n_out
-    out_degree = tl.load(out_degrees_ptr + o, inside, 0)
-    least, most = bounds(out_degree, inside)
+    tiles_ptr, n_whole, n_part = row_of(lists_ptr, out_block, n_in, BLOCK_I)
     x_ptrs = x_ptr + row[:, None] * stride_x
     # Outputs that do not exist repeat the first one: loads need no mask for them.
     weight_ptrs = weight_ptr + tl.where(inside, o, 0)[None, :].to(tl.int64) * stride_weight
     acc = tl.zeros((BLOCK_N, BLOCK_O), dtype)
-    for first in range(0, n_in, TILES * BLOCK_I):
-        cut, n_cut, below, n_below = staircase(in_degrees_ptr, first, n_in, least, most, 1, BLOCK_I, TILES)
-        acc = _forward_tiles(
-            acc, below, n_below, first, x_ptrs, exists, weight_ptrs, in_degrees_ptr, out_degree, n_in,
-            False, PRECISION, BLOCK_I,
-        )  # fmt: skip
-        acc = _forward_tiles(
-            acc, cut, n_cut, first, x_ptrs, exists, weight_ptrs, in_degrees_ptr, out_degree, n_in,
-            True, PRECISION, BLOCK_I,
-        )  # fmt: skip
+    acc = _forward_tiles(
+        acc, tiles_ptr, n_whole, x_ptrs, exists, weight_ptrs, in_degrees_ptr, out_degrees_ptr, o, n_in, n_out,
+        False, PRECISION, BLOCK_I,
+    )  # fmt: skip
+    acc = _forward_tiles(
+        acc, tiles_ptr + n_whole, n_part, x_ptrs, exists, weight_ptrs, in_degrees_ptr, out_degrees_ptr, o, n_in, n_out,
+        True, PRECISION, BLOCK_I,
+    )  # fmt: skip
     if HAS_SCALE:
         acc *= tl.load(scale_ptr + o, inside, 0.0).to(dtype)[None, :]
     if HAS_BIAS:
@@ -107,20 +98,28 @@ def masked_layer(
     out_degrees: Tensor,
     activation: str,
     keep: bool,
+    y: Tensor | None = None,
+    pre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`."""
+    """(y, pre) of pre = scale (W o M) x + bias + addend, pre in float32 or float64; it is empty without `keep`.
+
+    They are written to contiguous memory where this is given.
+    """
     (n, inputs), outputs = x.shape, weight.shape[0]
-    y = x.new_empty((n, outputs))
-    pre = x.new_empty((n, outputs) if keep else 0, dtype=compute_dtype(x.dtype))
-    tile = matrix_tile(n, outputs, x.dtype)
+    y = x.new_empty((n, outputs)) if y is None else y
+    if pre is None:
+        pre = x.new_empty((n, outputs), dtype=compute_dtype(x.dtype)) if keep else x.new_empty(0)
+    multiplied = precision(x.dtype)
+    tile = choose_tile(n, outputs, x.dtype, multiplied)
+    lists = tile_lists(in_degrees, out_degrees, 1, tile.inner, tile.columns)
     launch(
         _masked_linear_fwd_kernel, tile.programs(n, outputs),
-        y, pre, x, weight, bias, weight_scale, addend, in_degrees, out_degrees,
+        y, pre, x, weight, bias, weight_scale, addend, lists, in_degrees, out_degrees,
         n, inputs, outputs, x.stride(0), weight.stride(0), 0 if addend is None else addend.stride(0),
         ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALE=weight_scale is not None,
-        HAS_ADDEND=addend is not None, KEEP=keep, PRECISION=precision(x.dtype), GROUP=GROUP,
-        TILES=tiles_at_once(inputs, tile.inner),
-        BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner, **launch_options(tile.warps, tile.stages),
+        HAS_ADDEND=addend is not None, KEEP=keep, PRECISION=multiplied, GROUP=GROUP,
+        BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
+        **product_options(tile, x.dtype, (inputs, outputs), activation, addend is not None),
     )  # fmt: skip
     return y, pre
 

@@ -14,17 +14,17 @@ from ._activations import through
 from ._launch import AotCase, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
-    bounds,
+    choose_tile,
     group_blocks,
     in_tf32,
-    launch_options,
-    lowest_bit,
     matrix_tile,
     precision,
-    staircase,
-    tiles_at_once,
+    product_options,
+    split_products,
+    staircase_programs,
 )
 from ._tiles import ceil_div, next_power_of_2, row_tile, split_sum, vector_width
+from .tile_lists import row_of, tile_lists
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
@@ -58,19 +58,40 @@ def _masked_linear_bwd_pre_kernel(
 
 
 @triton.jit
-def _backward_tiles(
-    acc, bits, count, first, d_pre_ptrs, exists, weight_ptrs, inside, stride_weight, scale_ptr, out_degrees_ptr,
-    in_degree, n_out,
-    MASKED: tl.constexpr, HAS_SCALE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_O: tl.constexpr,
+def _masked_linear_scale_kernel(
+    scaled_ptr, weight_ptr, scale_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    for _ in range(count):
-        o = first + lowest_bit(bits) * BLOCK_O + tl.arange(0, BLOCK_O)
-        bits = bits & (bits - 1)
+    """One program owns BLOCK_O rows, BLOCK_I columns.
+
+    scaled = scale (W o M), so that no product over it scales or masks.
+    """
+    dtype: tl.constexpr = tl.float64 if scaled_ptr.dtype.element_ty == tl.float64 else tl.float32
+    in_blocks = tl.cdiv(n_in, BLOCK_I)
+    o = (tl.program_id(0) // in_blocks).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)[:, None]
+    i = (tl.program_id(0) % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
+    mask = (o < n_out) & (i < n_in)
+    w = tl.load(weight_ptr + o * stride_weight + i, mask, 0.0).to(dtype)
+    w *= tl.load(scale_ptr + o, o < n_out, 0.0).to(dtype)
+    counts = tl.load(in_degrees_ptr + i, i < n_in, 0) <= tl.load(out_degrees_ptr + o, o < n_out, 0)
+    tl.store(scaled_ptr + o * n_in + i, tl.where(counts, w, 0.0).to(scaled_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _backward_tiles(
+    acc, tiles_ptr, count, d_pre_ptrs, exists, weight_ptrs, i, in_degrees_ptr, out_degrees_ptr, n_in, n_out,
+    stride_weight, MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    if MASKED:
+        in_degree = tl.load(in_degrees_ptr + i, i < n_in, 0)
+    tile = tl.load(tiles_ptr)
+    for step in range(1, count + 1):
+        o = tile * BLOCK_O + tl.arange(0, BLOCK_O)
+        # One tile ahead, so that no address waits for it.
+        tile = tl.load(tiles_ptr + step)
         d_pre = tl.load(d_pre_ptrs + o[None, :], exists[:, None] & (o[None, :] < n_out), 0.0)
-        w = tl.load(weight_ptrs + o[:, None].to(tl.int64) * stride_weight, (o[:, None] < n_out) & inside[None, :], 0.0)
-        if HAS_SCALE:
-            scale = tl.load(scale_ptr + o, o < n_out, 0.0).to(acc.dtype)
-            w = (w.to(acc.dtype) * scale[:, None]).to(w.dtype)
+        counts = (o[:, None] < n_out) & (i < n_in)[None, :]
+        w = tl.load(weight_ptrs + o[:, None].to(tl.int64) * stride_weight, counts, 0.0)
         if MASKED:
             out_degree = tl.load(out_degrees_ptr + o, o < n_out, 0)
             w = tl.where(in_degree[None, :] <= out_degree[:, None], w, 0.0)
@@ -80,63 +101,68 @@ def _backward_tiles(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _masked_linear_bwd_x_kernel(
-    d_x_ptr, d_pre_ptr, weight_ptr, scale_ptr, in_degrees_ptr, out_degrees_ptr,
+    d_x_ptr, d_pre_ptr, weight_ptr, kept_ptr, addend_ptr, lists_ptr, in_degrees_ptr, out_degrees_ptr,
     n_rows, n_in, n_out, stride_d_pre, stride_weight,
-    HAS_SCALE: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr,
+    ACTIVATION: tl.constexpr, HAS_ADDEND: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows of BLOCK_I inputs.
 
-    d_x = (d_pre scale) (W o M).
+    d_x = d_pre (W o M), of a scaled weight, which is zero where it does not count, without MASKED.
+    The slope of the activation that made x may come as a factor, and then an addend.
     Columns come in the order of the inputs: the first ones have the most outputs.
     """
     dtype: tl.constexpr = tl.float64 if d_x_ptr.dtype.element_ty == tl.float64 else tl.float32
     in_blocks = tl.cdiv(n_in, BLOCK_I)
     row_block, in_block = group_blocks(tl.program_id(0), tl.cdiv(n_rows, BLOCK_N), in_blocks, GROUP)
+    in_block = in_blocks - 1 - in_block
     row = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    i = (in_blocks - 1 - in_block) * BLOCK_I + tl.arange(0, BLOCK_I)
+    i = in_block * BLOCK_I + tl.arange(0, BLOCK_I)
     exists, inside = row < n_rows, i < n_in
-    in_degree = tl.load(in_degrees_ptr + i, inside, 0)
-    least, most = bounds(-in_degree, inside)
+    tiles_ptr, n_whole, n_part = row_of(lists_ptr, in_block, n_out, BLOCK_O)
+    if not MASKED:
+        n_whole += n_part
     d_pre_ptrs = d_pre_ptr + row[:, None] * stride_d_pre
     weight_ptrs = weight_ptr + i[None, :]
     acc = tl.zeros((BLOCK_N, BLOCK_I), dtype)
-    for first in range(0, n_out, TILES * BLOCK_O):
-        cut, n_cut, below, n_below = staircase(out_degrees_ptr, first, n_out, least, most, -1, BLOCK_O, TILES)
+    acc = _backward_tiles(
+        acc, tiles_ptr, n_whole, d_pre_ptrs, exists, weight_ptrs, i, in_degrees_ptr, out_degrees_ptr, n_in, n_out,
+        stride_weight, False, PRECISION, BLOCK_O,
+    )  # fmt: skip
+    if MASKED:
         acc = _backward_tiles(
-            acc, below, n_below, first, d_pre_ptrs, exists, weight_ptrs, inside, stride_weight, scale_ptr,
-            out_degrees_ptr, in_degree, n_out, False, HAS_SCALE, PRECISION, BLOCK_O,
+            acc, tiles_ptr + n_whole, n_part, d_pre_ptrs, exists, weight_ptrs, i, in_degrees_ptr, out_degrees_ptr,
+            n_in, n_out, stride_weight, True, PRECISION, BLOCK_O,
         )  # fmt: skip
-        acc = _backward_tiles(
-            acc, cut, n_cut, first, d_pre_ptrs, exists, weight_ptrs, inside, stride_weight, scale_ptr,
-            out_degrees_ptr, in_degree, n_out, True, HAS_SCALE, PRECISION, BLOCK_O,
-        )  # fmt: skip
-    owned = exists[:, None] & inside[None, :]
-    tl.store(d_x_ptr + row[:, None] * n_in + i[None, :], acc.to(d_x_ptr.dtype.element_ty), owned)
+    owned, at = exists[:, None] & inside[None, :], row[:, None] * n_in + i[None, :]
+    if ACTIVATION != "identity":
+        acc = through(acc, tl.load(kept_ptr + at, owned, 0.0).to(dtype), ACTIVATION)
+    if HAS_ADDEND:
+        acc += tl.load(addend_ptr + at, owned, 0.0).to(dtype)
+    tl.store(d_x_ptr + at, acc.to(d_x_ptr.dtype.element_ty), owned)
 
 
-@triton.jit(do_not_specialize=["n_rows", "rows_per_split"])
+@triton.jit(do_not_specialize=["n_rows", "rows_per_split", "splits"])
 def _masked_linear_bwd_weight_kernel(
-    d_weight_ptr, d_pre_ptr, x_ptr, in_degrees_ptr, out_degrees_ptr,
-    n_rows, rows_per_split, n_in, n_out, stride_d_pre, stride_x,
+    d_weight_ptr, d_pre_ptr, x_ptr, lists_ptr, in_degrees_ptr, out_degrees_ptr,
+    n_rows, rows_per_split, splits, n_in, n_out, stride_d_pre, stride_x,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_O x BLOCK_I weights, one split of the rows.
 
     d_weight = sum_n d_pre x where the weight counts, and 0 elsewhere.
-    A program without a weight that counts writes only zeros.
+    A program without a weight that counts writes only zeros; those come last.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    out_blocks, in_blocks = tl.cdiv(n_out, BLOCK_O), tl.cdiv(n_in, BLOCK_I)
-    block = tl.program_id(0) % (out_blocks * in_blocks)
-    split = (tl.program_id(0) // (out_blocks * in_blocks)).to(tl.int64)
-    o = (block // in_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
-    i = (block % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)
-    in_degree, out_degree = tl.load(in_degrees_ptr + i, i < n_in, 0), tl.load(out_degrees_ptr + o, o < n_out, 0)
-    lowest, _ = bounds(in_degree, i < n_in)
-    _, most = bounds(out_degree, o < n_out)
+    out_blocks = tl.cdiv(n_out, BLOCK_O)
+    out_block, rest = tl.program_id(0) % out_blocks, tl.program_id(0) // out_blocks
+    split, place = (rest % splits).to(tl.int64), rest // splits
+    tiles_ptr, n_whole, n_part = row_of(lists_ptr, out_block, n_in, BLOCK_I)
+    o = out_block * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = tl.load(tiles_ptr + place) * BLOCK_I + tl.arange(0, BLOCK_I)
     begin = split * rows_per_split
-    rows = tl.where(lowest <= most, tl.minimum(n_rows - begin, rows_per_split).to(tl.int32), 0)
+    rows = tl.where(place < n_whole + n_part, tl.minimum(n_rows - begin, rows_per_split).to(tl.int32), 0)
     row = tl.arange(0, BLOCK_N)
     d_pre_ptrs = d_pre_ptr + o[:, None] + (begin + row[None, :]) * stride_d_pre
     x_ptrs = x_ptr + i[None, :] + (begin + row[:, None]) * stride_x
@@ -147,6 +173,7 @@ def _masked_linear_bwd_weight_kernel(
         acc = tl.dot(d_pre, x, acc, input_precision=PRECISION, out_dtype=dtype)
         d_pre_ptrs += BLOCK_N * stride_d_pre
         x_ptrs += BLOCK_N * stride_x
+    in_degree, out_degree = tl.load(in_degrees_ptr + i, i < n_in, 0), tl.load(out_degrees_ptr + o, o < n_out, 0)
     acc = tl.where(in_degree[None, :] <= out_degree[:, None], acc, 0.0)
     at = (split * n_out + o[:, None]) * n_in + i[None, :]
     owned = (o < n_out)[:, None] & (i < n_in)[None, :]
@@ -182,17 +209,87 @@ def _masked_linear_bwd_sum_kernel(
         for start in range(0, n_in, BLOCK_I):
             i = start + tl.arange(0, BLOCK_I)[None, :]
             owned = (o < n_out) & (i < n_in)
-            counts = owned & (tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree)
+            counts = tl.load(in_degrees_ptr + i, i < n_in, 0) <= out_degree
             g = tl.zeros((BLOCK_O, BLOCK_I), dtype)
+            # What does not count is zero in the parts: whole vectors are loaded.
             for split in range(0, weight_splits):
-                g += tl.load(weight_parts_ptr + (split * n_out + o) * n_in + i, counts, 0.0)
-            tl.store(
-                d_weight_ptr + o * n_in + i, tl.where(counts, g * scale, 0.0).to(d_weight_ptr.dtype.element_ty), owned
-            )
+                g += tl.load(weight_parts_ptr + (split * n_out + o) * n_in + i, owned, 0.0)
+            d_weight = tl.where(counts, g * scale, 0.0).to(d_weight_ptr.dtype.element_ty)
+            tl.store(d_weight_ptr + o * n_in + i, d_weight, owned)
             if HAS_SCALE:
-                total += g * tl.load(weight_ptr + o * stride_weight + i, counts, 0.0).to(dtype)
+                w = tl.load(weight_ptr + o * stride_weight + i, owned, 0.0).to(dtype)
+                total += tl.where(counts, g * w, 0.0)
         if HAS_SCALE:
             tl.store(d_scale_ptr + out, tl.sum(total, 1).to(d_scale_ptr.dtype.element_ty), exists)
+
+
+def _scale(weight: Tensor, weight_scale: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """scale (W o M), (O, I)."""
+    n_out, n_in = weight.shape
+    scaled = weight.new_empty((n_out, n_in))
+    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
+    launch(
+        _masked_linear_scale_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
+        scaled, weight, weight_scale, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return scaled
+
+
+def masked_layer_bwd_x(
+    d_pre: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    kept: Tensor | None,
+    addend: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """The gradient of what an activation was applied to, whose values x were multiplied by the weight, plus `addend`.
+
+    `kept` (N, I) is x or, for gelu and silu, what was before the activation; it and `addend` are contiguous.
+    """
+    n, (outputs, inputs) = d_pre.shape[0], weight.shape
+    d_x = d_pre.new_empty((n, inputs))
+    multiplied = precision(d_pre.dtype)
+    tile = choose_tile(n, inputs, d_pre.dtype, multiplied)
+    lists = tile_lists(out_degrees, in_degrees, -1, tile.inner, tile.columns)
+    masked = _scale(weight, weight_scale, in_degrees, out_degrees) if weight_scale is not None else weight
+    launch(
+        _masked_linear_bwd_x_kernel, tile.programs(n, inputs),
+        d_x, d_pre, masked, kept, addend, lists, in_degrees, out_degrees,
+        n, inputs, outputs, d_pre.stride(0), masked.stride(0),
+        ACTIVATION=activation, HAS_ADDEND=addend is not None, MASKED=weight_scale is None,
+        PRECISION=multiplied, GROUP=GROUP, BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
+        **product_options(tile, d_pre.dtype, (inputs, outputs), activation, addend is not None),
+    )  # fmt: skip
+    return d_x
+
+
+def add_parts(
+    d_weight: Tensor,
+    d_bias: Tensor | None,
+    d_scale: Tensor | None,
+    weight_parts: Tensor | None,
+    bias_parts: Tensor | None,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+) -> None:
+    """Adds up what the splits of the rows wrote: `weight_parts` (splits, O, I) and `bias_parts` (splits, O), or one."""
+    outputs, inputs = weight.shape
+    of_weight, of_bias = (0 if parts is None else parts.shape[0] for parts in (weight_parts, bias_parts))
+    # Few outputs for each program, so that there are many programs: each walks all inputs.
+    block = min(next_power_of_2(inputs), 512)
+    launch(
+        _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2),
+        d_weight, d_bias, d_scale, weight_parts, weight_parts if bias_parts is None else bias_parts,
+        weight, weight_scale, in_degrees, out_degrees, of_weight, of_bias, inputs, outputs, weight.stride(0),
+        HAS_WEIGHT=weight_parts is not None, HAS_BIAS=bias_parts is not None, HAS_SCALE=weight_scale is not None,
+        BLOCK_O=2, BLOCK_I=block, num_warps=4,
+    )  # fmt: skip
 
 
 def masked_linear_bwd(
@@ -227,39 +324,28 @@ def masked_linear_bwd(
             ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_N=row.rows, BLOCK_O=row.columns, num_warps=row.warps,
         )  # fmt: skip
 
-    d_x = x.new_empty((n, inputs))
-    tile = matrix_tile(n, inputs, x.dtype)
-    launch(
-        _masked_linear_bwd_x_kernel, tile.programs(n, inputs),
-        d_x, d_pre, weight, weight_scale, in_degrees, out_degrees,
-        n, inputs, outputs, d_pre.stride(0), weight.stride(0),
-        HAS_SCALE=has_scale, PRECISION=precision(x.dtype), GROUP=GROUP, TILES=tiles_at_once(outputs, tile.inner),
-        BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner, **launch_options(tile.warps, tile.stages),
-    )  # fmt: skip
+    d_x = masked_layer_bwd_x(d_pre, weight, weight_scale, in_degrees, out_degrees, None, None, "identity")
 
     d_weight = weight.new_empty((outputs, inputs))
     # Splits of the rows also multiply the programs.
     tile = matrix_tile(outputs * max(n // 512, 1), inputs, x.dtype)
+    lists = tile_lists(in_degrees, out_degrees, 1, tile.columns, tile.rows)
     blocks = tile.programs(outputs, inputs)
-    splits, rows_per_split = split_sum(n, blocks, 4 * tile.inner)
+    programs = staircase_programs(ceil_div(outputs, tile.rows), ceil_div(inputs, tile.columns))
+    splits, rows_per_split = split_products(n, programs, 4 * tile.inner)
     parted = has_scale or splits > 1
     weight_parts = x.new_empty((splits, outputs, inputs), dtype=dtype) if parted else d_weight
     launch(
         _masked_linear_bwd_weight_kernel, splits * blocks,
-        weight_parts, d_pre, x, in_degrees, out_degrees,
-        n, rows_per_split, inputs, outputs, d_pre.stride(0), x.stride(0),
+        weight_parts, d_pre, x, lists, in_degrees, out_degrees,
+        n, rows_per_split, splits, inputs, outputs, d_pre.stride(0), x.stride(0),
         PRECISION=precision(x.dtype),
-        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner, **launch_options(tile.warps, tile.stages),
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner,
+        **product_options(tile, x.dtype, (inputs, outputs)),
     )  # fmt: skip
     if parted or has_bias:
-        # Few outputs for each program, so that there are many programs: each walks all inputs.
-        block = min(next_power_of_2(inputs), 512)
-        launch(
-            _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2),
-            d_weight, d_bias, d_scale, weight_parts, bias_parts, weight, weight_scale, in_degrees, out_degrees,
-            splits, bias_splits, inputs, outputs, weight.stride(0),
-            HAS_WEIGHT=parted, HAS_BIAS=has_bias, HAS_SCALE=has_scale, BLOCK_O=2, BLOCK_I=block, num_warps=4,
-        )  # fmt: skip
+        parts = weight_parts if parted else None, bias_parts if has_bias else None
+        add_parts(d_weight, d_bias, d_scale, *parts, weight, weight_scale, in_degrees, out_degrees)
     return d_x, d_weight, d_bias, d_scale
 
 

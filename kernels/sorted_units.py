@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,12 +26,14 @@ def _sorted_units_kernel(
     sorted_weight_ptr, sorted_bias_ptr, sorted_scale_ptr, weight_ptr, bias_ptr, scale_ptr,
     row_order_ptr, column_order_ptr, row_degrees_ptr, column_degrees_ptr,
     rows, columns, padded, stride_row, stride_column,
-    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, TRANSPOSED: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK x BLOCK weights of the sorted matrix, whose rows are `padded` wide.
 
     sorted_weight[r, c] = weight[row_order[r], column_order[c]] where the weight counts, and 0 elsewhere.
-    Biases and scales are sorted as rows are; a transposed weight takes the scale of its column instead.
+    Biases and scales are those of a layer's outputs, which are the columns of a transposed matrix. With SCALED the
+    weights take the scales.
     """
     dtype: tl.constexpr = sorted_bias_ptr.dtype.element_ty
     column_blocks = tl.cdiv(padded, BLOCK)
@@ -45,19 +46,25 @@ def _sorted_units_kernel(
     counts = (row_degree <= column_degree) if TRANSPOSED else (column_degree <= row_degree)
     counts = counts & (r < rows)[:, None] & (c < columns)[None, :]
     w = tl.load(weight_ptr + row[:, None] * stride_row + column[None, :] * stride_column, counts, 0.0)
-    if TRANSPOSED and HAS_SCALE:
-        w = (w.to(dtype) * tl.load(scale_ptr + column, c < columns, 0.0).to(dtype)[None, :]).to(w.dtype)
+    if SCALED and HAS_SCALE:
+        if TRANSPOSED:
+            factor = tl.load(scale_ptr + column, c < columns, 0.0).to(dtype)[None, :]
+        else:
+            factor = tl.load(scale_ptr + row, r < rows, 0.0).to(dtype)[:, None]
+        w = (w.to(dtype) * factor).to(w.dtype)
     at = r[:, None].to(tl.int64) * padded + c[None, :]
     tl.store(sorted_weight_ptr + at, w, (r < rows)[:, None] & (c < padded)[None, :])
-    if not TRANSPOSED:
-        first = (r < rows) & (column_block == 0)
-        bias, scale = tl.zeros((BLOCK,), dtype), tl.full((BLOCK,), 1.0, dtype)
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + row, first, 0.0).to(dtype)
-        if HAS_SCALE:
-            scale = tl.load(scale_ptr + row, first, 0.0).to(dtype)
-        tl.store(sorted_bias_ptr + r, bias, first)
-        tl.store(sorted_scale_ptr + r, scale, first)
+    if TRANSPOSED:
+        unit, place, first = column, c, (c < columns) & (tl.program_id(0) < column_blocks)
+    else:
+        unit, place, first = row, r, (r < rows) & (column_block == 0)
+    bias, scale = tl.zeros((BLOCK,), dtype), tl.full((BLOCK,), 1.0, dtype)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + unit, first, 0.0).to(dtype)
+    if HAS_SCALE and not SCALED:
+        scale = tl.load(scale_ptr + unit, first, 0.0).to(dtype)
+    tl.store(sorted_bias_ptr + place, bias, first)
+    tl.store(sorted_scale_ptr + place, scale, first)
 
 
 class SortedStructure(NamedTuple):
@@ -76,9 +83,15 @@ class SortedStructure(NamedTuple):
     most: int
 
 
-@lru_cache(maxsize=64)
 def sorted_structure(structure: MadeStructure, params: int, device: torch.device) -> SortedStructure:
-    """The tables of a network with the first `params` parameters of each feature as outputs."""
+    """The tables of a network with the first `params` parameters of each feature as outputs, made once."""
+    units: SortedStructure = structure.tables.get(
+        ("sorted units", params, device), lambda: _sort_units(structure, params, device)
+    )
+    return units
+
+
+def _sort_units(structure: MadeStructure, params: int, device: torch.device) -> SortedStructure:
     features, blocked = structure.features, structure.layout == "blocked"
     param_stride, feature_stride = (features, 1) if blocked else (1, structure.params_per_feature)
     inputs = sorted(range(features), key=structure.order.__getitem__)
@@ -92,7 +105,7 @@ def sorted_structure(structure: MadeStructure, params: int, device: torch.device
     widest = max(map(len, orders))
     return SortedStructure(
         [torch.tensor(order, device=device) for order in orders],
-        [torch.tensor(degrees, device=device) for degrees in structure.degrees],
+        structure.degree_tensors(device),
         torch.tensor(counts, dtype=torch.int32, device=device),
         max(next_power_of_2(widest), 16) if widest <= WIDTH_STEP else ceil_div(widest, WIDTH_STEP) * WIDTH_STEP,
         max(end - begin for row in counts for begin, end in pairwise(row)),
@@ -105,11 +118,12 @@ def sorted_units(
     weight_scales: Sequence[Tensor | None],
     units: SortedStructure,
     transposed: bool,
+    scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights (layers, K, K), biases (layers, K), scales (layers, K)) in sorted order, K = `units.width`.
 
-    Rows end in zeros; rows that a layer does not have are not written. With `transposed` rows are the inputs of a
-    layer, its weights are scaled, and there are no biases and scales.
+    Rows end in zeros; rows that a layer does not have are not written. With `transposed` rows are the inputs of
+    a layer. With `scaled` the weights are scaled, and the scales are ones.
     """
     layers, width, dtype = len(weights), units.width, compute_dtype(weights[0].dtype)
     matrices = weights[0].new_empty((layers, width, width))
@@ -124,19 +138,22 @@ def sorted_units(
             matrices[layer], vectors[0, layer], vectors[1, layer], weight, bias, scale,
             units.orders[rows], units.orders[columns], units.degrees[rows], units.degrees[columns],
             n_rows, n_columns, width, *strides,
-            HAS_BIAS=bias is not None, HAS_SCALE=scale is not None, TRANSPOSED=transposed, BLOCK=_BLOCK, num_warps=4,
+            HAS_BIAS=bias is not None, HAS_SCALE=scale is not None, TRANSPOSED=transposed, SCALED=scaled, BLOCK=_BLOCK,
+            num_warps=4,
         )  # fmt: skip
     return matrices, vectors[0], vectors[1]
 
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, scaled in ((torch.float32, False), (torch.bfloat16, True)):
         orders = [meta(width, dtype=torch.int64) for width in (64, 512, 128)]
         units = SortedStructure(orders, orders, meta(1, 65, dtype=torch.int32), 512, 8)
         weights = [meta(512, 64, dtype=dtype), meta(128, 512, dtype=dtype)]
         vectors = [meta(512, dtype=dtype), meta(128, dtype=dtype)]
         for transposed in (False, True):
             name = f"{str(dtype)[6:]}, 64 -> 512 -> 128{', transposed' if transposed else ''}"
-            cases.append(AotCase(name, sorted_units, (weights, vectors, vectors, units, transposed)))
+            cases.append(
+                AotCase(name, sorted_units, (weights, vectors, vectors, units, transposed, scaled or transposed))
+            )
     return cases

@@ -19,6 +19,7 @@ ARROWS = {
     "precision": "",
     "reference": "structure precision",
     "rng": "backend reference",
+    "graphs": "",
     "kernels": "structure",
     "backend": "_C _version",
     "ops": "kernels backend rng reference precision structure",
@@ -34,7 +35,7 @@ ARROWS = {
         " sampling"
     ),
     "__main__": "_interrupts _version backend recipes",
-    "__init__": "_interrupts _version backend distributions functional likelihoods nn objectives rng sampling",
+    "__init__": "_interrupts _version backend distributions functional graphs likelihoods nn objectives rng sampling",
 }
 # Which imports of the package's own modules may stand in a function, and why.
 IN_FUNCTIONS = {

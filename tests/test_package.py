@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvae
 from fastvae import backend
@@ -109,3 +110,27 @@ def test_nothing_is_patched_at_import():
         "print(before == (d.Distribution._validate_args, d.Normal.__init__, torch.Tensor.__add__))"
     )
     assert out.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [("3.3.1", "triton 3.3.1 is installed, and the kernels need 3.4 or newer"), ("3.4.0", None), ("10.0+git", None)],
+)
+def test_a_triton_that_refuses_kernels_is_known_by_its_source(version, reason, tmp_path, monkeypatch):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(f'"""isort:skip_file"""\n__version__ = {version!r}\n1 / 0\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert backend._why_no_triton() == reason
+
+
+def test_an_old_triton_is_a_reason_for_the_reference(monkeypatch):
+    reason = "triton 3.3.1 is installed, and the kernels need 3.4 or newer"
+    monkeypatch.setattr(backend, "_triton_missing", reason)
+    assert f"cuda: triton not used, {reason}\n" in backend.report()
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, 3, device="cuda")
+        assert backend.resolve("auto", on_gpu) == "reference"
+        for call in (backend.resolve, backend.route):
+            with pytest.raises(RuntimeError, match=f"impl='triton' cannot run on cuda tensors here: {reason}"):
+                call("triton", on_gpu)

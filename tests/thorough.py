@@ -112,6 +112,18 @@ LEFT_OUT = {
         r"recipes/test_demo\.py::test_demo_can_be_repeated",
         r"recipes/test_demo\.py::test_times_of_every_way\[False",
     ),
+    "inexact functions in kernels whose elementary functions other cases have": (
+        r"kernels/test_inexact_functions\.py::test_as_close_as_eager"
+        r"\[(autoregressive|tril_gaussian(?! log_prob)|\w+, samples|masked_conv2d, )",
+    ),
+    "networks, kinds and batches of one launcher; the C++ op has them all": (
+        r"kernels/test_autoregressive_flow\.py::test_forward_and_backward\[(?!flow-plain|flow-everything|made-interleaved)",
+        r"kernels/test_autoregressive_flow\.py::test_kinds\[(?!location_only)",
+        r"kernels/test_autoregressive_flow\.py::test_dtypes\[(?!everything-dtype2)",
+        r"kernels/test_autoregressive_flow\.py::test_batches\[(?!batch0)",
+        r"kernels/test_autoregressive_flow\.py::test_only_some_gradients_wanted\[(?!1)",
+        r"kernels/test_autoregressive_flow\.py::test_(rows_that_are_split\[False|runs_are_repeatable)",
+    ),
     "codes of one channel": (r"recipes/test_compress\.py::test_round_trip\[3-colored.*-reference",),
 }
 

@@ -19,5 +19,8 @@ z, log_q = F.tril_gaussian_rsample(mu, torch.zeros(4, 8), torch.zeros(4, 28), (3
 if mu.grad is None or not torch.equal(mu.grad, torch.full((4, 8), 3.0)):
     raise SystemExit(f"wrong gradient: {mu.grad}")
 import fastvae.kernels.aot
+from fastvae.kernels._inverse_sweep import read_source
 
+if "autoregressive_inverse_solve" not in read_source():
+    raise SystemExit("the sources in CUDA C++ are incomplete")
 print(fastvae.backend.report())

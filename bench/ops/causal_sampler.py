@@ -50,7 +50,13 @@ def _side(case: Case) -> int:
 
 def _fastvae(case: Case, impl: str) -> Function:
     sampler, side = _sampler(case, impl), _side(case)
-    return lambda images: sampler.sample(len(images), side, generator=_generator(case))
+
+    def run(images: Tensor) -> Tensor:
+        # A graph can hold the default generator only.
+        captured = case.device == "cuda" and torch.cuda.is_current_stream_capturing()
+        return sampler.sample(len(images), side, generator=None if captured else _generator(case))
+
+    return run
 
 
 def _naive(case: Case) -> Function:

@@ -1,4 +1,7 @@
-"""One masked layer between two hidden layers of a network over 32 features."""
+"""One masked layer between two hidden layers of a network over 32 features.
+
+The provider ``dense`` multiplies the whole weight, as a layer without a mask does.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import gaussian
-from ..task import Case, Function, Inputs, Shape, Task, Work
+from ..task import Case, Function, Inputs, Peer, Shape, Task, Work
 
 # Rows, and columns for both inputs and outputs.
 CPU_SHAPES = (Shape(128, 320), Shape(128, 1920), Shape(1024, 1920))
@@ -73,6 +76,7 @@ TASKS = (
         inputs=_inputs,
         fastvae=_fastvae,
         reference=_reference,
+        peers={"dense": Peer(lambda case: functional.linear, comparable=False)},
         work=_work,
         check=_check,
         shapes=SHAPES,

@@ -95,7 +95,8 @@ def _pixelvae(case: Case, impl: str) -> tuple[nn.Module, jobs.Loss]:
 
 _VAE_SHAPES = (Shape(128, 32), Shape(256, 128), Shape(512, 64))
 _LARGER_VAE_SHAPES = (*_VAE_SHAPES, Shape(4096, 64))
-_IAF_SHAPES = (Shape(128, 32),)
+_IAF_SHAPES = {"cpu": (Shape(128, 32),), "cuda": (Shape(128, 32), Shape(512, 32))}
+_DEEP_IAF_SHAPES = {"cpu": (), "cuda": (Shape(512, 32),)}
 _TRAINED = (
     *(
         Trained(
@@ -107,11 +108,11 @@ _TRAINED = (
         Trained(
             f"iaf-{depth}x{width}",
             partial(_iaf, depth=depth, width=width),
-            {"cpu": _IAF_SHAPES, "cuda": (*_IAF_SHAPES, Shape(512, 32))},
+            shapes,
             adamax=True,
             high=2000.0,
         )
-        for depth, width in ((2, 320), (4, 1920))
+        for depth, width, shapes in ((2, 320, _IAF_SHAPES), (4, 1920, _IAF_SHAPES), (8, 1920, _DEEP_IAF_SHAPES))
     ),
     Trained("pixelvae", _pixelvae, {"cpu": (Shape(64, 16),), "cuda": (Shape(64, 16), Shape(256, 16))}),
 )

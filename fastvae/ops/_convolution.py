@@ -54,7 +54,8 @@ def _make_colors(channels: tuple[int, int], num_colors: int, color_layout: str, 
     return IntegerConstants(ins, [color + shift for color in outs])
 
 
-_remember_colors = functools.lru_cache(maxsize=256)(_make_colors)
+# None is dropped: CUDA graphs read the tensors of earlier calls by their addresses.
+_remember_colors = functools.cache(_make_colors)
 
 
 def _colors(channels: tuple[int, int], num_colors: int, color_layout: str, shift: int) -> IntegerConstants:

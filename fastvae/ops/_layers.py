@@ -9,12 +9,21 @@ from torch import Tensor
 from ..reference.affine_flow import KINDS
 from ..structure import ACTIVATION_NAMES
 from ..structure.integers import integer
+from ..structure.kept_activations import NEED_PRE
+
+__all__ = [
+    "ACTIVATION_IDS",
+    "KIND_IDS",
+    "NEED_PRE",
+    "activation_of",
+    "check_degrees",
+    "check_kind",
+    "degrees_of",
+]
 
 # The extension's numbers (csrc/base/codes.h).
 ACTIVATION_IDS = {name: index for index, name in enumerate(ACTIVATION_NAMES)}
 KIND_IDS = {None: 0} | {name: index for index, name in enumerate(KINDS, 1)}
-# The derivatives of these activations need the pre-activation; those of the others follow from the value.
-NEED_PRE = ("gelu", "silu")
 
 
 def activation_of(activation: str | None) -> str:

@@ -6,7 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,12 +71,16 @@ def define(
     contract = Contract(schema, tensors, choices, more)
     TRITON_MODULES[name] = module
 
+    @cache
+    def find_launcher() -> Callable[..., Any]:
+        # Imported here so that the library, and its CPU users, never load Triton.
+        launcher = getattr(importlib.import_module(f"fastvae.kernels.{module}"), name)
+        return launcher if adapt is None else partial(adapt, launcher)
+
     def triton(*args: Any) -> Any:
         if module is None:
             raise RuntimeError(f"fastvae::{name} runs on CPU tensors only: on a GPU call {instead}")
-        # Imported here so that the library, and its CPU users, never load Triton.
-        launcher = getattr(importlib.import_module(f"fastvae.kernels.{module}"), name)
-        return launcher(*args) if adapt is None else adapt(launcher, *args)
+        return find_launcher()(*args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, _check_calls(contract, cpu if dispatched is None else partial(dispatched, cpu)), "CPU")
@@ -205,6 +209,8 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
                 if not torch._C._are_functorch_transforms_active():
                     d_outputs = tuple(None if g is None else _as_plain(g) for g in d_outputs)
                     given = [g for g in d_outputs if g is not None]
+                    if not given:
+                        return (None,) * len(ctx.needs_input_grad)
                     if all(map(backend.holds_numbers, given)):
                         return backward(ctx, backend.route_of(route.impl, *given), *d_outputs)
             return reference_gradients(reference, ctx, d_outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from .. import backend
 from ..backend import Route
 from ..precision import DTYPES, to_autocast
+from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
-from ..structure import MadeStructure
+from ..structure import ACTIVATION_NAMES, MadeStructure
+from ..structure.kept_activations import NetworkForm
 from . import _checks
 from ._layers import ACTIVATION_IDS, KIND_IDS, NEED_PRE, check_kind
 
@@ -56,8 +59,29 @@ def structure_fields(structure: MadeStructure, kind: str | None) -> list[int]:
     return fields
 
 
+def form_of(numbers: Sequence[int]) -> NetworkForm:
+    """What the Triton launchers take of a network's :class:`NetworkFields`."""
+    return _make_form(*map(int, numbers))
+
+
+@lru_cache(maxsize=256)
+def _make_form(*numbers: int) -> NetworkForm:
+    fields = NetworkFields(*numbers)
+    kind, activation = (None, *KINDS)[fields.kind], ACTIVATION_NAMES[fields.activation]
+    return NetworkForm(kind, activation, bool(fields.residual), bool(fields.interleaved))
+
+
+def count_saved_on(
+    device: torch.device, n: int, dtype: torch.dtype, widths: Sequence[int], numbers: Sequence[int]
+) -> int:
+    """Numbers that the forward pass of ``n`` samples of ``dtype`` keeps on ``device``."""
+    if device.type == "cuda":
+        return form_of(numbers).count_kept(n, dtype, widths)
+    return count_saved(n, widths, NetworkFields(*numbers))
+
+
 def count_saved(n: int, widths: Sequence[int], fields: NetworkFields) -> int:
-    """Numbers that the forward pass of ``n`` samples keeps, as csrc lays them out.
+    """Numbers that the forward pass of ``n`` samples keeps on a CPU, as csrc lays them out.
 
     A block of samples keeps the inputs, hidden layers before and after their activation, and the parameters.
     ``widths`` are those of the inputs, the hidden layers and the outputs.
@@ -65,8 +89,10 @@ def count_saved(n: int, widths: Sequence[int], fields: NetworkFields) -> int:
     rows, hidden = widths[0] + widths[-1], widths[1:-1]
     before = list(ACTIVATION_IDS)[fields.activation] in NEED_PRE
     for index, width in enumerate(hidden):
-        rows += width * (before or bool(fields.residual and index % 2 == 0))
-        rows += width * (not fields.residual or index < len(hidden) - 1)
+        has_input = before or bool(fields.residual and index % 2 == 0)
+        has_output = not fields.residual or index < len(hidden) - 1
+        # Not every torch multiplies a symbolic size by a truth value.
+        rows += width * (int(has_input) + int(has_output))
     return (n + LANES - 1) // LANES * rows * LANES
 
 
@@ -140,10 +166,12 @@ def _of_one_kind(
     name: str, x: Tensor, context_term: Tensor | None, *parts: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """All tensors in one row, of one dtype and on one device; None stays None."""
-    tensors = [x, context_term, *(t for part in parts for t in part)]
+    tensors = [x, context_term]
+    for part in parts:
+        tensors += part
     if isinstance(x, Tensor) and x.dtype in DTYPES:
         dtype, device = x.dtype, x.device
-        if all(t is None or (t.dtype is dtype and t.device == device) for t in tensors):
+        if not [t for t in tensors if t is not None and not (t.dtype is dtype and t.device == device)]:
             return tensors
     names = _layer_names(len(parts[0]))
     named = {n: t for n, t in zip((name, "context_term", *names), tensors, strict=True) if t is not None}

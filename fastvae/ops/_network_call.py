@@ -38,12 +38,12 @@ class NetworkCall(NamedTuple):
     # The reference's arguments, for derivatives beyond the kernels'; None under a compiler, which takes neither.
     structure: MadeStructure | None
     kind: str | None
+    # The structure as ops take it.
+    description: str
 
     def unflat(self, tensors: Tensors) -> tuple[Tensor | None, Tensors, OptionalTensors, OptionalTensors]:
         """Context term, weights, biases and row factors."""
-        rest = iter(tensors[self.layers :])
-        context_term, *optional = [next(rest) if there else None for there in self.present]
-        return context_term, tensors[: self.layers], optional[: self.layers], optional[self.layers :]
+        return split_layers(tensors, self.present)
 
     def with_factors(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
         """The tensors with gains turned into factors, and those that the backward pass needs.
@@ -61,6 +61,23 @@ class NetworkCall(NamedTuple):
         norms = [NORM.on(self.route)(weights[i], self.degrees[i], self.degrees[i + 1]) for i in scaled]
         factors = [row_factors(gain, norm) for gain, norm in zip(scales, norms, strict=True)]
         return (*others, *factors), (*weights, *factors, *norms)
+
+    def keep_all(self, used: Tensors, kept: Tensors, point: Tensor) -> Tensors:
+        """What the backward pass needs on a GPU, of what :meth:`with_factors` returned and the network's input.
+
+        These are the tensors with gains turned into factors, the norms that divide gains, and the input.
+        """
+        return (*used, *kept[self.layers + sum(self.present[self.layers + 1 :]) :], point)
+
+
+def split_layers(
+    tensors: Tensors, present: Sequence[bool]
+) -> tuple[Tensor | None, Tensors, OptionalTensors, OptionalTensors]:
+    """Context term, weights, biases and row factors out of the tensors of a call, of which some are ``present``."""
+    layers = len(present) // 2
+    rest = iter(tensors[layers:])
+    context_term, *optional = [next(rest) if there else None for there in present]
+    return context_term, tensors[:layers], optional[:layers], optional[layers:]
 
 
 def recognise(
@@ -85,7 +102,9 @@ def recognise(
     if found is None:
         return None
     tensors, present = found
-    return NetworkCall(len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind), tensors
+    return NetworkCall(
+        len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind, structure.description
+    ), tensors
 
 
 def prepare(
@@ -106,7 +125,8 @@ def prepare(
     tensors = [_layout.to_rows(w, w.shape[1]) for w in weights]
     tensors += [t.contiguous() for t in optional if t is not None]
     present = tuple([t is not None for t in optional])
-    own = (None, None) if torch.compiler.is_compiling() else (structure, kind)
+    of_reference, own_kind = (None, None) if torch.compiler.is_compiling() else (structure, kind)
+    own = of_reference, own_kind, structure.description
     call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own)
     return _layout.to_rows(x, x.shape[-1]), call, tensors
 
@@ -116,7 +136,7 @@ def keep_needed(gradients: OptionalTensors, needs: Sequence[bool]) -> OptionalTe
     return gradients if all(needs) else [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
 
-def save_network(ctx: Any, call: NetworkCall, saved: Tensor, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
+def save_network(ctx: Any, call: NetworkCall, saved: Tensor | None, kept: Tensors, x: Tensor, tensors: Tensors) -> None:
     """Keeps what the kernels' backward pass reads, and the further inputs that the reference reads."""
     ctx.save_for_backward(saved, *kept, x, *tensors[call.layers :])
     ctx.call, ctx.route, ctx.kept = call, call.route, len(kept)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..reference.affine_flow import KINDS
-from ..structure import ACTIVATION_NAMES
+from ..structure import ACTIVATION_NAMES, read_structure
 from ._contracts import Call
 from ._layers import KIND_IDS
-from ._network import NetworkFields, count_saved
+from ._network import NetworkFields, count_saved_on, structure_fields
 
 __all__ = ["check_forward", "check_gradient"]
 
@@ -33,25 +33,42 @@ def check_forward(call: Call) -> None:
 
 
 def check_gradient(call: Call) -> None:
-    """Checks their backward passes, which read what the forward pass saved, weights, factors, and norms for gains."""
+    """Checks their backward passes, which read what the forward pass saved, and tensors of the network."""
     widths = _structure(call)
-    kept, count, present = list(call["kept"]), len(widths) - 1, call["present"]
-    fields = NetworkFields(*call["structure"])
-    alone = fields.kind == 0
+    count, present = len(widths) - 1, call["present"]
+    alone = NetworkFields(*call["structure"]).kind == 0
     outputs = widths[-1] if alone else widths[0]
     call.require(call.sizes["O"] == outputs, "the first argument", f"have {outputs} columns", call.sizes["O"])
     call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
-    size = count_saved(call.sizes["N"], widths, fields)
     saved = call.get_tensor("saved")
+    # On a GPU the inverse computes the activations again.
+    keeps = call.is_cpu or not call.op.startswith("autoregressive_inverse")
+    size = count_saved_on(saved.device, call.sizes["N"], call["d_out"].dtype, widths, call["structure"]) if keeps else 0
     call.require(saved.numel() == size, "saved", f"hold {size} numbers", saved.numel())
-    call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
-    scaled = [width for width, there in zip(widths[1:], present[1 + count :], strict=True) if there]
-    vectors = scaled * 2 if call["normalized"] else scaled
-    call.require(len(kept) == count + len(vectors), "kept", f"be {count + len(vectors)} tensors", len(kept))
-    _weights(call, "kept", kept[:count], widths)
-    _vectors(call, "kept", kept[count:], vectors)
+    if keeps:
+        call.tensor("saved", saved, [str(length) for length in saved.shape], "cw")
+    _check_kept(call, widths)
     wanted = count + sum(present)
     call.require(len(call["needs"]) == wanted, "needs", f"be {wanted} truth values", len(call["needs"]))
+
+
+def _check_kept(call: Call, widths: Sequence[int]) -> None:
+    """Weights, factors, and norms for gains; on a GPU also context's term and biases, and last the network's input."""
+    kept, outputs, present = list(call["kept"]), widths[1:], call["present"]
+    scaled = [width for width, there in zip(outputs, present[1 + len(outputs) :], strict=True) if there]
+    vectors = scaled * 2 if call["normalized"] else scaled
+    matrices = [("r", str(width), str(inputs)) for inputs, width in zip(widths, outputs, strict=False)]
+    if not call.is_cpu:
+        vectors = [*(width for width, there in zip(outputs, present[1:], strict=False) if there), *vectors]
+        matrices += [("c", "N", str(outputs[0]))] if present[0] else []
+        if kept:
+            kept.insert(len(matrices), kept.pop())
+        matrices.append(("r", "N", str(widths[0])))
+    total = len(matrices) + len(vectors)
+    call.require(len(kept) == total, "kept", f"be {total} tensors", len(kept))
+    for t, (flags, *shape) in zip(kept, matrices, strict=False):
+        call.tensor("kept", t, shape, flags)
+    _vectors(call, "kept", kept[len(matrices) :], vectors)
 
 
 def _structure(call: Call) -> list[int]:
@@ -82,10 +99,23 @@ def _structure(call: Call) -> list[int]:
     hidden = widths[1:-1]
     whole = not fields.residual or (len(hidden) % 2 == 1 and len(set(hidden)) == 1)
     call.require(whole, "degrees", "be those of residual blocks, of one width", widths)
+    if inverse:
+        _check_description(call, widths, fields)
     if inverse and call.is_cpu:
         call.has_read_values = True
         _check_sweep(call, [d.tolist() for d in degrees], bool(fields.interleaved))
     return widths
+
+
+def _check_description(call: Call, widths: Sequence[int], fields: NetworkFields) -> None:
+    """A GPU sweeps through the network as its text describes it."""
+    try:
+        structure = read_structure(call["network"])
+    except ValueError as error:
+        raise ValueError(f"fastvae::{call.op}: network must be the description of a structure: {error}") from None
+    described = [len(degrees) for degrees in structure.degrees], structure_fields(structure, None)
+    wanted = [*widths], [*fields._replace(kind=0)]
+    call.require(described == wanted, "network", f"describe a network of {wanted}", described)
 
 
 def _check_sweep(call: Call, degrees: list[list[int]], interleaved: bool) -> None:

@@ -1,7 +1,4 @@
-"""A whole masked network, alone or with the affine step it parametrises, in one call of the extension.
-
-On a GPU the network is a chain of :func:`fastvae.functional.masked_linear`.
-"""
+"""A whole masked network, alone or with the affine step it parametrises, in one call."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from ..backend import Route
 from ..precision import compute_dtype, is_autocasting
 from ..reference import made as reference
 from ..reference.made import MadeParameters
-from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure import MadeStructure
 from . import _layout
 from ._library import (
@@ -28,7 +24,14 @@ from ._library import (
     with_reference,
     zeros_for_rows,
 )
-from ._network import NetworkFields, check_network, count_saved, for_autocast, route_network, structure_fields
+from ._network import (
+    NetworkFields,
+    check_network,
+    count_saved_on,
+    for_autocast,
+    route_network,
+    structure_fields,
+)
 from ._network_call import (
     NetworkCall,
     OptionalTensors,
@@ -41,8 +44,8 @@ from ._network_call import (
     save_network,
 )
 from ._network_contract import check_forward, check_gradient
+from ._network_triton import run_backward, run_forward
 from .affine_flow import affine_flow
-from .masked_linear import masked_linear, masked_norm
 
 
 def fwd_for_dispatcher(
@@ -78,7 +81,8 @@ def fwd_fake(
     out = x.new_empty((n, degrees[-1].shape[0] if alone else degrees[0].shape[0]))
     saved = x.new_empty(0)
     if keep:
-        saved = x.new_empty(count_saved(n, [d.shape[0] for d in degrees], fields), dtype=wide)
+        widths = [d.shape[0] for d in degrees]
+        saved = x.new_empty(count_saved_on(x.device, n, x.dtype, widths, structure), dtype=wide)
     return out, x.new_empty(0 if alone else n, dtype=wide), saved
 
 
@@ -125,15 +129,15 @@ def bwd_fake(
     return d_out.new_empty((n, features)), gradients
 
 
-_INSTEAD = "the networks and flows of fastvae.nn, or the functions of fastvae.ops.autoregressive_flow"
 # `tensors`: weights, and what is `present` of the context's term, biases, and factors of the weights' rows.
 NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
 FWD = define(
     f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module=None, cpu=_fwd_cpu, fake=fwd_fake, dispatched=fwd_for_dispatcher, instead=_INSTEAD,
+    module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake, adapt=run_forward, dispatched=fwd_for_dispatcher,
 )  # fmt: skip
-# `kept`: weights, factors and, where those come from gains, norms of rows; `needs`: of each tensor of the forward pass
+# `kept`: weights, factors and, where those come from gains, norms of rows. On a GPU they are the forward pass's tensors
+# with gains turned into factors, norms, and the input of the network. `needs`: of each tensor of the forward pass
 # whether its gradient is wanted; those of all layers are computed where one of them is.
 GRADIENT_ARGUMENTS = (
     "Tensor d_out, Tensor d_log_det, Tensor saved, Tensor[] kept, bool[] present, bool normalized, Tensor[] degrees,"
@@ -142,20 +146,23 @@ GRADIENT_ARGUMENTS = (
 BWD = define(
     f"autoregressive_flow_bwd({GRADIENT_ARGUMENTS}) -> (Tensor d_z, Tensor[] d_tensors)",
     tensors="d_out[N,O]c", more=check_gradient,
-    module=None, cpu=bwd_cpu("autoregressive_flow_bwd"), fake=bwd_fake, instead=_INSTEAD,
+    module="autoregressive_flow", cpu=bwd_cpu("autoregressive_flow_bwd"), fake=bwd_fake, adapt=run_backward,
 )  # fmt: skip
 
 
 def step_gradients(
-    ctx: Any, launch: Callable[..., tuple[Tensor, OptionalTensors]], d_out: Tensor, d_log_det: Tensor | None
+    ctx: Any, launch: Callable[..., tuple[Tensor, OptionalTensors]], d_out: Tensor, d_log_det: Tensor | None, *more: str
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of what ``ctx`` keeps, by the op ``launch``: of the point, and of the tensors of the call."""
+    """The gradients of what ``ctx`` keeps, by the op ``launch``: of the point, and of the tensors of the call.
+
+    ``more`` are further arguments of the op.
+    """
     call, needs, (saved, kept) = ctx.call, ctx.needs_input_grad[2:], read_saved(ctx)
     if d_log_det is None:
         d_log_det = zeros_for_rows(d_out) if call.kind is not None else d_out.new_empty(0)
     d_x, gradients = launch(
         d_out.contiguous(), d_log_det.contiguous(), saved, kept, call.present, call.normalized, call.degrees,
-        call.fields, needs,
+        call.fields, needs, *more,
     )  # fmt: skip
     return d_x, *keep_needed(gradients, needs)
 
@@ -175,6 +182,8 @@ class _AutoregressiveFlow(torch.autograd.Function):
     def forward(ctx: Any, call: NetworkCall, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         used, kept = call.with_factors(tensors)
         out, log_det, saved = FWD.on(call.route)(x, used, call.present, call.degrees, call.fields, True)
+        if call.route.impl == "triton":
+            kept = call.keep_all(used, kept, x)
         save_network(ctx, call, saved, kept, x, tensors)
         return out, log_det
 
@@ -202,7 +211,7 @@ def masked_network(
         context_term: what is added to the first layer before its activation, ``(*, hidden width)``, or None.
         parameters: weights, biases and row factors of the layers.
         structure: sizes and degrees.
-        impl: see :mod:`fastvae.backend`; with Triton each layer is a kernel of its own.
+        impl: see :mod:`fastvae.backend`.
 
     Returns:
         ``(*, P * D)``, dtype of ``x``.
@@ -255,13 +264,13 @@ def _run(
         return _step(x, *known)
     name = "x" if kind is None else "z"
     route, x, context_term, parameters = route_network(name, impl, x, context_term, parameters)
+    if route.impl == "triton" and kind is not None and is_autocasting(x.device.type):
+        return _step_of_products(x, context_term, parameters, structure, kind, impl)
     x, context_term, parameters = check_network(name, x, context_term, parameters, structure)
     if route.impl == "reference":
         if kind is None:
             return reference.masked_network(x, context_term, parameters, structure), x
         return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
-    if route.impl == "triton":
-        return _layer_by_layer(x, context_term, with_factors(parameters, route.impl), structure, kind)
     batch, d = x.shape[:-1], x.shape[-1]
     out, log_det = _step(*prepare(x, context_term, parameters, structure, kind, fields, route))
     width = structure.output_features if kind is None else d
@@ -274,60 +283,15 @@ def _step(x: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tenso
     return FWD.on(call.route)(x, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
 
 
-def with_factors(parameters: MadeParameters, impl: str) -> MadeParameters:
-    """``parameters`` with gains turned into factors, by the kernels of ``impl``."""
-    if not parameters.normalized:
-        return parameters
-    degrees = parameters.degrees
-    assert degrees is not None
-    norms = [
-        masked_norm(w, in_degrees=degrees[i], out_degrees=degrees[i + 1], impl=impl)
-        for i, w in enumerate(parameters.weights)
-    ]
-    gains = zip(parameters.weight_scales, norms, strict=True)
-    return parameters.with_factors([None if gain is None else row_factors(gain, norm) for gain, norm in gains])
-
-
-def _layer_by_layer(
-    x: Tensor,
+def _step_of_products(
+    z: Tensor,
     context_term: Tensor | None,
     parameters: MadeParameters,
     structure: MadeStructure,
-    kind: str | None,
-    impl: str = "triton",
+    kind: str,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
-    degrees = parameters.degrees
-    assert degrees is not None
-    act = ACTIVATIONS[structure.activation]
-
-    def layer(index: int, h: Tensor, activation: str | None = None) -> Tensor:
-        return masked_linear(
-            h,
-            parameters.weights[index],
-            parameters.biases[index],
-            in_degrees=degrees[index],
-            out_degrees=degrees[index + 1],
-            activation=activation,
-            weight_scale=parameters.weight_scales[index],
-            impl=impl,
-        )
-
-    last = len(structure.hidden_degrees)
-    fused = None if structure.residual or context_term is not None else structure.activation
-    h = layer(0, x, fused)
-    if context_term is not None:
-        h = h + context_term
-    if structure.residual:
-        for index in range(1, last, 2):
-            h = h + layer(index + 1, layer(index, act(h), structure.activation))
-    else:
-        if fused is None:
-            h = act(h)
-        for index in range(1, last):
-            h = layer(index, h, structure.activation)
-    params = layer(last, h)
-    if kind is None:
-        return params, x
-    split = structure.split(params)
-    scale_logit = None if kind == "location_only" else split[..., 1, :]
-    return affine_flow(x, split[..., 0, :], scale_logit, kind=kind, impl=impl)
+    """The step under a GPU's autocast: the network in its dtype, the affine map in the widest."""
+    params = structure.split(masked_network(z, context_term, parameters, structure, impl=impl))
+    scale_logit = None if kind == "location_only" else params[..., 1, :]
+    return affine_flow(z, params[..., 0, :], scale_logit, kind=kind, impl=impl)

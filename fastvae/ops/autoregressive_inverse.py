@@ -12,39 +12,51 @@ from ..reference import autoregressive_inverse as reference
 from ..reference.made import MadeParameters
 from ..structure import MadeStructure
 from . import _layout, autoregressive_flow
-from ._library import (
-    Differentiable,
-    apply,
-    define,
-    keep_none,
-    needs_grad,
-    reference_gradients,
-    with_reference,
-    zeros_for_rows,
-)
+from ._library import Differentiable, apply, define, needs_grad, reference_gradients, with_reference
 from ._network import check_network, route_network, structure_fields
-from ._network_call import NetworkCall, Tensors, prepare, rebuild_network, recognise, save_network
+from ._network_call import NetworkCall, OptionalTensors, Tensors, prepare, rebuild_network, recognise, save_network
 from ._network_contract import check_forward, check_gradient
+from ._network_triton import run_inverse, run_inverse_gradient
 from .autoregressive_flow import GRADIENT_ARGUMENTS, NETWORK, step_gradients
 
 
-def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    return autoregressive_flow.fwd_cpu(True, *args)
+def _fwd_cpu(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    *others, _network = arguments
+    return autoregressive_flow.fwd_cpu(True, z, *others)
 
 
-# The Triton kernels sweep through a network of another form, see _TritonInverse.
-_INSTEAD = "the flows of fastvae.nn, or fastvae.ops.autoregressive_inverse.autoregressive_inverse"
+def _fwd_fake(
+    z: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Any, keep: bool, network: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return autoregressive_flow.fwd_fake(z, tensors, present, degrees, structure, keep and z.device.type != "cuda")
+
+
+_run_bwd_cpu = autoregressive_flow.bwd_cpu("autoregressive_inverse_bwd")
+
+
+def _bwd_cpu(d_out: Tensor, *arguments: Any) -> tuple[Tensor, OptionalTensors]:
+    *others, _network = arguments
+    return _run_bwd_cpu(d_out, *others)
+
+
+def _bwd_fake(d_out: Tensor, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    *others, _network = arguments
+    return autoregressive_flow.bwd_fake(d_out, *others)
+
+
+# `network`: the structure's description. On a GPU units are sorted by their degrees, which only the host can do ahead.
+# There `saved` is empty: the backward pass computes the activations again.
 FWD = define(
-    f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor x, Tensor log_det, Tensor saved)",
+    f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep, str network)"
+    " -> (Tensor x, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
-    module=None, cpu=_fwd_cpu, fake=autoregressive_flow.fwd_fake, dispatched=autoregressive_flow.fwd_for_dispatcher,
-    instead=_INSTEAD,
+    module="autoregressive_inverse", cpu=_fwd_cpu, fake=_fwd_fake, adapt=run_inverse,
+    dispatched=autoregressive_flow.fwd_for_dispatcher,
 )  # fmt: skip
 BWD = define(
-    f"autoregressive_inverse_bwd({GRADIENT_ARGUMENTS}) -> (Tensor d_z, Tensor[] d_tensors)",
+    f"autoregressive_inverse_bwd({GRADIENT_ARGUMENTS}, str network) -> (Tensor d_z, Tensor[] d_tensors)",
     tensors="d_out[N,O]c", more=check_gradient,
-    module=None, cpu=autoregressive_flow.bwd_cpu("autoregressive_inverse_bwd"), fake=autoregressive_flow.bwd_fake,
-    instead=_INSTEAD,
+    module="_inverse_gradients", cpu=_bwd_cpu, fake=_bwd_fake, adapt=run_inverse_gradient,
 )  # fmt: skip
 
 
@@ -58,7 +70,9 @@ class _AutoregressiveInverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         used, kept = call.with_factors(tensors)
-        x, log_det, saved = FWD.on(call.route)(z, used, call.present, call.degrees, call.fields, True)
+        x, log_det, saved = _sweep(call, z, used, True)
+        if call.route.impl == "triton":
+            kept = call.keep_all(used, kept, x)
         save_network(ctx, call, saved, kept, z, tensors)
         return x, log_det
 
@@ -67,59 +81,14 @@ class _AutoregressiveInverse(torch.autograd.Function):
     def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
         if d_x is None:
             return reference_gradients(_rebuild_inverse, ctx, (None, d_log_det))
-        return None, *step_gradients(ctx, BWD.on(route), d_x, d_log_det)
+        return None, *step_gradients(ctx, BWD.on(route), d_x, d_log_det, ctx.call.description)
 
 
-def _rebuild_triton_inverse(ctx: Any) -> Differentiable:
-    call, (_, z, *tensors) = ctx.call, ctx.saved_tensors
-
-    def inverse(_call: None, _structure: None, _kind: None, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        context_term, weights, biases, scales = call.unflat(tensors)
-        parameters = MadeParameters(weights, biases, scales, call.degrees)
-        return reference.autoregressive_inverse(z, context_term, parameters, ctx.structure, ctx.kind)
-
-    return inverse, (None, None, None, z, *tensors)
-
-
-class _TritonInverse(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, call: NetworkCall, structure: MadeStructure, kind: str, z: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        from ..kernels.autoregressive_inverse import autoregressive_inverse_fwd
-
-        x, log_det = autoregressive_inverse_fwd(z, *call.unflat(tensors), structure, kind)
-        ctx.save_for_backward(x, z, *tensors)
-        ctx.call, ctx.route, ctx.structure, ctx.kind = call, call.route, structure, kind
-        keep_none(ctx)
-        return x, log_det
-
-    @staticmethod
-    @with_reference(_rebuild_triton_inverse)
-    def backward(ctx: Any, route: Route, d_x: Tensor | None, d_log_det: Tensor | None) -> Any:
-        from ..kernels.autoregressive_inverse import autoregressive_inverse_solve
-
-        if d_x is None:
-            return reference_gradients(_rebuild_triton_inverse, ctx, (None, d_log_det))
-        d_log_det = zeros_for_rows(d_x) if d_log_det is None else d_log_det.contiguous()
-
-        call, structure, kind = ctx.call, ctx.structure, ctx.kind
-        x, _, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[4:]
-        d_z = autoregressive_inverse_solve(d_x.contiguous(), d_log_det, x, *call.unflat(tensors), structure, kind)
-        wanted = [i for i, need in enumerate(needs) if need]
-        gradients: list[Tensor | None] = [None] * len(needs)
-        if wanted:
-            with torch.enable_grad():
-                leaves = [t.detach().requires_grad_() if needs[i] else t for i, t in enumerate(tensors)]
-                context_term, w, b, s = call.unflat(leaves)
-                out, log_det = autoregressive_flow.autoregressive_flow(
-                    x, context_term, MadeParameters(w, b, s, call.degrees), structure, kind=kind, impl="triton"
-                )
-                found = torch.autograd.grad((out, log_det), [leaves[i] for i in wanted], (-d_z, -d_log_det))
-            for i, gradient in zip(wanted, found, strict=True):
-                gradients[i] = gradient
-        return None, None, None, d_z, *gradients
+def _sweep(call: NetworkCall, z: Tensor, used: Tensors, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    found: tuple[Tensor, Tensor, Tensor | None] = FWD.on(call.route)(
+        z, used, call.present, call.degrees, call.fields, keep, call.description
+    )
+    return found
 
 
 def autoregressive_inverse(
@@ -168,17 +137,11 @@ def autoregressive_inverse(
     if route.impl == "reference":
         return reference.autoregressive_inverse(z, context_term, parameters, structure, kind)
     batch, d = z.shape[:-1], z.shape[-1]
-    if route.impl == "triton":
-        parameters = autoregressive_flow.with_factors(parameters, route.impl)
-    z, call, tensors = prepare(z, context_term, parameters, structure, kind, fields, route)
-    if route.impl == "triton":
-        x, log_det = apply(_TritonInverse, call, structure, kind, z, *tensors)
-    else:
-        x, log_det = _solve(z, call, tensors)
+    x, log_det = _solve(*prepare(z, context_term, parameters, structure, kind, fields, route))
     return _layout.to_shape(x, (*batch, d)), _layout.to_shape(log_det, batch)
 
 
 def _solve(z: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:
     if needs_grad(z, *tensors):
         return apply(_AutoregressiveInverse, call, z, *tensors)
-    return FWD.on(call.route)(z, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
+    return _sweep(call, z, call.with_factors(tensors)[0], False)[:2]

@@ -84,9 +84,10 @@ def _network_bwd(
 
 def _inverse_bwd(d_out: Tensor, *others: Any, **named: Any) -> int:
     """The transposed sweep and, where a gradient of the network is needed, the backward pass of the step."""
-    degrees, needs = others[-3], others[-1]
+    *of_step, _network_text = others
+    degrees, needs = of_step[-3], of_step[-1]
     sweep = 2 * d_out.shape[0] * _network(degrees)
-    return sweep + _network_bwd(d_out, *others, **named) if any(needs) else sweep
+    return sweep + _network_bwd(d_out, *of_step, **named) if any(needs) else sweep
 
 
 def _linear_bernoulli_fwd(h: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:

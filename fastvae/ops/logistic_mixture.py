@@ -52,7 +52,9 @@ def _bwd_triton(launcher: Any, d_log_prob: Tensor, x: Tensor, params: Tensor, ke
 
 
 def _bwd_fake(d_log_prob: Any, x: Any, params: Tensor | None, kept: Tensor | None, levels: Any) -> Tensor:
-    like = params if kept is None else kept
+    # A CPU scales what the forward pass kept; others read the parameters, whatever is kept.
+    of_kept = params is None or (kept is not None and d_log_prob.device.type == "cpu")
+    like = kept if of_kept else params
     assert like is not None
     if like.stride(1) != 1:
         return like.new_empty(like.shape)

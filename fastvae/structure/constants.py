@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["IntegerConstants"]
+__all__ = ["IntegerConstants", "Tables"]
 
 
 class IntegerConstants:
@@ -40,15 +40,7 @@ class IntegerConstants:
             return made
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self._make(device)
-        # A tensor made in inference mode could not be saved for a backward pass later on, and one made while
-        # torch.jit.trace records would be a value of its graph.
-        tracing = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-        try:
-            with torch.inference_mode(False):
-                made = self._make(device)
-        finally:
-            torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
+        made = _make_lasting(lambda: self._make(device))
         # Tensors that functionalization wraps are of no use outside it either.
         if not any(v is not None and torch._is_functional_tensor(v) for v in made):
             self._made[device] = made
@@ -59,3 +51,46 @@ class IntegerConstants:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"vectors": self.vectors, "_made": {}}
+
+
+class Tables:
+    """Tensors that kernels make of a structure and a device, once. They live as long as the structure.
+
+    A CUDA graph reads them by their address: no cache of limited size may own them. No checkpoint holds them.
+
+    Example:
+        >>> tables = Tables()
+        >>> first = tables.get("counts", lambda: torch.tensor([1, 2]))
+        >>> tables.get("counts", lambda: torch.tensor([3])) is first
+        True
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned for ``key`` when it was first asked for."""
+        # As above, fake tensors stay inside of their mode.
+        if torch._C._len_torch_dispatch_stack():
+            return make()
+        if key not in self._made:
+            self._made[key] = _make_lasting(make)
+        return self._made[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_made": {}}
+
+
+def _make_lasting(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, with tensors that may be used in every later call.
+
+    A tensor made in inference mode could not be saved for a backward pass later on, and one made while torch.jit.trace
+    records would be a value of its graph.
+    """
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        with torch.inference_mode(False):
+            return make()
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]

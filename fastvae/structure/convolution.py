@@ -130,10 +130,11 @@ class ConvStructure:
     def _range_of_taps(self, height: int, width: int, row: int, column: int) -> tuple[int, ...]:
         if self.order == "reversed":
             row, column = height - 1 - row, width - 1 - column
+        # Not every torch adds a truth value to a symbolic size.
         if self.is_vertical:
-            count = (row + (self.mask_type == "vertical_B")) * width
+            count = (row + int(self.mask_type == "vertical_B")) * width
         else:
-            count = row * width + column + (self.mask_type == "B" or self.has_rule)
+            count = row * width + column + int(self.mask_type == "B" or self.has_rule)
         first = 0 if self.order == "raster" else height * width - count
         return tuple(range(first, first + count))
 

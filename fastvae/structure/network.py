@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from .constants import IntegerConstants
+from .constants import IntegerConstants, Tables
 
-__all__ = ["ACTIVATION_NAMES", "LAYOUTS", "MadeStructure", "hidden_degrees_of", "spread_degrees"]
+__all__ = ["ACTIVATION_NAMES", "LAYOUTS", "MadeStructure", "hidden_degrees_of", "read_structure", "spread_degrees"]
 
 # In the order of the kernels' numbers (csrc/base/codes.h).
 ACTIVATION_NAMES = ("identity", "relu", "elu", "tanh", "softplus", "gelu", "silu")
@@ -71,6 +72,10 @@ class MadeStructure:
     degrees: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
     # The number of units of each of these layers with a degree of at most 0, 1, ..., D.
     counts: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    # What the kernels of a GPU read of the structure, beside the degrees.
+    tables: Tables = field(default_factory=Tables, init=False, repr=False, compare=False)
+    # All of this as text: ops take numbers, tensors and text only, see `read_structure`.
+    description: str = field(init=False, repr=False, compare=False)
     _constants: IntegerConstants = field(init=False, repr=False, compare=False)
     _sorted: IntegerConstants = field(init=False, repr=False, compare=False)
 
@@ -101,6 +106,9 @@ class MadeStructure:
         else:
             outputs = tuple(place for place in self.order for _ in range(self.params_per_feature))
         object.__setattr__(self, "degrees", (inputs, *self.hidden_degrees, outputs))
+        words = (self.params_per_feature, self.activation, int(self.residual), self.layout)
+        parts = [" ".join(map(str, part)) for part in (words, self.order, *self.hidden_degrees)]
+        object.__setattr__(self, "description", ";".join(parts))
         object.__setattr__(self, "_constants", IntegerConstants(*self.degrees))
         ascending = [sorted(range(len(degrees)), key=degrees.__getitem__) for degrees in self.degrees]
         object.__setattr__(self, "_sorted", IntegerConstants(*ascending))
@@ -142,6 +150,27 @@ class MadeStructure:
         if self.layout == "blocked":
             return params.unflatten(-1, (self.params_per_feature, self.features))
         return params.unflatten(-1, (self.features, self.params_per_feature)).transpose(-1, -2)
+
+
+# Never forgotten: CUDA graphs read tables that are made of a structure.
+@cache
+def read_structure(description: str) -> MadeStructure:
+    """The structure whose ``description`` this is.
+
+    Raises:
+        ValueError: it describes none.
+
+    Example:
+        >>> structure = MadeStructure(2, ((1, 1, 1),), (0, 1))
+        >>> read_structure(structure.description) == structure
+        True
+    """
+    words, *parts = description.split(";")
+    if len(parts) < 2 or len(words.split()) != 4:
+        raise ValueError(f"a network's description must be words, an order and degrees, got {description!r}")
+    params, activation, residual, layout = words.split()
+    order, *degrees = (tuple(map(int, part.split())) for part in parts)
+    return MadeStructure(len(order), tuple(degrees), order, int(params), activation, residual == "1", layout)
 
 
 def hidden_degrees_of(hidden_features: Sequence[int], features: int, with_context: bool) -> tuple[tuple[int, ...], ...]:

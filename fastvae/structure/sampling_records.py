@@ -1,7 +1,7 @@
 """A sampler's plan as records of integers: one numbering for Python, C++ and Triton.
 
 ``csrc/base/codes.h`` has the codes and ``csrc/images/sampler_plan.h`` the records; a test compares them with these.
-``kernels/_sampler_program.py`` makes the Triton kernel's jobs of the same codes and buffers.
+``kernels/_sampler_program.py`` makes the Triton kernels' blocks of the same codes and buffers.
 
 A field that says where something is holds :data:`ABSENT` where there is nothing.
 """
@@ -33,7 +33,7 @@ ABSENT = -1
 
 
 class OpCode(IntEnum):
-    """What a node computes; only the Triton kernel has jobs that draw."""
+    """What a node computes; only the Triton kernels have blocks that draw."""
 
     CONV = 0
     ADD = 1

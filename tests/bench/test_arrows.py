@@ -6,14 +6,15 @@ from pathlib import Path
 
 # From the floor up: a module imports modules of earlier lines only.
 FLOORS = (
-    ("environment", "memory", "rows", "task", "timing", "whole_run"),
+    ("environment", "gpu_figures", "memory", "rows", "task", "timing", "whole_run"),
     ("decoder", "gaussian", "roofline", "steps", "wording"),
-    ("jobs", "networks", "plots", "readme"),
+    ("floors", "gpu_plan", "jobs", "networks", "plots", "readme"),
     ("peers", "report"),
     ("ops",),
     ("registry", "tuning"),
-    ("gpu_page", "gpu_plan", "runner"),
-    ("profile",),
+    ("floor_table", "gpu_page", "runner"),
+    ("gpu_warm", "gpu_work", "profile"),
+    ("gpu_rehearsal",),
     ("__main__", "gpu_check", "test_bench"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

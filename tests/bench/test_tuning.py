@@ -1,13 +1,15 @@
 """Alternatives to the rules of the kernels' tiles."""
 
 import contextlib
+import functools
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import registry, tuning
+from bench import gpu_rehearsal, registry, tuning
 from bench.rows import read_rows
 from bench.task import Case, Shape
 
@@ -31,6 +33,15 @@ def test_values_hold_and_are_taken_back(op, dtype):
             assert [getattr(module, name) for module, name in places] == list(alternative.values.values())
             raise RuntimeError
         assert [getattr(module, name) for module, name in places] == before
+
+
+def test_rules_choose_anew():
+    """Launchers remember what rules chose for the sizes of earlier calls."""
+    tiles = importlib.import_module("fastvae.kernels._tiles")
+    rule = tiles.row_tile(64, 64, 1)
+    with tuning.Alternative("busy 1", {("_tiles", "_BUSY"): 1, ("_tiles", "_WARPS"): 1}).apply():
+        assert tiles.row_tile(64, 64, 1) != rule
+    assert tiles.row_tile(64, 64, 1) == rule
 
 
 def test_names_of_an_op_differ():
@@ -76,9 +87,33 @@ def test_tiles_that_do_not_fit_leave_the_rule(columns):
     from fastvae.kernels._matrix import MatrixTile, matrix_tile
 
     rows, rule = 16384, matrix_tile(16384, columns, torch.bfloat16)
-    for alternative in tuning.ALTERNATIVES["masked_linear"](case_of("masked_linear", "bfloat16")):
+    for alternative in tuning._vary_matrix_tiles(case_of("masked_linear", "bfloat16")):
         with alternative.apply():
             tile = matrix_tile(rows, columns, torch.bfloat16)
         wanted = MatrixTile(*map(int, alternative.name.removeprefix("tile ").split("x")))
         fills = wanted.columns < 128 or columns % wanted.columns == 0
-        assert tile == (wanted if fills and wanted.programs(rows, columns) >= 132 else rule)
+        assert tile == (wanted if fills and 10 * wanted.programs(rows, columns) >= 9 * 132 else rule)
+
+
+def test_fewer_registers_reach_the_launch():
+    case = replace(case_of("masked_linear", "bfloat16"), mode="fwdbwd")
+    task = tuning.add_alternatives(registry.find_task(case), case)
+    rule, fewer = (gpu_rehearsal.record_case(case, name, task) for name in ("rule", "registers 96"))
+    limits = [
+        (launch.meta.get("maxnreg"), other.meta.get("maxnreg")) for launch, other in zip(rule, fewer, strict=True)
+    ]
+    assert any(after == 96 != before for before, after in limits)
+    assert all(after in (96, before) for before, after in limits)
+
+
+def test_choices_made_before_are_forgotten(monkeypatch):
+    """A tile that a module keeps for a shape would hide every alternative."""
+    from fastvae.kernels import _matrix
+
+    kept = functools.lru_cache(_matrix.matrix_tile)
+    monkeypatch.setattr(_matrix, "matrix_tile", kept)
+    shape = (16384, 1920, torch.bfloat16)
+    rule = kept(*shape)
+    with tuning.Alternative("smaller", {("_matrix", "_HALF_TILES"): ((64, 64, 64, 4, 3),)}).apply():
+        assert kept(*shape) != rule
+    assert kept(*shape) == rule

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import fastvae.functional as F
+from fastvae.graphs import make_graphed_step
+from fastvae.nn import MaskedAutoregressiveFlow
 from fastvae.sampling import CausalSampler
 from tests.gpu.problems import PROBLEMS
 from tests.support.causal_stacks import scale_weights, stacks
@@ -72,3 +74,47 @@ def test_replays_draw_new_images(name):
         torch.testing.assert_close(parameters, sampler.parameters(images, context), rtol=1e-4, atol=1e-4)
         drawn.append(images.clone())
     assert (drawn[0] != drawn[1]).any()
+
+
+def test_replayed_training_steps_are_eager_steps():
+    """Losses and weights of a flow that is trained in a graph are those of one that is trained without."""
+    found = []
+    batches = torch.randn(6, 64, 8, device="cuda")
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        flow = MaskedAutoregressiveFlow(8, (32, 32), steps=2, device="cuda")
+        optimizer = torch.optim.Adam(flow.parameters(), capturable=True)
+
+        def step(x, flow=flow, optimizer=optimizer):
+            optimizer.zero_grad()
+            z, log_det = flow.inverse(x)
+            loss = (0.5 * z.square().sum(-1) - log_det).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        if graphed:
+            run = make_graphed_step(step, batches[0], optimizers=[optimizer], warmup=2)
+        else:
+            run = step
+            for _ in range(2):
+                step(batches[0])
+        found.append([run(x) for x in batches] + [p.detach() for p in flow.parameters()])
+    for eager, replayed in zip(*found, strict=True):
+        torch.testing.assert_close(replayed, eager, rtol=1e-6, atol=1e-7)
+
+
+def test_replayed_training_steps_draw_anew():
+    log_sigma = torch.nn.Parameter(torch.zeros(16, 8, device="cuda"))
+    optimizer = torch.optim.SGD([log_sigma], lr=0.0)
+
+    def step():
+        optimizer.zero_grad()
+        z, _ = F.diag_gaussian_rsample(torch.zeros_like(log_sigma), log_sigma)
+        loss = z.square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    graphed = make_graphed_step(step, optimizers=[optimizer])
+    assert graphed() != graphed()

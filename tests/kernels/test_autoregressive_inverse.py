@@ -3,100 +3,27 @@
 The transposed sweep multiplies matrices; bfloat16 is left to GPUs (see test_masked_linear.py).
 """
 
-from dataclasses import dataclass
-from itertools import pairwise
-
 import pytest
 import torch
-from torch import Tensor
 
 from fastvae.kernels import autoregressive_inverse as kernels
 from fastvae.kernels._launch import compute_dtype
 from fastvae.kernels.autoregressive_inverse import autoregressive_inverse_fwd, autoregressive_inverse_solve
 from fastvae.reference.affine_flow import KINDS
-from fastvae.reference.autoregressive_inverse import autoregressive_inverse
-from fastvae.reference.made import MadeParameters, autoregressive_flow
 from fastvae.reference.masked_linear import ACTIVATIONS
-from fastvae.structure import LAYOUTS, MadeStructure, spread_degrees
+from fastvae.structure import LAYOUTS
+from tests.support.flow_steps import DEVICE, Flow, flow_of, inverse_results
 from tests.support.implementations import DTYPES, GPU
 from tests.support.oracle import assert_as_close_as_eager
 
-DEVICE = "cuda" if GPU else "cpu"
+
+@pytest.fixture(autouse=True)
+def triton_kernels(monkeypatch):
+    """Also where the sweeps in CUDA C++ would run, see test_inverse_sweep.py."""
+    monkeypatch.setattr(kernels, "find_sweep", lambda *_: None)
+
 
 dtypes = pytest.mark.parametrize("dtype", [d for d in DTYPES if GPU or d != torch.bfloat16])
-
-
-@dataclass
-class Flow:
-    """A step with its inputs: context term and parameters."""
-
-    structure: MadeStructure
-    context_term: Tensor | None
-    parameters: MadeParameters
-    kind: str
-
-    def to(self, dtype: torch.dtype) -> "Flow":
-        def cast(tensors):
-            return [None if t is None else t.to(DEVICE, dtype) for t in tensors]
-
-        (context_term,) = cast([self.context_term])
-        return Flow(self.structure, context_term, MadeParameters(*map(cast, self.parameters[:3])), self.kind)
-
-    def arguments(self):
-        return self.context_term, *self.parameters[:3], self.structure, self.kind
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return autoregressive_flow(x, self.context_term, self.parameters, self.structure, self.kind)
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return autoregressive_inverse(z, self.context_term, self.parameters, self.structure, self.kind)
-
-
-def flow_of(
-    n: int = 3,
-    features: int = 5,
-    hidden: tuple[int, ...] = (12, 12),
-    *,
-    residual: bool = False,
-    kind: str = "gated",
-    activation: str = "elu",
-    layout: str = "blocked",
-    context: bool = True,
-    bias: bool = True,
-    scaled: bool = False,
-    shuffled: bool = True,
-    params: int | None = None,
-) -> Flow:
-    """A random step, whose weights are small enough for a well conditioned inverse.
-
-    `shuffled`: a random order, and hidden units whose degrees are not sorted.
-    """
-    degrees = [list(spread_degrees(width, features, context)) for width in hidden]
-    order = list(range(features))
-    if shuffled:
-        order = torch.randperm(features).tolist()
-        shuffles = [torch.randperm(width).tolist() for width in hidden]
-        if residual:
-            shuffles = shuffles[:1] * len(hidden)
-        degrees = [[d[i] for i in shuffle] for d, shuffle in zip(degrees, shuffles, strict=True)]
-    params = params or (1 if kind == "location_only" else 2)
-    structure = MadeStructure(features, tuple(map(tuple, degrees)), tuple(order), params, activation, residual, layout)
-    widths = [len(layer) for layer in structure.degrees]
-    pairs = list(pairwise(widths))
-    parameters = MadeParameters(
-        [0.5 * torch.randn(outputs, inputs) / inputs**0.5 for inputs, outputs in pairs],
-        [0.3 * torch.randn(outputs) if bias else None for _, outputs in pairs],
-        [0.5 + torch.rand(outputs) if scaled else None for _, outputs in pairs],
-    )
-    return Flow(structure, torch.randn(n, widths[1]) if context else None, parameters, kind).to(torch.float32)
-
-
-def results(flow: Flow, z: Tensor, d_x: Tensor, d_log_det: Tensor) -> list[Tensor]:
-    """x, log_det and the gradient to z of the reference, in the dtype of z."""
-    z = z.detach().clone().requires_grad_()
-    x, log_det = flow.inverse(z)
-    value = (x * d_x.to(x)).sum() + (log_det * d_log_det.to(log_det)).sum()
-    return [x.detach(), log_det.detach(), *torch.autograd.grad(value, z)]
 
 
 def check(n: int, flow: Flow, dtype: torch.dtype = torch.float32) -> None:
@@ -104,10 +31,10 @@ def check(n: int, flow: Flow, dtype: torch.dtype = torch.float32) -> None:
     d = flow.structure.features
     z, d_x = torch.randn(2, n, d).to(DEVICE, dtype).unbind()
     d_log_det = torch.randn(n).to(DEVICE, compute_dtype(dtype))
-    exact = results(flow.to(torch.float64), z.double(), d_x, d_log_det)
+    exact = inverse_results(flow.to(torch.float64), z.double(), d_x, d_log_det)
     # In float64 eager is the oracle itself: an input with one more rounding gives its errors.
     inexact = torch.nextafter(z, z + torch.randn_like(z)) if dtype == torch.float64 else z
-    eager = results(flow, inexact, d_x, d_log_det)
+    eager = inverse_results(flow, inexact, d_x, d_log_det)
     x, log_det = autoregressive_inverse_fwd(z, *flow.arguments())
     assert_as_close_as_eager(x, eager[0], exact[0], "x")
     assert_as_close_as_eager(log_det, eager[1].to(log_det), exact[1], "log_det")

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from fastvae.kernels import causal_sampler
+from fastvae.nn import GatedPixelCNN
 from fastvae.sampling import CausalSampler
-from tests.support.causal_stacks import scale_weights, stacks
+from tests.support.causal_stacks import Stack, scale_weights, stacks
 from tests.support.implementations import GPU, device_of
 
 STACKS = stacks()
@@ -43,3 +45,27 @@ def test_draws_what_the_reference_draws(name):
     torch.testing.assert_close(parameters, expected_parameters, rtol=1e-5, atol=1e-5)
     if again is not None:
         assert torch.equal(again, parameters)
+
+
+def test_blocks_and_runs_of_any_length():
+    """More columns than a block has, gates across blocks, and more terms than a run has."""
+    network = scale_weights(GatedPixelCNN(1, 66, 2, first_kernel_size=3, impl="reference"), 1.5)
+    stack = Stack(lambda: network)
+    images, parameters, again = draw(network, stack, None, "triton")
+    expected, expected_parameters, _ = draw(network, stack, None, "reference")
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(parameters, expected_parameters, rtol=1e-5, atol=1e-5)
+    assert torch.equal(again, parameters)
+
+
+def test_images_of_one_program(monkeypatch):
+    """Programs of two images, the last of which has one, draw what programs of one image draw."""
+    stack = STACKS["gated"]
+    sampler = CausalSampler(scale_weights(stack.make()).to(device_of("triton")), stack.likelihood, impl="triton")
+    drawn = []
+    for wave in (3, 2):
+        monkeypatch.setattr(causal_sampler, "_WAVE", wave)
+        generator = torch.Generator(device_of("triton")).manual_seed(1)
+        drawn.append(sampler.sample_with_parameters(3, (2, 2), generator=generator))
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=1e-5, atol=1e-5)
+    assert drawn[0][0].std() > 0.1

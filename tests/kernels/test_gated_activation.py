@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
+from fastvae.kernels import gated_activation as module
 from fastvae.kernels.gated_activation import gated_activation_bwd, gated_activation_fwd
 from fastvae.reference.gated_activation import KINDS, gated_activation
 from tests.support.implementations import DTYPES, GPU
@@ -73,12 +75,37 @@ def test_dtypes(kind, layout, dtype):
     check((2, 3, 5, 4), kind, layout, "vector", dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@kinds
+def test_every_number_is_right(kind, dtype):
+    """Not only the largest, as elsewhere: tiny arguments, large ones, and where one formula follows another."""
+    least = {torch.float16: -3.0, torch.float64: -30.0}.get(dtype, -15.0)
+    sizes = torch.cat([torch.logspace(least, 1.6, 90), torch.linspace(0.6, 0.65, 21), torch.tensor([0.0])])
+    a, b = (
+        t.flatten() for t in torch.meshgrid(torch.cat([sizes, -sizes]), torch.linspace(-8.0, 8.0, 9), indexing="ij")
+    )
+    x = torch.cat([a, b]).view(1, 2, 1, -1).to(DEVICE, dtype)
+    exact = gated_activation(x.double(), None, kind)
+    y = gated_activation_fwd(x, None, kind)
+    error = (y.double() - exact).abs() / exact.abs().clamp(min=torch.finfo(dtype).tiny)
+    assert error.max() <= 8.0 * torch.finfo(dtype).eps
+
+
 @kinds
 def test_saturation_is_finite(kind):
     x = torch.tensor([-1e4, 1e4, -1e2, 1e2], device=DEVICE).view(1, 4, 1, 1)
     y = gated_activation_fwd(x, None, kind)
     assert y.isfinite().all()
     assert gated_activation_bwd(torch.ones_like(y), x, None, kind).isfinite().all()
+
+
+def test_the_type_of_indices_does_not_matter(monkeypatch):
+    x = torch.randn(3, 10, 5, 7, device=DEVICE)
+    upstream = torch.randn(3, 5, 5, 7, device=DEVICE)
+    expected = gated_activation_fwd(x, None, "tanh"), gated_activation_bwd(upstream, x, None, "tanh")
+    monkeypatch.setattr(module, "index_type", lambda _: tl.int64)
+    got = gated_activation_fwd(x, None, "tanh"), gated_activation_bwd(upstream, x, None, "tanh")
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_nan_shows():

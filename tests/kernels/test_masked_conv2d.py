@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+import triton.language as tl
 
 from fastvae.kernels import masked_conv2d, masked_conv2d_gradients
 from fastvae.kernels._matrix import MatrixTile
@@ -132,23 +133,38 @@ def test_tiles():
     assert conv_tile(1 << 17, 1, 1, torch.float32)[1:3] == (16, 16)
 
 
+def kept_weights(made, taps):
+    """(outputs, taps, inputs): the weights that count, as they should be laid out."""
+    return (made.weight * made.mask()).flatten(2)[..., list(made.structure.taps)].transpose(1, 2)
+
+
 def test_packed_weights():
-    """Of each tap that counts, in rows of outputs or of inputs, with zeros where the rule cuts them off."""
+    """Of each tap that counts, by output, tap and input, with zeros where the rule cuts them off."""
     made = Problem(6, 4, ConvStructure((3, 3), "A", has_rule=True), groups=2).to(torch.float32)
     taps = Taps.of(made.structure.taps, made.weight, made.structure.origin_tap)
-    kept = (made.weight * made.mask()).flatten(2)[..., list(made.structure.taps)].view(2, 2, 3, -1)
-    packed = pack(made.weight, made.degrees, taps, 2, inputs_last=False)
-    assert torch.equal(packed.view(2, -1, 3, 2), kept.permute(0, 3, 2, 1))
-    packed = pack(made.weight, made.degrees, taps, 2, inputs_last=True)
-    assert torch.equal(packed.view(2, -1, 2, 3), kept.permute(0, 3, 1, 2))
+    packed = pack(made.weight, made.degrees, taps, 2)
+    assert torch.equal(packed.weights, kept_weights(made, taps))
+    assert packed[1:] == (2 * taps.count * 3, 3, 1, taps.count * 3)
+    assert packed.transpose()[1:] == (*packed[1:3], packed.outputs, packed.inputs)
 
 
-def test_weights_of_any_strides():
-    made = Problem(18, 20, activation="relu").to(torch.float32)
+@pytest.mark.parametrize("inputs", [2, 17])
+def test_the_type_of_indices_does_not_matter(monkeypatch, inputs):
+    made = Problem(inputs, 3, ConvStructure((1, 3), "B", has_rule=True), image=(2, 5), batch=1)
+    expected = made.to(torch.float32).launch()
+    for module in (masked_conv2d, masked_conv2d_gradients):
+        monkeypatch.setattr(module, "index_type", lambda _: tl.int64)
+    torch.testing.assert_close(made.launch(), expected, rtol=0, atol=0)
+
+
+def test_a_channels_last_weight_is_read_where_it_is(monkeypatch):
+    made = Problem(18, 20, ConvStructure((3, 3), "B", order="reversed"), activation="relu").to(torch.float32)
     expected = made.launch()
     made.weight = made.weight.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(made.launch(), expected, rtol=0, atol=0)
-    assert made.launch()[2].is_contiguous()
+    monkeypatch.setattr(masked_conv2d, "_masked_conv2d_pack_kernel", None)
+    got = made.launch()
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert got[2].is_contiguous()
 
 
 def test_masked_weights_may_be_anything():

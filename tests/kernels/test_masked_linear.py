@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from fastvae.kernels import masked_linear, masked_linear_gradients
-from fastvae.kernels._matrix import MatrixTile
+from fastvae.kernels._launch import record_launches
+from fastvae.kernels._matrix import (
+    MatrixTile,
+    matrix_tile,
+    product_options,
+    split_products,
+    staircase_programs,
+)
 from fastvae.kernels.masked_linear import (
     masked_layer,
     masked_linear_bwd,
@@ -119,7 +126,8 @@ def test_rows_in_splits():
 
 def use_tile(monkeypatch: pytest.MonkeyPatch, *shape: int) -> None:
     for module in (masked_linear, masked_linear_gradients):
-        monkeypatch.setattr(module, "matrix_tile", lambda *_: MatrixTile(*shape))
+        for rule in ("matrix_tile", "choose_tile"):
+            monkeypatch.setattr(module, rule, lambda *_: MatrixTile(*shape), raising=False)
 
 
 @pytest.mark.thorough
@@ -128,6 +136,29 @@ def test_tiles_do_not_matter(monkeypatch, shape):
     use_tile(monkeypatch, *shape)
     check(70, 290, 90, "elu", "ascending")
     check(9, 290, 90, "silu", "unsorted", scaled=False)
+
+
+def test_tiles():
+    """Nine tenths of a device are enough for the widest; sums are split among programs that all run at once."""
+    assert matrix_tile(16384, 128, torch.bfloat16)[:2] == (128, 128)
+    assert matrix_tile(8192, 128, torch.bfloat16)[:2] == (128, 64)
+    assert staircase_programs(15, 15) == 120
+    assert staircase_programs(1, 15) == 15
+    assert split_products(16384, 120, 128) == (2, 8192)
+    assert split_products(131072, 25, 256)[0] * 25 <= 264
+    assert split_products(16384, 300, 128) == (1, 16384)
+
+
+def test_two_programs_share_a_multiprocessor_where_registers_suffice():
+    tile = matrix_tile(16384, 1920, torch.bfloat16)
+
+    def registers(capability=90, dtype=torch.bfloat16, sizes=(1920, 1920), **more):
+        with record_launches(32, capability):
+            return product_options(tile, dtype, sizes, **more)["maxnreg"]
+
+    assert registers() == registers(activation="elu") == 128
+    others = ({"capability": 80}, {"dtype": torch.float32}, {"sizes": (1920, 65)}, {"activation": "tanh"})
+    assert [registers(**other) for other in (*others, {"adds": True})] == [255] * 5
 
 
 def test_empty_tiles_are_not_read(monkeypatch):
@@ -144,13 +175,14 @@ def test_empty_tiles_are_not_read(monkeypatch):
     assert d_weight.isfinite().all()
 
 
-def test_masked_weights_may_be_anything():
-    x, weight, bias, _ = problem(4, 40, 30, torch.float32, True, False)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_masked_weights_may_be_anything(scaled):
+    x, weight, bias, scale = problem(4, 40, 30, torch.float32, True, scaled)
     degrees = degrees_of(40, 30, "unsorted")
     poisoned = weight.masked_fill(~mask_of(*degrees), float("nan"))
     for a, b in zip(
-        launch((x, weight, bias, None), x[:, :30], degrees, "relu"),
-        launch((x, poisoned, bias, None), x[:, :30], degrees, "relu"),
+        launch((x, weight, bias, scale), x[:, :30], degrees, "relu"),
+        launch((x, poisoned, bias, scale), x[:, :30], degrees, "relu"),
         strict=True,
     ):
         assert torch.equal(a, b)

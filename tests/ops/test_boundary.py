@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvae.functional as F
 from tests.support.gaussians import gaussian_inputs, packed_size, problems, tril_input
-from tests.support.op_arguments import KERNEL, op_arguments
+from tests.support.op_arguments import KERNEL, in_dtype, op_arguments
 
 OPS = torch.ops.fastvae
 CASES = [
@@ -25,6 +25,12 @@ KERNEL_IMPL = "triton" if torch.cuda.is_available() else "cpp"
 @pytest.mark.parametrize("name", list(op_arguments()))
 def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, name.split()[0]).default, op_arguments()[name])
+
+
+@pytest.mark.parametrize("name", list(op_arguments()))
+def test_shapes_and_dtypes_of_half_types_are_inferred(name):
+    arguments = in_dtype(name, op_arguments()[name], torch.bfloat16)
+    torch.library.opcheck(getattr(OPS, name.split()[0]).default, arguments, test_utils="test_faketensor")
 
 
 def test_every_registered_op_is_checked():

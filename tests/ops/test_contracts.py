@@ -29,6 +29,8 @@ def test_a_refusal_names_op_argument_and_what_came():
         OPS.affine_flow_fwd(mu, mu, mu, "cubic", False)
 
 
+# What `degrees` is of: numbers, whether to keep, description.
+OF_SWEEP = ([3, 2, 0, 1, 0, 0], False, "2 identity 0 blocked;0 1 2;0 1")
 SWEEP = {
     "features that are not in an order": [[1, 1, 3], [0, 1], [0, 0, 2, 0, 0, 2]],
     "a unit that no feature is found for": [[1, 2, 3], [0, 9], [0, 1, 2, 0, 1, 2]],
@@ -36,12 +38,30 @@ SWEEP = {
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2 identity 0 blocked;0 1 2", "network must be the description of a structure"),
+        ("2 identity 0;0 1 2;0 1", "network must be the description of a structure"),
+        ("2 identity 0 blocked;0 1 1;0 1", "network must be the description of a structure: order must be"),
+        ("2 identity 0 blocked;0 1 2;0 1 2", "network must describe a network of"),
+        ("2 relu 0 blocked;0 1 2;0 1", "network must describe a network of"),
+    ],
+    ids=["no layer", "a word less", "no order", "another width", "another activation"],
+)
+def test_a_sweep_is_that_of_the_network_described(text, message):
+    degrees = [torch.tensor(d) for d in ([1, 2, 3], [0, 1], [0, 1, 2, 0, 1, 2])]
+    tensors = [torch.randn(2, 3), torch.randn(6, 2)]
+    with pytest.raises(ValueError, match=f"autoregressive_inverse_fwd: {message}"):
+        OPS.autoregressive_inverse_fwd(torch.randn(4, 3), tensors, [False] * 5, degrees, *OF_SWEEP[:2], text)
+
+
 @pytest.mark.parametrize("degrees", SWEEP.values(), ids=SWEEP)
 def test_a_sweep_takes_autoregressive_networks_only(degrees):
     tensors = [torch.randn(2, 3), torch.randn(6, 2)]
     with pytest.raises(ValueError, match="autoregressive_inverse_fwd: degrees"):
         OPS.autoregressive_inverse_fwd(
-            torch.randn(4, 3), tensors, [False] * 5, [torch.tensor(d) for d in degrees], [3, 2, 0, 1, 0, 0], False
+            torch.randn(4, 3), tensors, [False] * 5, [torch.tensor(d) for d in degrees], *OF_SWEEP
         )
 
 
@@ -60,7 +80,7 @@ def test_sound_calls_before_do_not_let_others_through():
     degrees = [torch.tensor(d) for d in ([1, 2, 3], [0, 1], [0, 1, 2, 0, 1, 2])]
     tensors = [torch.randn(2, 3), torch.randn(6, 2)]
     for layer in (0, 2):
-        arguments = torch.randn(4, 3), tensors, [False] * 5, degrees, [3, 2, 0, 1, 0, 0], False
+        arguments = torch.randn(4, 3), tensors, [False] * 5, degrees, *OF_SWEEP
         OPS.autoregressive_inverse_fwd(*arguments)
         before = degrees[layer].clone()
         degrees[layer].fill_(1)

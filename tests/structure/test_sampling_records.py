@@ -22,7 +22,7 @@ def numbers_of(codes):
 @needs_extension
 def test_codes_are_those_of_the_extension():
     ops = numbers_of(records.OpCode)
-    # The extension draws without a job.
+    # The extension draws without a block.
     assert ops.pop("draw") == max(ops.values()) + 1
     assert _C.codes() == {
         "activation": numbers_of(records.ActivationCode),

@@ -53,9 +53,9 @@ def layer_problem(
     """``masked_linear`` as a function of the tensors of :func:`layer_inputs`."""
 
     def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
-        x, weight, *rest = p
-        b = rest.pop(0) if bias else None
-        scale = rest.pop(0) if weight_scale else None
+        x, weight = p[:2]
+        b = p[2] if bias else None
+        scale = p[-1] if weight_scale else None
         ins, outs = (d.to(x.device) for d in degrees)
         options: dict[str, Any] = {"activation": activation, "weight_scale": scale, "impl": impl}
         return (F.masked_linear(x, weight, b, in_degrees=ins, out_degrees=outs, **options),)

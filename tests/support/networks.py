@@ -56,8 +56,8 @@ class Network:
         return [t.requires_grad_() for t in made]
 
     def unpack(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, MadeParameters]:
-        z, *rest = tensors
-        term = rest.pop(0) if self.context else None
+        z, rest = tensors[0], tensors[self.first_weight() :]
+        term = tensors[1] if self.context else None
         layers = len(self.structure.degrees) - 1
         absent: list[Tensor | None] = [None] * layers
         weights, rest = rest[:layers], rest[layers:]

@@ -79,6 +79,7 @@ def network_arguments() -> dict[str, tuple]:
     weights = [torch.randn(width, d), torch.randn(2 * d, width)]
     biases, scales = [torch.randn(width), None], [None, torch.rand(2 * d)]
     structure = [d, 2, 6, 1, 0, 0]  # two parameters of each feature, silu, gated
+    text = "2 silu 0 blocked;0 1 2;0 0 1 1 1 2 2 2"
     kept = (*weights, scales[1])
     present = [True, True, False, False, True]
     network = ((*weights, context, biases[0], scales[1]), present, degrees, structure)
@@ -115,6 +116,27 @@ def network_arguments() -> dict[str, tuple]:
             structure,
             [False, False, True, False, False],
         ),
-        "autoregressive_inverse_fwd": (x, *network, True),
-        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5),
+        "autoregressive_inverse_fwd": (x, *network, True, text),
+        "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5, text),
     }
+
+
+# Tensors of these names are float32 where those of a call are of a half type: kernels compute them so.
+_FLOAT32 = ("at", "d_kl", "d_log_det", "d_log_p", "d_log_prob", "d_log_q", "eps", "saved")
+
+
+def in_dtype(name: str, arguments: tuple, dtype: torch.dtype) -> tuple:
+    """Arguments of :func:`op_arguments` with the call's tensors in a half type."""
+
+    def cast(value):
+        if isinstance(value, (list, tuple)):
+            return type(value)(cast(item) for item in value)
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def stays(argument, value):
+        is_data = argument == "x" and any(word in name for word in ("bernoulli", "latent", "logistic"))
+        return is_data or argument in _FLOAT32 or (argument == "kept" and isinstance(value, torch.Tensor))
+
+    schema = getattr(torch.ops.fastvae, name.split()[0]).default._schema
+    pairs = zip(schema.arguments, arguments, strict=True)
+    return tuple(value if stays(argument.name, value) else cast(value) for argument, value in pairs)

@@ -1,0 +1,116 @@
+"""Figures that no code can tell: seconds for the rehearsal of a check, counts and predictions for the table of floors.
+
+Edit them here when a kernel or a compiler changes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Seconds of one core for a distinct specialisation of a kernel: compilation for sm_90 by Triton 3.6, and gcc for the
+# launcher that 3.6 makes of each signature.
+KERNEL_S, LAUNCHER_S = 0.46, 0.25
+# More processes than cores share the machine while the tests run.
+CONTENTION = 1.3
+# The measurement of the limits in one type.
+LIMIT_S = 1.5
+# A process until its first launch: imports, and the device's context.
+START_S = 5.0
+# torch.compile: its imports, a graph out of nothing, the same graph out of the cache.
+COMPILER_START_S, GRAPH_S, CACHED_GRAPH_S = 3.0, 9.0, 1.5
+# The same for a whole training step with its optimiser.
+STEP_GRAPH_S, CACHED_STEP_GRAPH_S = 66.0, 18.0
+# A test without its compilations; the collection of all tests.
+TEST_S, COLLECTION_S = 0.3, 4.0
+# Tests that are about no problem of tests/gpu/problems.py, on one worker.
+OTHER_TESTS_S = 15.0
+# A row before its timing, then each provider under each timer.
+ROW_S, TIMER_S = 0.7, 0.2
+# Rows whose single calls are long: the loop over whole passes, the check of a sampler, the building of a model.
+LONG_ROWS_S = {"naive": 10.0, "causal_sampler": 3.0, "training_step": 6.0}
+# Tests of offsets, which fill gigabytes, and their kernels; a tool of compute-sanitizer slows a test down.
+OFFSETS_TESTS, OFFSETS_KERNELS, OFFSETS_TEST_S = 14, 40, 1.5
+SANITIZED_TEST_S, SANITIZED_START_S = 2.0, 20.0
+# A profiler's start, and its passes for each kernel.
+PROFILER_START_S, PROFILED_KERNEL_S = 15.0, 0.5
+
+
+# Kernels of one floor by op, about: what is compiled before is shared out by them.
+KERNELS = {"training_step": 25, "autoregressive_flow": 14, "masked_conv2d": 8}
+
+
+def kernel_seconds(op: str) -> float:
+    """The kernels of an op in one dtype, and the calls that need them."""
+    return KERNELS.get(op, 4) * (KERNEL_S + LAUNCHER_S) + LONG_ROWS_S.get(op, 0.0)
+
+
+def compile_seconds(op: str) -> float:
+    """One graph of an op's reference, out of nothing."""
+    return STEP_GRAPH_S if op == "training_step" else GRAPH_S
+
+
+def cached_compile_seconds(op: str) -> float:
+    """The same graph out of the cache."""
+    return CACHED_STEP_GRAPH_S if op == "training_step" else CACHED_GRAPH_S
+
+
+class Rates(NamedTuple):
+    """What a device gives by estimate: bytes per second of a copy; operations per second of products."""
+
+    copy: float
+    half: float
+    single: float
+
+
+H100 = Rates(3.0e12, 8.0e14, 5.9e13)
+
+
+class Figure(NamedTuple):
+    """Of one row: what was counted in compiled code for sm_90, and the time predicted from it on an H100, µs."""
+
+    counts: str
+    low: float
+    high: float
+
+
+# By the name of a case.
+FIGURES: dict[str, Figure] = {
+    "diag_gaussian.rsample fwd [65536x1024] float32": Figure(
+        "46.6 instructions an element (94 to 105 µs of issue); 64 registers, 32 warps a multiprocessor", 285, 310
+    ),
+    "diag_gaussian.rsample fwdbwd [65536x1024] float32": Figure("two kernels", 575, 620),
+    "diag_gaussian.rsample fwd [65536x1024] bfloat16": Figure(
+        "40.8 instructions an element (82 to 92 µs of issue); 24 warps a multiprocessor", 150, 170
+    ),
+    "diag_gaussian.rsample fwdbwd [65536x1024] bfloat16": Figure("two kernels", 300, 340),
+    "diag_gaussian.rsample fwdbwd [128x32] float32": Figure("2 launches", 4, 8),
+    "diag_gaussian.rsample fwdbwd [50x100x50] float32": Figure("2 launches", 5, 10),
+    "tril_gaussian.rsample.dense fwd [4096x256] float32": Figure(
+        "1015 instructions a tile, 64 registers, one warp a program (165 to 190 µs of issue)", 210, 260
+    ),
+    "tril_gaussian.rsample.dense fwdbwd [4096x256] float32": Figure("two kernels", 625, 780),
+    "tril_gaussian.rsample.dense fwd [65536x64] float32": Figure("as above", 225, 280),
+    "tril_gaussian.rsample.dense fwdbwd [65536x64] float32": Figure("two kernels", 650, 820),
+    "tril_gaussian.rsample.dense fwdbwd [512x64] float32": Figure("2 launches", 8, 14),
+    "masked_linear.linear fwd [16384x1920] bfloat16": Figure(
+        "72 instructions a step, 2 HGMMA 64x128x16; 128 registers, two programs a multiprocessor", 105, 115
+    ),
+    "masked_linear.linear fwdbwd [16384x1920] bfloat16": Figure("5 launches", 350, 420),
+    "autoregressive_flow.flow.1920-1920 fwd [16384x64] bfloat16": Figure("4 launches", 150, 190),
+    "autoregressive_flow.flow.1920-1920 fwdbwd [16384x64] bfloat16": Figure("17 launches", 480, 600),
+    "autoregressive_flow.flow.320-320 fwdbwd [128x32] float32": Figure("17 launches", 60, 100),
+    "autoregressive_inverse.inverse.512-512 fwd [1024x64] float32": Figure("1 launch, one wave", 275, 350),
+    "masked_conv2d.convolution.7x7-B-128-128 fwd [128x32] bfloat16": Figure(
+        "230 instructions a step of 128x128x64; 124 registers, two programs a multiprocessor", 215, 250
+    ),
+    "masked_conv2d.convolution.7x7-B-128-128 fwdbwd [128x32] bfloat16": Figure("", 850, 930),
+    "masked_conv2d.convolution.3x3-B-128-128 fwd [128x32] bfloat16": Figure("", 50, 62),
+    "masked_conv2d.convolution.3x3-B-128-128 fwdbwd [128x32] bfloat16": Figure("", 0, 0),
+    "causal_sampler.sample.gated-7x64 fwd [64x784] float32": Figure("21 dependent phases a pixel", 25_000, 40_000),
+    "training_step.step.iaf-8x1920 step [512x32] float32": Figure("", 0, 0),
+}
+
+
+def name_case(case: object) -> str:
+    """A case's name without its device."""
+    return str(case).rpartition(" ")[0]

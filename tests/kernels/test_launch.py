@@ -1,0 +1,261 @@
+"""How kernels are launched, on a stub of a GPU: compiled kernels are found, and called as Triton calls them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+from fastvae.kernels import _launch
+from fastvae.kernels._launch import by_shape, launch, record_launches, warp_size
+from fastvae.kernels._tiles import row_tile
+from tests.support.processes import run_module
+from tests.support.stub_gpu import stub_gpu
+
+
+def _copy_kernel(y_ptr, x_ptr, n, step, factor, BLOCK: tl.constexpr, TWICE: tl.constexpr):
+    tl.store(y_ptr, tl.load(x_ptr) * factor)
+
+
+@pytest.fixture
+def gpu():
+    _launch._known.clear()
+    with stub_gpu() as stub:
+        yield stub
+    _launch._known.clear()
+
+
+@pytest.fixture
+def kernel(gpu):
+    return JITFunction(_copy_kernel)
+
+
+@pytest.fixture
+def by_triton(monkeypatch):
+    """How often Triton itself launched."""
+    calls, run = [], JITFunction.run
+    monkeypatch.setattr(JITFunction, "run", lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs))
+    return calls
+
+
+def call(kernel, **changed):
+    """A launch with another value for what is `changed`."""
+    given = {"y": torch.zeros(64), "x": torch.zeros(64), "n": 48, "step": 5, "factor": 0.5} | changed
+    meta = {name: given.pop(name, value) for name, value in (("BLOCK", 32), ("TWICE", False), ("num_warps", 4))}
+    launch(kernel, given.pop("programs", 6), *given.values(), **meta)
+
+
+def as_addresses(arguments):
+    return [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def test_known_kernels_are_called_as_triton_calls_them(gpu, kernel, by_triton):
+    y, x = torch.zeros(64), torch.nn.Parameter(torch.zeros(64))
+    for _ in range(3):
+        call(kernel, y=y, x=x)
+    assert len(by_triton) == 1
+    first, *others = gpu.launches
+    for name, programs, arguments in others:
+        assert (name, programs) == ("_copy_kernel", 6) == first[:2]
+        assert list(arguments) == as_addresses(first[2])
+        assert list(arguments[2:]) == [48, 5, 0.5, 32, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "compiles"),
+    [
+        ({"x": torch.zeros(64, dtype=torch.float16)}, 1),
+        ({"x": torch.zeros(65)[1:]}, 1),
+        ({"y": torch.zeros(65)[1:]}, 1),
+        ({"n": 49}, 1),
+        ({"step": 1}, 1),
+        ({"step": 2**31}, 1),
+        ({"x": None}, 1),
+        ({"BLOCK": 64}, 1),
+        ({"TWICE": True}, 1),
+        ({"num_warps": 8}, 1),
+        ({"n": 64}, 0),
+        ({"step": 7}, 0),
+        ({"factor": 2.0}, 0),
+        ({"programs": 7}, 0),
+        ({"x": torch.zeros(99)}, 0),
+    ],
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
+)
+def test_what_triton_compiles_for_is_told_apart(gpu, kernel, changed, compiles):
+    for arguments in ({}, changed, {}, changed):
+        call(kernel, **arguments)
+    assert len(gpu.compiled) == 1 + compiles
+    of_first, of_changed = (gpu.launches[i][1:] for i in (2, 3))
+    given = {"n": 48, "step": 5, "factor": 0.5, "BLOCK": 32, "TWICE": False}
+    for arguments, expected in ((of_first, given), (of_changed, given | changed)):
+        assert list(arguments[1][2:]) == [expected[name] for name in given]
+        assert arguments[0] == expected.get("programs", 6)
+
+
+def test_constants_are_known_by_their_names(gpu, kernel):
+    """Two calls that name the same values in another order mean other kernels."""
+    arguments = torch.zeros(64), torch.zeros(64), 48, 5, 0.5
+    for _ in range(2):
+        launch(kernel, 1, *arguments, BLOCK=1, TWICE=2)
+        launch(kernel, 1, *arguments, TWICE=1, BLOCK=2)
+    assert [launched[2][-2:] for launched in gpu.launches] == [(1, 2), (2, 1)] * 2
+
+
+def test_hooks_see_every_launch(gpu, kernel, by_triton):
+    seen = []
+    call(kernel)
+    for hook in (triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook):
+        hook.add(seen.append)
+        try:
+            call(kernel)
+            call(kernel)
+        finally:
+            hook.remove(seen.append)
+    assert len(seen) == 4
+    kernel.add_pre_run_hook(lambda *_, **__: seen.append("before"))
+    call(kernel)
+    kernel.pre_run_hooks.clear()
+    assert (len(seen), len(by_triton)) == (5, 6)
+    call(kernel)
+    assert (len(by_triton), len(gpu.launches)) == (6, 7)
+
+
+@pytest.mark.parametrize("missing", ["function", "packed_metadata"])
+def test_triton_launches_where_a_compiled_kernel_does_not_show_how(gpu, kernel, by_triton, missing, monkeypatch):
+    compiled = gpu.compile(kernel, "unused")
+    monkeypatch.setattr(_launch, "_launcher_of", lambda *_: pytest.fail("it is not known how to run it"))
+    vars(compiled).pop(missing)
+    _launch._remember(("key",), kernel, compiled, 5, {"BLOCK": 32, "TWICE": False})
+    assert not _launch._known
+
+
+def test_triton_launches_what_has_no_hash(gpu, by_triton):
+    """Such as descriptors of tensors, which Triton takes apart itself."""
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **meta: launched.append((grid, args, meta))
+
+    arguments = torch.zeros(2), [3]
+    launch(Kernel(), 4, *arguments, BLOCK=8)
+    assert launched == [((4,), arguments, {"BLOCK": 8})]
+
+
+def test_nothing_is_launched_without_programs_or_while_launches_are_recorded(gpu, kernel):
+    call(kernel, programs=0)
+    with record_launches(32) as recorded:
+        call(kernel)
+    assert not gpu.launches
+    assert [(r.kernel, r.args[2:], r.meta["BLOCK"]) for r in recorded] == [(kernel, (48, 5, 0.5), 32)]
+
+
+def test_rules_are_forgotten_for_devices_with_other_warps():
+    calls = []
+
+    @by_shape
+    def rule(size):
+        calls.append(size)
+        return size * warp_size()
+
+    before = warp_size()
+    assert [rule(2), rule(2)] == [2 * before] * 2
+    assert calls == [2]
+    with record_launches(64):
+        assert rule(2) == 128
+        assert row_tile(4096, 4096, 1).columns == 64
+    assert rule(2) == 2 * before
+    assert row_tile(4096, 4096, 1).columns == before
+
+
+def test_memory_of_launches_is_bounded(gpu, kernel, monkeypatch):
+    monkeypatch.setattr(_launch, "_MOST_KNOWN", 4)
+    for n in range(10):
+        call(kernel, n=n)
+    assert len(_launch._known) <= 4
+
+
+def test_the_device_of_the_first_argument_launches(monkeypatch):
+    entered, launched = [], []
+    current = [0]
+
+    @contextmanager
+    def device(wanted):
+        entered.append(wanted)
+        current[0] = wanted.index
+        yield
+        current[0] = 0
+
+    class OnDevice:
+        device = torch.device("cuda", 1)
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **meta: launched.append((current[0], args, meta))
+
+    monkeypatch.setattr(_launch, "_current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    argument = OnDevice()
+    launch(Kernel(), 4, argument, BLOCK=8)
+    assert (entered, launched) == ([argument.device], [(1, (argument,), {"BLOCK": 8})])
+
+
+@pytest.mark.parametrize("scratch", [0, 128])
+def test_the_launcher_in_c_gets_what_triton_would_give_it(scratch):
+    """Of Triton's own launcher everything but its function in C is real."""
+    from triton.backends.nvidia.driver import CudaLauncher
+    from triton.runtime import _allocation
+
+    calls: list[Any] = []
+    run = CudaLauncher.__new__(CudaLauncher)
+    vars(run).update(
+        launch=lambda *args: calls.append(args), num_ctas=1, global_scratch_size=scratch, global_scratch_align=1,
+        profile_scratch_size=0, profile_scratch_align=1, launch_cooperative_grid=False, launch_pdl=True,
+        arg_annotations=["annotations"], kernel_signature=b"signature",
+    )  # fmt: skip
+    compiled = SimpleNamespace(run=run, function=7, packed_metadata=(4, 1, 0))
+    ours, before, as_one = _launch._launcher_of(compiled)
+    arguments = 11, 22, 48, None, 0.5
+    token = _allocation._allocator.set(lambda *_: 99) if scratch else None
+    try:
+        run(6, 1, 1, 3, 7, (4, 1, 0), None, None, None, *arguments)
+        ours(6, 1, 1, 3, *before, *([arguments] if as_one else arguments))
+    finally:
+        if token is not None:
+            _allocation._allocator.reset(token)
+    assert calls[0] == calls[1]
+    known = _launch._VERSION in ((3, 6), (3, 7))
+    assert (ours is run) is (scratch > 0 or not known)
+
+
+# Launches, and calls of Python functions: forward and backward where a call has both.
+MOST = {
+    "diag_gaussian_rsample": (2, 130),
+    "masked_linear": (5, 160),
+    "autoregressive_flow": (9, 300),
+    "autoregressive_inverse": (4, 160),
+    "masked_conv2d": (8, 270),
+    "sampler, one row": (200, 2000),
+}
+
+
+@pytest.fixture(scope="module")
+def counts():
+    done = run_module("launch_counts", environment={"TRITON_INTERPRET": "0"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_launches_and_calls_of_python(name, counts):
+    launches, calls = counts[name]
+    assert launches <= MOST[name][0]
+    assert calls <= MOST[name][1]
