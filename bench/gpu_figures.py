@@ -97,7 +97,9 @@ FIGURES: dict[str, Figure] = {
     ),
     "masked_linear.linear fwdbwd [16384x1920] bfloat16": Figure("5 launches", 350, 420),
     "autoregressive_flow.flow.1920-1920 fwd [16384x64] bfloat16": Figure("4 launches", 150, 190),
-    "autoregressive_flow.flow.1920-1920 fwdbwd [16384x64] bfloat16": Figure("9 launches and one for each split layer", 480, 600),
+    "autoregressive_flow.flow.1920-1920 fwdbwd [16384x64] bfloat16": Figure(
+        "9 launches and one for each split layer", 480, 600
+    ),
     "autoregressive_flow.flow.320-320 fwdbwd [128x32] float32": Figure("9 launches", 32, 53),
     "autoregressive_inverse.inverse.512-512 fwd [1024x64] float32": Figure(
         "1650 cycles a feature, 264 of them products; one wave of 128 blocks", 53, 63
