@@ -93,9 +93,11 @@ FIGURES: dict[str, Figure] = {
     "tril_gaussian.rsample.dense fwdbwd [65536x64] float32": Figure("two kernels", 650, 820),
     "tril_gaussian.rsample.dense fwdbwd [512x64] float32": Figure("2 launches", 8, 14),
     "masked_linear.linear fwd [16384x1920] bfloat16": Figure(
-        "72 instructions a step, 2 HGMMA 64x128x16; 128 registers, two programs a multiprocessor", 105, 115
+        "75 instructions a step, 2 HGMMA 64x128x16; 117 registers, two programs a multiprocessor", 100, 115
     ),
-    "masked_linear.linear fwdbwd [16384x1920] bfloat16": Figure("5 launches", 350, 420),
+    "masked_linear.linear fwdbwd [16384x1920] bfloat16": Figure(
+        "102 and 78 instructions a step; 125 and 128 registers, two programs a multiprocessor", 330, 350
+    ),
     "autoregressive_flow.flow.1920-1920 fwd [16384x64] bfloat16": Figure("4 launches", 150, 190),
     "autoregressive_flow.flow.1920-1920 fwdbwd [16384x64] bfloat16": Figure(
         "9 launches and one for each split layer", 480, 600
@@ -105,7 +107,7 @@ FIGURES: dict[str, Figure] = {
         "1650 cycles a feature, 264 of them products; one wave of 128 blocks", 53, 63
     ),
     "masked_conv2d.convolution.7x7-B-128-128 fwd [128x32] bfloat16": Figure(
-        "230 instructions a step of 128x128x64; 124 registers, two programs a multiprocessor", 215, 250
+        "153 instructions a step of 128x128x64; 121 registers, two programs a multiprocessor", 215, 250
     ),
     "masked_conv2d.convolution.7x7-B-128-128 fwdbwd [128x32] bfloat16": Figure("", 850, 930),
     "masked_conv2d.convolution.3x3-B-128-128 fwd [128x32] bfloat16": Figure("", 50, 62),

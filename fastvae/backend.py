@@ -8,13 +8,8 @@ to the reference. An explicit choice that cannot run raises and says why.
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
-import importlib.util
 import os
-import re
 from collections.abc import Sequence
-from importlib.abc import InspectLoader
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
+from ._missing import why_no_extension, why_no_triton
 from ._version import __version__
 
 __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why_not"]
@@ -30,46 +26,15 @@ __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
 
 
-def _why_no_extension(error: ImportError) -> str:
-    """Why the C++ extension cannot be imported, and the way out."""
-    folder = Path(__file__).parent
-    # The folder of the source hides what is installed from a Python that is started there.
-    install = "run `pip install .` in the source of fastvae and start Python in another folder, or `pip install -e .`"
-    spec = importlib.util.find_spec(f"{__package__}._C")
-    if spec is not None:
-        return f"the C++ extension {spec.origin} cannot be loaded ({error}): to build it again, {install}"
-    ours = [f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    foreign = [path.name for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd") and path.name not in ours]
-    if foreign:
-        return f"the C++ extension in {folder} is for another Python, {foreign[0]}, not {ours[0]}: {install}"
-    return f"the C++ extension is not built in {folder}: {install}"
-
-
 try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError as error:
     _C = None
-    _cpp_missing: str | None = _why_no_extension(error)
+    _cpp_missing: str | None = why_no_extension(error)
 else:
     _cpp_missing = None
 
-# Earlier compilers refuse some of the kernels: a constant in place of a tensor's index, a return inside a loop.
-OLDEST_TRITON = (3, 4)
-
-
-def _why_no_triton() -> str | None:
-    """Why the installed Triton does not compile the kernels, by its source: importing it would take half a second."""
-    spec = importlib.util.find_spec("triton")
-    if spec is None:
-        return "triton is not installed"
-    source = spec.loader.get_source("triton") if isinstance(spec.loader, InspectLoader) else None
-    found = re.search(r"^__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", source or "", re.MULTILINE)
-    if found and (int(found[2]), int(found[3])) < OLDEST_TRITON:
-        return f"triton {found[1]} is installed, and the kernels need {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer"
-    return None
-
-
-_triton_missing = _why_no_triton()
+_triton_missing = why_no_triton()
 # Triton itself reads this variable once, when a kernel is decorated.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvae
-from fastvae import backend
+from fastvae import _missing, backend
 
 
 def run(code: str, **environment: str) -> str:
@@ -121,7 +121,7 @@ def test_a_triton_that_refuses_kernels_is_known_by_its_source(version, reason, t
     (tmp_path / "triton" / "__init__.py").write_text(f'"""isort:skip_file"""\n__version__ = {version!r}\n1 / 0\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "triton", raising=False)
-    assert backend._why_no_triton() == reason
+    assert _missing.why_no_triton() == reason
 
 
 def test_an_old_triton_is_a_reason_for_the_reference(monkeypatch):

@@ -12,7 +12,14 @@ from fastvae.kernels.autoregressive_inverse import autoregressive_inverse_fwd, a
 from fastvae.reference.affine_flow import KINDS
 from fastvae.reference.masked_linear import ACTIVATIONS
 from fastvae.structure import LAYOUTS
-from tests.support.flow_steps import DEVICE, Flow, flow_of, inverse_results
+from tests.support.flow_steps import (
+    DEVICE,
+    Flow,
+    check_masked_weights_of_any_value,
+    check_rows_that_lie_apart,
+    flow_of,
+    inverse_results,
+)
 from tests.support.implementations import DTYPES, GPU
 from tests.support.oracle import assert_as_close_as_eager
 
@@ -119,22 +126,8 @@ def test_solve_balances_the_step():
 
 
 def test_rows_may_lie_apart():
-    flow = flow_of()
-    z, context = torch.randn(3, 9).to(DEVICE)[:, 2:7], torch.randn(3, 14).to(DEVICE)[:, 1:13]
-    arguments = flow.arguments()[1:]
-    for actual, expected in zip(
-        autoregressive_inverse_fwd(z, context, *arguments),
-        autoregressive_inverse_fwd(z.contiguous(), context.contiguous(), *arguments),
-        strict=True,
-    ):
-        assert torch.equal(actual, expected)
+    check_rows_that_lie_apart()
 
 
 def test_masked_weights_may_be_anything():
-    flow, z = flow_of(), torch.randn(3, 5).to(DEVICE)
-    expected = autoregressive_inverse_fwd(z, *flow.arguments())
-    degrees = flow.structure.degree_tensors(DEVICE)
-    for weight, inputs, outputs in zip(flow.parameters.weights, degrees[:-1], degrees[1:], strict=True):
-        weight.masked_fill_(inputs > outputs.unsqueeze(-1), float("nan"))
-    for actual, value in zip(autoregressive_inverse_fwd(z, *flow.arguments()), expected, strict=True):
-        assert torch.equal(actual, value)
+    check_masked_weights_of_any_value()

@@ -16,7 +16,13 @@ from fastvae.reference.affine_flow import KINDS
 from fastvae.reference.masked_linear import ACTIVATIONS
 from fastvae.structure import LAYOUTS, MadeStructure, spread_degrees
 from tests.support.emulated_cuda import compile_kernels
-from tests.support.flow_steps import DEVICE, flow_of, inverse_results
+from tests.support.flow_steps import (
+    DEVICE,
+    check_masked_weights_of_any_value,
+    check_rows_that_lie_apart,
+    flow_of,
+    inverse_results,
+)
 from tests.support.implementations import GPU
 from tests.support.oracle import assert_as_close_as_eager
 
@@ -154,26 +160,12 @@ def test_order_of_threads_does_not_matter(key, hidden, residual, choose):
 
 def test_rows_may_lie_apart(choose):
     choose(FLOAT)
-    flow = flow_of()
-    z, context = torch.randn(3, 9).to(DEVICE)[:, 2:7], torch.randn(3, 14).to(DEVICE)[:, 1:13]
-    arguments = flow.arguments()[1:]
-    for actual, expected in zip(
-        autoregressive_inverse_fwd(z, context, *arguments),
-        autoregressive_inverse_fwd(z.contiguous(), context.contiguous(), *arguments),
-        strict=True,
-    ):
-        assert torch.equal(actual, expected)
+    check_rows_that_lie_apart()
 
 
 def test_masked_weights_may_be_anything(choose):
     choose(FLOAT)
-    flow, z = flow_of(), torch.randn(3, 5).to(DEVICE)
-    expected = autoregressive_inverse_fwd(z, *flow.arguments())
-    degrees = flow.structure.degree_tensors(DEVICE)
-    for weight, inputs, outputs in zip(flow.parameters.weights, degrees[:-1], degrees[1:], strict=True):
-        weight.masked_fill_(inputs > outputs.unsqueeze(-1), float("nan"))
-    for actual, value in zip(autoregressive_inverse_fwd(z, *flow.arguments()), expected, strict=True):
-        assert torch.equal(actual, value)
+    check_masked_weights_of_any_value()
 
 
 def test_rows_of_others_do_not_matter(choose):

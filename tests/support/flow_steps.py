@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fastvae.kernels.autoregressive_inverse import autoregressive_inverse_fwd
 from fastvae.reference.autoregressive_inverse import autoregressive_inverse
 from fastvae.reference.made import MadeParameters, autoregressive_flow
 from fastvae.structure import MadeStructure, spread_degrees
@@ -87,3 +88,27 @@ def inverse_results(flow: Flow, z: Tensor, d_x: Tensor, d_log_det: Tensor) -> li
     x, log_det = flow.inverse(z)
     value = (x * d_x.to(x)).sum() + (log_det * d_log_det.to(log_det)).sum()
     return [x.detach(), log_det.detach(), *torch.autograd.grad(value, z)]
+
+
+def check_rows_that_lie_apart() -> None:
+    """The inverse reads points and contexts that are parts of wider matrices."""
+    flow = flow_of()
+    z, context = torch.randn(3, 9).to(DEVICE)[:, 2:7], torch.randn(3, 14).to(DEVICE)[:, 1:13]
+    arguments = flow.arguments()[1:]
+    for actual, expected in zip(
+        autoregressive_inverse_fwd(z, context, *arguments),
+        autoregressive_inverse_fwd(z.contiguous(), context.contiguous(), *arguments),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
+
+
+def check_masked_weights_of_any_value() -> None:
+    """The inverse reads no weight that is masked."""
+    flow, z = flow_of(), torch.randn(3, 5).to(DEVICE)
+    expected = autoregressive_inverse_fwd(z, *flow.arguments())
+    degrees = flow.structure.degree_tensors(DEVICE)
+    for weight, inputs, outputs in zip(flow.parameters.weights, degrees[:-1], degrees[1:], strict=True):
+        weight.masked_fill_(inputs > outputs.unsqueeze(-1), float("nan"))
+    for actual, value in zip(autoregressive_inverse_fwd(z, *flow.arguments()), expected, strict=True):
+        assert torch.equal(actual, value)
