@@ -19,13 +19,14 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from ._missing import why_no_extension, why_no_triton
+from ._openmp import share_openmp
 from ._version import __version__
 
 __all__ = ["IMPLEMENTATIONS", "release_memory", "report", "resolve", "use", "why_not"]
 
 IMPLEMENTATIONS = ("auto", "triton", "cpp", "reference")
 
-
+share_openmp()
 try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError as error:
@@ -276,7 +277,9 @@ def _why_no_kernel(tensors: Sequence[Tensor], eps: Tensor | None, asked_for: boo
     return None
 
 
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+def _is_exporting() -> bool:
+    # What torch.compiler.is_exporting returns; under torch.compile, torch 2.10 and 2.11 take that to be always true.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 def holds_numbers(t: Tensor) -> bool:

@@ -203,4 +203,5 @@ def only_by_reference(decoder: Decoder, impl: str, what: str) -> Decoder:
     """
     if backend.is_asked_for(impl) and decoder.route.impl != "reference":
         raise RuntimeError(f"impl={impl!r} cannot run here: under a compiler only the reference gives {what}")
-    return decoder._replace(route=Route("reference"))
+    # A compiler of torch 2.6 does not follow _replace.
+    return Decoder(decoder.has_bias, decoder.inner, decoder.activation, decoder.likelihood, Route("reference"))
