@@ -57,31 +57,15 @@ def write_stand_in(folder: Path, name: str, symbols: dict[str, set[str]]) -> Non
     lines = []
     for symbol in sorted(set().union(*symbols.values())):
         is_text = symbol.endswith(("String", "Name"))
-        answer = (
-            'const char* {}(void) {{ return "no device"; }}'
-            if is_text
-            else f"long {{}}(void) {{{{ return {NO_DEVICE}; }}}}"
-        )
-        lines.append(answer.format(symbol))
-    source = folder / f"{name}.c"
-    script = folder / f"{name}.map"
-    source.write_text("\n".join(lines) + "\n")
-    named = {version: found for version, found in symbols.items() if version}
-    script.write_text(
-        "".join(f"{version} {{ global: {'; '.join(sorted(found))}; }};\n" for version, found in named.items())
-    )
-    arguments = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-w",
-        "-nostdlib",
-        f"-Wl,-soname,{name}",
-        "-o",
-        str(folder / name),
-        str(source),
-    ]
-    subprocess.run(arguments + ([f"-Wl,--version-script={script}"] if named else []), check=True)
+        kind, answer = ("const char*", '"no device"') if is_text else ("long", NO_DEVICE)
+        lines.append(f"{kind} {symbol}(void) {{ return {answer}; }}\n")
+    source, script = folder / f"{name}.c", folder / f"{name}.map"
+    source.write_text("".join(lines))
+    named = {version: "; ".join(sorted(found)) for version, found in symbols.items() if version}
+    script.write_text("".join(f"{version} {{ global: {names}; }};\n" for version, names in named.items()))
+    options = ["-shared", "-fPIC", "-w", "-nostdlib", f"-Wl,-soname,{name}"]
+    options += [f"-Wl,--version-script={script}"] if named else []
+    subprocess.run(["gcc", *options, "-o", str(folder / name), str(source)], check=True)
     source.unlink()
     script.unlink()
 
