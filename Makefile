@@ -103,8 +103,8 @@ compat: wheel-$(shell uname -m)
 # What CI installs, with what that requires and the hashes of the files.
 constraints: $(VENV)/installed
 	$(PIP) uv
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header \
-		--constraint constraints.txt --all-extras pyproject.toml --output-file constraints-hashed.txt
+	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
+		--constraint constraints.txt --all-extras pyproject.toml --output-file build/constraints-hashed.txt
 
 # Whole jobs first, then ops. Whole passes of the network for every pixel of 64 images would take five minutes a run: those
 # are for one image.

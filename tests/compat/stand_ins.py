@@ -39,7 +39,7 @@ def read_library(path: Path) -> Library:
             defined.add(name.split("@")[0])
         elif binding == "GLOBAL":
             wanted.add(name)
-    versions = {}
+    versions: dict[str, str] = {}
     for part in re.split(r"(?=Version: 1  File: )", text)[1:]:
         file = part.split()[3]
         versions |= dict.fromkeys(re.findall(r"Name: (\S+)  Flags", part), file)
@@ -93,8 +93,8 @@ def add_stand_ins(folder: Path) -> list[str]:
     symbols[first][""] |= loose - defined - set().union(*(s for v in symbols.values() for s in v.values()))
     # Those of Python are the interpreter's.
     symbols[first][""] -= {name for name in symbols[first][""] if re.match("_?Py[A-Z_]", name)}
-    for name, found in symbols.items():
-        write_stand_in(folder, name, found)
+    for name, of_versions in symbols.items():
+        write_stand_in(folder, name, of_versions)
     return sorted(missing)
 
 
