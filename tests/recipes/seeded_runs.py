@@ -19,6 +19,7 @@ from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
@@ -41,6 +42,10 @@ IAFS = {
     "iaf_vae, iaf": (IAFVAEConfig(**FLOW), {}),
     "iaf_vae, iaf on a full covariance": (IAFVAEConfig(base="triangular", kind="iaf_release", **FLOW), {"seed": 2}),
     "iaf_vae, full covariance": (IAFVAEConfig("triangular", **FLOW), {"free_bits": 0.2}),
+}
+IWAES = {
+    "iwae, one layer": (IWAEConfig(1, (3,), (8,)), {"importance_samples": 4}),
+    "iwae, two layers": (IWAEConfig(2, (4, 3), (8, 6)), {"importance_samples": 3, "objective": "dreg"}),
 }
 PIXELCNNS = {
     "pixelcnn, gated": (PixelCNNConfig(**PIXELS), {}),
@@ -137,6 +142,12 @@ def iaf_vae(model, changes, folder):
     return gather(watch, run.model, decode(run.model), run.figures)
 
 
+def iwae(model, changes, folder):
+    training = IWAETrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("iwae", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def pixelcnn(model, changes, folder):
     training = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelcnn", model, training, folder)
@@ -167,7 +178,7 @@ def posterior2d(kind):
 def cases():
     """Functions of a folder, by name."""
     found = {}
-    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
+    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (iwae, IWAES), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)
     for kind in FITS:

@@ -39,6 +39,13 @@ CATALOGUE = {
         "importance-sampled log p(x), and draw.",
         "iaf-out",
     ),
+    "iwae": Entry(
+        "Burda, Grosse, Salakhutdinov 2015",
+        "an importance-weighted auto-encoder of one or two stochastic layers, on MNIST",
+        "Train an importance-weighted auto-encoder on dynamically binarised MNIST, with the bound of K samples, with "
+        "doubly reparameterised gradients or with the mean of K samples; then print test ELBO and importance-sampled "
+        "log p(x), and draw.",
+    ),
     "pixelcnn": Entry(
         "van den Oord et al. 2016",
         "a PixelCNN or gated PixelCNN, on static binarised MNIST",
