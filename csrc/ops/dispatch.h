@@ -6,6 +6,7 @@
 #include "ops/causal_sampler.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
+#include "ops/gaussian_merge.h"
 #include "ops/latent_gradient.h"
 #include "ops/linear_bernoulli.h"
 #include "ops/logistic_mixture.h"
@@ -30,6 +31,7 @@ struct Kernels {
   LinearBernoulli<T> linear_bernoulli;
   LatentGradient<T> latent_gradient;
   MlpBernoulli<T> mlp_bernoulli;
+  GaussianMerge<T> gaussian_merge;
 };
 
 struct Table {
