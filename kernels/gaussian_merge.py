@@ -75,7 +75,8 @@ def _gaussian_merge_fwd_kernel(
             log_s = tl.load(prior_log_sigma_ptr + at, mask, 0.0).to(dtype)
             prior_mu = tl.load(prior_mu_ptr + at, mask, 0.0).to(dtype)
             mu = tl.load(mu_ptr + at, mask, 0.0).to(dtype)
-            w, r, log_r, shift = _merge(mu, tl.load(log_sigma_ptr + at, mask, 0.0).to(dtype), prior_mu, log_s)
+            log_sigma = tl.load(log_sigma_ptr + at, mask, 0.0).to(dtype)
+            w, _r, log_r, shift = _merge(mu, log_sigma, prior_mu, log_s)
             whitened = shift + exp(0.5 * log_r, tl.float32) * eps[lane]
             z = prior_mu + exp(log_s, tl.float32) * whitened
             tl.store(z_ptr + point * D + at, z.to(out_dtype), mask)

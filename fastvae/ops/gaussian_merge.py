@@ -114,11 +114,13 @@ def _bwd_triton(
     return launcher(d_z, d_log_q, d_log_p, d_kl, mu, log_sigma, prior_mu, prior_log_sigma, noise, row_offset)
 
 
-def _bwd_fake(d_z: Any, d_log_q: Any, d_log_p: Any, d_kl: Any, mu: Any, log_sigma: Any, prior_mu: Tensor, *_: Any) -> Any:
+def _bwd_fake(
+    d_z: Any, d_log_q: Any, d_log_p: Any, d_kl: Any, mu: Any, log_sigma: Any, prior_mu: Tensor, *_: Any
+) -> Any:
     return tuple(prior_mu.new_empty(prior_mu.shape) for _ in range(4))
 
 
-def _check_rows(call: Call) -> None:
+def _check_rows(call: Call, shape: Sequence[int]) -> None:
     n, m, d = call.sizes["N"], call.sizes["M"], call.sizes["D"]
     call.require(d > 0, "mu", "have one feature or more", 0)
     call.require(n > 0 and m > 0 and m % n == 0, "prior_mu", f"have a multiple of {n} rows, one or more", m)
@@ -126,23 +128,24 @@ def _check_rows(call: Call) -> None:
     if noise.dim() == 0:
         call.tensor("noise", noise, (), "i")
     else:
-        call.require(noise.numel() == m * d, "noise", f"hold {m * d} numbers", tuple(noise.shape))
-        call.tensor("noise", noise.detach().view(-1) if noise.is_contiguous() else noise, ("E",), "ca")
+        call.require(tuple(noise.shape) == tuple(shape), "noise", f"have shape {tuple(shape)}", tuple(noise.shape))
+        call.tensor("noise", noise.detach(), ("S", "D"), "ca")
     check_row_offset(call)
 
 
 def _check_fwd(call: Call) -> None:
-    _check_rows(call)
     shape, m, d = tuple(call["shape"]), call.sizes["M"], call.sizes["D"]
     fits = len(shape) > 0 and shape[-1] == d and min(shape) >= 0 and math.prod(shape[:-1]) == m
     call.require(fits, "shape", f"be that of {m} points of {d} features", shape)
+    _check_rows(call, shape)
 
 
 def _check_bwd(call: Call) -> None:
     d_kl = call.get_tensor("d_kl")
     call.tensor("d_kl", d_kl, ("S", "D") if tuple(d_kl.shape) == tuple(call["d_z"].shape) else ("S",), "cw")
-    call.require(math.prod(call.sizes["S"]) == call.sizes["M"], "d_z", f"hold {call.sizes['M']} points", call.sizes["S"])
-    _check_rows(call)
+    points, m = call.sizes["S"], call.sizes["M"]
+    call.require(math.prod(points) == m, "d_z", f"hold {m} points", points)
+    _check_rows(call, (*points, call.sizes["D"]))
     given = not call.is_cpu or call["noise"].dim() > 0
     call.require(given, "noise", "be the normals for tensors on a CPU", "a seed")
 
@@ -203,7 +206,7 @@ class _GaussianMerge(torch.autograd.Function):
         ctx.save_for_backward(*parameters, kept if route.impl == "cpp" and noise.dim() == 0 else noise)
         ctx.call, ctx.route = call, route
         keep_none(ctx)
-        return tuple(found)  # type: ignore[return-value]
+        return tuple(found)
 
     @staticmethod
     @with_reference(_rebuild)
@@ -215,7 +218,7 @@ class _GaussianMerge(torch.autograd.Function):
         d_log_p: Tensor | None,
         d_kl: Tensor | None,
     ) -> Any:
-        (shape, row_offset, by_dimension, _), (*parameters, noise) = ctx.call, ctx.saved_tensors
+        (shape, row_offset, *_), (*parameters, noise) = ctx.call, ctx.saved_tensors
         mu, prior_mu = parameters[0], parameters[2]
         wide = compute_dtype(mu.dtype)
         d_z = prior_mu.new_zeros(shape) if d_z is None else d_z.contiguous()
@@ -224,17 +227,13 @@ class _GaussianMerge(torch.autograd.Function):
         ]
         if d_kl is None:
             d_kl = prior_mu.new_zeros(shape[:-1], dtype=wide)
-        d_mu, d_log_sigma, *of_prior = BWD.on(route)(
-            d_z, *of_points, d_kl.contiguous(), *parameters, noise, row_offset
-        )
+        d_mu, d_log_sigma, *of_prior = BWD.on(route)(d_z, *of_points, d_kl.contiguous(), *parameters, noise, row_offset)
         if len(prior_mu) != len(mu):
             d_mu, d_log_sigma = (g.view(-1, *mu.shape).sum(0) for g in (d_mu, d_log_sigma))
         return d_mu, d_log_sigma, *of_prior, None, None
 
 
-def gaussian_merge(
-    mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor
-) -> tuple[Tensor, Tensor]:
+def gaussian_merge(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_sigma: Tensor) -> tuple[Tensor, Tensor]:
     r"""Merges two diagonal Gaussians by their precisions: the normalised product of their densities.
 
     .. math::

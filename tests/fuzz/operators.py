@@ -35,6 +35,8 @@ SOURCES = {
     "diag_gaussian_with_kl_fwd": "diag_gaussian_rsample_with_kl",
     "gated_activation_bwd": "gated_activation",
     "gated_activation_fwd": "gated_activation",
+    "gaussian_merge_bwd": "gaussian_merge_rsample",
+    "gaussian_merge_fwd": "gaussian_merge_rsample",
     "latent_gradient_bwd": "latent_gradient",
     "latent_gradient_fwd": "latent_gradient",
     "latent_hessian_product_fwd": "latent_hessian_product",

@@ -98,6 +98,29 @@ def diag_gaussian_kl(draw: Draw) -> Problem:
     return Problem(lambda _, *t: F.diag_gaussian_kl(*t), _gaussian(draw, draw.choice((2, 4)))[0])
 
 
+def gaussian_merge(draw: Draw) -> Problem:
+    return Problem(lambda _, *t: F.gaussian_merge(*t), _gaussian(draw, 4)[0])
+
+
+def gaussian_merge_rsample(draw: Draw) -> Problem:
+    (mu, log_sigma, *prior), batch, features = _gaussian(draw, 4)
+    samples = _samples(draw)
+    if samples:
+        prior = [draw.tensor(*samples, *batch, features), draw.tensor(*samples, *batch, features)]
+    noise, more = _noise(draw, (*samples, *batch, features))
+    kl = draw.choice(("sum", "dimensions"))
+
+    def call(module, *tensors):
+        *parameters, eps = tensors if not more else (*tensors, None)
+        if not more:
+            return F.gaussian_merge_rsample(*parameters, kl=kl, eps=eps)
+        generator = torch.Generator().manual_seed(more["seed"])
+        return F.gaussian_merge_rsample(*parameters, kl=kl, generator=generator, row_offset=more["row_offset"])
+
+    inputs = [mu, log_sigma, *prior, *noise]
+    return Problem(call, inputs, constants=(4,) if noise else (), compared=bool(noise))
+
+
 def _tril_rsample(mu, log_sigma, tril, samples, *, eps=None, **more):
     """The reference multiplies infinite noise by the zeros above the diagonal; here, as in the kernels, it does not."""
     z, log_q = F.tril_gaussian_rsample(mu, log_sigma, tril, samples, eps=eps, **more)
@@ -370,6 +393,8 @@ FUNCTIONS = {
         ("tril_gaussian_rsample_with_kl", tril_gaussian_rsample_with_kl),
         ("tril_gaussian_log_prob", tril_gaussian_log_prob),
         ("tril_gaussian_kl", tril_gaussian_kl),
+        ("gaussian_merge", gaussian_merge),
+        ("gaussian_merge_rsample", gaussian_merge_rsample),
         ("affine_flow", affine_flow),
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),

@@ -33,6 +33,8 @@ ELEMENTWISE = {
     "diag_gaussian_with_kl_fwd",
     "gated_activation_bwd",
     "gated_activation_fwd",
+    "gaussian_merge_bwd",
+    "gaussian_merge_fwd",
     "logistic_mixture_bwd",
     "logistic_mixture_fwd",
     "masked_norm_bwd",

@@ -33,6 +33,7 @@ THREADS = (1, 2, 3, 5)
 SPLIT = {
     "diag_gaussian, many rows": lambda: sampled(F.diag_gaussian_rsample, 4, *gaussian(3000, 70)),
     "diag_gaussian, many densities": lambda: density(F.diag_gaussian_log_prob, 300, *gaussian(40, 70)),
+    "gaussian_merge, many rows": lambda: merged(3000, 70),
     "tril_gaussian, many rows": lambda: sampled(
         F.tril_gaussian_rsample, 2, *gaussian(1000, 30), factor(1000, 30, True)
     ),
@@ -59,6 +60,14 @@ SPLIT = {
     "gated_activation, a vector each": lambda: gate_of_vectors(4, 64, 28),
     "logistic_mixture, colours": lambda: mixture(2, 3, 5, 40, 40),
 }
+
+
+def merged(rows: int, features: int) -> Problem:
+    mu, log_sigma, prior_mu, prior_log_sigma = (0.5 * torch.randn(rows, features) for _ in range(4))
+    return Problem(
+        lambda impl, p: F.gaussian_merge_rsample(*p, generator=torch.Generator().manual_seed(1), impl=impl),
+        [t.requires_grad_() for t in (mu, log_sigma, prior_mu, prior_log_sigma)],
+    )
 
 
 def gate_of_vectors(images: int, features: int, size: int) -> Problem:

@@ -31,6 +31,13 @@ def op_arguments() -> dict[str, tuple]:
         "diag_gaussian_kl_prior_fwd": (mu, log_sigma, prior_mu, prior_log_sigma),
         "diag_gaussian_kl_prior_bwd": (per_row, mu, log_sigma, prior_mu, prior_log_sigma),
     }
+    parameters = (mu, log_sigma, z.view(k * n, d), 0.1 * z.flip(0).reshape(k * n, d))
+    arguments |= {
+        "gaussian_merge_fwd": (*parameters, seed, (k, n, d), 0, False, True),
+        "gaussian_merge_fwd of dimensions": (*parameters, z.clone(), (k, n, d), 0, True, False),
+        "gaussian_merge_bwd": (z, *(per_sample.clone() for _ in range(3)), *parameters, z.clone(), 0),
+        "gaussian_merge_bwd of dimensions": (z, per_sample, per_sample, z.clone(), *parameters, z.clone(), 0),
+    }
     for name, tril in (("packed", packed), ("dense", dense)):
         arguments |= {
             f"tril_gaussian_fwd {name}": (mu, log_sigma, tril, seed, (k, n, d), 0, True),
