@@ -102,7 +102,7 @@ def _gaussian_merge_bwd_kernel(
     GIVEN: tl.constexpr, BY_DIMENSION: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_K samples of BLOCK_N rows, all columns.
+    """One program owns BLOCK_K samples of BLOCK_N rows, BLOCK_Q columns of every quarter.
 
     The gradients of every point, by way of u, of the moved mean and of the prior's scale, see _merge.
     eps is drawn again from the seed, or given again.
@@ -110,53 +110,63 @@ def _gaussian_merge_bwd_kernel(
     dtype: tl.constexpr = d_log_q_ptr.dtype.element_ty
     out_dtype: tl.constexpr = d_mu_ptr.dtype.element_ty
     quarter = vectors * VECTOR
+    column_blocks = tl.cdiv(quarter, BLOCK_Q)
     sample_blocks = tl.cdiv(samples, BLOCK_K)
-    sample, row = tile_points(tl.program_id(0) % sample_blocks, tl.program_id(0) // sample_blocks, BLOCK_K, BLOCK_N)
+    block = tl.program_id(0) // column_blocks
+    sample, row = tile_points(block % sample_blocks, block // sample_blocks, BLOCK_K, BLOCK_N)
     sample, row = sample[:, None], row[:, None]
     exists = (row < n_rows) & (sample < samples)
     point = sample.to(tl.int64) * n_rows + row
-    n_points = samples.to(tl.int64) * n_rows
+    n_points = tl.cast(samples, tl.int64) * n_rows
     d_log_q = tl.load(d_log_q_ptr + point, exists, 0.0)
     d_log_p = tl.load(d_log_p_ptr + point, exists, 0.0)
     source = noise_source(noise_ptr, GIVEN)
-    for start in range(0, quarter, BLOCK_Q):
-        column = start + tl.arange(0, BLOCK_Q)[None, :]
-        inside = exists & (column < quarter)
-        counter = column if GIVEN else in_layout_of(column, tl.load(d_z_ptr + point * D + column, inside, 0.0))
-        eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
-        for lane in tl.static_range(4):
-            at = lane * quarter + column
-            mask = inside if VECTOR > 1 else inside & (at < D)
-            log_s = tl.load(prior_log_sigma_ptr + point * stride_prior_log_sigma + at, mask, 0.0).to(dtype)
-            prior_mu = tl.load(prior_mu_ptr + point * stride_prior_mu + at, mask, 0.0).to(dtype)
-            mu = tl.load(mu_ptr + row * stride_mu + at, mask, 0.0).to(dtype)
-            log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype)
-            w, r, log_r, shift = _merge(mu, log_sigma, prior_mu, log_s)
-            d_z = tl.load(d_z_ptr + point * D + at, mask, 0.0).to(dtype)
-            d_kl = load_d_kl(d_kl_ptr, point, at, n_points, D, BY_DIMENSION)
-            d_whitened = d_z * exp(log_s, tl.float32)
-            spread = exp(0.5 * log_r, tl.float32) * eps[lane]
-            whitened = shift + spread
-            d_scale = d_whitened * whitened - d_log_q - d_log_p - d_kl * shift * shift
-            d_whitened -= d_log_p * whitened
-            d_scale -= d_whitened * shift
-            d_mu = (d_whitened + d_kl * shift) * w * exp(-log_s, tl.float32)
-            d_u = d_whitened * (r * shift - 0.5 * w * spread) + 0.5 * d_log_q * w
-            d_u += d_kl * (r * shift * shift + 0.5 * w * w)
-            tl.store(d_mu_ptr + point * D + at, d_mu.to(out_dtype), mask)
-            tl.store(d_log_sigma_ptr + point * D + at, (-2.0 * d_u).to(out_dtype), mask)
-            tl.store(d_prior_mu_ptr + point * D + at, (d_z - d_mu).to(out_dtype), mask)
-            tl.store(d_prior_log_sigma_ptr + point * D + at, (d_scale + 2.0 * d_u).to(out_dtype), mask)
+    column = (tl.program_id(0) % column_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)[None, :]
+    inside = exists & (column < quarter)
+    counter = column if GIVEN else in_layout_of(column, tl.load(d_z_ptr + point * D + column, inside, 0.0))
+    eps = noise_quarters(source, sample, row, counter, row_offset, n_rows, D, quarter, inside, GIVEN, dtype)
+    for lane in tl.static_range(4):
+        at = lane * quarter + column
+        mask = inside if VECTOR > 1 else inside & (at < D)
+        log_s = tl.load(prior_log_sigma_ptr + point * stride_prior_log_sigma + at, mask, 0.0).to(dtype)
+        prior_mu = tl.load(prior_mu_ptr + point * stride_prior_mu + at, mask, 0.0).to(dtype)
+        mu = tl.load(mu_ptr + row * stride_mu + at, mask, 0.0).to(dtype)
+        log_sigma = tl.load(log_sigma_ptr + row * stride_log_sigma + at, mask, 0.0).to(dtype)
+        w, r, log_r, shift = _merge(mu, log_sigma, prior_mu, log_s)
+        d_z = tl.load(d_z_ptr + point * D + at, mask, 0.0).to(dtype)
+        d_kl = load_d_kl(d_kl_ptr, point, at, n_points, D, BY_DIMENSION)
+        d_whitened = d_z * exp(log_s, tl.float32)
+        spread = exp(0.5 * log_r, tl.float32) * eps[lane]
+        whitened = shift + spread
+        d_scale = d_whitened * whitened - d_log_q - d_log_p - d_kl * shift * shift
+        d_whitened -= d_log_p * whitened
+        d_scale -= d_whitened * shift
+        d_mu = (d_whitened + d_kl * shift) * w * exp(-log_s, tl.float32)
+        d_u = d_whitened * (r * shift - 0.5 * w * spread) + 0.5 * d_log_q * w
+        d_u += d_kl * (r * shift * shift + 0.5 * w * w)
+        tl.store(d_mu_ptr + point * D + at, d_mu.to(out_dtype), mask)
+        tl.store(d_log_sigma_ptr + point * D + at, (-2.0 * d_u).to(out_dtype), mask)
+        tl.store(d_prior_mu_ptr + point * D + at, (d_z - d_mu).to(out_dtype), mask)
+        tl.store(d_prior_log_sigma_ptr + point * D + at, (d_scale + 2.0 * d_u).to(out_dtype), mask)
 
 
-def _launch_points(kernel: object, outputs: tuple[Tensor, ...], parameters: tuple[Tensor, ...], noise: Tensor,
-                   row_offset: int, by_dimension: bool) -> None:  # fmt: skip
+def _launch_points(
+    kernel: object,
+    outputs: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...],
+    noise: Tensor,
+    row_offset: int,
+    by_dimension: bool,
+    split_columns: bool,
+) -> None:
     n, d = parameters[0].shape
     samples = parameters[2].shape[0] // n
     quarter, vector = quarter_layout(parameters[0].dtype, d)
-    tile = point_tile(samples, n, quarter, vector)
+    # Eight numbers a thread of each quarter would need more than half of the registers.
+    tile = point_tile(samples, n, quarter, min(vector, 4))
+    programs = ceil_div(samples, tile.samples) * ceil_div(n, tile.rows)
     launch(
-        kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
+        kernel, programs * (ceil_div(quarter, tile.columns) if split_columns else 1),
         *outputs, *parameters, noise,
         n, samples, row_offset, d, quarter // vector, *(t.stride(0) for t in parameters),
         GIVEN=noise.ndim > 0, BY_DIMENSION=by_dimension, VECTOR=vector,
@@ -179,7 +189,9 @@ def gaussian_merge_fwd(
     log_q, log_p = prior_mu.new_empty(m, dtype=wide), prior_mu.new_empty(m, dtype=wide)
     kl = prior_mu.new_empty((m, d) if by_dimension else (m,), dtype=wide)
     parameters = mu, log_sigma, prior_mu, prior_log_sigma
-    _launch_points(_gaussian_merge_fwd_kernel, (z, log_q, log_p, kl), parameters, noise, row_offset, by_dimension)
+    _launch_points(
+        _gaussian_merge_fwd_kernel, (z, log_q, log_p, kl), parameters, noise, row_offset, by_dimension, False
+    )
     return z, log_q, log_p, kl
 
 
@@ -200,7 +212,7 @@ def gaussian_merge_bwd(
     parameters = mu, log_sigma, prior_mu, prior_log_sigma
     _launch_points(
         _gaussian_merge_bwd_kernel, (*gradients, d_z, d_log_q, d_log_p, d_kl), parameters, noise, row_offset,
-        by_dimension=d_kl.ndim == d_z.ndim,
+        by_dimension=d_kl.ndim == d_z.ndim, split_columns=True,
     )  # fmt: skip
     return gradients
 
