@@ -20,6 +20,7 @@ from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
+from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
@@ -27,6 +28,8 @@ from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
 from fastvae.recipes.systems.posterior2d.densities import DENSITIES
 from fastvae.recipes.systems.posterior2d.task import fit_posterior
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.systems.vat.config import VATConfig, VATTrainConfig
+from tests.recipes.labelled_support import spots
 
 RECORD = Path(__file__).with_name("seeded_runs.json")
 FEW = EvaluationConfig(samples=5, log_p_images=20, image_chunk=16, sample_chunk=2)
@@ -58,6 +61,10 @@ PIXELVAES = {
         PixelVAEConfig(2, encoder_maps=(4, 4, 4), **SMALL, **PIXELS),
         {"kl_warmup": 0, "free_bits": 0.5},
     ),
+}
+CLASSIFIERS = {
+    "vat": (VATConfig((12,), data_features=16, classes=3), VATTrainConfig),
+    "ladder": (LadderConfig((12, 8), data_features=16, classes=3), LadderTrainConfig),
 }
 
 
@@ -160,6 +167,15 @@ def pixelvae(model, changes, folder):
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
+def classifier(name, model, kind, folder):
+    system, watch = find_system(name), Watch()
+    settings = system.settings(model=model, training=kind(epochs=2, batch_size=20, labels=9))
+    run = system.run(settings, folder, images=spots(), accelerator="cpu", progress=False, callbacks=[watch])
+    with torch.no_grad():
+        logits = run.model.class_logits(system.test_images(spots()))
+    return gather(watch, run.model, logits, run.figures)
+
+
 def posterior2d(kind):
     config = Posterior2dConfig(depth=2, width=8, steps=30, batch_size=64, samples=500, starts=2, seed=4)
     losses, first, found = [], {}, {}
@@ -181,6 +197,8 @@ def cases():
     for run, settings in ((vae, VAES), (iaf_vae, IAFS), (iwae, IWAES), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)
+    for name, (model, kind) in CLASSIFIERS.items():
+        found[name] = lambda folder, name=name, model=model, kind=kind: classifier(name, model, kind, folder)
     for kind in FITS:
         found[f"posterior2d, {kind}"] = lambda folder, kind=kind: posterior2d(kind)
     return found

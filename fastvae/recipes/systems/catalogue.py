@@ -65,6 +65,19 @@ CATALOGUE = {
         "Fit a diagonal Gaussian, a full-covariance Gaussian and an inverse autoregressive flow to densities on the "
         "plane, by maximising the evidence lower bound; print the bounds and draw the fits.",
     ),
+    "vat": Entry(
+        "Miyato et al. 2018",
+        "a classifier trained on few labels by virtual adversarial training",
+        "Train a classifier on few labelled images, and on all images to withstand the small perturbations that change "
+        "its predictions most; then print the test error, and draw perturbed images and the same training on two "
+        "moons.",
+    ),
+    "ladder": Entry(
+        "Rasmus et al. 2015",
+        "a ladder network: a classifier trained on few labels whose layers are denoised",
+        "Train a classifier on few labelled images, with a decoder that denoises each of its layers on all images; "
+        "then print the test error, and draw the costs of the layers and denoised images.",
+    ),
 }
 
 # The system of checkpoints that name none.
