@@ -96,10 +96,10 @@ def _pixelvae(case: Case, impl: str) -> tuple[nn.Module, jobs.Loss]:
 def _iwae(case: Case, impl: str, *, samples: int) -> tuple[nn.Module, jobs.Loss]:
     from fastvae.recipes.systems.iwae.config import IWAEConfig
     from fastvae.recipes.systems.iwae.model import IWAE
-    from fastvae.recipes.systems.iwae.task import training_bound
+    from fastvae.recipes.systems.iwae.task import training_bounds
 
     model = IWAE(IWAEConfig(latent_features=(case.shape.columns,), impl=impl)).to(case.device, case.torch_dtype)
-    return model, lambda x: -training_bound(model, x, samples, "iwae").mean()
+    return model, lambda x: -training_bounds(model, x, samples, "iwae")[0].mean()
 
 
 _VAE_SHAPES = (Shape(128, 32), Shape(256, 128), Shape(512, 64))

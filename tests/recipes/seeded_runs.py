@@ -22,6 +22,7 @@ from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
 from fastvae.recipes.systems.loading import find_system
+from fastvae.recipes.systems.lvae.config import LVAEConfig, LVAETrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -49,6 +50,10 @@ IAFS = {
 IWAES = {
     "iwae, one layer": (IWAEConfig(1, (3,), (8,)), {"importance_samples": 4}),
     "iwae, two layers": (IWAEConfig(2, (4, 3), (8, 6)), {"importance_samples": 3, "objective": "dreg"}),
+}
+LVAES = {
+    "lvae, ladder": (LVAEConfig(latent_features=(4, 3, 2), hidden_features=(8, 6, 5)), {"kl_warmup": 1.0}),
+    "lvae, bottom-up": (LVAEConfig("bottom-up", (4, 3), (8, 6)), {}),
 }
 PIXELCNNS = {
     "pixelcnn, gated": (PixelCNNConfig(**PIXELS), {}),
@@ -155,6 +160,12 @@ def iwae(model, changes, folder):
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
+def lvae(model, changes, folder):
+    training = LVAETrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("lvae", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def pixelcnn(model, changes, folder):
     training = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelcnn", model, training, folder)
@@ -194,7 +205,14 @@ def posterior2d(kind):
 def cases():
     """Functions of a folder, by name."""
     found = {}
-    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (iwae, IWAES), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
+    for run, settings in (
+        (vae, VAES),
+        (iaf_vae, IAFS),
+        (iwae, IWAES),
+        (lvae, LVAES),
+        (pixelcnn, PIXELCNNS),
+        (pixelvae, PIXELVAES),
+    ):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)
     for name, (model, kind) in CLASSIFIERS.items():

@@ -17,6 +17,7 @@ from ..files import open_replacement
 __all__ = [
     "draw_grid",
     "draw_inpainting",
+    "draw_means",
     "draw_pixel_samples",
     "draw_reconstructions",
     "draw_sampled_reconstructions",
@@ -83,6 +84,23 @@ def draw_grid(images: Tensor, rows: int, columns: int, title: str, path: Path) -
     show(axes, tile(images, rows, columns))
     figure.suptitle(title, fontsize=9)
     save(figure, path)
+
+
+def draw_means(name: str, model: Any, x: Tensor, folder: Path, *, rows: int = 8, columns: int = 8) -> None:
+    """Samples of a model, ``samples.png``, and test images above their reconstructions, ``reconstructions.png``.
+
+    Args:
+        name: of the model.
+        model: its ``sample`` and ``reconstruct`` give means of p(x | z).
+        x: binary test images ``(N, pixels)``.
+        folder: of the pictures.
+        rows: of samples.
+        columns: of samples.
+    """
+    drawn = model.sample(rows * columns, generator=torch.Generator().manual_seed(0))
+    draw_grid(drawn, rows, columns, f"Means of p(x | z): {name}", folder / "samples.png")
+    pairs = torch.cat([x, model.reconstruct(x, generator=torch.Generator().manual_seed(0))])
+    draw_grid(pairs, 2, len(x), "Test images, and means of p(x | z), z ~ q(z | x)", folder / "reconstructions.png")
 
 
 def draw_pixel_samples(

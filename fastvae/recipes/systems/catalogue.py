@@ -46,6 +46,13 @@ CATALOGUE = {
         "doubly reparameterised gradients or with the mean of K samples; then print test ELBO and importance-sampled "
         "log p(x), and draw.",
     ),
+    "lvae": Entry(
+        "Sønderby et al. 2016",
+        "a ladder variational auto-encoder of five levels, on MNIST",
+        "Train a ladder variational auto-encoder, or with --inference bottom-up an ordinary hierarchy, on dynamically "
+        "binarised MNIST; then print test ELBO with the divergence of each level and importance-sampled log p(x), and "
+        "draw.",
+    ),
     "pixelcnn": Entry(
         "van den Oord et al. 2016",
         "a PixelCNN or gated PixelCNN, on static binarised MNIST",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ...latent_system import LatentSystem
-from ...pictures.grids import draw_grid
+from ...pictures.grids import draw_means
 from .config import IWAEConfig, IWAESettings, IWAETrainConfig
 from .model import IWAE
 from .task import IWAETask
@@ -32,14 +31,7 @@ class IWAESystem(LatentSystem):
         return f"IWAE, {config.layers} stochastic layer{'s' if config.layers > 1 else ''}"
 
     def draw(self, model: IWAE, x: Tensor, folder: Path) -> None:
-        def generator() -> torch.Generator:
-            return torch.Generator().manual_seed(0)
-
-        name, shown = self.label(model.config), x[:12]
-        draw_grid(model.sample(64, generator=generator()), 8, 8, f"Means of p(x | z): {name}", folder / "samples.png")
-        pairs = torch.cat([shown, model.reconstruct(shown, generator=generator())])
-        title = "Test images, and means of p(x | z), z ~ q(z | x)"
-        draw_grid(pairs, 2, len(shown), title, folder / "reconstructions.png")
+        draw_means(self.label(model.config), model, x[:12], folder)
 
 
 SYSTEM = IWAESystem()

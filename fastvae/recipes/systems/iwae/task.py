@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,19 +9,22 @@ import torch
 from torch import Tensor
 
 from ....objectives import dreg_bound, iwae_bound
+from ...training.rates import half_cosine
 from ...training.task import EpochTask
 from .config import IWAETrainConfig
 from .model import IWAE
 
-__all__ = ["IWAETask", "training_bound"]
+__all__ = ["IWAETask", "training_bounds"]
 
 
-def training_bound(model: IWAE, x: Tensor, samples: int, objective: str, **noise: Any) -> Tensor:
-    """The bound of an objective for each of binary images ``(N, pixels)``: ``(N,)``, nats."""
+def training_bounds(model: IWAE, x: Tensor, samples: int, objective: str, **noise: Any) -> tuple[Tensor, Tensor]:
+    """The bound of an objective for each of binary images ``(N, pixels)``, and the ELBO: ``(N,)`` each, nats."""
     if objective == "dreg":
-        return dreg_bound(*model.log_weights_by_path(x, model.encode(x), samples, **noise))
+        log_w, paths = model.log_weights_by_path(x, model.encode(x), samples, **noise)
+        return dreg_bound(log_w, paths), log_w.detach().mean(0)
     log_w = model.log_weights(x, model.encode(x), samples, **noise)
-    return log_w.mean(0) if objective == "vae" else iwae_bound(log_w)
+    elbo = log_w.mean(0)
+    return (elbo if objective == "vae" else iwae_bound(log_w)), elbo.detach()
 
 
 class IWAETask(EpochTask):
@@ -39,7 +41,7 @@ class IWAETask(EpochTask):
             config,
             folder,
             latent_features=latent_features,
-            terms=["train_bound"],
+            terms=["train_elbo", "train_bound"],
             measured="test_elbo",
         )
 
@@ -51,21 +53,21 @@ class IWAETask(EpochTask):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.half_cosine)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def half_cosine(self, step: int) -> float:
+    def decay(self, step: int) -> float:
         """Share of the first learning rate."""
-        last = self.config.final_learning_rate / self.config.learning_rate
-        return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(step / max(self.steps, 1), 1.0)))
+        return half_cosine(step, self.steps, self.config.final_learning_rate / self.config.learning_rate)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         noise = self.step_noise(x)
         if "eps" in noise:
             noise["eps"] = noise["eps"].unflatten(1, (self.config.importance_samples, -1)).transpose(0, 1)
         config = self.config
-        loss = -training_bound(self.model, x, config.importance_samples, config.objective, **noise).mean()
-        self.epoch_terms -= loss.detach()
+        bound, elbo = training_bounds(self.model, x, config.importance_samples, config.objective, **noise)
+        loss = -bound.mean()
+        self.epoch_terms += torch.stack([elbo.mean(), -loss.detach()])
         return self.record_loss(loss, x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
