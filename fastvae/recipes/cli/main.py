@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": Command("figures of a checkpoint of any system", "trained", "evaluate"),
     "sample": Command("draw new images of a checkpoint", "trained", "sample"),
     "reconstruct": Command("draw test images beside what they become", "trained", "reconstruct"),
+    "import": Command("a checkpoint out of weights of a paper's authors", "weights", "import_weights"),
     "compress": Command("compress images without loss, with a trained pixelcnn", "compression", "compress"),
     "decompress": Command("the images of a compressed file", "compression", "decompress"),
     "demo": Command("train a VAE with each posterior, measure and draw", "demo", "demo"),

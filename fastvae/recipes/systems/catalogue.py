@@ -66,6 +66,12 @@ CATALOGUE = {
         "--levels 2 is the hierarchical one. Then print test bound and importance-sampled log p(x), and draw samples, "
         "reconstructions and interpolations.",
     ),
+    "m1": Entry(
+        "Kingma et al. 2014",
+        "a VAE whose latents are features for a classifier, on dynamically binarised MNIST",
+        "Train the VAE M1 without labels, on dynamically binarised MNIST; then print test ELBO and log p(x), and draw. "
+        "fastvae classify takes its latents as features.",
+    ),
     "posterior2d": Entry(
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",
