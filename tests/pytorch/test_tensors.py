@@ -19,6 +19,9 @@ TORCH_FIRST = {
     "diag_gaussian_rsample_with_kl of dimensions | 2",
     "tril_gaussian_rsample dense | 3",
     "tril_gaussian_rsample_with_kl dense | 3",
+    "class_linear | 0",
+    "class_linear of labels | 0",
+    "class_linear of labels | 1",
     "linear_bernoulli_log_prob | 0",  # WEIGHT.to(h)
     "mlp_bernoulli_log_prob | 0",
     "latent_gradient | 0",
