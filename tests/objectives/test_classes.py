@@ -12,12 +12,8 @@ C = 4
 
 
 def draw(dtype=torch.float64):
-    shape = shape or (5, C)
-    return (
-        10 * torch.randn(shape, dtype=dtype) - 90,
-        5 * torch.rand(shape, dtype=dtype),
-        torch.randn(shape, dtype=dtype),
-    )
+    numbers, uniform, logits = torch.randn(5, C), torch.rand(5, C), torch.randn(5, C)
+    return tuple(t.to(dtype) for t in (10 * numbers - 90, 5 * uniform, logits))
 
 
 def test_by_hand():
