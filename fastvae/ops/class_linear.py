@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as TF
@@ -21,8 +20,8 @@ from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of
 from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
 from ._small import is_left_to_compiler
 
-# The op adds up what is behind the products, y[m, c] = act(rows[m] + cells[m, c] + classes[c]). Terms may be absent, but
-# there are cells, or rows and classes.
+# The op adds up what the products give: y[m, c] = act(rows[m] + cells[m, c] + classes[c]). There are cells, or rows and
+# classes; the others may be absent.
 _Terms = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
