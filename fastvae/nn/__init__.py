@@ -2,6 +2,7 @@
 
 from ._replicas import shared_first_batch
 from .autoregressive_check import AutoregressiveError, AutoregressiveReport, check_autoregressive
+from .class_linear import ClassLinear
 from .code_embedding import CodeEmbedding
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from .fixed import AffineTransform, Permutation
@@ -25,6 +26,7 @@ __all__ = [
     "AffineTransform",
     "AutoregressiveError",
     "AutoregressiveReport",
+    "ClassLinear",
     "CodeEmbedding",
     "ConvInverseAutoregressiveFlow",
     "ConvMADE",

@@ -197,6 +197,31 @@ def masked_linear(draw: Draw) -> Problem:
     return Problem(call, inputs, cuts=True)
 
 
+def class_linear(draw: Draw) -> Problem:
+    """One or more inputs, for all classes, for a label of each row, or for inputs that differ from class to class."""
+    batch, classes, width = draw.batch(), draw.some(5), draw.some()
+    sizes = [draw.size() for _ in range(draw.choice((1, 1, 2, 3)))]
+    count, has_bias, activation = len(sizes), draw.chance(0.6), draw.choice(ACTIVATIONS)
+    form = draw.choice(("all", "all", "row", "each"))
+    labels, batches = None, [batch] * count
+    if form == "row":
+        labels = torch.randint(classes, batch, generator=draw.generator)
+    elif form == "each":
+        labels = torch.arange(classes)
+        batches = [(*batch, draw.choice((1, classes))) for _ in sizes]
+    if draw.chance(0.3):
+        batches[0] = batches[0][1:]
+    inputs = [draw.tensor(*own, size) for own, size in zip(batches, sizes, strict=True)]
+    inputs += [draw.tensor(width, size) for size in sizes]
+    inputs += [draw.tensor(width, classes)] + ([draw.tensor(width)] if has_bias else [])
+
+    def call(_, *tensors):
+        x, weights, (class_weight, *bias) = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        return F.class_linear(x, weights, class_weight, *bias, labels=labels, activation=activation)
+
+    return Problem(call, inputs)
+
+
 def masked_conv2d(draw: Draw) -> Problem:
     groups = draw.choice((1, 1, 1, 2, 3))
     ins, outs = groups * draw.some(4), groups * draw.some(4)
@@ -396,6 +421,7 @@ FUNCTIONS = {
         ("gaussian_merge", gaussian_merge),
         ("gaussian_merge_rsample", gaussian_merge_rsample),
         ("affine_flow", affine_flow),
+        ("class_linear", class_linear),
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),

@@ -11,6 +11,7 @@ from fastvae.ops import linear_bernoulli
 from tests.support.convolutions import Form
 from tests.support.long_sums import (
     PROBLEMS,
+    classes,
     convolution,
     decoder_likelihood,
     density,
@@ -50,6 +51,8 @@ SPLIT = {
     ),
     "autoregressive_flow, few rows": lambda: flow("flow", 70, 40),
     "autoregressive_inverse, few rows": lambda: flow("inverse", 70, 40),
+    "class_linear, few rows": lambda: classes(100, 10, 300, each=False),
+    "class_linear, cells": lambda: classes(300, 7, 120, each=True),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
     "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),

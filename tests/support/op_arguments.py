@@ -97,7 +97,12 @@ def network_arguments() -> dict[str, tuple]:
     decoder = ([torch.randn(s, device=KERNEL) for s in ((7, 4), (5, 7), (7,))], [True, False], data, 1)
     decoder = (*decoder, "silu", "bernoulli")
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
+    rows, cells, classes = (torch.randn(s, device=KERNEL) for s in ((3, 5), (3, 4, 5), (4, 5)))
     return {
+        "class_linear_fwd": (rows, None, classes, "softplus", True),
+        "class_linear_fwd cells": (rows, cells, classes, "silu", True),
+        "class_linear_bwd": (cells, cells.clone(), "gelu", [True, False, True]),
+        "class_linear_bwd cells": (cells, cells.clone(), "silu", [True, True, True]),
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
         "mlp_bernoulli_fwd": (h, *decoder[:-1]),
