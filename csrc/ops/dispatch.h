@@ -4,6 +4,7 @@
 #include "ops/affine_flow.h"
 #include "ops/autoregressive_flow.h"
 #include "ops/causal_sampler.h"
+#include "ops/class_linear.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
 #include "ops/latent_gradient.h"
@@ -30,6 +31,7 @@ struct Kernels {
   LinearBernoulli<T> linear_bernoulli;
   LatentGradient<T> latent_gradient;
   MlpBernoulli<T> mlp_bernoulli;
+  ClassLinear<T> class_linear;
 };
 
 struct Table {
