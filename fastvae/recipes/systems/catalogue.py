@@ -58,6 +58,13 @@ CATALOGUE = {
         "Fit a diagonal Gaussian, a full-covariance Gaussian and an inverse autoregressive flow to densities on the "
         "plane, by maximising the evidence lower bound; print the bounds and draw the fits.",
     ),
+    "adgm": Entry(
+        "Maaløe et al. 2016",
+        "an auxiliary or a skip deep generative model, on MNIST with few labels, or on half moons",
+        "Train an auxiliary deep generative model, or with --kind sdgm a skip deep generative model, with few labels: on "
+        "dynamically binarised MNIST, the digits of scikit-learn, or points of two half moons in the plane; then print "
+        "the test error and the bound, and draw samples of each class and the auxiliary features.",
+    ),
 }
 
 # The system of checkpoints that name none.
