@@ -91,6 +91,13 @@ CATALOGUE = {
         "Train a classifier on few labelled images, with a decoder that denoises each of its layers on all images; "
         "then print the test error, and draw the costs of the layers and denoised images.",
     ),
+    "adgm": Entry(
+        "Maaløe et al. 2016",
+        "an auxiliary or a skip deep generative model, on MNIST with few labels, or on half moons",
+        "Train an auxiliary deep generative model, or with --kind sdgm a skip deep generative model, with few labels: "
+        "on dynamically binarised MNIST, the digits of scikit-learn, or points of two half moons; then print "
+        "the test error and the bound, and draw samples of each class and the auxiliary features.",
+    ),
 }
 
 # The system of checkpoints that name none.
