@@ -86,6 +86,10 @@ class System:
         """Draws a model on the CPU, given binary test images ``(N, pixels)``, into a folder."""
         raise NotImplementedError
 
+    def draw_run(self, model: Any, images: Any, folder: Path) -> None:
+        """Draws a model on the CPU after its training, given the images of :meth:`load_images`, into a folder."""
+        self.draw(model, binarize_fixed(images.x_test), folder)
+
     def label(self, config: Any) -> str:
         """The name of a curve of a model with these settings."""
         return self.name

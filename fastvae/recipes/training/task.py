@@ -33,9 +33,14 @@ class ImageTask(L.LightningModule):
         super().__init__()
         self.config, self.latent_features, self.impl = config, latent_features, impl
 
-    def step_noise(self, x: Tensor) -> dict[str, Any]:
-        """The noise of this process's share ``x`` of the batch of the present step."""
-        seed, rows = stream_seed(self.config.seed, NOISE, self.global_step), len(x) * self.trainer.world_size
+    def step_noise(self, x: Tensor, *part: int) -> dict[str, Any]:
+        """The noise of this process's share ``x`` of the batch of the present step.
+
+        Args:
+            x: the share.
+            part: a number for each further noise that the step needs.
+        """
+        seed, rows = stream_seed(self.config.seed, NOISE, self.global_step, *part), len(x) * self.trainer.world_size
         return self.joint_noise(x, seed, self.global_rank * len(x), rows)
 
     def test_noise(self, x: Tensor, first: int, rows: int) -> dict[str, Any]:
