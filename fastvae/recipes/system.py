@@ -88,7 +88,11 @@ class System:
 
     def draw_run(self, model: Any, images: Any, folder: Path) -> None:
         """Draws a model on the CPU after its training, given the images of :meth:`load_images`, into a folder."""
-        self.draw(model, binarize_fixed(images.x_test), folder)
+        self.draw(model, self.test_images(images), folder)
+
+    def test_images(self, images: Any, seed: int = 0) -> Tensor:
+        """The test images as the system takes them, ``(N, pixels)``; the seed is that of a binarisation."""
+        return binarize_fixed(images.x_test, seed)
 
     def label(self, config: Any) -> str:
         """The name of a curve of a model with these settings."""
@@ -132,7 +136,7 @@ class System:
         """Draws test images, evenly spread, above their reconstructions; with None it loads the images."""
         self.check_reconstruct(model)
         images = self.load_images(settings.training, progress=True) if images is None else images
-        x = spread(binarize_fixed(images.x_test), count)
+        x = spread(self.test_images(images), count)
         found = self.reconstruct(model, x, generator=torch.Generator().manual_seed(seed))
         draw_grid(torch.cat([x, found]), 2, len(x), "Test images, and their reconstructions", path)
 

@@ -52,6 +52,18 @@ CATALOGUE = {
         "--levels 2 is the hierarchical one. Then print test bound and importance-sampled log p(x), and draw samples, "
         "reconstructions and interpolations.",
     ),
+    "m2": Entry(
+        "Kingma et al. 2014",
+        "a VAE with a class that few images show, on dynamically binarised MNIST",
+        "Train the model M2 on dynamically binarised MNIST with few labels: a VAE with a class and a style, and a "
+        "classifier; then print test errors, test ELBO and log p(x), and draw every class and analogies.",
+    ),
+    "cvae": Entry(
+        "Sohn, Lee, Yan 2015",
+        "a VAE that is given the class of every image, on dynamically binarised MNIST",
+        "Train a conditional VAE on dynamically binarised MNIST with all labels; then print the test bound of "
+        "log p(x | y) and its estimate by importance sampling, and draw every class and analogies.",
+    ),
     "posterior2d": Entry(
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",
