@@ -15,7 +15,7 @@ from ..labelled_system import LabelledSystem
 from ..pictures.grids import draw_grid
 from .figures import SemiSupervisedConfig, SemiSupervisedFigures, describe_semi_supervised, evaluate_semi_supervised
 
-__all__ = ["ClassSamples", "SemiSupervisedSystem", "draw_classes", "draw_transfer"]
+__all__ = ["ClassSamples", "check_labels", "SemiSupervisedSystem", "draw_classes", "draw_transfer"]
 
 
 class ClassSamples:
@@ -64,13 +64,12 @@ class SemiSupervisedSystem(ClassSamples, LabelledSystem):
 
     def draw_run(self, model: Any, images: Any, folder: Path) -> None:
         x, labels = self.test_images(images), torch.from_numpy(images.y_test)
-        draw_classes(model, folder / "samples.png")
+        draw_classes(model, images.classes, folder / "samples.png")
         draw_transfer(model, spread(x, 10), spread(labels, 10), folder / "analogies.png")
 
 
-def draw_classes(model: Any, path: Path, *, count: int = 8, seed: int = 0) -> None:
+def draw_classes(model: Any, classes: int, path: Path, *, count: int = 8, seed: int = 0) -> None:
     """Images of every class, a column for each: the model's ``sample`` with ``labels``."""
-    classes = model.config.classes
     labels = torch.arange(classes).repeat(count)
     images = model.sample(len(labels), labels=labels, generator=torch.Generator().manual_seed(seed))
     draw_grid(images, count, classes, "Samples: p(x | y, z), a column for each class", path)

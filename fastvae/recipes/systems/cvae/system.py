@@ -61,7 +61,7 @@ class CVAESystem(ClassSamples, System):
 
     def draw_run(self, model: CVAE, images: Any, folder: Path) -> None:
         x, labels = (spread(part, 10) for part in (self.test_images(images), torch.from_numpy(images.y_test)))
-        draw_classes(model, folder / "samples.png")
+        draw_classes(model, images.classes, folder / "samples.png")
         found = model.reconstruct(x, labels, generator=torch.Generator().manual_seed(0))
         title = "Test images, and their reconstructions"
         draw_grid(torch.cat([x, found]), 2, len(x), title, folder / "reconstructions.png")
