@@ -179,6 +179,14 @@ class System:
             raise RecipeError(f"{path} is no checkpoint of {self.name}: {error}") from None
         return model.eval(), settings
 
+    def import_weights(self, path: Path) -> tuple[Any, dict[str, Tensor]]:
+        """The settings of a model, and its state dict, out of a file of weights of the authors of its paper.
+
+        Raises:
+            RecipeError: the file cannot be read, or the system knows no such files.
+        """
+        raise RecipeError(f"{self.name} reads no weights of others")
+
     def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
         """The part of a model's settings that sets how many weights it needs at least."""
         return plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class SemiSupervisedTask(ClassErrors, AveragedTask):
         -\frac{1}{N}\Big(\sum_{\text{labelled}} \mathcal{L}(x, y) + \alpha \frac{N}{N_l} \log q(y \mid x)
         + \sum_{\text{all}} \mathcal{U}(x) + \log p(\theta)\Big), \qquad p(\theta) = N(0, I)
 
-    The labelled images are among the N unlabelled ones, too, without their labels.
+    The labelled images are among the N unlabelled ones, too, without their labels. The optimiser adds log p(theta).
     """
 
     config: Any
@@ -46,6 +46,15 @@ class SemiSupervisedTask(ClassErrors, AveragedTask):
             measured=TESTED,
         )
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.images = len(cast(Any, self.trainer).datamodule.images.x_train)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        # Adam's decay is the gradient of the prior's logarithm, in nats of an image.
+        decay = self.config.weight_prior / self.images
+        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
+
     @property
     def core(self) -> SemiSupervisedVAE:
         """The model M2 that is trained."""
@@ -59,14 +68,11 @@ class SemiSupervisedTask(ClassErrors, AveragedTask):
     def training_step(self, batch: SemiSupervisedBatch, batch_index: int) -> Tensor:
         core, classes = self.core, self.model.config.classes
         x_l, y_l, x_u = self.take_data(batch.x_l, LABELLED), batch.y_l, self.take_data(batch.x_u, UNLABELLED)
-        size = len(self.trainer.datamodule.images.x_train)  # type: ignore[attr-defined]
         labelled = core.labelled_bound(x_l, y_l, **self.part_noise(x_l, LABELLED)).mean()
         unlabelled = core.unlabelled_bound(x_u, **self.part_noise(x_u, UNLABELLED, classes)).mean()
         logits = core.class_logits(x_l)
         log_q = -functional.cross_entropy(logits, y_l)
-        weights = [p for p in core.parameters() if p.requires_grad]
-        penalty = 0.5 * self.config.weight_prior * sum(w.square().sum() for w in weights)
-        loss = (penalty - self.config.labels * labelled) / size - unlabelled - self.config.alpha * log_q
+        loss = -self.config.labels / self.images * labelled - unlabelled - self.config.alpha * log_q
         with torch.no_grad():
             terms = [self.count_errors(logits, y_l), unlabelled, labelled, log_q]
             self.epoch_terms += torch.stack([term.to(self.epoch_terms) for term in terms])

@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": Command("figures of a checkpoint of any system", "trained", "evaluate"),
     "sample": Command("draw new images of a checkpoint", "trained", "sample"),
     "reconstruct": Command("draw test images beside what they become", "trained", "reconstruct"),
+    "import": Command("a checkpoint out of weights of a paper's authors", "weights", "import_weights"),
     "analogies": Command("decode the style of test images with every class", "latents", "analogies"),
     "manifold": Command("draw a latent plane, and test images over it", "latents", "manifold"),
     "compress": Command("compress images without loss, with a trained pixelcnn", "compression", "compress"),

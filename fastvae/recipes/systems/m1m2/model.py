@@ -12,6 +12,7 @@ from ....distributions import DiagonalGaussian
 from ....nn import DiagonalGaussianHead, bound_log_sigma
 from ...class_models.conditional import list_layers
 from ...class_models.semi_supervised import SemiSupervisedVAE
+from ...evaluation.features import find_active
 from .config import M1M2Config
 
 __all__ = ["M1M2", "FirstStage", "SecondStage"]
@@ -117,7 +118,7 @@ class M1M2(nn.Module):
 
     @torch.no_grad()
     def start_from(self, weights: dict[str, Any], x: Tensor) -> None:
-        """Takes the weights of M1, and finds its active units: those whose means vary by more than 0.1.
+        """Takes the weights of M1, and finds its active units.
 
         Args:
             weights: the state dict of :class:`FirstStage`.
@@ -127,4 +128,4 @@ class M1M2(nn.Module):
             RuntimeError: the weights do not fit.
         """
         self.first.load_state_dict(weights)
-        self.second.active.copy_(self.first.encode(x).mu.std(0) > 0.1)
+        self.second.active.copy_(find_active(self.first, x))

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...class_models.figures import SemiSupervisedConfig, SemiSupervisedFigures, evaluate_semi_supervised
 from ...class_models.system import SemiSupervisedSystem
 from ...evaluation.job import ALONE, Job
@@ -46,7 +43,7 @@ class M1M2System(SemiSupervisedSystem):
         progress: bool = False,
         job: Job = ALONE,
     ) -> SemiSupervisedFigures:
-        means: Tensor = encode_all(model, torch.from_numpy(images.x_test).flatten(1)).chunk(2, -1)[0]
+        means = encode_all(model, self.test_images(images)).mean
         how: dict[str, Any] = {"seed": seed, "progress": progress, "job": job}
         return evaluate_semi_supervised(model.second, means, images.y_test, config, **how)
 

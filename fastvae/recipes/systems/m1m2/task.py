@@ -15,21 +15,20 @@ from ...class_models.semi_supervised import SemiSupervisedVAE
 from ...class_models.task import SemiSupervisedTask
 from ...data.mnist import cache_folder
 from ...data.published_weights import read_m1_weights
-from ...data.semi_supervised import SemiSupervisedBatch, SemiSupervisedBatches
+from ...data.semi_supervised import SemiSupervisedBatch, SemiSupervisedBatches, prepare_test_images
 from ...errors import RecipeError
+from ...evaluation.features import IMAGES, Features, features
 from ...training.checkpoints import read_checkpoint, system_of, weights_of
 from .model import M1M2
 
 __all__ = ["FeatureBatches", "M1M2Task", "read_first_stage"]
 
-PUBLISHED, STATED = "nips14_ssl_m1.npz", 1000
-# Images are encoded so many at a time.
-ROWS = 1000
+PUBLISHED = "nips14_ssl_m1.npz"
 # The noise of z1, of each part of a batch.
 FEATURE_NOISE = 2
 
 
-class Features(Dataset[SemiSupervisedBatch]):
+class FeatureImages(Dataset[SemiSupervisedBatch]):
     """The mean and the log-sigma of q(z1 | x), ``(N, 2 D)``, in place of the images of a dataset."""
 
     def __init__(self, features: Tensor, images: Any) -> None:
@@ -50,18 +49,14 @@ class FeatureBatches(SemiSupervisedBatches):
     def train_dataloader(self) -> DataLoader[Any]:
         loader = super().train_dataloader()
         task = cast(Any, self.trainer).lightning_module
-        features = encode_all(task.model, torch.from_numpy(self.images.x_train).flatten(1))
-        return DataLoader(Features(features, loader.dataset), batch_size=None, sampler=loader.sampler)
+        mean, std, _ = encode_all(task.model, prepare_test_images(self.images.x_train, binarize=False))
+        encoded = FeatureImages(torch.cat([mean, std.log()], 1), loader.dataset)
+        return DataLoader(encoded, batch_size=None, sampler=loader.sampler)
 
 
-@torch.no_grad()
-def encode_all(model: M1M2, images: Tensor) -> Tensor:
-    """Mean and log-sigma of q(z1 | x), ``(N, 2 D)`` on the CPU, of pixels 0 ... 255, ``(N, pixels)``."""
-    found, like = [], model.first.to_logits.weight
-    for rows in images.split(ROWS):
-        q = model.first.encode(rows.to(like) / 255.0)
-        found.append(torch.cat([q.mu, q.log_sigma], 1).cpu())
-    return torch.cat(found)
+def encode_all(model: M1M2, x: Tensor) -> Features:
+    """Means and standard deviations of q(z1 | x) in all units, of intensities ``(N, pixels)``."""
+    return features(model.first, x, active=torch.ones(model.config.m1_latent, dtype=torch.bool))
 
 
 class M1M2Task(SemiSupervisedTask):
@@ -76,10 +71,10 @@ class M1M2Task(SemiSupervisedTask):
         if trainer.ckpt_path is not None:
             return
         path = find_first_stage(self.config.m1)
-        x = torch.from_numpy(trainer.datamodule.images.x_train[:STATED]).flatten(1) / 255.0
+        x = prepare_test_images(trainer.datamodule.images.x_train[:IMAGES], binarize=False)
         for model in (self.model, cast(M1M2, self.averaged)):
             try:
-                model.start_from(read_first_stage(path), x.to(model.first.to_logits.weight))
+                model.start_from(read_first_stage(path), x)
             except RuntimeError as error:
                 raise RecipeError(
                     f"{path} does not fit: M1 must have --m1-latent {self.model.config.m1_latent}, --m1-hidden "
