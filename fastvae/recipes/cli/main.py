@@ -36,6 +36,8 @@ COMMANDS = {
     "sample": Command("draw new images of a checkpoint", "trained", "sample"),
     "reconstruct": Command("draw test images beside what they become", "trained", "reconstruct"),
     "import": Command("a checkpoint out of weights of a paper's authors", "weights", "import_weights"),
+    "analogies": Command("decode the style of test images with every class", "latents", "analogies"),
+    "manifold": Command("draw a latent plane, and test images over it", "latents", "manifold"),
     "compress": Command("compress images without loss, with a trained pixelcnn", "compression", "compress"),
     "decompress": Command("the images of a compressed file", "compression", "decompress"),
     "demo": Command("train a VAE with each posterior, measure and draw", "demo", "demo"),

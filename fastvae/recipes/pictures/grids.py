@@ -15,6 +15,7 @@ from torch import Tensor
 from ..files import open_replacement
 
 __all__ = [
+    "Shape",
     "draw_grid",
     "draw_inpainting",
     "draw_means",
@@ -27,12 +28,17 @@ __all__ = [
     "tile",
 ]
 
+Shape = tuple[int, int]
 
-def tile(images: Tensor, rows: int, columns: int, gap: int = 2) -> Tensor:
-    """``(rows * columns, pixels)`` intensities as one picture, with blank gaps between the images."""
-    side = math.isqrt(images.shape[-1])
-    padded = torch.nn.functional.pad(images.reshape(rows, columns, side, side), (0, gap, 0, gap))
-    picture = padded.permute(0, 2, 1, 3).reshape(rows * (side + gap), columns * (side + gap))
+
+def tile(images: Tensor, rows: int, columns: int, gap: int = 2, shape: Shape | None = None) -> Tensor:
+    """``(rows * columns, pixels)`` intensities as one picture, with blank gaps between the images.
+
+    The images are square, or have the height and the width of ``shape``.
+    """
+    height, width = shape or (math.isqrt(images.shape[-1]),) * 2
+    padded = torch.nn.functional.pad(images.reshape(rows, columns, height, width), (0, gap, 0, gap))
+    picture = padded.permute(0, 2, 1, 3).reshape(rows * (height + gap), columns * (width + gap))
     return picture[: picture.shape[0] - gap, : picture.shape[1] - gap]
 
 

@@ -72,6 +72,24 @@ CATALOGUE = {
         "Train the VAE M1 without labels, on dynamically binarised MNIST; then print test ELBO and log p(x), and draw. "
         "fastvae classify takes its latents as features.",
     ),
+    "m2": Entry(
+        "Kingma et al. 2014",
+        "a VAE with a class that few images show, on dynamically binarised MNIST",
+        "Train the model M2 on dynamically binarised MNIST with few labels: a VAE with a class and a style, and a "
+        "classifier; then print test errors, test ELBO and log p(x), and draw every class and analogies.",
+    ),
+    "m1m2": Entry(
+        "Kingma et al. 2014",
+        "the model M2 on the latents of a trained M1, on MNIST with few labels",
+        "Train the model M2, with few labels, on the latents that a trained M1 (--m1) finds in MNIST; then print test "
+        "errors, the bound of the latents and log p, and draw every class and analogies.",
+    ),
+    "cvae": Entry(
+        "Sohn, Lee, Yan 2015",
+        "a VAE that is given the class of every image, on dynamically binarised MNIST",
+        "Train a conditional VAE on dynamically binarised MNIST with all labels; then print the test bound of "
+        "log p(x | y) and its estimate by importance sampling, and draw every class and analogies.",
+    ),
     "posterior2d": Entry(
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",

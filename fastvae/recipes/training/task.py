@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,11 @@ class EpochTask(ImageTask):
         )
         if self.global_rank == 0:
             write_metrics(self.history, self.columns(), self.folder / "metrics.csv")
+
+    def one_cycle(self, step: int) -> float:
+        """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
+        progress = step / max(self.steps, 1)
+        return min(progress / 0.1 + 0.01, 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def columns(self) -> tuple[str, ...]:
         """The quantities of an epoch, by which ``metrics.csv`` has its columns."""

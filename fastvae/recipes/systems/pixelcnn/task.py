@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -49,8 +50,9 @@ class PixelTask(AveragedTask):
         self.kl_weight = LinearSchedule(0.0, 1.0, warmup) if warmup else None
         self.free_nats = getattr(config, "free_bits", 0.0)
 
-    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        log_p_x, kl = cast(PixelModel, self.model).measure(x, **self.step_noise(x))
+    def training_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        x, labels = split_labels(batch)
+        log_p_x, kl = cast(PixelModel, self.model).measure(x, **labels, **self.step_noise(x))
         penalty = kl.sum(-1).mean()
         beta = 1.0 if self.kl_weight is None else self.kl_weight(self.global_step + 1)
         with torch.no_grad():
@@ -60,8 +62,15 @@ class PixelTask(AveragedTask):
             penalty = free_bits(kl, self.free_nats, all_processes=self.trainer.world_size > 1)
         return self.record_loss(beta * penalty - log_p_x.mean(), x)
 
-    def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
-        x, first, rows = batch
-        log_p_x, kl = cast(PixelModel, self.averaged).measure(x, **self.test_noise(x, first, rows))
+    def validation_step(self, batch: tuple[Any, ...], batch_index: int) -> None:
+        *images, first, rows = batch
+        x, labels = split_labels(images)
+        log_p_x, kl = cast(PixelModel, self.averaged).measure(x, **labels, **self.test_noise(x, first, rows))
         bound = (log_p_x - kl.sum(-1)).mean()
         self.log(self.measured, bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+
+
+def split_labels(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The images of a batch, and the labels, if it has some, as an argument of a model."""
+    x, *labels = [batch] if isinstance(batch, Tensor) else batch
+    return x, {"labels": labels[0]} if labels else {}
