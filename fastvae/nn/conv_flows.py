@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.affine_flow import affine_flow
-from ..reference.affine_flow import KINDS, log_scale
+from ..reference.affine_flow import KINDS
+from ..reference.affine_flow import log_det_map as log_det_map_of
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
 from ..structure.integers import integer, integers
@@ -224,19 +225,19 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             logits = None if scale_logit is None else scale_logit.flatten(1)
             out, log_det = affine_flow(z.flatten(1), shift.flatten(1), logits, kind=self.kind, impl=self.impl)
             z = _lay_out_as(z, out.view(z.shape))
-            total = total + (self._shares(z, scale_logit, log_det) if log_det_map else log_det)
+            total = total + (log_det_map_of(log_det, z, scale_logit, self.kind) if log_det_map else log_det)
         assert isinstance(total, Tensor)
         return z, total
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``.
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+        """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``, or with ``log_det_map`` its shares.
 
         Exact and slow: numbers are solved for one after another, each at the cost of a forward pass of its network,
         hence Z H W of them for each step. No gradients are recorded.
         """
         self._check(z)
-        total = z.new_zeros(z.shape[0], dtype=torch.promote_types(z.dtype, torch.float32))
+        total = z.new_zeros(z.shape if log_det_map else z.shape[:1], dtype=torch.promote_types(z.dtype, torch.float32))
         _, channels, height, width = z.shape
         for network in reversed(self.steps()):
             solved = torch.zeros_like(z)
@@ -251,7 +252,10 @@ class ConvInverseAutoregressiveFlow(nn.Module):
                 shift, scale_logit = self._shift_and_scale(network, solved, context)
                 logit = None if scale_logit is None else scale_logit[at]
                 solved[at], log_det = affine_flow(z[at], shift[at], logit, kind=self.kind, inverse=True, impl=self.impl)
-                total += log_det
+                if log_det_map:
+                    total[at] += log_det[:, None]
+                else:
+                    total += log_det
             z = solved
         return z, total
 
@@ -261,11 +265,6 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             return parameters, None
         shift, scale_logit = parameters.chunk(2, 1)
         return shift, scale_logit
-
-    def _shares(self, z: Tensor, scale_logit: Tensor | None, log_det: Tensor) -> Tensor:
-        if scale_logit is None:
-            return torch.zeros_like(z, dtype=log_det.dtype)
-        return log_scale(scale_logit.to(log_det.dtype), self.kind)
 
     def _check(self, z: Tensor) -> None:
         if z.dim() != 4 or z.shape[1] != self.channels:
