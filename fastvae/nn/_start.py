@@ -21,10 +21,15 @@ class Start(NamedTuple):
     bias_scale: float = 1.0
     shift: float = 0.0  # is added to the bias
     first: int = 0  # the first row that changes
+    data_std: float = 1.0  # standard deviation that initialisation from data gives the pre-activations, before the rest
 
     @torch.no_grad()
     def apply(self, layer: nn.Module) -> None:
         weight, bias = layer.weight, layer.bias
+        gain = getattr(layer, "weight_gain", None)
+        if gain is not None:
+            # Normalisation undoes what scales a weight.
+            weight = gain
         if self.weight_scale != 1.0 and isinstance(weight, Tensor):
             weight[self.first :].mul_(self.weight_scale)
         if (self.bias_scale, self.shift) != (1.0, 0.0) and isinstance(bias, Tensor):

@@ -22,6 +22,9 @@ from .masked_conv2d import MaskedConv2d
 
 __all__ = ["ConvInverseAutoregressiveFlow", "ConvMADE"]
 
+# Initialisation from data starts a flow near the identity.
+OUTPUT_STD = 0.1
+
 
 class ConvMADE(nn.Module):
     r"""A masked convolutional network: parameters of a number depend on the numbers before it, and on a context map.
@@ -40,6 +43,8 @@ class ConvMADE(nn.Module):
             layer, before its activation.
         order: ``"raster"`` or ``"reversed"``.
         activation: ``"elu"``, ``"relu"``, ``"tanh"``, ``"softplus"``, ``"gelu"``, ``"silu"`` or ``"identity"``.
+        weight_norm: whether weights are normalised, with learned gains; see :func:`initialize_from_data`. What it
+            initialises gives the last layer's outputs a standard deviation of 0.1.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -69,6 +74,7 @@ class ConvMADE(nn.Module):
         context_channels: int = 0,
         order: str = "raster",
         activation: str = "elu",
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -103,10 +109,12 @@ class ConvMADE(nn.Module):
                 order=order,
                 # A context comes between the first layer and its activation.
                 activation=None if i == last or (i == 0 and context_channels) else activation,
+                weight_norm=weight_norm,
                 **options,
             )
             for i in range(last + 1)
         )
+        start_as(self.layers[-1], Start(data_std=OUTPUT_STD))
         self.condition = Conditioning(len(hidden[0]), 0, context_channels, **options)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -139,6 +147,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             ``"iaf_release"`` that of its released code.
         activation: of the hidden layers.
         reverse: whether every other step takes pixels and channels in reversed order.
+        weight_norm: whether weights are normalised, see :class:`ConvMADE`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -176,6 +185,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         kind: str = "gated",
         activation: str = "elu",
         reverse: bool = True,
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -194,6 +204,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
                 context_channels=context_channels,
                 order="reversed" if reverse and step % 2 else "raster",
                 activation=activation,
+                weight_norm=weight_norm,
                 impl=impl,
                 device=device,
                 dtype=dtype,
@@ -201,7 +212,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             for step in range(steps)
         )
         for network in self.steps():
-            start_as(network.layers[-1], Start(shift=SCALE_BIAS.get(kind, 0.0), first=channels))
+            shift = SCALE_BIAS.get(kind, 0.0)
+            start_as(network.layers[-1], Start(shift=shift, first=channels, data_std=OUTPUT_STD))
 
     def steps(self) -> list[ConvMADE]:
         return cast("list[ConvMADE]", list(self.networks))
@@ -231,7 +243,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
 
     @torch.no_grad()
     def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
-        """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``, or with ``log_det_map`` its shares.
+        """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``, or by ``log_det_map`` its shares.
 
         Exact and slow: numbers are solved for one after another, each at the cost of a forward pass of its network,
         hence Z H W of them for each step. No gradients are recorded.

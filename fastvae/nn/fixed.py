@@ -96,9 +96,7 @@ class Permutation(_FixedFlow):
         """
         return shares.index_select(-1, self.inverse_permutation if inverse else self.permutation)
 
-    def _select(
-        self, z: Tensor, context: Tensor | None, order: Tensor, log_det_map: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _select(self, z: Tensor, context: Tensor | None, order: Tensor, log_det_map: bool) -> tuple[Tensor, Tensor]:
         self._check(z, context)
         shape = z.shape if log_det_map else z.shape[:-1]
         return z.index_select(-1, order), z.new_zeros(shape, dtype=compute_dtype(z.dtype))

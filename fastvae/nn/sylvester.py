@@ -153,7 +153,7 @@ class SylvesterFlow(AmortisedFlow):
         return x
 
     def _shares(self, q: Tensor | list[Tensor] | None, terms: Tensor) -> Tensor:
-        """The columns' terms of the log-determinant ``(*, M)``, each spread over the features as the column's squares."""
+        """The columns' terms of the log-determinant ``(*, M)``, each spread over features by the column's squares."""
         if q is None:
             return self._out_of(None, terms)
         if not isinstance(q, Tensor):

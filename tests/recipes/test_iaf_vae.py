@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from fastvae.distributions import StandardNormal
+from fastvae.nn import initialize_from_data
 from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.evaluation.bounds import evaluate
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.flow_posterior import FlowPosterior
 from fastvae.recipes.systems.iaf_vae.config import IAF_BASES, IAF_POSTERIORS, IAFTrainConfig, IAFVAEConfig
-from fastvae.recipes.systems.iaf_vae.layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
+from fastvae.recipes.systems.iaf_vae.layers import ResidualBlock, apply_weight_norm, halve
 from fastvae.recipes.systems.iaf_vae.model import IAFVAE
 
 SMALL = IAFVAEConfig(latent_features=3, depth=2, width=12, feature_maps=(2, 4), dense_features=10)
@@ -67,7 +68,7 @@ def test_block_is_the_formula():
 def test_data_dependent_initialisation_of_a_layer(layer):
     x = 3.0 + 2.0 * torch.randn(200, 6, *([5, 5] if not isinstance(layer, nn.Linear) else []))
     layer = apply_weight_norm(layer)
-    initialize_from_data(layer, lambda: layer(x), target_std={layer: 0.5})
+    initialize_from_data(layer, x, target_std={layer: 0.5})
     y = layer(x)
     dims = [0, 2, 3][: y.dim() - 1]
     torch.testing.assert_close(y.mean(dims), torch.zeros(4), atol=1e-4, rtol=0)
@@ -77,10 +78,10 @@ def test_data_dependent_initialisation_of_a_layer(layer):
 
 def test_initialisation_of_a_layer_without_bias_and_of_a_constant_output():
     layer, x = apply_weight_norm(nn.Linear(3, 2, bias=False)), 1.0 + torch.randn(100, 3)
-    initialize_from_data(layer, lambda: layer(x))
+    initialize_from_data(layer, x)
     torch.testing.assert_close(layer(x).std(0, correction=0), torch.ones(2))
     before = layer.weight.clone()
-    initialize_from_data(layer, lambda: layer(torch.ones(5, 3)))
+    initialize_from_data(layer, torch.ones(5, 3))
     torch.testing.assert_close(layer.weight, before)
 
 
@@ -91,7 +92,7 @@ def test_every_layer_starts_at_unit_variance(posterior):
     layers = normalised_layers(model)
     eps = torch.randn(300, 3)
     # With the noise that the initialisation saw; its layers after the sample depend on it.
-    initialize_from_data(model, lambda: model.bound(x, eps=eps), target_std={model.head.linear: 0.1})
+    initialize_from_data(model, run=lambda: model.bound(x, eps=eps), target_std={model.head.linear: 0.1})
     seen = all_outputs_of(model, layers, lambda: model.bound(x, eps=eps))
     assert len(seen) == len(layers)
     for layer, y in seen.items():

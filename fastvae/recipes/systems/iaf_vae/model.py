@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
-from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
+from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead, initialize_from_data
 from ....objectives import free_bits
 from ...evaluation.latents import OneLatent
 from ...flow_posterior import FlowPosterior
 from .config import IAFVAEConfig
-from .layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
+from .layers import ResidualBlock, apply_weight_norm, halve
 
 __all__ = ["IAFVAE"]
 
@@ -104,7 +104,8 @@ class IAFVAE(OneLatent):
             noise: as of :meth:`bound`.
         """
         self.train()
-        initialize_from_data(self, lambda: self.bound(x, **noise), target_std={self.head.linear: HEAD_STD})
+        targets: dict[nn.Module, float] = {self.head.linear: HEAD_STD}
+        initialize_from_data(self, x, run=lambda x: self.bound(x, **noise), target_std=targets)
 
     def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
         """The posterior q(z | x) of binary images ``(N, pixels)``."""
