@@ -111,7 +111,7 @@ def _initialize_masked(layer: MaskedConv2d | MaskedLinear, std: float, *args: An
         layer.initialize(layer.forward(*args, **named), std)
     finally:
         layer.activation = activation
-    start_of(layer).apply(layer)
+    start_of(layer).apply_after_data(layer)
 
 
 def _initialize_parametrized(layer: nn.Module, target_std: float, output: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class _GatedResidual(nn.Module):
         options.pop("weight_norm")
         self.condition = Conditioning(2 * channels, context_features, context_channels, **options)
         self.gate = GatedActivation("linear", impl=options["impl"])
-        start_as(self.second, Start(weight_scale=RESIDUAL_SCALE))
+        start_as(self.second, Start(weight_scale=RESIDUAL_SCALE, data_std=RESIDUAL_SCALE))
 
     def forward(self, x: Tensor, context: Tensor | None, *others: Tensor) -> Tensor:
         h = self.first(concat_elu(x))
