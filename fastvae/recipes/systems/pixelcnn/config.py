@@ -32,6 +32,7 @@ class PixelCNNConfig:
         first_filter_size: kernel of its first layer, odd.
         maps: feature maps of its layers.
         head_maps: feature maps between its last two layers; 0: as its layers.
+        weight_norm: whether weights of masked convolutions are normalised, with a start from the first batch.
         impl: implementation of the library's ops, and of the sampler, see :mod:`fastvae.backend`.
 
     Raises:
@@ -48,6 +49,7 @@ class PixelCNNConfig:
     first_filter_size: int = option("first-filter", 7)
     maps: int = 32
     head_maps: int = 0
+    weight_norm: bool = False
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
