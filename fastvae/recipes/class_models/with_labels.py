@@ -30,15 +30,11 @@ class WithLabels:
         return self.model.encode(rows[:, :-1], labels=rows[:, -1].long())
 
     def measure(self, rows: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.model.measure(
-            rows[:, :-1], posterior, labels=rows[:, -1].long(), **noise
-        )
+        found: tuple[Tensor, Tensor] = self.model.measure(rows[:, :-1], posterior, labels=rows[:, -1].long(), **noise)
         return found
 
     def log_weights(self, rows: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:
-        found: Tensor = self.model.log_weights(
-            rows[:, :-1], posterior, samples, labels=rows[:, -1].long(), **noise
-        )
+        found: Tensor = self.model.log_weights(rows[:, :-1], posterior, samples, labels=rows[:, -1].long(), **noise)
         return found
 
     def parameters(self) -> Iterator[nn.Parameter]:

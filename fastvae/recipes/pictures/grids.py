@@ -61,10 +61,9 @@ def draw_samples(models: Mapping[str, Any], path: Path, *, rows: int = 8, column
     figure = Figure(figsize=(3.6 * len(models), 3.9), layout="constrained")
     for axes, (name, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(rows * columns, model.config.latent_features, generator=generator)
-        show(axes, tile(model.decode(z).sigmoid(), rows, columns))
+        show(axes, tile(model.sample(rows * columns, generator=generator), rows, columns))
         axes.set_title(f"{name} posterior", fontsize=10)
-    figure.suptitle("Samples: mean of p(x | z), z ~ N(0, I)", fontsize=11)
+    figure.suptitle("Samples: mean of p(x | z), z ~ p(z)", fontsize=11)
     save(figure, path)
 
 
