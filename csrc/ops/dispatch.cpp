@@ -17,11 +17,13 @@ namespace fastvae {
   LatentGradient<type> latent_gradient_##suffix();                                                    \
   CausalSampler<type> causal_sampler_##suffix();                                                      \
   MlpBernoulli<type> mlp_bernoulli_##suffix();                                                        \
+  Bernoulli<type> bernoulli_##suffix();                                                               \
   static Kernels<type> kernels_##suffix() {                                                           \
     return {diag_gaussian_##suffix(),    tril_gaussian_##suffix(),       masked_linear_##suffix(),    \
             affine_flow_##suffix(),      autoregressive_flow_##suffix(), masked_conv2d_##suffix(),    \
             gated_activation_##suffix(), causal_sampler_##suffix(),      logistic_mixture_##suffix(), \
-            linear_bernoulli_##suffix(), latent_gradient_##suffix(),     mlp_bernoulli_##suffix()};   \
+            linear_bernoulli_##suffix(), latent_gradient_##suffix(),     mlp_bernoulli_##suffix(),    \
+            bernoulli_##suffix()};                                                                    \
   }
 
 #define FASTVAE_DECLARE(isa)                                       \

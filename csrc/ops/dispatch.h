@@ -3,6 +3,7 @@
 
 #include "ops/affine_flow.h"
 #include "ops/autoregressive_flow.h"
+#include "ops/bernoulli.h"
 #include "ops/causal_sampler.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
@@ -30,6 +31,7 @@ struct Kernels {
   LinearBernoulli<T> linear_bernoulli;
   LatentGradient<T> latent_gradient;
   MlpBernoulli<T> mlp_bernoulli;
+  Bernoulli<T> bernoulli;
 };
 
 struct Table {

@@ -10,6 +10,7 @@ from .gated_conv import DownRightShiftedConv2d, DownShiftedConv2d, GatedActivati
 from .gated_pixelcnn import GatedPixelCNN
 from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
 from .householder import HouseholderFlow
+from .input_baseline import InputBaseline
 from .linear_iaf import LinearInverseAutoregressiveFlow
 from .made import MADE
 from .masked_conv2d import MaskedConv2d
@@ -36,6 +37,7 @@ __all__ = [
     "GatedMaskedConv2d",
     "GatedPixelCNN",
     "HouseholderFlow",
+    "InputBaseline",
     "InverseAutoregressiveFlow",
     "LinearInverseAutoregressiveFlow",
     "MaskedAutoregressiveFlow",
