@@ -59,11 +59,11 @@ def _bernoulli_fwd_kernel(
             off = tl.where(l < 0.0, 1.0, tail) / (1.0 + tail)
             shared = tl.where(mask, log1p(tail), 0.0)
             on = u[lane] > off
-            tl.store(b_ptr + at, on.to(out_dtype), mask)
+            tl.store(b_ptr + at, tl.where(on, 1.0, 0.0).to(out_dtype), mask)
             total += tl.minimum(tl.where(on, l, -l), 0.0, tl.PropagateNan.ALL) - shared
             if ANTITHETIC:
                 on = 1.0 - u[lane] > off
-                tl.store(b_ptr + mirror * D + at, on.to(out_dtype), mask)
+                tl.store(b_ptr + mirror * D + at, tl.where(on, 1.0, 0.0).to(out_dtype), mask)
                 mirrored_total += tl.minimum(tl.where(on, l, -l), 0.0, tl.PropagateNan.ALL) - shared
     tl.store(log_q_ptr + point, tl.sum(total, 1)[:, None], exists)
     if ANTITHETIC:

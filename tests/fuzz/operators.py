@@ -22,6 +22,8 @@ SOURCES = {
     "autoregressive_flow_fwd": "InverseAutoregressiveFlow",
     "autoregressive_inverse_bwd": "InverseAutoregressiveFlow",
     "autoregressive_inverse_fwd": "InverseAutoregressiveFlow",
+    "bernoulli_bwd": "bernoulli_sample",
+    "bernoulli_fwd": "bernoulli_sample",
     "diag_gaussian_bwd": "diag_gaussian_rsample",
     "diag_gaussian_bwd_samples": "diag_gaussian_rsample",
     "diag_gaussian_fwd": "diag_gaussian_rsample",

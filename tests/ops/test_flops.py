@@ -20,6 +20,8 @@ from fastvae.reference.masked_linear import mask_of
 ELEMENTWISE = {
     "affine_flow_bwd",
     "affine_flow_fwd",
+    "bernoulli_bwd",
+    "bernoulli_fwd",
     "diag_gaussian_bwd",
     "diag_gaussian_bwd_samples",
     "diag_gaussian_fwd",
