@@ -54,28 +54,28 @@ def _bernoulli_fwd_kernel(
             at = lane * quarter + column
             # Where quarters are aligned all four are full.
             mask = inside if VECTOR > 1 else inside & (at < D)
-            l = tl.load(logits_ptr + at, mask, 0.0).to(dtype)
-            tail = exp(-tl.abs(l), dtype)
-            off = tl.where(l < 0.0, 1.0, tail) / (1.0 + tail)
+            logit = tl.load(logits_ptr + at, mask, 0.0).to(dtype)
+            tail = exp(-tl.abs(logit), dtype)
+            off = tl.where(logit < 0.0, 1.0, tail) / (1.0 + tail)
             shared = tl.where(mask, log1p(tail), 0.0)
             on = u[lane] > off
             tl.store(b_ptr + at, tl.where(on, 1.0, 0.0).to(out_dtype), mask)
-            total += tl.minimum(tl.where(on, l, -l), 0.0, tl.PropagateNan.ALL) - shared
+            total += tl.minimum(tl.where(on, logit, -logit), 0.0, tl.PropagateNan.ALL) - shared
             if ANTITHETIC:
                 on = 1.0 - u[lane] > off
                 tl.store(b_ptr + mirror * D + at, tl.where(on, 1.0, 0.0).to(out_dtype), mask)
-                mirrored_total += tl.minimum(tl.where(on, l, -l), 0.0, tl.PropagateNan.ALL) - shared
+                mirrored_total += tl.minimum(tl.where(on, logit, -logit), 0.0, tl.PropagateNan.ALL) - shared
     tl.store(log_q_ptr + point, tl.sum(total, 1)[:, None], exists)
     if ANTITHETIC:
         tl.store(log_q_ptr + mirror + point, tl.sum(mirrored_total, 1)[:, None], exists)
 
 
 @triton.jit
-def _other(l, b, dtype: tl.constexpr):
-    """d log q / d l: the probability of the other value, with the sign of the unit's own."""
-    tail = exp(-tl.abs(l), dtype)
-    # sigmoid(-l) for a unit that is on, else sigmoid(l): neither is a difference from 1.
-    of_other = tl.where((b != 0.0) == (l < 0.0), 1.0, tail) / (1.0 + tail)
+def _other(logit, b, dtype: tl.constexpr):
+    """d log q / d logit: the probability of the other value, with the sign of the unit's own."""
+    tail = exp(-tl.abs(logit), dtype)
+    # sigmoid(-logit) for a unit that is on, else sigmoid(logit): neither is a difference from 1.
+    of_other = tl.where((b != 0.0) == (logit < 0.0), 1.0, tail) / (1.0 + tail)
     return tl.where(b != 0.0, of_other, -of_other)
 
 
@@ -96,9 +96,9 @@ def _bernoulli_bwd_kernel(
     column = (tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     inside = (row < n_rows) & (column < width)
     d_log_q = tl.load(d_log_q_ptr + row, row < n_rows, 0.0)
-    l = tl.load(logits_ptr + row * stride_logits + column, inside, 0.0).to(dtype)
+    logit = tl.load(logits_ptr + row * stride_logits + column, inside, 0.0).to(dtype)
     b = tl.load(b_ptr + row * D + column, inside, 0.0).to(dtype)
-    d_logits = d_log_q * _other(l, b, dtype)
+    d_logits = d_log_q * _other(logit, b, dtype)
     tl.store(d_logits_ptr + row * D + column, d_logits.to(d_logits_ptr.dtype.element_ty), inside)
 
 
@@ -119,7 +119,7 @@ def _bernoulli_bwd_samples_kernel(
     row = ((tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
     column = ((tl.program_id(0) % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D))[None, None, :]
     owned = (row < n_rows) & (column < width)
-    l = tl.load(logits_ptr + row * stride_logits + column, owned, 0.0).to(dtype)
+    logit = tl.load(logits_ptr + row * stride_logits + column, owned, 0.0).to(dtype)
     total = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
     for first in range(0, samples if LONG else 1, BLOCK_TERMS * BLOCK_K):
         part = tl.zeros((BLOCK_K, BLOCK_N, BLOCK_D), dtype)
@@ -129,7 +129,7 @@ def _bernoulli_bwd_samples_kernel(
             point = sample.to(tl.int64) * n_rows + row
             d_log_q = tl.load(d_log_q_ptr + point, (row < n_rows) & (sample < samples), 0.0)
             b = tl.load(b_ptr + point * D + column, owned & (sample < samples), 0.0).to(dtype)
-            part += d_log_q * _other(l, b, dtype)
+            part += d_log_q * _other(logit, b, dtype)
         total += part
     d_logits = tl.sum(total, 0)[None, :, :]
     tl.store(d_logits_ptr + row * D + column, d_logits.to(d_logits_ptr.dtype.element_ty), owned)

@@ -53,9 +53,8 @@ T sample_row(const T* logits, const T* off, const T* uniforms, T* b, int64_t d) 
   constexpr int64_t width = Simd<T>::kWidth;
   T total = 0;
   int64_t i = 0;
-  const auto is_on = [&](Vector u, Vector threshold) FASTVAE_INLINE_LAMBDA {
-    return (mirrored ? 1 - u : u) > threshold;
-  };
+  const auto is_on = [&](Vector u, Vector threshold)
+                         FASTVAE_INLINE_LAMBDA { return (mirrored ? 1 - u : u) > threshold; };
   const Vector zero{}, one = zero + 1;
   do {
     const int64_t end = std::min(d, i + kBlockNumbers<T>);

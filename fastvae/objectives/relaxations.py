@@ -86,8 +86,8 @@ def rebar(
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: ``temperature`` is not positive, ``scale`` is not finite, a shape does not fit, or ``uniforms`` comes
-            with a ``generator``.
+        ValueError: ``temperature`` is not positive, ``scale`` is not finite, a shape does not fit, or ``uniforms``
+            comes with a ``generator``.
 
     Note:
         ``function`` is called three times.

@@ -194,17 +194,18 @@ class RunningBaseline(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """The baseline for ``signal``, 0-d float64, which then enters it."""
-        mean, _ = self._moments()
+        mean, _ = self.moments()
         self._enter(signal)
         return mean
 
     def normalise(self, signal: Tensor) -> Tensor:
         r""":math:`(f - c) / \max(1, s)` with the deviation s of earlier signals, without gradient; then f enters."""
-        mean, deviation = self._moments()
+        mean, deviation = self.moments()
         self._enter(signal)
         return ((signal.detach() - mean) / deviation.clamp(min=1.0)).to(signal.dtype)
 
-    def _moments(self) -> tuple[Tensor, Tensor]:
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of earlier signals, 0-d float64; 0 and 1 where there are none."""
         weight, mean, square = self.sums.clone()
         none = weight == 0
         weight = torch.where(none, 1.0, weight)

@@ -63,6 +63,7 @@ def test_no_samples_leave_zero_gradients():
     assert (gradient == 0).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tile", [SampleTile(2, 2, 8, 1), SampleTile(4, 1, 64, 2)])
 def test_tiles_do_not_matter(monkeypatch, tile):
     logits, seed = torch.randn(5, 65, device=DEVICE), torch.tensor(11, device=DEVICE)

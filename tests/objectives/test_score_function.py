@@ -1,7 +1,7 @@
 """Estimators of the gradient of four Bernoulli units, against all sixteen configurations, in float64.
 
-What depends on the units alone is enumerated: its mean is exact, and so is its variance. What depends on uniform numbers
-has a z-test with 4e5 samples.
+What depends on the units alone is enumerated: its mean is exact, and so is its variance. What depends on uniform
+numbers has a z-test with 4e5 samples.
 """
 
 import itertools

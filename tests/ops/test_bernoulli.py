@@ -207,7 +207,7 @@ def test_autocast():
     assert layer.weight.grad is not None
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("impl", ["auto", pytest.param("reference", marks=pytest.mark.thorough)])
 def test_compile_fullgraph(impl):
     """Forward and backward in one graph each, for two shapes under one dynamic compilation."""
 

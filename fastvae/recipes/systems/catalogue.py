@@ -52,6 +52,13 @@ CATALOGUE = {
         "--levels 2 is the hierarchical one. Then print test bound and importance-sampled log p(x), and draw samples, "
         "reconstructions and interpolations.",
     ),
+    "sbn": Entry(
+        "Mnih, Gregor 2014",
+        "a sigmoid belief network with Bernoulli units, trained by score functions, on static binarised MNIST",
+        f"Train a sigmoid belief network on {STATIC} by one of nine estimators of the encoder's gradient; then print "
+        "test ELBO and importance-sampled log p(x), and draw samples, reconstructions, the decoder's filters and the "
+        "variance of the encoder's gradient.",
+    ),
     "posterior2d": Entry(
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",
