@@ -2,6 +2,7 @@
 
 from .likelihoods.logistic import discretized_logistic_log_prob, logistic_mixture_sample
 from .ops.affine_flow import affine_flow
+from .ops.bernoulli import bernoulli_sample
 from .ops.class_linear import class_linear
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
@@ -21,6 +22,7 @@ from .ops.tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
 
 __all__ = [
     "affine_flow",
+    "bernoulli_sample",
     "class_linear",
     "diag_gaussian_kl",
     "diag_gaussian_log_prob",

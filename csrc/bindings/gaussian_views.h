@@ -6,26 +6,12 @@
 
 #include "bindings/bindings.h"
 #include "bindings/layer_views.h"
+#include "bindings/sample_views.h"
 
 namespace fastvae {
 namespace {
 
 namespace nb = nanobind;
-
-// `count` numbers are K samples for each row; none where there are no rows.
-Extent extent_of(int64_t count, int64_t rows, int64_t columns) {
-  return {rows ? count / (rows * columns) : 0, rows, columns};
-}
-Extent extent_of(int64_t count, const TensorView& parameters) {
-  return extent_of(count, parameters.shape[0], parameters.shape[1]);
-}
-
-// Without dimensions it is a seed, else the normals themselves.
-template <class T>
-NoiseSource<T> noise_of(const FlatView& noise, int64_t row_offset) {
-  const bool given = noise.dims > 0;
-  return {given ? nullptr : noise.as<const int64_t>(), given ? noise.as<const T>() : nullptr, row_offset};
-}
 
 // What a kernel that draws returns: the points, their log-densities, a divergence where one is wanted, and what the
 // backward pass reads.

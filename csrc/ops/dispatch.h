@@ -3,6 +3,7 @@
 
 #include "ops/affine_flow.h"
 #include "ops/autoregressive_flow.h"
+#include "ops/bernoulli.h"
 #include "ops/causal_sampler.h"
 #include "ops/class_linear.h"
 #include "ops/diag_gaussian.h"
@@ -22,6 +23,7 @@ namespace fastvae {
 #define FASTVAE_OPS(OP)                       \
   OP(AffineFlow, affine_flow)                 \
   OP(AutoregressiveFlow, autoregressive_flow) \
+  OP(Bernoulli, bernoulli)                    \
   OP(CausalSampler, causal_sampler)           \
   OP(ClassLinear, class_linear)               \
   OP(DiagGaussian, diag_gaussian)             \

@@ -12,6 +12,7 @@ from .gated_conv import GatedActivation, GatedMaskedConv2d
 from .gated_pixelcnn import GatedPixelCNN
 from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
 from .householder import HouseholderFlow
+from .input_baseline import InputBaseline
 from .linear_iaf import LinearInverseAutoregressiveFlow
 from .made import MADE
 from .masked_conv2d import MaskedConv2d
@@ -40,6 +41,7 @@ __all__ = [
     "GatedMaskedConv2d",
     "GatedPixelCNN",
     "HouseholderFlow",
+    "InputBaseline",
     "InverseAutoregressiveFlow",
     "LinearInverseAutoregressiveFlow",
     "MaskedAutoregressiveFlow",

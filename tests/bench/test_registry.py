@@ -35,6 +35,7 @@ def test_stems_of_the_library_are_registered():
         "affine_flow",
         "autoregressive_flow",
         "autoregressive_inverse",
+        "bernoulli",
         "causal_sampler",
         "class_linear",
         "diag_gaussian",

@@ -97,6 +97,17 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
     for (const auto& gradient : to) r.keep(gradient, k * n * d);
   }
 
+  const auto& units = kernels.bernoulli;
+  auto both = r.array(2 * k * n * d), log_probs = r.array(2 * k * n);
+  for (int64_t pairs = 0; pairs < 2; ++pairs) {
+    const int64_t count = pairs ? 2 * k : k;
+    units.fwd(mu, noise, pairs == 1, both.get(), log_probs.get(), e);
+    r.keep(both, count * n * d);
+    r.keep(log_probs, count * n);
+    units.bwd(log_probs.get(), both.get(), mu, a.get(), {count, n, d});
+    r.keep(a, n * d);
+  }
+
   const auto& full = kernels.tril_gaussian;
   auto eps = r.array(k * n * d);
   full.fwd(mu, log_sigma, tril, noise, samples.get(), density.get(), nullptr, {}, e);

@@ -24,6 +24,8 @@ SOURCES = {
     "autoregressive_inverse_fwd": "InverseAutoregressiveFlow",
     "class_linear_bwd": "class_linear",
     "class_linear_fwd": "class_linear",
+    "bernoulli_bwd": "bernoulli_sample",
+    "bernoulli_fwd": "bernoulli_sample",
     "diag_gaussian_bwd": "diag_gaussian_rsample",
     "diag_gaussian_bwd_samples": "diag_gaussian_rsample",
     "diag_gaussian_fwd": "diag_gaussian_rsample",

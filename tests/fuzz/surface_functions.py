@@ -80,6 +80,24 @@ def diag_gaussian_rsample(draw: Draw) -> Problem:
     return Problem(call, [*parameters, *noise], constants=(2,) if noise else (), compared=bool(noise))
 
 
+def bernoulli_sample(draw: Draw) -> Problem:
+    (logits,), batch, features = _gaussian(draw, 1)
+    samples, antithetic, (_, more) = _samples(draw), draw.chance(0.5), _noise(draw, ())
+
+    def call(_, logits, uniforms=None):
+        noise = dict(more) if uniforms is None else {}
+        if "seed" in noise:
+            noise["generator"] = torch.Generator().manual_seed(noise.pop("seed"))
+        return F.bernoulli_sample(logits, samples, antithetic=antithetic, uniforms=uniforms, **noise)
+
+    if more:
+        return Problem(call, [logits], compared=False)
+    # Beyond all thresholds: no rounding turns a unit.
+    shape = (*samples, *batch, features)
+    uniforms = torch.where(draw.values(shape, 1.0) > 0, 2.0, -1.0)
+    return Problem(call, [logits, draw.tensor(*shape, values=uniforms)], constants=(1,))
+
+
 def diag_gaussian_rsample_with_kl(draw: Draw) -> Problem:
     parameters, batch, features = _gaussian(draw)
     samples = _samples(draw)
@@ -412,6 +430,7 @@ FUNCTIONS = {
     for name, make in (
         ("diag_gaussian_rsample", diag_gaussian_rsample),
         ("diag_gaussian_rsample_with_kl", diag_gaussian_rsample_with_kl),
+        ("bernoulli_sample", bernoulli_sample),
         ("diag_gaussian_log_prob", diag_gaussian_log_prob),
         ("diag_gaussian_kl", diag_gaussian_kl),
         ("tril_gaussian_rsample", tril_gaussian_rsample),

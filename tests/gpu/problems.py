@@ -13,6 +13,7 @@ from tests.support.gaussians import problems
 from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, norm_problem
 from tests.support.networks import network
 from tests.support.oracle import Problem
+from tests.support.units import unit_problem
 
 
 def _gaussian(stem: str, entry: str, dense: bool = False, samples: tuple[int, ...] = ()) -> Callable[[], Problem]:
@@ -50,6 +51,8 @@ def _classes(each: bool) -> Problem:
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "bernoulli": lambda: unit_problem((5,), 34),
+    "bernoulli, pairs": lambda: unit_problem((5,), 34, (3,), True),
     "diag_gaussian": _gaussian("diag_gaussian", "rsample"),
     "diag_gaussian, samples": _gaussian("diag_gaussian", "rsample", samples=(3,)),
     "diag_gaussian log_prob": _gaussian("diag_gaussian", "log_prob"),

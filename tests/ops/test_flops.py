@@ -22,6 +22,8 @@ ELEMENTWISE = {
     "affine_flow_fwd",
     "class_linear_bwd",
     "class_linear_fwd",
+    "bernoulli_bwd",
+    "bernoulli_fwd",
     "diag_gaussian_bwd",
     "diag_gaussian_bwd_samples",
     "diag_gaussian_fwd",

@@ -27,6 +27,7 @@ from tests.support.long_sums import (
 from tests.support.masked_layers import norm_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.oracle import Problem, run_with_gradients
+from tests.support.units import unit_problem
 
 THREADS = (1, 2, 3, 5)
 
@@ -44,6 +45,7 @@ SPLIT = {
     "tril_gaussian, many densities": lambda: density(
         F.tril_gaussian_log_prob, 300, *gaussian(20, 30), factor(20, 30, False)
     ),
+    "bernoulli, many rows": lambda: unit_problem((3000,), 70, (2,), True),
     "affine_flow, many rows": lambda: pointwise(F.affine_flow, *[(3000, 70)] * 3, kind="gated"),
     "masked_linear, few rows": lambda: layer(70, 300, 400),
     "masked_linear, norm": lambda: norm_problem(

@@ -28,6 +28,7 @@ from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrai
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
 from fastvae.recipes.systems.posterior2d.densities import DENSITIES
 from fastvae.recipes.systems.posterior2d.task import fit_posterior
+from fastvae.recipes.systems.sbn.config import SBNConfig, SBNTrainConfig
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
 from fastvae.recipes.systems.vat.config import VATConfig, VATTrainConfig
 from tests.recipes.labelled_support import spots
@@ -70,6 +71,14 @@ PIXELVAES = {
 CLASSIFIERS = {
     "vat": (VATConfig((12,), data_features=16, classes=3), VATTrainConfig),
     "ladder": (LadderConfig((12, 8), data_features=16, classes=3), LadderTrainConfig),
+}
+
+UNITS = {"latent_features": 6, "hidden_features": 5}
+SBNS = {
+    "sbn, leave one out": (SBNConfig(**UNITS), {"estimator": "loo"}),
+    "sbn, two layers": (SBNConfig("linear2", **UNITS), {"estimator": "disarm", "data": "dynamic"}),
+    "sbn, input baseline": (SBNConfig("nonlinear", **UNITS), {"estimator": "nvil"}),
+    "sbn, relaxed": (SBNConfig(**UNITS), {"estimator": "rebar"}),
 }
 
 
@@ -137,7 +146,7 @@ def train(name, model, training, folder):
     system, watch = find_system(name), Watch()
     evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
     settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith("pixel") else digits()
+    images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else digits()
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -187,6 +196,12 @@ def classifier(name, model, kind, folder):
     return gather(watch, run.model, logits, run.figures)
 
 
+def sbn(model, changes, folder):
+    training = SBNTrainConfig(epochs=2, batch_size=50, **changes)
+    watch, run = train("sbn", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def posterior2d(kind):
     config = Posterior2dConfig(depth=2, width=8, steps=30, batch_size=64, samples=500, starts=2, seed=4)
     losses, first, found = [], {}, {}
@@ -212,6 +227,7 @@ def cases():
         (lvae, LVAES),
         (pixelcnn, PIXELCNNS),
         (pixelvae, PIXELVAES),
+        (sbn, SBNS),
     ):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)

@@ -19,6 +19,7 @@ from tests.support.masked_layers import layer_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.networks import network
 from tests.support.oracle import Problem, run_with_gradients
+from tests.support.units import unit_problem
 
 
 def positive(*shape: int) -> Tensor:
@@ -156,6 +157,8 @@ SAMPLES: dict[str, Callable[[], Problem]] = {
     "tril_gaussian, density": lambda: density(F.tril_gaussian_log_prob, 4096, *gaussian(3, 18), factor(3, 18, False)),
 }
 FEATURES: dict[str, Callable[[], Problem]] = {
+    "bernoulli": lambda: unit_problem((2,), 200000, (2,)),
+    "bernoulli, many samples": lambda: lift(unit_problem((3,), 18, (4096,))),
     "diag_gaussian, kl": lambda: pointwise(F.diag_gaussian_kl, *[(3, 200000)] * 4),
     "diag_gaussian, wide density": lambda: density(F.diag_gaussian_log_prob, 2, *gaussian(2, 200000)),
     "tril_gaussian, kl": lambda: pointwise(F.tril_gaussian_kl, (3, 1000), (3, 1000), (3, packed_size(1000))),

@@ -17,6 +17,9 @@ def op_arguments() -> dict[str, tuple]:
     seed = torch.tensor(7, device=KERNEL)
     packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
     arguments = {
+        "bernoulli_fwd": (mu, seed, (k, n, d), 0, False),
+        "bernoulli_fwd pairs": (mu, seed, (2, k, n, d), 0, True),
+        "bernoulli_bwd": (per_sample, (z > 0).to(z), mu),
         "diag_gaussian_fwd": (mu, log_sigma, seed, (k, n, d), 0, True),
         "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, z[0].clone(), n, 0),
         "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, z.clone(), n, 0),
@@ -146,7 +149,7 @@ def in_dtype(name: str, arguments: tuple, dtype: torch.dtype) -> tuple:
         return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     def stays(argument, value):
-        is_data = argument == "x" and any(word in name for word in ("bernoulli", "latent", "logistic"))
+        is_data = argument == "x" and any(word in name for word in ("_bernoulli", "latent", "logistic"))
         return is_data or argument in _FLOAT32 or (argument == "kept" and isinstance(value, torch.Tensor))
 
     schema = getattr(torch.ops.fastvae, name.split()[0]).default._schema

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..class_models.system import draw_transfer
-from ..errors import RecipeError
 from ..evaluation.bounds import spread
 from ..files import check_target, write_json
 from ..pictures.latents import draw_plane, draw_scatter

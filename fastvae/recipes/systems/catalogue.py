@@ -90,6 +90,13 @@ CATALOGUE = {
         "Train a conditional VAE on dynamically binarised MNIST with all labels; then print the test bound of "
         "log p(x | y) and its estimate by importance sampling, and draw every class and analogies.",
     ),
+    "sbn": Entry(
+        "Mnih, Gregor 2014",
+        "a sigmoid belief network with Bernoulli units, trained by score functions, on static binarised MNIST",
+        f"Train a sigmoid belief network on {STATIC} by one of nine estimators of the encoder's gradient; then print "
+        "test ELBO and importance-sampled log p(x), and draw samples, reconstructions, the decoder's filters and the "
+        "variance of the encoder's gradient.",
+    ),
     "posterior2d": Entry(
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",
