@@ -18,6 +18,7 @@ from fastvae import _C
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
@@ -47,6 +48,10 @@ IAFS = {
     "iaf_vae, iaf": (IAFVAEConfig(**FLOW), {}),
     "iaf_vae, iaf on a full covariance": (IAFVAEConfig(base="triangular", kind="iaf_release", **FLOW), {"seed": 2}),
     "iaf_vae, full covariance": (IAFVAEConfig("triangular", **FLOW), {"free_bits": 0.2}),
+}
+HVIS = {
+    "hvi, dense": (HVIConfig("dense", 2, 3, hidden_features=(8,), momentum_features=4), {}),
+    "hvi, conv": (HVIConfig("conv", 1, 3, (2, 3, 4), (8,), 4), {}),
 }
 IWAES = {
     "iwae, one layer": (IWAEConfig(1, (3,), (8,)), {"importance_samples": 4}),
@@ -163,6 +168,12 @@ def iaf_vae(model, changes, folder):
     return gather(watch, run.model, decode(run.model), run.figures)
 
 
+def hvi(model, changes, folder):
+    training = HVITrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("hvi", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def iwae(model, changes, folder):
     training = IWAETrainConfig(epochs=2, batch_size=60, **changes)
     watch, run = train("iwae", model, training, folder)
@@ -223,6 +234,7 @@ def cases():
     for run, settings in (
         (vae, VAES),
         (iaf_vae, IAFS),
+        (hvi, HVIS),
         (iwae, IWAES),
         (lvae, LVAES),
         (pixelcnn, PIXELCNNS),
