@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from fastvae import _C
+from fastvae.recipes.data.labelled import split_labelled
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.loading import find_system
+from fastvae.recipes.systems.m1.config import M1Config, M1TrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -54,6 +56,9 @@ PIXELVAES = {
         {"kl_warmup": 0, "free_bits": 0.5},
     ),
 }
+
+
+M1S = {"m1": (M1Config(4, (16, 12)), {})}
 
 
 class Watch(L.Callback):
@@ -120,7 +125,7 @@ def train(name, model, training, folder):
     system, watch = find_system(name), Watch()
     evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
     settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith("pixel") else digits()
+    images = split_mnist(digits()) if name.startswith("pixel") else split_labelled(digits())
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -128,6 +133,12 @@ def train(name, model, training, folder):
 def vae(model, changes, folder):
     training = VAETrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
     watch, run = train("vae", model, training, folder)
+    return gather(watch, run.model, decode(run.model), run.figures)
+
+
+def m1(model, changes, folder):
+    training = M1TrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
+    watch, run = train("m1", model, training, folder)
     return gather(watch, run.model, decode(run.model), run.figures)
 
 
@@ -167,7 +178,7 @@ def posterior2d(kind):
 def cases():
     """Functions of a folder, by name."""
     found = {}
-    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
+    for run, settings in ((vae, VAES), (m1, M1S), (iaf_vae, IAFS), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)
     for kind in FITS:

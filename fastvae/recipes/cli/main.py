@@ -36,6 +36,7 @@ COMMANDS = {
     "sample": Command("draw new images of a checkpoint", "trained", "sample"),
     "reconstruct": Command("draw test images beside what they become", "trained", "reconstruct"),
     "import": Command("a checkpoint out of weights of a paper's authors", "weights", "import_weights"),
+    "classify": Command("classify images by their latents, with few labels", "classify", "classify_checkpoint"),
     "compress": Command("compress images without loss, with a trained pixelcnn", "compression", "compress"),
     "decompress": Command("the images of a compressed file", "compression", "decompress"),
     "demo": Command("train a VAE with each posterior, measure and draw", "demo", "demo"),
