@@ -21,7 +21,7 @@ from .transductive_svm import TransductiveSVM
 __all__ = ["CLASSIFIERS", "ClassifyFigures", "ClassifySettings", "Data", "classify", "extract"]
 
 # Of SelfTrainingClassifier: the least probability of a label of its own.
-CERTAIN, FOLDS = 0.75, 5
+CERTAIN = 0.75
 
 
 @dataclass(frozen=True)
@@ -165,23 +165,22 @@ def fit_svm(data: Data, labelled: np.ndarray, unlabelled: np.ndarray, settings: 
 def fit_self_training(
     data: Data, labelled: np.ndarray, unlabelled: np.ndarray, settings: ClassifySettings
 ) -> np.ndarray:
-    from sklearn.calibration import CalibratedClassifierCV
     from sklearn.semi_supervised import SelfTrainingClassifier
     from sklearn.svm import SVC
 
-    folds = min(FOLDS, len(labelled) // data.classes)
-    if folds < 2:
+    if len(labelled) < 2 * data.classes:
         raise RecipeError(
             f"labels must be >= {2 * data.classes} for self-training, which takes half of them to judge its own "
             f"certainty, got {len(labelled)}"
         )
     rows = np.concatenate([labelled, unlabelled])
     known = np.concatenate([data.y_train[labelled], np.full(len(unlabelled), -1)])
-    machine = CalibratedClassifierCV(SVC(C=settings.cost), ensemble=False, cv=folds)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="sklearn")
+        # scikit-learn 1.9 advises CalibratedClassifierCV, whose probabilities are never as certain as CERTAIN.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        machine = SVC(C=settings.cost, probability=True, random_state=0)
         taught = SelfTrainingClassifier(machine, threshold=CERTAIN).fit(data.train[rows], known)
-        found: np.ndarray = taught.predict(data.test)
+    found: np.ndarray = taught.predict(data.test)
     return found
 
 
