@@ -1,6 +1,8 @@
 """The system m1: its bound, its prior of the weights, and the authors' weights."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from fastvae.recipes import RecipeError
 from fastvae.recipes.cli import main as cli
 from fastvae.recipes.data import mnist as data
 from fastvae.recipes.data.labelled import load_labelled, split_labelled
+from fastvae.recipes.data.mnist import load_mnist
+from fastvae.recipes.evaluation.features import features
 from fastvae.recipes.pictures.features import find_components
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.m1.config import M1Config, M1TrainConfig
 from fastvae.recipes.systems.m1.model import M1
 from fastvae.recipes.systems.m1.task import M1Task
