@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fastvae import _C
+from fastvae.recipes.data.labelled import split_labelled
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
@@ -24,6 +25,7 @@ from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.lvae.config import LVAEConfig, LVAETrainConfig
+from fastvae.recipes.systems.m1.config import M1Config, M1TrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -85,6 +87,9 @@ SBNS = {
     "sbn, input baseline": (SBNConfig("nonlinear", **UNITS), {"estimator": "nvil"}),
     "sbn, relaxed": (SBNConfig(**UNITS), {"estimator": "rebar"}),
 }
+
+
+M1S = {"m1": (M1Config(4, (16, 12)), {})}
 
 
 class Watch(L.Callback):
@@ -151,7 +156,7 @@ def train(name, model, training, folder):
     system, watch = find_system(name), Watch()
     evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
     settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else digits()
+    images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else split_labelled(digits())
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -159,6 +164,12 @@ def train(name, model, training, folder):
 def vae(model, changes, folder):
     training = VAETrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
     watch, run = train("vae", model, training, folder)
+    return gather(watch, run.model, decode(run.model), run.figures)
+
+
+def m1(model, changes, folder):
+    training = M1TrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
+    watch, run = train("m1", model, training, folder)
     return gather(watch, run.model, decode(run.model), run.figures)
 
 
@@ -233,6 +244,7 @@ def cases():
     found = {}
     for run, settings in (
         (vae, VAES),
+        (m1, M1S),
         (iaf_vae, IAFS),
         (hvi, HVIS),
         (iwae, IWAES),

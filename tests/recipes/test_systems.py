@@ -37,6 +37,7 @@ OPTIONS = {
     "m2": "--data digits --data-features 64 --latent 3 --hidden 8 --batch-size 300 --labels 20 --samples 2",
     "cvae": "--data digits --data-features 64 --latent 3 --hidden 8 --batch-size 300 --samples 2",
     "sbn": "--latent 4 --batch-size 50 --samples 2",
+    "m1": "--latent 3 --hidden 8 8 --data digits --data-features 64 --batch-size 60 --samples 2",
     "posterior2d": "--densities ring --depth 1 --width 4 --steps 3 --samples 50 --starts 1",
 }
 
