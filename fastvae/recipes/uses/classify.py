@@ -50,7 +50,7 @@ class ClassifySettings:
     draws: int = 5
     unlabelled: int = 5000
     cost: float = 10.0
-    cost_u: float = 1.0
+    cost_u: float = 0.3
 
     def __post_init__(self) -> None:
         check_choices(self)
