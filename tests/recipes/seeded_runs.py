@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from fastvae import _C
+from fastvae.recipes.data.labelled import split_labelled
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
@@ -53,6 +55,11 @@ PIXELVAES = {
         PixelVAEConfig(2, encoder_maps=(4, 4, 4), **SMALL, **PIXELS),
         {"kl_warmup": 0, "free_bits": 0.5},
     ),
+}
+
+ADGMS = {
+    "adgm": (ADGMConfig("adgm", 4, 3, (12, 10), classes=2), {}),
+    "adgm, skips": (ADGMConfig("sdgm", 4, 3, (12, 10), classes=2), {"auxiliary_samples": 2, "seed": 3}),
 }
 
 
@@ -115,12 +122,13 @@ def gather(watch, model, samples, figures):
     }
 
 
-def train(name, model, training, folder):
+def train(name, model, training, folder, *, evaluation=FEW, images=None):
     """A run of a system on its images; the watch and the run."""
     system, watch = find_system(name), Watch()
-    evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
-    settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith("pixel") else digits()
+    parts = {"evaluation": evaluation} if name != "pixelcnn" else {}
+    settings = system.settings(model=model, training=training, **parts)
+    if images is None:
+        images = split_mnist(digits()) if name.startswith("pixel") else digits()
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -149,6 +157,13 @@ def pixelvae(model, changes, folder):
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
+def adgm(model, changes, folder):
+    training = ADGMTrainConfig(epochs=2, batch_size=60, labels=20, average_decay=0.8, **changes)
+    images = split_labelled(digits(), classes=2)
+    watch, run = train("adgm", model, training, folder, evaluation=ADGMEvaluationConfig(samples=3), images=images)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def posterior2d(kind):
     config = Posterior2dConfig(depth=2, width=8, steps=30, batch_size=64, samples=500, starts=2, seed=4)
     losses, first, found = [], {}, {}
@@ -167,7 +182,7 @@ def posterior2d(kind):
 def cases():
     """Functions of a folder, by name."""
     found = {}
-    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES)):
+    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES), (adgm, ADGMS)):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)
     for kind in FITS:

@@ -11,9 +11,9 @@ import torch
 from fastvae.recipes import RecipeError
 from fastvae.recipes.data.moons import LabelledPoints, make_moons
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMSettings, ADGMTrainConfig
-from fastvae.recipes.systems.adgm.model import ADGM, bound_unlabelled
+from fastvae.recipes.systems.adgm.model import ADGM
 from fastvae.recipes.systems.adgm.noise import Noise
-from fastvae.recipes.systems.adgm.statistics import BatchStatistics, measure_moments
+from fastvae.recipes.systems.adgm.statistics import measure_moments
 from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from tests.recipes.adgm_support import KINDS, draw_noise, make_exact, make_model, moments
 from tests.recipes.training_support import metrics, train
@@ -26,11 +26,6 @@ NEVER = -1e4
 def binary(rows, pixels=5, seed=2):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(rows, pixels, generator=generator, dtype=torch.float64).round()
-
-
-def unlabelled_of_training(model, x, eps):
-    statistics = BatchStatistics(len(x))
-    return bound_unlabelled(model.measure_terms(x, samples=eps[0].shape[1], noise=Noise(eps=eps), statistics=statistics))
 
 
 @by_kind
@@ -87,8 +82,10 @@ def test_class_order_does_not_matter(kind):
         for parameter in other.to_classes.parameters():
             parameter.copy_(parameter[order].clone())
     a, z = draw_noise(model, 6)
-    bound = unlabelled_of_training(model, x, (a, z))
-    torch.testing.assert_close(unlabelled_of_training(other, x, (a, z[:, :, order])), bound, rtol=1e-11, atol=1e-11)
+    bound = model.unlabelled_training_bound(x, noise=Noise(eps=(a, z)))
+    torch.testing.assert_close(
+        other.unlabelled_training_bound(x, noise=Noise(eps=(a, z[:, :, order]))), bound, rtol=1e-11, atol=1e-11
+    )
     torch.testing.assert_close(moments(other), moments(model), rtol=1e-11, atol=1e-11)
 
 
@@ -104,9 +101,11 @@ def test_a_class_of_probability_zero_changes_neither_bound_nor_statistics(kind):
         kept = weights[name] if not of_classes else weights[name].narrow(1 if "first" in name else 0, 0, 4)
         value.copy_(kept)
     a, z = draw_noise(model, 6)
-    bound = unlabelled_of_training(fewer, x, (a, z[:, :, :4]))
+    bound = fewer.unlabelled_training_bound(x, noise=Noise(eps=(a, z[:, :, :4])))
     prior = math.log(5 / 4)
-    torch.testing.assert_close(unlabelled_of_training(model, x, (a, z)) + prior, bound, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        model.unlabelled_training_bound(x, noise=Noise(eps=(a, z))) + prior, bound, rtol=1e-11, atol=1e-11
+    )
     torch.testing.assert_close(moments(model), moments(fewer), rtol=1e-11, atol=1e-11)
 
 
@@ -175,7 +174,9 @@ def test_noise_of_a_share_is_that_of_the_joint_batch(impl):
 
 def test_wrong_calls():
     model, x, y = make_model("adgm"), binary(3), torch.zeros(3, dtype=torch.long)
-    with pytest.raises(ValueError, match="x_u must hold at least 2 images, since batch statistics are taken of it, got 1"):
+    with pytest.raises(
+        ValueError, match=r"x_u must hold at least 2 images, .*, got 1"
+    ):
         model.training_bounds(x[:1], x, y)
     with pytest.raises(ValueError, match=r"x_u must have the width of x_l, 5, got shape \(3, 4\)"):
         model.training_bounds(x[:, :4], x, y)
@@ -185,7 +186,7 @@ def test_wrong_calls():
         ADGM(ADGMConfig())
     with pytest.raises(ValueError, match="likelihood must be 'bernoulli' or 'gaussian' for a model, got 'auto'"):
         ADGM(ADGMConfig(data_features=3, classes=2))
-    with pytest.raises(ValueError, match="batch_size must be >= 2, since batch normalisation .*, got 1"):
+    with pytest.raises(ValueError, match=r"batch_size must be >= 2, since batch normalisation .*, got 1"):
         ADGMTrainConfig(batch_size=1)
     with pytest.raises(ValueError, match="likelihood must be gaussian for the data moons, got bernoulli"):
         ADGMSettings(ADGMConfig(likelihood="bernoulli"), ADGMTrainConfig(data="moons"))
@@ -231,8 +232,8 @@ def test_training_on_digits(tmp_path):
     assert pictures == {"auxiliary.png", "samples.png", "reconstructions.png", "learning_curves.png"}
     _, loaded, _ = load_checkpoint(tmp_path / "last.ckpt")
     # The averaged weights come with averaged statistics.
-    assert torch.equal(moments(loaded), moments(run.model)) and not torch.equal(moments(loaded), torch.zeros(1))
-    assert moments(loaded).isfinite().all()
+    assert torch.equal(moments(loaded), moments(run.model))
+    assert (loaded.encode_a.hidden.norms[0].running_mean != 0).all()
 
 
 def test_points_of_the_plane(tmp_path):

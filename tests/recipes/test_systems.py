@@ -29,6 +29,7 @@ OPTIONS = {
     "iaf_vae": "--latent 3 --depth 1 --width 8 --maps 2 --dense 8 --batch-size 60 --samples 2",
     "pixelcnn": "--layers 2 --maps 4 --filter 3 --batch-size 50",
     "pixelvae": "--latent-features 3 --encoder-maps 2 3 4 --layers 2 --maps 4 --batch-size 50 --samples 2",
+    "adgm": "--data digits --latent 3 --auxiliary 2 --hidden 8 8 --samples 2 --batch-size 300",
     "posterior2d": "--densities ring --depth 1 --width 4 --steps 3 --samples 50 --starts 1",
 }
 

@@ -202,6 +202,11 @@ class ADGM(nn.Module):
         """The bound of log p(x, y), ``(N,)``, nats, outside of training."""
         return bound_labelled(self.measure_terms(x, labels, samples=samples, noise=noise))
 
+    def unlabelled_training_bound(self, x: Tensor, *, samples: int = 1, noise: Noise = NO_NOISE) -> Tensor:
+        """The bound of log p(x), ``(N,)``, nats, with batch statistics of ``x``, which must be 2 images or more."""
+        statistics = BatchStatistics(len(x))
+        return bound_unlabelled(self.measure_terms(x, samples=samples, noise=noise, statistics=statistics))
+
     def training_bounds(
         self,
         x_u: Tensor,
