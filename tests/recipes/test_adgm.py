@@ -16,7 +16,7 @@ from fastvae.recipes.systems.adgm.noise import Noise
 from fastvae.recipes.systems.adgm.statistics import measure_moments
 from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from tests.recipes.adgm_support import KINDS, draw_noise, make_exact, make_model, moments
-from tests.recipes.training_support import metrics, train
+from tests.recipes.training_support import metrics, train, train_on_one_and_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -174,9 +174,7 @@ def test_noise_of_a_share_is_that_of_the_joint_batch(impl):
 
 def test_wrong_calls():
     model, x, y = make_model("adgm"), binary(3), torch.zeros(3, dtype=torch.long)
-    with pytest.raises(
-        ValueError, match=r"x_u must hold at least 2 images, .*, got 1"
-    ):
+    with pytest.raises(ValueError, match=r"x_u must hold at least 2 images, .*, got 1"):
         model.training_bounds(x[:1], x, y)
     with pytest.raises(ValueError, match=r"x_u must have the width of x_l, 5, got shape \(3, 4\)"):
         model.training_bounds(x[:, :4], x, y)
@@ -243,3 +241,12 @@ def test_points_of_the_plane(tmp_path):
     assert run.model.config.likelihood == "gaussian" and run.figures.test_images == 1000
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures >= {"regions.png", "auxiliary.png", "samples.png", "reconstructions.png"}
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
+    """Batch statistics, and their gradients, are those of the joint batch."""
+    one, two = train_on_one_and_two_processes("adgm_two_processes.py", tiny, tmp_path)
+    for kind in KINDS:
+        for expected, found in zip(metrics(one / kind), metrics(two / kind), strict=True):
+            for name in ("loss", "train_error", "train_elbo", "labelled_elbo", "class_log_prob", "test_error"):
+                assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-9), name
