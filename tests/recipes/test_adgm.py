@@ -134,7 +134,8 @@ def test_labelled_images_leave_no_trace_in_the_statistics(kind):
         noise = {"noise_u": Noise(eps=(a, z)), "noise_l": Noise(eps=own)}
         bounds = each.training_bounds(x, binary(3, seed=seed), torch.tensor([0, 1, seed - 1]), **noise)
         found.append((bounds.unlabelled, moments(each), bounds.labelled))
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
     assert not torch.equal(found[0][2], found[1][2])
     assert not torch.equal(found[0][1], moments(model))
 
@@ -198,7 +199,8 @@ def test_wrong_calls():
 
 def test_moons():
     moons = make_moons(200, noise=0.0)
-    assert moons.test.images.shape == (1000, 2) and moons.train.images.dtype == np.float32
+    assert moons.test.images.shape == (1000, 2)
+    assert moons.train.images.dtype == np.float32
     centre = np.array([[-0.5, -0.25], [0.5, 0.25]])[moons.train.labels]
     np.testing.assert_allclose(np.linalg.norm(moons.train.images - centre, axis=1), 1.0, atol=1e-6)
     assert np.array_equal(make_moons(10).train.images, make_moons(10).train.images)
@@ -222,10 +224,13 @@ def test_training_on_digits(tmp_path):
     run = train("adgm", model, ADGMTrainConfig(**DIGITS), tmp_path)
     errors = [float(row["test_error"]) for row in metrics(tmp_path)]
     # Nine of ten digits are wrong by chance.
-    assert errors[-1] < 60.0 and run.figures.error == pytest.approx(errors[-1], abs=5.0)
+    assert errors[-1] < 60.0
+    assert run.figures.error == pytest.approx(errors[-1], abs=5.0)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["labels"] == 100 and result["config"]["model"]["data_features"] == 64
-    assert result["elbo"] == run.figures.elbo and len(result["kl_terms"]) == 3
+    assert result["labels"] == 100
+    assert result["config"]["model"]["data_features"] == 64
+    assert result["elbo"] == run.figures.elbo
+    assert len(result["kl_terms"]) == 3
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"auxiliary.png", "samples.png", "reconstructions.png", "learning_curves.png"}
     _, loaded, _ = load_checkpoint(tmp_path / "last.ckpt")
@@ -238,7 +243,8 @@ def test_points_of_the_plane(tmp_path):
     model = ADGMConfig("sdgm", 1, 1, (8, 8))
     config = ADGMTrainConfig(data="moons", epochs=1, labels=6, batch_size=500)
     run = train("adgm", model, config, tmp_path)
-    assert run.model.config.likelihood == "gaussian" and run.figures.test_images == 1000
+    assert run.model.config.likelihood == "gaussian"
+    assert run.figures.test_images == 1000
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures >= {"regions.png", "auxiliary.png", "samples.png", "reconstructions.png"}
 
