@@ -30,8 +30,12 @@ def _model(case: Case, impl: str, kind: Any) -> Any:
     from fastvae.recipes.systems.adgm.config import ADGMConfig
     from fastvae.recipes.systems.adgm.model import ADGM
 
-    sizes = {"latent_features": case.shape.columns, "auxiliary_features": case.shape.columns}
-    config = ADGMConfig(kind, **sizes, likelihood="bernoulli", data_features=PIXELS, classes=CLASSES, impl=impl)
+    sizes: dict[str, Any] = {
+        "impl": impl,
+        "latent_features": case.shape.columns,
+        "auxiliary_features": case.shape.columns,
+    }
+    config = ADGMConfig(kind, **sizes, likelihood="bernoulli", data_features=PIXELS, classes=CLASSES)
     return ADGM(config).to(case.device, case.torch_dtype)
 
 
