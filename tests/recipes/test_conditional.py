@@ -34,7 +34,7 @@ def test_labels_of_the_parts(tiny):
 
 
 def test_static_images_have_no_labels(capsys):
-    with pytest.raises(ValueError, match="data must be 'dynamic' for a conditional model, .*got 'static'"):
+    with pytest.raises(ValueError, match=r"data must be 'dynamic' for a conditional model, .*got 'static'"):
         PixelCNNSettings(PixelCNNConfig(conditional=True))
     assert cli.main(["train", "pixelcnn", "--conditional"]) == 1
     assert "data must be 'dynamic'" in capsys.readouterr().err
@@ -59,5 +59,8 @@ def test_run(canonical, tmp_path, capsys):
     assert "labels must be 0 ... 9, got 10" in capsys.readouterr().err
     assert cli.main([*draw[:4], "--count", "3", "--labels", "1", "2"]) == 1
     assert "labels must be one class, or one for each of the 3 images, got 2" in capsys.readouterr().err
-    assert cli.main(["compress", str(tmp_path / "s.png"), "--checkpoint", str(run.checkpoint), "-o", str(tmp_path / "c")]) == 1
+    assert (
+        cli.main(["compress", str(tmp_path / "s.png"), "--checkpoint", str(run.checkpoint), "-o", str(tmp_path / "c")])
+        == 1
+    )
     assert "must be of a pixelcnn that is not conditional" in capsys.readouterr().err

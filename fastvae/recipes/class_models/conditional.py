@@ -80,7 +80,9 @@ class ConditionalVAE(nn.Module):
         """log p(z | y), nats."""
         return standard_normal_log_prob(z)
 
-    def sample_posterior(self, q: DiagonalGaussian, labels: Tensor | None = None, **noise: Any) -> tuple[Tensor, Tensor]:
+    def sample_posterior(
+        self, q: DiagonalGaussian, labels: Tensor | None = None, **noise: Any
+    ) -> tuple[Tensor, Tensor]:
         """z ~ q(z | x, y), and the divergence of p(z | y) from it, nats.
 
         Args:
@@ -119,9 +121,7 @@ class ConditionalVAE(nn.Module):
         self.to_data.bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
 
     @torch.no_grad()
-    def sample(
-        self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Means ``(n, pixels)`` of p(x | y, z) for z from the prior; without labels the classes take turns."""
         device = self.to_data.weight.device
         labels = torch.arange(n, device=device) % self.config.classes if labels is None else labels.to(device)

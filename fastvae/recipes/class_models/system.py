@@ -15,7 +15,7 @@ from ..labelled_system import LabelledSystem
 from ..pictures.grids import draw_grid
 from .figures import SemiSupervisedConfig, SemiSupervisedFigures, describe_semi_supervised, evaluate_semi_supervised
 
-__all__ = ["ClassSamples", "check_labels", "SemiSupervisedSystem", "draw_classes", "draw_transfer"]
+__all__ = ["ClassSamples", "SemiSupervisedSystem", "check_labels", "draw_classes", "draw_transfer"]
 
 
 class ClassSamples:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..class_models.system import draw_transfer
-from ..errors import RecipeError
 from ..evaluation.bounds import spread
 from ..files import check_target, write_json
 from ..pictures.latents import draw_plane, draw_scatter
@@ -99,7 +98,7 @@ def analogies(words: Sequence[str]) -> None:
     check_impl(options.impl, "cpu")
     system, model, settings = load_checkpoint(options.checkpoint, impl=options.impl)
     check_analogies(system.name, model)
-    images = system.load_images(settings.training, progress=True)
+    images: Any = system.load_images(settings.training, progress=True)
     x, labels = find_test_images(system, images)
     draw_transfer(model, spread(x, options.count), spread(labels, options.count), options.out)
     print(options.out)

@@ -61,8 +61,8 @@ def draw_scatter(means: Tensor, labels: Tensor, path: Path) -> None:
     figure = Figure(figsize=(6.8, 6.2), layout="constrained")
     axes = figure.subplots()
     for label in labels.unique().tolist():
-        points = means[labels == label]
-        axes.scatter(*points.T.numpy(), s=4, linewidths=0, color=f"C{label % 10}", label=str(label))
+        first, second = means[labels == label].T.numpy()
+        axes.scatter(first, second, s=4, linewidths=0, color=f"C{label % 10}", label=str(label))
     axes.set_xlabel("$z_1$")
     axes.set_ylabel("$z_2$")
     axes.set_aspect("equal", "datalim")

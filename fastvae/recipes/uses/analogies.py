@@ -59,7 +59,9 @@ def measure_analogies(
         known_labels: their classes ``(K,)``.
         neighbours: how many of them vote.
     """
-    decoded = torch.cat([model.transfer(rows, own) for rows, own in zip(x.split(ROWS), labels.split(ROWS), strict=True)])
+    decoded = torch.cat(
+        [model.transfer(rows, own) for rows, own in zip(x.split(ROWS), labels.split(ROWS), strict=True)]
+    )
     classes = decoded.shape[1]
     found = classify_by_neighbours(decoded.flatten(0, 1), known, known_labels, neighbours)
     asked = torch.arange(classes, device=found.device).repeat(len(x))

@@ -54,7 +54,9 @@ class CVAE(ConditionalVAE):
             return super().log_prior(z, labels)
         return F.diag_gaussian_log_prob(z, *self.prior_parameters(labels), impl=self.config.impl)
 
-    def sample_posterior(self, q: DiagonalGaussian, labels: Tensor | None = None, **noise: Any) -> tuple[Tensor, Tensor]:
+    def sample_posterior(
+        self, q: DiagonalGaussian, labels: Tensor | None = None, **noise: Any
+    ) -> tuple[Tensor, Tensor]:
         if self.prior is None:
             return super().sample_posterior(q, labels, **noise)
         z, _ = q.rsample_with_log_prob(**noise)

@@ -118,5 +118,6 @@ class PixelCNNSettings:
 
     def __post_init__(self) -> None:
         if self.model.conditional and self.training.data == "static":
-            raise ValueError("data must be 'dynamic' for a conditional model, as static images have no labels; "
-                             "got 'static'")
+            raise ValueError(
+                "data must be 'dynamic' for a conditional model, as static images have no labels; got 'static'"
+            )
