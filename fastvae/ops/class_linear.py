@@ -3,15 +3,141 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as TF
 from torch import Tensor
 
 from .. import backend
+from ..backend import Route
+from ..precision import compute_dtype
 from ..reference import class_linear as reference
-from . import _checks
-from ._layers import activation_of
+from . import _checks, _layout
+from ._contracts import Call
+from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of
+from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._small import is_left_to_compiler
+
+# The op adds up what the products give: y[m, c] = act(rows[m] + cells[m, c] + classes[c]). There are cells, or rows and
+# classes; the others may be absent.
+_Terms = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _sizes(rows: Any, cells: Any, classes: Any) -> tuple[Any, Any, Any]:
+    return tuple(cells.shape) if cells is not None else (rows.shape[0], *classes.shape)
+
+
+def _first(*terms: Tensor | None) -> Tensor:
+    return next(t for t in terms if t is not None)
+
+
+def _fwd_cpu(
+    rows: Tensor | None, cells: Tensor | None, classes: Tensor | None, activation: str, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    dtype = _first(rows, cells, classes).dtype
+    terms = _layout.all_to_compute_dtype((rows, cells, classes), dtype)
+    y, pre = extension().class_linear_fwd(*terms, ACTIVATION_IDS[activation], keep and activation in NEED_PRE)
+    return _layout.cast(y, dtype), pre
+
+
+def _fwd_fake(rows: Any, cells: Any, classes: Any, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
+    like, sizes = _first(rows, cells, classes), _sizes(rows, cells, classes)
+    kept = sizes if keep and activation in NEED_PRE else (0,)
+    return like.new_empty(sizes), like.new_empty(kept, dtype=compute_dtype(like.dtype) if kept is sizes else like.dtype)
+
+
+def _bwd_cpu(d_y: Tensor, at: Tensor, activation: str, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    tensors = _layout.all_to_compute_dtype((d_y, at), d_y.dtype)
+    gradients = extension().class_linear_bwd(*tensors, ACTIVATION_IDS[activation], needs)
+    return tuple([None if g is None else _layout.cast(g, d_y.dtype) for g in gradients])
+
+
+def _bwd_fake(d_y: Tensor, at: Any, activation: Any, needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    m, c, h = d_y.shape
+    shapes = (m, h), (m, c, h), (c, h)
+    return tuple(d_y.new_empty(shape if need else 0) for shape, need in zip(shapes, needs, strict=True))
+
+
+def _check_call(call: Call) -> None:
+    if "needs" not in call.arguments:
+        there = [call[name] is not None for name in ("rows", "cells", "classes")]
+        call.require(there[1] or (there[0] and there[2]), "cells", "be given, or both rows and classes", None)
+    else:
+        needs, dtype = call["needs"], call["d_y"].dtype
+        call.require(len(needs) == 3, "needs", "be three truth values", needs)
+        kept = compute_dtype(dtype) if call["activation"] in NEED_PRE else dtype
+        call.require(call["at"].dtype == kept, "at", f"be of {kept}", call["at"].dtype)
+    for size in ("C", "H"):
+        call.require(call.sizes[size] >= 1, "classes", f"have {size} >= 1", 0)
+
+
+_ACTIVATIONS: Any = {"activation": ACTIVATION_IDS}
+FWD = define(
+    "class_linear_fwd(Tensor? rows, Tensor? cells, Tensor? classes, str activation, bool keep)"
+    " -> (Tensor y, Tensor pre)",
+    tensors="rows?[M,H]r cells?[M,C,H]c classes?[C,H]r", choices=_ACTIVATIONS, more=_check_call,
+    module="class_linear", cpu=_fwd_cpu, fake=_fwd_fake,
+)  # fmt: skip
+BWD = define(
+    "class_linear_bwd(Tensor d_y, Tensor at, str activation, bool[] needs)"
+    " -> (Tensor d_rows, Tensor d_cells, Tensor d_classes)",
+    tensors="d_y[M,C,H]c at[M,C,H]ca", choices=_ACTIVATIONS, more=_check_call,
+    module="class_linear", cpu=_bwd_cpu, fake=_bwd_fake,
+)  # fmt: skip
+
+
+def _rebuild_sum(ctx: Any) -> Differentiable:
+    activation = ctx.activation
+
+    def activate_sum(rows: Tensor | None, cells: Tensor | None, classes: Tensor | None, *_: None) -> Tensor:
+        return reference.activate_sum(rows, cells, classes, activation)
+
+    return activate_sum, (*ctx.saved_tensors[1:], None, None)
+
+
+class _ActivateSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor | None, cells: Tensor | None, classes: Tensor | None, activation: str, route: Route
+    ) -> Tensor:
+        y, pre = FWD.on(route)(rows, cells, classes, activation, True)
+        ctx.save_for_backward(pre if activation in NEED_PRE else y, rows, cells, classes)
+        ctx.activation, ctx.route = activation, route
+        return y
+
+    @staticmethod
+    @with_reference(_rebuild_sum)
+    def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
+        needs = list(ctx.needs_input_grad[:3])
+        gradients = BWD.on(route)(d_y.contiguous(), ctx.saved_tensors[0], ctx.activation, needs)
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None
+
+
+def _add(terms: Sequence[Tensor]) -> Tensor | None:
+    return reduce(torch.add, terms) if terms else None
+
+
+def _arrange(products: Sequence[Tensor], of_classes: Tensor, labels: Tensor | None, batch: Sequence[int]) -> _Terms:
+    """The op's terms for a result ``(*batch, H)``. Each term is added to others of its size only."""
+    width = of_classes.shape[1]
+    if labels is None:
+        return _layout.to_rows(reduce(torch.add, products), width), None, of_classes.contiguous()
+    own = TF.embedding(labels, of_classes)
+    if len(batch) < 2 or labels.dim() == 0 or not labels.numel() == labels.shape[-1] == batch[-1]:
+        # A label for each row: as many rows of one class each.
+        rows = reduce(torch.add, products).expand(*batch, width)
+        return _layout.to_rows(rows, width), own.expand(*batch, width).reshape(-1, 1, width).contiguous(), None
+    # One label for each place of the last dimension.
+    *outer, last = batch
+    shared = _add([p for p in products if p.dim() == 1 or p.shape[-2] != last])
+    cells = _add([p for p in products if p.dim() > 1 and p.shape[-2] == last])
+    if shared is not None:
+        shared = _layout.to_rows(shared.expand(*outer, 1, width), width)
+    if cells is not None:
+        cells = cells.expand(*outer, last, width).reshape(_layout.product(outer), last, width).contiguous()
+    return shared, cells, own.reshape(last, width)
 
 
 def _names_of(name: str, given: Any) -> tuple[list[str], list[Any]]:
@@ -64,12 +190,15 @@ def _check_labels(labels: Any, classes: int, like: Tensor) -> Tensor:
     return labels.long()
 
 
-def _check_batches(**tensors: tuple[int, ...]) -> None:
+def _check_batches(batches: dict[str, Sequence[int]]) -> Sequence[int]:
+    """The shape that they broadcast to."""
+    if len(batches) == 1:
+        return next(iter(batches.values()))
     try:
-        torch.broadcast_shapes(*tensors.values())
+        return torch.broadcast_shapes(*batches.values())
     except RuntimeError:
-        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in tensors.items())
-        raise ValueError(f"the batch shapes of {', '.join(tensors)} must broadcast, got {shapes}") from None
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in batches.items())
+        raise ValueError(f"the batch shapes of {', '.join(batches)} must broadcast, got {shapes}") from None
 
 
 def class_linear(
@@ -112,7 +241,8 @@ def class_linear(
 
     Note:
         Under autocast the layer runs in its dtype, as :func:`torch.nn.functional.linear` does. Labels on a GPU, and
-        those that a compiler sees, are not checked. Deterministic. Differentiable any number of times.
+        those that a compiler sees, are not checked. Deterministic. Differentiable any number of times, by the reference
+        from the second time on.
 
     Reference:
         *Semi-Supervised Learning with Deep Generative Models* (Kingma, Rezende, Mohamed, Welling, 2014), the first
@@ -144,9 +274,20 @@ def class_linear(
         dict(zip(of_inputs, given, strict=True)), dict(zip(of_weights, layers, strict=True)), class_weight, bias
     )
     batches = {name: x.shape[:-1] for name, x in zip(of_inputs, given, strict=True)}
+    width, classes = class_weight.shape
     if labels is not None:
-        labels = _check_labels(labels, class_weight.shape[1], given[0])
+        labels = _check_labels(labels, classes, given[0])
         batches["labels"] = labels.shape
-    if len(batches) > 1:
-        _check_batches(**batches)
-    return reference.class_linear(given, layers, class_weight, bias, labels, activation)
+    batch = _check_batches(batches)
+    if labels is None:
+        batch = (*batch, classes)
+    arguments = given, layers, class_weight, bias, labels, activation
+    if route.impl == "reference" or is_left_to_compiler(impl, route, _layout.product(batch) * width):
+        return reference.class_linear(*arguments)
+    products = [TF.linear(x, weight) for x, weight in zip(given, layers, strict=True)]
+    terms = _arrange(products, reference.terms_of_classes(class_weight, bias), labels, batch)
+    if needs_grad(*[t for t in terms if t is not None]):
+        y = apply(_ActivateSum, *terms, activation, route)
+    else:
+        y = FWD.on(route)(*terms, activation, False)[0]
+    return _layout.to_shape(y, (*batch, width))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -44,11 +43,7 @@ class LabelledSystem(System):
         return measure_classes(model, x, labels, classes, image_chunk=chunk, seed=seed, progress=progress, job=job)
 
     def test_images(self, images: Any, seed: int = 0) -> Tensor:
-        """The images that the system is tested on, ``(N, pixels)``."""
         return prepare_test_images(images.x_test, self.binarize, seed)
 
     def describe(self, figures: Any) -> list[str]:
         return describe_classes(figures)
-
-    def draw_run(self, model: Any, images: Any, folder: Path) -> None:
-        self.draw(model, self.test_images(images), folder)

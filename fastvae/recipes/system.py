@@ -104,6 +104,8 @@ class System:
         """Intensities ``(n, pixels)`` of new images, of given classes where the model has classes."""
         if labels is not None:
             raise RecipeError(f"{self.name} has no classes to draw images of")
+        if not hasattr(model, "sample"):
+            raise RecipeError(f"{self.name} has no distribution of images to draw new ones from")
         found: Tensor = model.sample(n, generator=generator)
         return found
 

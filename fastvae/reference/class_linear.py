@@ -22,6 +22,12 @@ def terms_of_classes(class_weight: Tensor, bias: Tensor | None) -> Tensor:
     return terms if bias is None else terms + bias
 
 
+def activate_sum(rows: Tensor | None, cells: Tensor | None, classes: Tensor | None, activation: str) -> Tensor:
+    """act(rows + cells + classes), ``(M, C, H)``, of terms ``(M, H)``, ``(M, C, H)`` and ``(C, H)`` that are there."""
+    given = [t for t in (None if rows is None else rows.unsqueeze(-2), cells, classes) if t is not None]
+    return ACTIVATIONS[activation](reduce(torch.add, given))
+
+
 def class_linear(
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],

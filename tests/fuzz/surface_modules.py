@@ -265,6 +265,12 @@ def _head(kind: type[nn.Module], **options: Any) -> Callable[[Draw], Problem]:
     return make
 
 
+def input_baseline(draw: Draw) -> Problem:
+    ins = draw.some()
+    module = layers.InputBaseline(ins, draw.some())
+    return _problem(draw, module, [draw.tensor(*draw.batch(), ins)])
+
+
 # By name, with the public names that each calls.
 MODULES = {
     "MADE": (autoregressive_network, ("MADE",)),
@@ -289,6 +295,7 @@ MODULES = {
     "CodeEmbedding": (code_embedding, ("CodeEmbedding",)),
     "PixelNetwork": (pixel_network, ("PixelCNN", "GatedPixelCNN", "PixelCNNpp")),
     "CausalSampler": (causal_sampler, ()),
+    "InputBaseline": (input_baseline, ("InputBaseline",)),
     "DiagonalGaussianHead": (_head(layers.DiagonalGaussianHead), ("DiagonalGaussianHead",)),
     "TriangularGaussianHead": (_head(layers.TriangularGaussianHead, tril_init_scale=1.0), ("TriangularGaussianHead",)),
 }

@@ -78,6 +78,10 @@ def normal(*shape: int) -> Callable[[int], Tensor]:
     return lambda batch: 0.5 * torch.randn(batch, *shape)
 
 
+def uniform(*shape: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.rand(batch, *shape)
+
+
 def several(*parts: Callable[[int], Tensor]) -> Callable[[int], list[Tensor]]:
     return lambda batch: [part(batch) for part in parts]
 
@@ -173,6 +177,9 @@ FUNCTIONS = [
     function("diag_gaussian_rsample of two samples",
              lambda m, s, e: F.diag_gaussian_rsample(m, s, (2,), eps=torch.stack([e, -e])), *[VECTOR] * 3,
              constants=(2,)),
+    function("bernoulli_sample", lambda m, u: F.bernoulli_sample(m, uniforms=u)[1], VECTOR, uniform(D), constants=(1,)),
+    function("bernoulli_sample pairs", lambda m, u: F.bernoulli_sample(m, uniforms=u, antithetic=True)[1], VECTOR,
+             uniform(D), constants=(1,)),
     function("diag_gaussian_rsample_with_kl", lambda m, s, e: F.diag_gaussian_rsample_with_kl(m, s, eps=e),
              *[VECTOR] * 3, constants=(2,)),
     function("diag_gaussian_rsample_with_kl of dimensions",
@@ -181,6 +188,13 @@ FUNCTIONS = [
     function("diag_gaussian_log_prob", F.diag_gaussian_log_prob, *[VECTOR] * 3),
     function("diag_gaussian_kl", F.diag_gaussian_kl, *[VECTOR] * 2),
     function("diag_gaussian_kl to a prior", F.diag_gaussian_kl, *[VECTOR] * 4),
+    function("gaussian_merge", F.gaussian_merge, *[VECTOR] * 4),
+    function("gaussian_merge_rsample", lambda m, s, p, t, e: F.gaussian_merge_rsample(m, s, p, t, eps=e),
+             *[VECTOR] * 5, constants=(4,)),
+    function("gaussian_merge_rsample of dimensions",
+             lambda m, s, p, t, e: F.gaussian_merge_rsample(m, s, torch.stack([p, -p]), torch.stack([t, t]),
+                                                            kl="dimensions", eps=torch.stack([e, -e])),
+             *[VECTOR] * 5, constants=(4,)),
     function("tril_gaussian_rsample", lambda m, s, t, e: F.tril_gaussian_rsample(m, s, t, eps=e),
              VECTOR, VECTOR, PACKED, VECTOR, constants=(3,)),
     function("tril_gaussian_rsample dense",
@@ -272,6 +286,7 @@ LAYERS = [
     layer("PixelCNNpp", lambda: layers.PixelCNNpp(3, 6, 1), levels(3, 256, True)),
     layer("PixelCNNpp log_prob", lambda: Method(layers.PixelCNNpp(1, 6, 1, context_features=2), "log_prob"),
           levels(1, 256, True), normal(2), constants=(0,)),
+    layer("InputBaseline", lambda: layers.InputBaseline(D, 4), VECTOR),
     layer("DiagonalGaussianHead", lambda: Posterior(layers.DiagonalGaussianHead(D, 2)), VECTOR),
     layer("TriangularGaussianHead", lambda: Posterior(layers.TriangularGaussianHead(D, 3, tril_init_scale=1.0)),
           VECTOR),

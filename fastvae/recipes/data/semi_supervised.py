@@ -125,7 +125,7 @@ class SemiSupervisedImages(Dataset[SemiSupervisedBatch]):
     def draw(self, rows: Tensor, seed: int) -> Tensor:
         if self.binarize:
             return self.images[rows, seed]
-        return self.images.images[rows[self.images.share(len(rows))]].float() / 255.0
+        return to_intensities(self.images.images[rows[self.images.share(len(rows))]])
 
 
 class LabelledChunks(Dataset[tuple[Tensor, Tensor, int, int]]):
@@ -190,7 +190,12 @@ class SemiSupervisedBatches(ImageBatches):
 
 def prepare_test_images(images: np.ndarray, binarize: bool, seed: int = 0) -> Tensor:
     """Test images, float32 ``(N, pixels)``: under one fixed binarisation, or their intensities."""
-    return binarize_fixed(images, seed) if binarize else torch.from_numpy(images).flatten(1).float() / 255.0
+    return binarize_fixed(images, seed) if binarize else to_intensities(torch.from_numpy(images).flatten(1))
+
+
+def to_intensities(images: Tensor) -> Tensor:
+    """Pixels 0 ... 255 as float32 in [0, 1]; what is no image, and so float32, as it is."""
+    return images if images.is_floating_point() else images.float() / 255.0
 
 
 def check_pixels(data_features: int, images: LabelledParts) -> None:

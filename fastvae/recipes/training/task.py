@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ... import backend
-from ..data.batches import EVALUATION, NOISE, JointBatches, stream_seed
+from ..data.batches import EVALUATION, NOISE, BinarizedImages, JointBatches, stream_seed
 from ..errors import RecipeError
 from ..settings import to_plain
 from .config import AveragedTrainConfig, TrainConfig
@@ -131,6 +131,17 @@ class EpochTask(ImageTask):
     def setup(self, stage: str) -> None:
         images = cast(Any, self.trainer).datamodule.images.x_train
         self.steps = self.config.epochs * len(JointBatches(len(images), self.config.batch_size, self.config.seed))
+
+    def first_batch(self) -> tuple[Tensor, dict[str, Any]]:
+        """The whole first joint batch, on the model's device and in its dtype, and the noise of its step."""
+        images = cast(Any, self.trainer).datamodule.images.x_train
+        x = BinarizedImages(images)[self.first_rows()].to(next(self.model.parameters()))
+        return x, self.joint_noise(x, stream_seed(self.config.seed, NOISE, 0), 0, len(x))
+
+    def first_rows(self) -> Any:
+        """The numbers of the images of the first joint batch."""
+        images = cast(Any, self.trainer).datamodule.images.x_train
+        return next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

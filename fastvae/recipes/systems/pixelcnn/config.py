@@ -34,6 +34,7 @@ class PixelCNNConfig:
         head_maps: feature maps between its last two layers; 0: as its layers.
         conditional: whether it is given the class of every image, an embedding of as many numbers as it has maps;
             needs --data dynamic.
+        weight_norm: whether weights of masked convolutions are normalised, with a start from the first batch.
         impl: implementation of the library's ops, and of the sampler, see :mod:`fastvae.backend`.
 
     Raises:
@@ -51,6 +52,7 @@ class PixelCNNConfig:
     maps: int = 32
     head_maps: int = 0
     conditional: bool = False
+    weight_norm: bool = False
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:

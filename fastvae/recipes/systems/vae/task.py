@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ....objectives import LinearSchedule
 from ...training.task import EpochTask
 from .config import VAETrainConfig
 from .model import VAE
@@ -45,10 +44,16 @@ class VAETask(EpochTask):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        ramp = self.config.kl_warmup * self.trainer.num_training_batches
-        beta = LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0
-        loss = -self.model.bound(x, beta=beta, **self.step_noise(x)).mean()
-        self.epoch_terms -= loss.detach()
+        config, noise = self.config, self.step_noise(x)
+        beta = config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
+        if config.free_bits > 0:
+            sampled, several = self.model.config.kl == "monte-carlo", self.trainer.world_size > 1
+            groups: dict[str, Any] = {"num_groups": config.free_bits_groups, "all_processes": several}
+            loss, bound, _ = self.model.loss(x, config.free_bits, beta=beta, sampled=sampled, **groups, **noise)
+            self.epoch_terms += bound
+        else:
+            loss = -self.model.bound(x, beta=beta, **noise).mean()
+            self.epoch_terms -= loss.detach()
         return self.record_loss(loss, x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
