@@ -134,7 +134,7 @@ def manifold(words: Sequence[str]) -> None:
     check_plane(system.name, model)
     decode = make_decoder(model, options.label)
     images = system.load_images(settings.training, progress=True)
-    draw_plane(decode, options.out, size=options.size, shape=images.x_test.shape[1:])
+    draw_plane(decode, options.out, size=options.size)
     print(options.out)
     x, labels = find_test_images(system, images)
     means = find_means(model, spread(x, options.count), spread(labels, options.count))
