@@ -1,4 +1,4 @@
-"""The mean ELBO is minus the divergence of two joint distributions, less the entropy of the data: every state counted."""
+"""The mean ELBO is minus the divergence of two joint distributions, less the entropy of the data, by enumeration."""
 
 import pytest
 import torch
