@@ -2,6 +2,7 @@
 
 from ._replicas import shared_first_batch
 from .autoregressive_check import AutoregressiveError, AutoregressiveReport, check_autoregressive
+from .class_linear import ClassLinear
 from .code_embedding import CodeEmbedding
 from .conv_flows import ConvInverseAutoregressiveFlow, ConvMADE
 from .data_start import initialize_from_data
@@ -11,6 +12,7 @@ from .gated_conv import GatedActivation, GatedMaskedConv2d
 from .gated_pixelcnn import GatedPixelCNN
 from .gaussian import DiagonalGaussianHead, TriangularGaussianHead
 from .householder import HouseholderFlow
+from .input_baseline import InputBaseline
 from .linear_iaf import LinearInverseAutoregressiveFlow
 from .made import MADE
 from .masked_conv2d import MaskedConv2d
@@ -27,6 +29,7 @@ __all__ = [
     "AffineTransform",
     "AutoregressiveError",
     "AutoregressiveReport",
+    "ClassLinear",
     "CodeEmbedding",
     "ConvInverseAutoregressiveFlow",
     "ConvMADE",
@@ -38,6 +41,7 @@ __all__ = [
     "GatedMaskedConv2d",
     "GatedPixelCNN",
     "HouseholderFlow",
+    "InputBaseline",
     "InverseAutoregressiveFlow",
     "LinearInverseAutoregressiveFlow",
     "MaskedAutoregressiveFlow",

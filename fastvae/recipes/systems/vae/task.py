@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +42,6 @@ class VAETask(EpochTask):
         optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.one_cycle)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def one_cycle(self, step: int) -> float:
-        """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
-        progress = step / max(self.steps, 1)
-        return min(progress / 0.1 + 0.01, 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         config, noise = self.config, self.step_noise(x)
