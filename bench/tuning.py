@@ -158,6 +158,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "diag_gaussian": _vary_row_tiles,
     "tril_gaussian": _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,))),
     "affine_flow": _vary_row_tiles,
+    "class_linear": _vary_row_tiles,
     "gated_activation": _vary_row_tiles,
     "masked_linear": _vary_layers,
     "autoregressive_flow": _vary_matrix_tiles,

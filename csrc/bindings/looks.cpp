@@ -41,7 +41,7 @@ int look(nb::handle tensors, size_t floats, size_t required) {
 nb::object to_tuple(const std::vector<nb::handle>& items) {
   nb::object tuple = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(items.size())));
   for (size_t i = 0; i < items.size(); ++i)
-    PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), items[i].inc_ref().ptr());
+    NB_TUPLE_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), items[i].inc_ref().ptr());
   return tuple;
 }
 
@@ -77,7 +77,7 @@ nb::object network_tensors(nb::handle x, nb::handle context_term, nb::handle wei
   }
   nb::object present = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(1 + 2 * layers)));
   const auto add = [&](size_t place, nb::handle tensor) {
-    PyTuple_SET_ITEM(present.ptr(), static_cast<Py_ssize_t>(place), nb::bool_(t.given).release().ptr());
+    NB_TUPLE_SET_ITEM(present.ptr(), static_cast<Py_ssize_t>(place), nb::bool_(t.given).release().ptr());
     if (t.given) found.push_back(tensor);
   };
   if (!try_plain_view(context_term, t)) return nb::none();
@@ -127,7 +127,7 @@ nb::object decoder_tensors(nb::handle points, nb::handle weights, nb::handle bia
     const bool there = !b[l].is_none();
     if (there && (!fits(b[l], 1) || t.shape[0] != sizes[l + 1])) return nb::none();
     if (there) found.push_back(b[l]);
-    PyTuple_SET_ITEM(has_bias.ptr(), static_cast<Py_ssize_t>(l), nb::bool_(there).release().ptr());
+    NB_TUPLE_SET_ITEM(has_bias.ptr(), static_cast<Py_ssize_t>(l), nb::bool_(there).release().ptr());
   }
   if (!fits(x, 2) || t.shape[1] != sizes[layers] || (t.shape[0] != first.shape[0] && t.shape[0] != 1))
     return nb::none();

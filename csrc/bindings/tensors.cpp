@@ -73,7 +73,7 @@ Torch& torch() {
 }
 
 bool is_negated(nb::handle tensor) {
-  const nb::object answer = nb::steal(PyObject_CallOneArg(torch().is_neg.ptr(), tensor.ptr()));
+  const nb::object answer = nb::steal(PyObject_CallFunctionObjArgs(torch().is_neg.ptr(), tensor.ptr(), nullptr));
   if (!answer.is_valid()) throw nb::python_error();
   return answer.ptr() == Py_True;
 }
@@ -262,19 +262,16 @@ Output new_tensor(nb::handle like, const Numbers& of_like, std::span<const int64
   static PyObject* const name = PyUnicode_InternFromString("new_empty");
   nb::object made;
   if (shape.size() > 0 && shape.size() <= TensorView::kMostDims) {
-    // The tensor itself, then the sizes: torch reads them faster as single arguments than as a tuple.
-    PyObject* arguments[1 + TensorView::kMostDims] = {like.ptr()};
-    nb::object numbers[TensorView::kMostDims];
-    for (size_t i = 0; i < shape.size(); ++i) {
-      numbers[i] = nb::int_(shape[i]);
-      arguments[i + 1] = numbers[i].ptr();
-    }
-    made = nb::steal(PyObject_VectorcallMethod(name, arguments, 1 + shape.size(), nullptr));
+    // Torch reads sizes faster as single arguments than as a tuple. A null pointer is the end of them.
+    static_assert(TensorView::kMostDims == 4);
+    nb::object sizes[TensorView::kMostDims];
+    for (size_t i = 0; i < shape.size(); ++i) sizes[i] = nb::int_(shape[i]);
+    made = nb::steal(PyObject_CallMethodObjArgs(like.ptr(), name, sizes[0].ptr(), sizes[1].ptr(), sizes[2].ptr(),
+                                                sizes[3].ptr(), nullptr));
   } else {
     nb::list sizes;
     for (const int64_t size : shape) sizes.append(size);
-    PyObject* arguments[] = {like.ptr(), sizes.ptr()};
-    made = nb::steal(PyObject_VectorcallMethod(name, arguments, 2, nullptr));
+    made = nb::steal(PyObject_CallMethodObjArgs(like.ptr(), name, sizes.ptr(), nullptr));
   }
   if (!made.is_valid()) throw nb::python_error();
   DlTensor found;

@@ -95,11 +95,13 @@ class Items {
   explicit Items(nanobind::handle sequence)
       : fast_(nanobind::steal(PySequence_Fast(sequence.ptr(), "expected a list or tuple"))) {
     if (!fast_.is_valid()) throw nanobind::python_error();
+    is_list_ = PyList_Check(fast_.ptr());
   }
-  size_t size() const { return static_cast<size_t>(PySequence_Fast_GET_SIZE(fast_.ptr())); }
+  size_t size() const { return static_cast<size_t>(Py_SIZE(fast_.ptr())); }
   nanobind::handle operator[](size_t i) const {
     if (i >= size()) throw nanobind::index_error("a list is too short");
-    return PySequence_Fast_GET_ITEM(fast_.ptr(), static_cast<Py_ssize_t>(i));
+    const auto place = static_cast<Py_ssize_t>(i);
+    return is_list_ ? NB_LIST_GET_ITEM(fast_.ptr(), place) : NB_TUPLE_GET_ITEM(fast_.ptr(), place);
   }
   // All of them as integers.
   std::vector<int64_t> integers() const {
@@ -110,6 +112,7 @@ class Items {
 
  private:
   nanobind::object fast_;
+  bool is_list_;
 };
 
 }  // namespace fastvae

@@ -2,6 +2,8 @@
 
 from .antithetic import antithetic_gradient
 from .bounds import checkpointed_iwae_bound, elbo, iwae_bound, monte_carlo_elbo, standard_normal_log_prob
+from .classes import class_bound
+from .doubly_reparameterized import dreg_bound
 from .importance import LogMeanExp, importance_log_prob
 from .regularisation import free_bits
 from .relaxations import concrete_sample, rebar
@@ -16,7 +18,9 @@ __all__ = [
     "SigmoidSchedule",
     "antithetic_gradient",
     "checkpointed_iwae_bound",
+    "class_bound",
     "concrete_sample",
+    "dreg_bound",
     "elbo",
     "free_bits",
     "importance_log_prob",

@@ -37,6 +37,7 @@ def test_stems_of_the_library_are_registered():
         "autoregressive_inverse",
         "bernoulli",
         "causal_sampler",
+        "class_linear",
         "diag_gaussian",
         "gated_activation",
         "gated_stack",

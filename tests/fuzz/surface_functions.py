@@ -116,6 +116,29 @@ def diag_gaussian_kl(draw: Draw) -> Problem:
     return Problem(lambda _, *t: F.diag_gaussian_kl(*t), _gaussian(draw, draw.choice((2, 4)))[0])
 
 
+def gaussian_merge(draw: Draw) -> Problem:
+    return Problem(lambda _, *t: F.gaussian_merge(*t), _gaussian(draw, 4)[0])
+
+
+def gaussian_merge_rsample(draw: Draw) -> Problem:
+    (mu, log_sigma, *prior), batch, features = _gaussian(draw, 4)
+    samples = _samples(draw)
+    if samples:
+        prior = [draw.tensor(*samples, *batch, features), draw.tensor(*samples, *batch, features)]
+    noise, more = _noise(draw, (*samples, *batch, features))
+    kl = draw.choice(("sum", "dimensions"))
+
+    def call(module, *tensors):
+        *parameters, eps = tensors if not more else (*tensors, None)
+        if not more:
+            return F.gaussian_merge_rsample(*parameters, kl=kl, eps=eps)
+        generator = torch.Generator().manual_seed(more["seed"])
+        return F.gaussian_merge_rsample(*parameters, kl=kl, generator=generator, row_offset=more["row_offset"])
+
+    inputs = [mu, log_sigma, *prior, *noise]
+    return Problem(call, inputs, constants=(4,) if noise else (), compared=bool(noise))
+
+
 def _tril_rsample(mu, log_sigma, tril, samples, *, eps=None, **more):
     """The reference multiplies infinite noise by the zeros above the diagonal; here, as in the kernels, it does not."""
     z, log_q = F.tril_gaussian_rsample(mu, log_sigma, tril, samples, eps=eps, **more)
@@ -190,6 +213,31 @@ def masked_linear(draw: Draw) -> Problem:
         )  # fmt: skip
 
     return Problem(call, inputs, cuts=True)
+
+
+def class_linear(draw: Draw) -> Problem:
+    """One or more inputs, for all classes, for a label of each row, or for inputs that differ from class to class."""
+    batch, classes, width = draw.batch(), draw.some(5), draw.some()
+    sizes = [draw.size() for _ in range(draw.choice((1, 1, 2, 3)))]
+    count, has_bias, activation = len(sizes), draw.chance(0.6), draw.choice(ACTIVATIONS)
+    form = draw.choice(("all", "all", "row", "each"))
+    labels, batches = None, [batch] * count
+    if form == "row":
+        labels = torch.randint(classes, batch, generator=draw.generator)
+    elif form == "each":
+        labels = torch.arange(classes)
+        batches = [(*batch, draw.choice((1, classes))) for _ in sizes]
+    if draw.chance(0.3):
+        batches[0] = batches[0][1:]
+    inputs = [draw.tensor(*own, size) for own, size in zip(batches, sizes, strict=True)]
+    inputs += [draw.tensor(width, size) for size in sizes]
+    inputs += [draw.tensor(width, classes)] + ([draw.tensor(width)] if has_bias else [])
+
+    def call(_, *tensors):
+        x, weights, (class_weight, *bias) = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        return F.class_linear(x, weights, class_weight, *bias, labels=labels, activation=activation)
+
+    return Problem(call, inputs)
 
 
 def masked_conv2d(draw: Draw) -> Problem:
@@ -389,7 +437,10 @@ FUNCTIONS = {
         ("tril_gaussian_rsample_with_kl", tril_gaussian_rsample_with_kl),
         ("tril_gaussian_log_prob", tril_gaussian_log_prob),
         ("tril_gaussian_kl", tril_gaussian_kl),
+        ("gaussian_merge", gaussian_merge),
+        ("gaussian_merge_rsample", gaussian_merge_rsample),
         ("affine_flow", affine_flow),
+        ("class_linear", class_linear),
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),

@@ -185,6 +185,12 @@ def gated_activation(draw: Draw) -> Problem:
     return _problem(draw, layers.GatedActivation(draw.choice(("tanh", "linear"))), inputs)
 
 
+def class_linear(draw: Draw) -> Problem:
+    sizes, batch = [draw.some() for _ in range(draw.choice((1, 2)))], draw.batch()
+    module = layers.ClassLinear(sizes, draw.some(4), draw.some(), draw.chance(0.6), activation=draw.choice(ACTIVATIONS))
+    return _problem(draw, module, [draw.tensor(*batch, size) for size in sizes])
+
+
 def gated_masked_conv2d(draw: Draw) -> Problem:
     channels, context = draw.some(3), draw.choice((0, 2))
     module = layers.GatedMaskedConv2d(channels, channels, 3, context_features=context, first=draw.chance(0.3))
@@ -279,6 +285,7 @@ MODULES = {
     "AffineTransform": (affine_transform, ("AffineTransform",)),
     "ConvMADE": (conv_network, ("ConvMADE",)),
     "ConvInverseAutoregressiveFlow": (conv_iaf, ("ConvInverseAutoregressiveFlow",)),
+    "ClassLinear": (class_linear, ("ClassLinear",)),
     "MaskedLinear": (masked_linear, ("MaskedLinear",)),
     "MaskedConv2d": (masked_conv2d, ("MaskedConv2d",)),
     "DownShiftedConv2d": (_shifted_conv(layers.DownShiftedConv2d), ("DownShiftedConv2d",)),

@@ -31,6 +31,8 @@ TILES = {
     "_tril_gaussian_kl_bwd_kernel",
     "_affine_flow_fwd_kernel",
     "_affine_flow_bwd_kernel",
+    "_gaussian_merge_fwd_kernel",
+    "_gaussian_merge_bwd_kernel",
 }
 SUMS = {
     "_diag_gaussian_bwd_samples_kernel",

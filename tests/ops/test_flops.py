@@ -20,6 +20,8 @@ from fastvae.reference.masked_linear import mask_of
 ELEMENTWISE = {
     "affine_flow_bwd",
     "affine_flow_fwd",
+    "class_linear_bwd",
+    "class_linear_fwd",
     "bernoulli_bwd",
     "bernoulli_fwd",
     "diag_gaussian_bwd",
@@ -35,6 +37,8 @@ ELEMENTWISE = {
     "diag_gaussian_with_kl_fwd",
     "gated_activation_bwd",
     "gated_activation_fwd",
+    "gaussian_merge_bwd",
+    "gaussian_merge_fwd",
     "logistic_mixture_bwd",
     "logistic_mixture_fwd",
     "masked_norm_bwd",

@@ -19,7 +19,10 @@ from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
+from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
+from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
 from fastvae.recipes.systems.loading import find_system
+from fastvae.recipes.systems.lvae.config import LVAEConfig, LVAETrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -27,6 +30,8 @@ from fastvae.recipes.systems.posterior2d.densities import DENSITIES
 from fastvae.recipes.systems.posterior2d.task import fit_posterior
 from fastvae.recipes.systems.sbn.config import SBNConfig, SBNTrainConfig
 from fastvae.recipes.systems.vae.config import VAEConfig, VAETrainConfig
+from fastvae.recipes.systems.vat.config import VATConfig, VATTrainConfig
+from tests.recipes.labelled_support import spots
 
 RECORD = Path(__file__).with_name("seeded_runs.json")
 FEW = EvaluationConfig(samples=5, log_p_images=20, image_chunk=16, sample_chunk=2)
@@ -43,6 +48,14 @@ IAFS = {
     "iaf_vae, iaf on a full covariance": (IAFVAEConfig(base="triangular", kind="iaf_release", **FLOW), {"seed": 2}),
     "iaf_vae, full covariance": (IAFVAEConfig("triangular", **FLOW), {"free_bits": 0.2}),
 }
+IWAES = {
+    "iwae, one layer": (IWAEConfig(1, (3,), (8,)), {"importance_samples": 4}),
+    "iwae, two layers": (IWAEConfig(2, (4, 3), (8, 6)), {"importance_samples": 3, "objective": "dreg"}),
+}
+LVAES = {
+    "lvae, ladder": (LVAEConfig(latent_features=(4, 3, 2), hidden_features=(8, 6, 5)), {"kl_warmup": 1.0}),
+    "lvae, bottom-up": (LVAEConfig("bottom-up", (4, 3), (8, 6)), {}),
+}
 PIXELCNNS = {
     "pixelcnn, gated": (PixelCNNConfig(**PIXELS), {}),
     "pixelcnn, plain": (PixelCNNConfig("plain", head_maps=3, **PIXELS), {"data": "dynamic", "add_validation": True}),
@@ -54,6 +67,10 @@ PIXELVAES = {
         PixelVAEConfig(2, encoder_maps=(4, 4, 4), **SMALL, **PIXELS),
         {"kl_warmup": 0, "free_bits": 0.5},
     ),
+}
+CLASSIFIERS = {
+    "vat": (VATConfig((12,), data_features=16, classes=3), VATTrainConfig),
+    "ladder": (LadderConfig((12, 8), data_features=16, classes=3), LadderTrainConfig),
 }
 
 UNITS = {"latent_features": 6, "hidden_features": 5}
@@ -146,6 +163,18 @@ def iaf_vae(model, changes, folder):
     return gather(watch, run.model, decode(run.model), run.figures)
 
 
+def iwae(model, changes, folder):
+    training = IWAETrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("iwae", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
+def lvae(model, changes, folder):
+    training = LVAETrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("lvae", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def pixelcnn(model, changes, folder):
     training = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelcnn", model, training, folder)
@@ -156,6 +185,15 @@ def pixelvae(model, changes, folder):
     training = PixelVAETrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelvae", model, training, folder)
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
+def classifier(name, model, kind, folder):
+    system, watch = find_system(name), Watch()
+    settings = system.settings(model=model, training=kind(epochs=2, batch_size=20, labels=9))
+    run = system.run(settings, folder, images=spots(), accelerator="cpu", progress=False, callbacks=[watch])
+    with torch.no_grad():
+        logits = run.model.class_logits(system.test_images(spots()))
+    return gather(watch, run.model, logits, run.figures)
 
 
 def sbn(model, changes, folder):
@@ -182,9 +220,19 @@ def posterior2d(kind):
 def cases():
     """Functions of a folder, by name."""
     found = {}
-    for run, settings in ((vae, VAES), (iaf_vae, IAFS), (pixelcnn, PIXELCNNS), (pixelvae, PIXELVAES), (sbn, SBNS)):
+    for run, settings in (
+        (vae, VAES),
+        (iaf_vae, IAFS),
+        (iwae, IWAES),
+        (lvae, LVAES),
+        (pixelcnn, PIXELCNNS),
+        (pixelvae, PIXELVAES),
+        (sbn, SBNS),
+    ):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)
+    for name, (model, kind) in CLASSIFIERS.items():
+        found[name] = lambda folder, name=name, model=model, kind=kind: classifier(name, model, kind, folder)
     for kind in FITS:
         found[f"posterior2d, {kind}"] = lambda folder, kind=kind: posterior2d(kind)
     return found

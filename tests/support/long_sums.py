@@ -110,6 +110,18 @@ def gate(images: int, size: int) -> Problem:
     return Problem(lambda impl, p: (F.gated_activation(*p, impl=impl),), tensors)
 
 
+def classes(rows: int, count: int, width: int, *, each: bool) -> Problem:
+    """A layer of a class, of inputs that differ from class to class or do not. Its product changes no bit."""
+    x, identity = positive(rows, count, width) if each else positive(rows, width), torch.eye(width)
+
+    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
+        labels = torch.arange(count, device=p[0].device) if each else None
+        inputs, *others = p
+        return (F.class_linear(inputs, identity.to(inputs), *others, labels=labels, activation="softplus", impl=impl),)
+
+    return Problem(call, [x, positive(width, count), positive(width)])
+
+
 def pointwise(function: Callable[..., object], *shapes: tuple[int, ...], **options: object) -> Problem:
     """Sums over features alone."""
 
@@ -127,6 +139,9 @@ ROWS: dict[str, Callable[[], Problem]] = {
     "autoregressive_flow, context": lambda: flow("flow", 20000, context=True, weight_scale=True),
     "autoregressive_flow, parameters": lambda: flow("made", 20000),
     "autoregressive_inverse": lambda: flow("inverse", 20000),
+    "class_linear": lambda: classes(20000, 3, 24, each=False),
+    "class_linear, cells": lambda: classes(20000, 3, 24, each=True),
+    "class_linear, classes": lambda: classes(3, 20000, 24, each=False),
     "linear_bernoulli": lambda: likelihood(300, 100, 40, 20),
     "linear_bernoulli, few points": lambda: likelihood(8000, 4, 40, 20),
     "masked_conv2d, groups": lambda: convolution(8, 12, 28, 60, groups=2),

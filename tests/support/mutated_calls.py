@@ -72,6 +72,9 @@ AS_GOOD = {
     "latent_gradient_fwd": {"z twice as long", "x without its last row"},
     "latent_gradient_bwd": {"x without its last row"},
     "latent_hessian_product_fwd": {"x without its last row"},
+    "class_linear_fwd": {
+        *(f"{name} {what}" for name in ("rows", "classes") for what in ("without its last row", "twice as long")),
+    },
     "masked_linear_fwd": {"x without its last row", "x twice as long"},
     "masked_norm_fwd": {"weight of another dtype"},
     "autoregressive_flow_fwd": {f"structure [{i}] 0" for i in (2, 3, 4, 5)},

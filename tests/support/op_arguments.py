@@ -34,6 +34,13 @@ def op_arguments() -> dict[str, tuple]:
         "diag_gaussian_kl_prior_fwd": (mu, log_sigma, prior_mu, prior_log_sigma),
         "diag_gaussian_kl_prior_bwd": (per_row, mu, log_sigma, prior_mu, prior_log_sigma),
     }
+    parameters = (mu, log_sigma, z.view(k * n, d), 0.1 * z.flip(0).reshape(k * n, d))
+    arguments |= {
+        "gaussian_merge_fwd": (*parameters, seed, (k, n, d), 0, False, True),
+        "gaussian_merge_fwd of dimensions": (*parameters, z.clone(), (k, n, d), 0, True, False),
+        "gaussian_merge_bwd": (z, *(per_sample.clone() for _ in range(3)), *parameters, z.clone(), 0),
+        "gaussian_merge_bwd of dimensions": (z, per_sample, per_sample, z.clone(), *parameters, z.clone(), 0),
+    }
     for name, tril in (("packed", packed), ("dense", dense)):
         arguments |= {
             f"tril_gaussian_fwd {name}": (mu, log_sigma, tril, seed, (k, n, d), 0, True),
@@ -93,7 +100,12 @@ def network_arguments() -> dict[str, tuple]:
     decoder = ([torch.randn(s, device=KERNEL) for s in ((7, 4), (5, 7), (7,))], [True, False], data, 1)
     decoder = (*decoder, "silu", "bernoulli")
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
+    rows, cells, classes = (torch.randn(s, device=KERNEL) for s in ((3, 5), (3, 4, 5), (4, 5)))
     return {
+        "class_linear_fwd": (rows, None, classes, "softplus", True),
+        "class_linear_fwd cells": (rows, cells, classes, "silu", True),
+        "class_linear_bwd": (cells, cells.clone(), "gelu", [True, False, True]),
+        "class_linear_bwd cells": (cells, cells.clone(), "silu", [True, True, True]),
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
         "mlp_bernoulli_fwd": (h, *decoder[:-1]),

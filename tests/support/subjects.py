@@ -126,6 +126,18 @@ def masked_linear(x: Tensor, activation: str = "silu", scaled: bool = False) -> 
     )  # fmt: skip
 
 
+def class_linear(x: Tensor, a: Tensor) -> Tensor:
+    weight = WEIGHT.to(x)
+    return F.class_linear((x, a), (weight, 2 * weight), weight[:, :2], weight[:, 2], activation="tanh")
+
+
+def class_linear_of_labels(x: Tensor, z: Tensor) -> Tensor:
+    weight = WEIGHT.to(x)
+    classes = torch.tensor([1, 0, 1], device=x.device)
+    each = z.unsqueeze(-2) * torch.tensor([[1.0], [2.0], [0.5]]).to(z)
+    return F.class_linear((x.unsqueeze(-2), each), (weight, weight), weight[:, :2], labels=classes, activation="silu")
+
+
 def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
     weight = WEIGHT.to(h)
     return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], BITS.to(h))
@@ -176,6 +188,13 @@ FUNCTIONS = [
     function("diag_gaussian_log_prob", F.diag_gaussian_log_prob, *[VECTOR] * 3),
     function("diag_gaussian_kl", F.diag_gaussian_kl, *[VECTOR] * 2),
     function("diag_gaussian_kl to a prior", F.diag_gaussian_kl, *[VECTOR] * 4),
+    function("gaussian_merge", F.gaussian_merge, *[VECTOR] * 4),
+    function("gaussian_merge_rsample", lambda m, s, p, t, e: F.gaussian_merge_rsample(m, s, p, t, eps=e),
+             *[VECTOR] * 5, constants=(4,)),
+    function("gaussian_merge_rsample of dimensions",
+             lambda m, s, p, t, e: F.gaussian_merge_rsample(m, s, torch.stack([p, -p]), torch.stack([t, t]),
+                                                            kl="dimensions", eps=torch.stack([e, -e])),
+             *[VECTOR] * 5, constants=(4,)),
     function("tril_gaussian_rsample", lambda m, s, t, e: F.tril_gaussian_rsample(m, s, t, eps=e),
              VECTOR, VECTOR, PACKED, VECTOR, constants=(3,)),
     function("tril_gaussian_rsample dense",
@@ -193,6 +212,8 @@ FUNCTIONS = [
     function("tril_gaussian_kl dense", F.tril_gaussian_kl, VECTOR, VECTOR, dense),
     function("masked_linear", masked_linear, VECTOR),
     function("masked_linear with factors", lambda x: masked_linear(x, "elu", scaled=True), VECTOR),
+    function("class_linear", class_linear, VECTOR, VECTOR),
+    function("class_linear of labels", class_linear_of_labels, VECTOR, VECTOR),
     function("linear_bernoulli_log_prob", linear_bernoulli_log_prob, VECTOR),
     function("mlp_bernoulli_log_prob", mlp_bernoulli_log_prob, VECTOR),
     function("latent_gradient", latent_gradient, VECTOR),
@@ -245,6 +266,7 @@ FLOWS = [
 LAYERS = [
     layer("MaskedLinear", lambda: layers.MaskedLinear(D, 5, *DEGREES, activation="tanh"), VECTOR),
     layer("MaskedLinear normalised", lambda: layers.MaskedLinear(D, 5, *DEGREES, weight_norm=True), VECTOR),
+    layer("ClassLinear", lambda: layers.ClassLinear([D, 2], 3, 4, activation="softplus"), VECTOR, normal(2)),
     layer("MaskedConv2d", lambda: layers.MaskedConv2d(2, 4, 3, mask_type="A", num_colors=2, padding=1),
           normal(2, 4, 5)),
     layer("MaskedConv2d of groups", lambda: layers.MaskedConv2d(4, 4, 3, mask_type="B", groups=2, padding="same",

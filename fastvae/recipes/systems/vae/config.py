@@ -15,7 +15,7 @@ from ...settings import (
     option,
     to_plain,
 )
-from ...training.config import TrainConfig
+from ...training.config import WarmupConfig, check_groups
 
 __all__ = ["POSTERIORS", "VAEConfig", "VAESettings", "VAETrainConfig"]
 
@@ -37,6 +37,10 @@ class VAEConfig:
         depth: flow steps of ``"iaf"``.
         width: width of the two hidden layers of each flow step.
         kl: the KL term to train with: ``"analytic"`` or ``"monte-carlo"``, which a flow always has.
+        prior: p(z): ``"normal"``, N(0, I), or ``"maf"``, a masked autoregressive flow that is learned; the KL term is
+            then estimated from the sample.
+        prior_depth: flow steps of ``"maf"``.
+        prior_width: width of the two hidden layers of each of these steps.
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
     Raises:
@@ -55,11 +59,14 @@ class VAEConfig:
     depth: int = 2
     width: int = 320
     kl: Literal["analytic", "monte-carlo"] = "analytic"
+    prior: Literal["normal", "maf"] = "normal"
+    prior_depth: int = 2
+    prior_width: int = 320
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_whole(self, latent_features=1, data_features=1, depth=1, width=1)
+        check_whole(self, latent_features=1, data_features=1, depth=1, width=1, prior_depth=1, prior_width=1)
         check_positive(self, "tril_scale")
         check_sizes(self, "hidden_features")
 
@@ -68,21 +75,25 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
-class VAETrainConfig(TrainConfig):
+class VAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:
         learning_rate: peak of the one-cycle schedule of Adam.
-        kl_warmup: epochs until the KL term has weight 1.
+        free_bits: free nats in every latent dimension.
+        free_bits_groups: groups of consecutive dimensions; the mean of a group's KL term over the batch has one floor,
+            the free nats of its dimensions. 0: every dimension is a group.
     """
 
     epochs: int = 25
     learning_rate: float = 2e-3
-    kl_warmup: float = 0.0
+    free_bits: float = 0.0
+    free_bits_groups: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, kl_warmup=0)
+        check_positive(self, "free_bits", zero=True)
+        check_whole(self, free_bits_groups=0)
 
 
 @dataclass(frozen=True)
@@ -92,3 +103,6 @@ class VAESettings:
     model: VAEConfig = field(default_factory=VAEConfig)
     training: VAETrainConfig = field(default_factory=VAETrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_groups(self.training.free_bits_groups, self.model.latent_features)

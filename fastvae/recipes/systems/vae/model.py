@@ -13,9 +13,10 @@ from .... import functional as F
 from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
-from ....objectives import elbo, monte_carlo_elbo, standard_normal_log_prob
+from ....objectives import elbo, monte_carlo_elbo
 from ...evaluation.latents import OneLatent
 from ...flow_posterior import FlowPosterior
+from ...flow_prior import FlowPrior
 from .config import VAEConfig
 
 __all__ = ["VAE"]
@@ -25,6 +26,8 @@ HEADS = {"diagonal": DiagonalGaussianHead, "triangular": TriangularGaussianHead,
 
 class VAE(OneLatent):
     r"""Encoder and decoder are multilayer perceptrons, p(z) = N(0, I), and p(x | z) is Bernoulli.
+
+    With ``prior="maf"`` p(z) is learned, see :class:`~fastvae.recipes.flow_prior.FlowPrior`.
 
     Args:
         config: sizes, posterior and implementation.
@@ -57,6 +60,9 @@ class VAE(OneLatent):
                 kind="iaf_release",
                 impl=config.impl,
             )
+        if config.prior == "maf":
+            features = config.latent_features
+            self.prior = FlowPrior(features, depth=config.prior_depth, width=config.prior_width, impl=config.impl)
 
     def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
         """The posterior q(z | x) of binary images ``(*, pixels)``."""
@@ -107,11 +113,11 @@ class VAE(OneLatent):
         """
         q = self.encode(x)
         if self.config.kl == "analytic":
-            z, _, kl = q.rsample_with_kl(**noise)
+            z, kl = self.draw_with_kl(q, **noise)
             return elbo(bernoulli_log_prob(x, self.decode(z)), kl, beta=beta)
         z, log_q = q.rsample_with_log_prob(**noise)
         log_p_x = bernoulli_log_prob(x, self.decode(z))
-        return monte_carlo_elbo(log_p_x, standard_normal_log_prob(z), log_q, beta=beta)
+        return monte_carlo_elbo(log_p_x, self.log_prior(z), log_q, beta=beta)
 
 
 def _layers(widths: Sequence[int]) -> Iterator[nn.Module]:
