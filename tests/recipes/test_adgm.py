@@ -123,6 +123,18 @@ def test_a_sure_classifier_gives_the_labelled_bound(kind):
     assert torch.equal(found.log_q, torch.zeros(6, dtype=torch.float64))
 
 
+def test_bounds_are_linear_in_the_weight_of_the_divergences():
+    model, x = make_model("adgm"), binary(6)
+    noise = {"noise_u": Noise(eps=draw_noise(model, 6)), "noise_l": Noise(eps=draw_noise(model, 6, classes=0))}
+
+    def bounds(weight):
+        found = model.training_bounds(x, x, torch.arange(6) % 4, kl_weight=weight, **noise)
+        return torch.stack([found.unlabelled, found.labelled])
+
+    torch.testing.assert_close(bounds(0.5), 0.5 * (bounds(0.0) + bounds(1.0)), rtol=1e-12, atol=1e-12)
+    assert (bounds(0.0) - bounds(1.0)).abs().min() > 1e-3
+
+
 @by_kind
 def test_labelled_images_leave_no_trace_in_the_statistics(kind):
     model, x = make_model(kind), binary(6)
