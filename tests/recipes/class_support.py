@@ -14,7 +14,7 @@ from fastvae.recipes.systems.m2.config import M2Config, M2TrainConfig
 PIXELS, M1_LATENT, M1_HIDDEN = 64, 6, 12
 DIGITS = {"data": "digits", "batch_size": 300}
 LABELLED = {"labels": 20, "labelled_batch_size": 10, "average_decay": 0.8}
-FEW = SemiSupervisedConfig(samples=3, log_p_images=40, image_chunk=300)
+FEW = SemiSupervisedConfig(samples=3, log_p_images=900, image_chunk=300)
 SMALL = {
     "m2": (M2Config(2, (12, 8), data_features=PIXELS), partial(M2TrainConfig, **DIGITS, **LABELLED), FEW),
     "m1m2": (
@@ -25,7 +25,7 @@ SMALL = {
     "cvae": (
         CVAEConfig(latent_features=2, hidden_features=(12, 8), data_features=PIXELS),
         partial(CVAETrainConfig, **DIGITS),
-        EvaluationConfig(samples=3, log_p_images=40, image_chunk=300),
+        EvaluationConfig(samples=3, log_p_images=900, image_chunk=300),
     ),
 }
 
@@ -41,6 +41,7 @@ def arrays_of_m1(unused=2):
             size = rows.get(name, M1_HIDDEN), widths.get(name, M1_HIDDEN)
             arrays[name] = random.standard_normal(size) / np.sqrt(size[1])
             arrays[name.replace("_w", "_b")] = np.zeros((size[0], 1))
+    arrays["q_mean_w"] *= 5.0
     arrays["q_mean_w"][-unused:] = 0.0
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 

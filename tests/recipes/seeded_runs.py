@@ -21,12 +21,14 @@ from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
 from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
+from fastvae.recipes.systems.cvae.config import CVAEConfig, CVAETrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.lvae.config import LVAEConfig, LVAETrainConfig
 from fastvae.recipes.systems.m1.config import M1Config, M1TrainConfig
+from fastvae.recipes.systems.m2.config import M2Config, M2TrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -76,7 +78,10 @@ PIXELVAES = {
         {"kl_warmup": 0, "free_bits": 0.5},
     ),
 }
+OF_SPOTS = {"latent_features": 2, "hidden_features": (6, 5), "classes": 3, "data_features": 16}
+CVAES = {"cvae": (CVAEConfig(**OF_SPOTS), {}), "cvae, priors of classes": (CVAEConfig("class", **OF_SPOTS), {"seed": 2})}
 CLASSIFIERS = {
+    "m2": (M2Config(**OF_SPOTS), M2TrainConfig),
     "vat": (VATConfig((12,), data_features=16, classes=3), VATTrainConfig),
     "ladder": (LadderConfig((12, 8), data_features=16, classes=3), LadderTrainConfig),
 }
@@ -225,6 +230,13 @@ def classifier(name, model, kind, folder):
     return gather(watch, run.model, logits, run.figures)
 
 
+def cvae(model, changes, folder):
+    system, watch = find_system("cvae"), Watch()
+    settings = system.settings(model, CVAETrainConfig(epochs=2, batch_size=20, **changes), FEW)
+    run = system.run(settings, folder, images=spots(), accelerator="cpu", progress=False, callbacks=[watch])
+    return gather(watch, run.model, run.model.sample(6, generator=generator()), run.figures)
+
+
 def sbn(model, changes, folder):
     training = SBNTrainConfig(epochs=2, batch_size=50, **changes)
     watch, run = train("sbn", model, training, folder)
@@ -265,6 +277,7 @@ def cases():
         (lvae, LVAES),
         (pixelcnn, PIXELCNNS),
         (pixelvae, PIXELVAES),
+        (cvae, CVAES),
         (sbn, SBNS),
         (adgm, ADGMS),
     ):
