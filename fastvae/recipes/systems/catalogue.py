@@ -39,6 +39,12 @@ CATALOGUE = {
         "importance-sampled log p(x), and draw.",
         "iaf-out",
     ),
+    "hvi": Entry(
+        "Salimans, Kingma, Welling 2015",
+        "a VAE whose posterior takes steps of Hamiltonian dynamics, on MNIST",
+        "Train a convolutional VAE with Hamiltonian variational inference on dynamically binarised MNIST; then print "
+        "test ELBO and importance-sampled log p(x), and draw.",
+    ),
     "iwae": Entry(
         "Burda, Grosse, Salakhutdinov 2015",
         "an importance-weighted auto-encoder of one or two stochastic layers, on MNIST",

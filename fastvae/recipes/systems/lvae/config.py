@@ -64,7 +64,6 @@ class LVAETrainConfig(WarmupConfig):
         batch_size: images in a batch; 2 or more, as batch norm takes statistics of it.
         learning_rate: of Adam, at the start.
         final_learning_rate: at the end of its half cosine.
-        kl_warmup: epochs until the KL terms have weight 1; 0: they have from the start.
     """
 
     epochs: int = 200
