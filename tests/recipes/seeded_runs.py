@@ -19,6 +19,7 @@ from fastvae.recipes.data.labelled import split_labelled
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
 from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
@@ -91,6 +92,11 @@ SBNS = {
 
 M1S = {"m1": (M1Config(4, (16, 12)), {})}
 
+ADGMS = {
+    "adgm": (ADGMConfig("adgm", 4, 3, (12, 10), classes=2), {}),
+    "adgm, skips": (ADGMConfig("sdgm", 4, 3, (12, 10), classes=2), {"auxiliary_samples": 2, "seed": 3}),
+}
+
 
 class Watch(L.Callback):
     """The losses of all steps, and the gradients of the first."""
@@ -151,12 +157,13 @@ def gather(watch, model, samples, figures):
     }
 
 
-def train(name, model, training, folder):
+def train(name, model, training, folder, *, evaluation=FEW, images=None):
     """A run of a system on its images; the watch and the run."""
     system, watch = find_system(name), Watch()
-    evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
-    settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else split_labelled(digits())
+    parts = {"evaluation": evaluation} if name != "pixelcnn" else {}
+    settings = system.settings(model=model, training=training, **parts)
+    if images is None:
+        images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else split_labelled(digits())
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -224,6 +231,13 @@ def sbn(model, changes, folder):
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
+def adgm(model, changes, folder):
+    training = ADGMTrainConfig(epochs=2, batch_size=60, labels=20, average_decay=0.8, **changes)
+    images = split_labelled(digits(), classes=2)
+    watch, run = train("adgm", model, training, folder, evaluation=ADGMEvaluationConfig(samples=3), images=images)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def posterior2d(kind):
     config = Posterior2dConfig(depth=2, width=8, steps=30, batch_size=64, samples=500, starts=2, seed=4)
     losses, first, found = [], {}, {}
@@ -252,6 +266,7 @@ def cases():
         (pixelcnn, PIXELCNNS),
         (pixelvae, PIXELVAES),
         (sbn, SBNS),
+        (adgm, ADGMS),
     ):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)

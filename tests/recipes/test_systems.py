@@ -38,6 +38,7 @@ OPTIONS = {
     "cvae": "--data digits --data-features 64 --latent 3 --hidden 8 --batch-size 300 --samples 2",
     "sbn": "--latent 4 --batch-size 50 --samples 2",
     "m1": "--latent 3 --hidden 8 8 --data digits --data-features 64 --batch-size 60 --samples 2",
+    "adgm": "--data digits --latent 3 --auxiliary 2 --hidden 8 8 --samples 2 --batch-size 300",
     "posterior2d": "--densities ring --depth 1 --width 4 --steps 3 --samples 50 --starts 1",
 }
 
