@@ -1,5 +1,5 @@
-// What keeps a wheel on systems with a C library and a C++ library older than the compiler's: the few newer symbols that
-// the kernels would ask for, made of older ones.
+// What keeps a wheel on systems with a C library and a C++ library older than the compiler's: the few newer symbols
+// that the kernels would ask for, made of older ones.
 #include <new>
 
 #ifdef __x86_64__
