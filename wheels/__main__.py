@@ -59,7 +59,17 @@ def build(kind: str, out: Path, work: Path) -> Path:
         environment = {"CXX": f"{kind}-linux-gnu-g++", "STRIP": f"{kind}-linux-gnu-strip"}
         settings |= {"cmake.define.CMAKE_SYSTEM_NAME": "Linux", "cmake.define.CMAKE_SYSTEM_PROCESSOR": kind}
     run(
-        *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", work / "raw", source),
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-build-isolation",
+            "--no-deps",
+            "--wheel-dir",
+            work / "raw",
+            source,
+        ),
         *[f"--config-settings={name}={value}" for name, value in settings.items()],
         **environment,
     )

@@ -46,9 +46,7 @@ def requirements_of(packages: Path) -> list[str]:
     """What PyTorch in the folder ``packages`` requires, without CUDA and Triton."""
     (torch,) = importlib.metadata.distributions(name="torch", path=[str(packages)])
     return [
-        name
-        for name in torch.requires or []
-        if not re.match(r"nvidia|cuda|triton", name) and "extra ==" not in name
+        name for name in torch.requires or [] if not re.match(r"nvidia|cuda|triton", name) and "extra ==" not in name
     ]
 
 

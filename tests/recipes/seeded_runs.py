@@ -20,8 +20,8 @@ from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
-from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.cvae.config import CVAEConfig, CVAETrainConfig
+from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
@@ -79,7 +79,10 @@ PIXELVAES = {
     ),
 }
 OF_SPOTS = {"latent_features": 2, "hidden_features": (6, 5), "classes": 3, "data_features": 16}
-CVAES = {"cvae": (CVAEConfig(**OF_SPOTS), {}), "cvae, priors of classes": (CVAEConfig("class", **OF_SPOTS), {"seed": 2})}
+CVAES = {
+    "cvae": (CVAEConfig(**OF_SPOTS), {}),
+    "cvae, priors of classes": (CVAEConfig("class", **OF_SPOTS), {"seed": 2}),
+}
 CLASSIFIERS = {
     "m2": (M2Config(**OF_SPOTS), M2TrainConfig),
     "vat": (VATConfig((12,), data_features=16, classes=3), VATTrainConfig),
