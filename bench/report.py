@@ -20,7 +20,15 @@ from .wording import (
     name_work,
 )
 
-_WHOLE = ("training_step", "class_step", "density_step", "evaluation", "model_sample", "demo")
+_WHOLE = (
+    "training_step",
+    "class_step",
+    "auxiliary_step",
+    "density_step",
+    "evaluation",
+    "model_sample",
+    "demo",
+)
 _QUICK = "**From a quick run: these times show that it works, not how fast it is.**"
 _NOTE = """\
 Times are medians of interleaved samples. *vs* is how many times faster fastvae is; both times come from one run.

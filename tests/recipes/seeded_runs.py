@@ -19,6 +19,8 @@ from fastvae.recipes.data.labelled import split_labelled
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
+from fastvae.recipes.systems.cvae.config import CVAEConfig, CVAETrainConfig
 from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
@@ -26,6 +28,7 @@ from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfi
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.lvae.config import LVAEConfig, LVAETrainConfig
 from fastvae.recipes.systems.m1.config import M1Config, M1TrainConfig
+from fastvae.recipes.systems.m2.config import M2Config, M2TrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
 from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
@@ -75,7 +78,13 @@ PIXELVAES = {
         {"kl_warmup": 0, "free_bits": 0.5},
     ),
 }
+OF_SPOTS = {"latent_features": 2, "hidden_features": (6, 5), "classes": 3, "data_features": 16}
+CVAES = {
+    "cvae": (CVAEConfig(**OF_SPOTS), {}),
+    "cvae, priors of classes": (CVAEConfig("class", **OF_SPOTS), {"seed": 2}),
+}
 CLASSIFIERS = {
+    "m2": (M2Config(**OF_SPOTS), M2TrainConfig),
     "vat": (VATConfig((12,), data_features=16, classes=3), VATTrainConfig),
     "ladder": (LadderConfig((12, 8), data_features=16, classes=3), LadderTrainConfig),
 }
@@ -90,6 +99,11 @@ SBNS = {
 
 
 M1S = {"m1": (M1Config(4, (16, 12)), {})}
+
+ADGMS = {
+    "adgm": (ADGMConfig("adgm", 4, 3, (12, 10), classes=2), {}),
+    "adgm, skips": (ADGMConfig("sdgm", 4, 3, (12, 10), classes=2), {"auxiliary_samples": 2, "seed": 3}),
+}
 
 
 class Watch(L.Callback):
@@ -151,12 +165,13 @@ def gather(watch, model, samples, figures):
     }
 
 
-def train(name, model, training, folder):
+def train(name, model, training, folder, *, evaluation=FEW, images=None):
     """A run of a system on its images; the watch and the run."""
     system, watch = find_system(name), Watch()
-    evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
-    settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else split_labelled(digits())
+    parts = {"evaluation": evaluation} if name != "pixelcnn" else {}
+    settings = system.settings(model=model, training=training, **parts)
+    if images is None:
+        images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else split_labelled(digits())
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -218,9 +233,23 @@ def classifier(name, model, kind, folder):
     return gather(watch, run.model, logits, run.figures)
 
 
+def cvae(model, changes, folder):
+    system, watch = find_system("cvae"), Watch()
+    settings = system.settings(model, CVAETrainConfig(epochs=2, batch_size=20, **changes), FEW)
+    run = system.run(settings, folder, images=spots(), accelerator="cpu", progress=False, callbacks=[watch])
+    return gather(watch, run.model, run.model.sample(6, generator=generator()), run.figures)
+
+
 def sbn(model, changes, folder):
     training = SBNTrainConfig(epochs=2, batch_size=50, **changes)
     watch, run = train("sbn", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
+def adgm(model, changes, folder):
+    training = ADGMTrainConfig(epochs=2, batch_size=60, labels=20, average_decay=0.8, **changes)
+    images = split_labelled(digits(), classes=2)
+    watch, run = train("adgm", model, training, folder, evaluation=ADGMEvaluationConfig(samples=3), images=images)
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
@@ -251,7 +280,9 @@ def cases():
         (lvae, LVAES),
         (pixelcnn, PIXELCNNS),
         (pixelvae, PIXELVAES),
+        (cvae, CVAES),
         (sbn, SBNS),
+        (adgm, ADGMS),
     ):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)

@@ -19,6 +19,7 @@ from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.posterior2d.config import Posterior2dConfig, Posterior2dSettings
 from fastvae.recipes.training import trainer
 from fastvae.reference.affine_flow import KINDS
+from tests.recipes.class_support import keep_m1
 from tests.recipes.pixel_support import SMALL_VAE, keep, static_images
 from tests.recipes.training_support import assert_same_weights
 
@@ -35,9 +36,12 @@ OPTIONS = {
     "vat": "--data digits --data-features 64 --hidden 8 --batch-size 300 --labels 20",
     "ladder": "--data digits --data-features 64 --hidden 8 --batch-size 300 --labels 20",
     "m2": "--data digits --data-features 64 --latent 3 --hidden 8 --batch-size 300 --labels 20 --samples 2",
+    "m1m2": "--data digits --data-features 64 --latent 3 --hidden 8 --m1-latent 6 --m1-hidden 12 12 --batch-size 300 "
+    "--labels 20 --samples 2",
     "cvae": "--data digits --data-features 64 --latent 3 --hidden 8 --batch-size 300 --samples 2",
     "sbn": "--latent 4 --batch-size 50 --samples 2",
     "m1": "--latent 3 --hidden 8 8 --data digits --data-features 64 --batch-size 60 --samples 2",
+    "adgm": "--data digits --latent 3 --auxiliary 2 --hidden 8 8 --samples 2 --batch-size 300",
     "posterior2d": "--densities ring --depth 1 --width 4 --steps 3 --samples 50 --starts 1",
 }
 
@@ -73,6 +77,7 @@ def test_system_that_is_not_there():
 def test_commands_take_every_checkpoint(name, canonical, tmp_path, monkeypatch, capsys):
     data.save_npz(data.cache_folder() / "mnist.npz", canonical)
     keep(static_images(canonical), data.cache_folder(), monkeypatch)
+    keep_m1(data.cache_folder())
     out = tmp_path / "out"
     where = ["--out", str(out), "--device", "cpu", "--no-progress"]
     epochs = [] if name == "posterior2d" else ["--epochs", "2"]
