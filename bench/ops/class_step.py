@@ -27,7 +27,7 @@ def _images(case: Case, generator: torch.Generator) -> Inputs:
     return ((uniform < 0.13).to(case.torch_dtype),)
 
 
-def _model(case: Case, impl: str) -> Any:
+def _model(case: Case, impl: Any) -> Any:
     from fastvae.recipes.systems.m2.config import M2Config
     from fastvae.recipes.systems.m2.model import M2
 

@@ -42,7 +42,7 @@ def read_library(path: Path) -> Library:
     versions = {}
     for part in re.split(r"(?=Version: 1  File: )", text)[1:]:
         file = part.split()[3]
-        versions |= {name: file for name in re.findall(r"Name: (\S+)  Flags", part)}
+        versions |= dict.fromkeys(re.findall(r"Name: (\S+)  Flags", part), file)
     return Library(needed, wanted, defined, versions)
 
 
@@ -57,14 +57,30 @@ def write_stand_in(folder: Path, name: str, symbols: dict[str, set[str]]) -> Non
     lines = []
     for symbol in sorted(set().union(*symbols.values())):
         is_text = symbol.endswith(("String", "Name"))
-        answer = 'const char* {}(void) {{ return "no device"; }}' if is_text else f"long {{}}(void) {{{{ return {NO_DEVICE}; }}}}"
+        answer = (
+            'const char* {}(void) {{ return "no device"; }}'
+            if is_text
+            else f"long {{}}(void) {{{{ return {NO_DEVICE}; }}}}"
+        )
         lines.append(answer.format(symbol))
     source = folder / f"{name}.c"
     script = folder / f"{name}.map"
     source.write_text("\n".join(lines) + "\n")
     named = {version: found for version, found in symbols.items() if version}
-    script.write_text("".join(f"{version} {{ global: {'; '.join(sorted(found))}; }};\n" for version, found in named.items()))
-    arguments = ["gcc", "-shared", "-fPIC", "-w", "-nostdlib", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
+    script.write_text(
+        "".join(f"{version} {{ global: {'; '.join(sorted(found))}; }};\n" for version, found in named.items())
+    )
+    arguments = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-nostdlib",
+        f"-Wl,-soname,{name}",
+        "-o",
+        str(folder / name),
+        str(source),
+    ]
     subprocess.run(arguments + ([f"-Wl,--version-script={script}"] if named else []), check=True)
     source.unlink()
     script.unlink()

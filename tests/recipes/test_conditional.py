@@ -34,7 +34,7 @@ def test_labels_of_the_parts(tiny):
 
 
 def test_static_images_have_no_labels(capsys):
-    with pytest.raises(ValueError, match="data must be 'dynamic' for a conditional model, .*got 'static'"):
+    with pytest.raises(ValueError, match=r"data must be 'dynamic' for a conditional model, .*got 'static'"):
         PixelCNNSettings(PixelCNNConfig(conditional=True))
     assert cli.main(["train", "pixelcnn", "--conditional"]) == 1
     assert "data must be 'dynamic'" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_epochs_can_be_had_again():
 
 @pytest.mark.parametrize("binarize", [True, False])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_the_joint_batch(binarize, world_size):
+def test_processes_share_labelled_batches(binarize, world_size):
     train = spots(124).train
     for rows in rows_of([1], 8):
         whole = SemiSupervisedImages(train.images, train.labels, binarize=binarize)[rows]

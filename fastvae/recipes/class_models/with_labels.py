@@ -19,6 +19,8 @@ def join_labels(x: Tensor, labels: Tensor) -> Tensor:
 class WithLabels:
     """A :class:`~fastvae.recipes.evaluation.scan.LatentModel` of images with labels, of a model that is given labels.
 
+    Its ``x`` are images with a last column, see :func:`join_labels`.
+
     Args:
         model: its ``encode``, ``measure`` and ``log_weights`` take ``labels``.
     """
@@ -26,15 +28,15 @@ class WithLabels:
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, model.config
 
-    def encode(self, rows: Tensor) -> Any:
-        return self.model.encode(rows[:, :-1], labels=rows[:, -1].long())
+    def encode(self, x: Tensor) -> Any:
+        return self.model.encode(x[:, :-1], labels=x[:, -1].long())
 
-    def measure(self, rows: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.model.measure(rows[:, :-1], posterior, labels=rows[:, -1].long(), **noise)
+    def measure(self, x: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.model.measure(x[:, :-1], posterior, labels=x[:, -1].long(), **noise)
         return found
 
-    def log_weights(self, rows: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:
-        found: Tensor = self.model.log_weights(rows[:, :-1], posterior, samples, labels=rows[:, -1].long(), **noise)
+    def log_weights(self, x: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:
+        found: Tensor = self.model.log_weights(x[:, :-1], posterior, samples, labels=x[:, -1].long(), **noise)
         return found
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..files import open_replacement
 
 __all__ = [
-    "Shape",
     "draw_grid",
     "draw_inpainting",
     "draw_means",
@@ -28,15 +27,14 @@ __all__ = [
     "tile",
 ]
 
-Shape = tuple[int, int]
+# Height and width of images that are not square, by the number of their pixels: Frey faces.
+OBLONG = {560: (28, 20)}
 
 
-def tile(images: Tensor, rows: int, columns: int, gap: int = 2, shape: Shape | None = None) -> Tensor:
-    """``(rows * columns, pixels)`` intensities as one picture, with blank gaps between the images.
-
-    The images are square, or have the height and the width of ``shape``.
-    """
-    height, width = shape or (math.isqrt(images.shape[-1]),) * 2
+def tile(images: Tensor, rows: int, columns: int, gap: int = 2) -> Tensor:
+    """``(rows * columns, pixels)`` intensities as one picture, with blank gaps between the images."""
+    pixels = images.shape[-1]
+    height, width = OBLONG.get(pixels, (math.isqrt(pixels),) * 2)
     padded = torch.nn.functional.pad(images.reshape(rows, columns, height, width), (0, gap, 0, gap))
     picture = padded.permute(0, 2, 1, 3).reshape(rows * (height + gap), columns * (width + gap))
     return picture[: picture.shape[0] - gap, : picture.shape[1] - gap]

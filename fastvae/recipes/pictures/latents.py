@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .grids import Shape, draw_grid, save, tile
+from .grids import draw_grid, save, tile
 
 __all__ = ["draw_interpolations", "draw_manifold", "draw_plane", "draw_scatter"]
 
@@ -36,13 +36,13 @@ def draw_manifold(model: Any, path: Path, *, size: int = 20) -> None:
 
 
 @torch.no_grad()
-def draw_plane(decode: Callable[[Tensor], Tensor], path: Path, *, size: int = 20, shape: Shape | None = None) -> None:
+def draw_plane(decode: Callable[[Tensor], Tensor], path: Path, *, size: int = 20) -> None:
     """As :func:`draw_manifold`, by a function from latents ``(N, 2)`` to intensities ``(N, pixels)``."""
     quantiles = (torch.arange(size) + 0.5) / size
     grid = torch.special.ndtri(quantiles)
     # Rows run downwards in a picture, z2 upwards.
     z = torch.stack(torch.meshgrid(grid.flip(0), grid, indexing="ij")[::-1], -1).reshape(-1, 2)
-    picture = tile(decode(z), size, size, gap=0, shape=shape)
+    picture = tile(decode(z), size, size, gap=0)
     figure = Figure(figsize=(6.2, 6.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, 1, 0, 1), interpolation="nearest")
@@ -61,8 +61,8 @@ def draw_scatter(means: Tensor, labels: Tensor, path: Path) -> None:
     figure = Figure(figsize=(6.8, 6.2), layout="constrained")
     axes = figure.subplots()
     for label in labels.unique().tolist():
-        points = means[labels == label]
-        axes.scatter(*points.T.numpy(), s=4, linewidths=0, color=f"C{label % 10}", label=str(label))
+        first, second = means[labels == label].T.numpy()
+        axes.scatter(first, second, s=4, linewidths=0, color=f"C{label % 10}", label=str(label))
     axes.set_xlabel("$z_1$")
     axes.set_ylabel("$z_2$")
     axes.set_aspect("equal", "datalim")

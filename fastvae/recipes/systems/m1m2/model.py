@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ....distributions import DiagonalGaussian
-from ....nn import DiagonalGaussianHead, bound_log_sigma
+from ....nn import DiagonalGaussianHead
+from ....nn.gaussian import bound_log_sigma
 from ...class_models.conditional import list_layers
 from ...class_models.semi_supervised import SemiSupervisedVAE
 from ...evaluation.features import find_active

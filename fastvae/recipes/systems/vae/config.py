@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...data.frey import PIXELS as FREY_PIXELS
 from ...evaluation.config import EvaluationConfig
 from ...settings import (
     Implementation,
@@ -32,6 +33,9 @@ class VAEConfig:
         latent_features: dimensions of z.
         hidden_features: widths of the hidden layers of the encoder; the decoder mirrors them.
         data_features: number of pixels.
+        activation: between layers.
+        likelihood: p(x | z): ``"bernoulli"`` of binary images, or ``"gaussian"`` of intensities, with means in (0, 1)
+            and variances that the decoder gives, too.
         tril_scale: factor on the entries below the diagonal. Under Adam it acts as a learning rate of their own:
             there are many of them, and their gradients are mostly noise.
         depth: flow steps of ``"iaf"``.
@@ -55,6 +59,8 @@ class VAEConfig:
     latent_features: int = option("latent", 32)
     hidden_features: tuple[int, ...] = option("hidden", (400, 400))
     data_features: int = 784
+    activation: Literal["elu", "tanh", "softplus", "relu"] = "elu"
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     tril_scale: float = 0.1
     depth: int = 2
     width: int = 320
@@ -79,12 +85,15 @@ class VAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:
+        data: the images: ``"dynamic"``, MNIST binarised for every batch, or ``"frey"``, the intensities of the Frey faces, for
+            a model with --likelihood gaussian --data-features 560.
         learning_rate: peak of the one-cycle schedule of Adam.
         free_bits: free nats in every latent dimension.
         free_bits_groups: groups of consecutive dimensions; the mean of a group's KL term over the batch has one floor,
             the free nats of its dimensions. 0: every dimension is a group.
     """
 
+    data: Literal["dynamic", "frey"] = "dynamic"
     epochs: int = 25
     learning_rate: float = 2e-3
     free_bits: float = 0.0
@@ -106,3 +115,10 @@ class VAESettings:
 
     def __post_init__(self) -> None:
         check_groups(self.training.free_bits_groups, self.model.latent_features)
+        likelihood = "gaussian" if self.training.data == "frey" else "bernoulli"
+        if self.model.likelihood != likelihood:
+            raise ValueError(
+                f"likelihood must be {likelihood!r} for data={self.training.data!r}, got {self.model.likelihood!r}"
+            )
+        if self.training.data == "frey" and self.model.data_features != FREY_PIXELS:
+            raise ValueError(f"data_features must be {FREY_PIXELS} for data='frey', got {self.model.data_features}")
