@@ -61,7 +61,7 @@ def test_gaussian_likelihood():
     q = model.encode(x)
     z, _, kl = q.rsample_with_kl(eps=eps)
     torch.testing.assert_close(model.bound(x, eps=eps), model.log_likelihood(x, z) - kl)
-    with pytest.raises(RecipeError, match="likelihood must be 'bernoulli' .*, got 'gaussian'"):
+    with pytest.raises(RecipeError, match=r"likelihood must be 'bernoulli' .*, got 'gaussian'"):
         model.latent_gradient(z, x)
 
 
