@@ -61,7 +61,7 @@ def test_gaussian_likelihood():
     q = model.encode(x)
     z, _, kl = q.rsample_with_kl(eps=eps)
     torch.testing.assert_close(model.bound(x, eps=eps), model.log_likelihood(x, z) - kl)
-    with pytest.raises(RecipeError, match="likelihood must be 'bernoulli' .*, got 'gaussian'"):
+    with pytest.raises(RecipeError, match=r"likelihood must be 'bernoulli' .*, got 'gaussian'"):
         model.latent_gradient(z, x)
 
 
@@ -77,7 +77,8 @@ def test_run(faces, tmp_path, capsys):
     assert cli.main([*words, "--device", "cpu"]) == 0
     losses = [float(line.split(",")[2]) for line in (out / "metrics.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0]
-    assert cli.main(["manifold", str(out / "last.ckpt"), "-o", str(out / "m.png"), "--scatter", str(out / "s.png")]) == 0
+    words = ["manifold", str(out / "last.ckpt"), "-o", str(out / "m.png"), "--scatter", str(out / "s.png")]
+    assert cli.main(words) == 0
     assert {"m.png", "s.png", "samples.png", "reconstructions.png"} <= {path.name for path in out.iterdir()}
 
 
