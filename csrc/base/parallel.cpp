@@ -55,32 +55,53 @@ bool has_threads(int threads) {
   return true;
 }
 
+// A call of run_team, and what its threads share.
+struct Team {
+  void (*body)(const void* context, Member member);
+  const void* context;
+  bool failed = false;
+  std::exception_ptr first{};
+  std::mutex gate{};
+};
+
+// What each thread of a team does.
+void take_part(void* of_team) {
+  Team& team = *static_cast<Team*>(of_team);
+  bool done = can_throw();
+  if (done) {
+    try {
+      team.body(team.context, {omp_get_thread_num(), omp_get_num_threads(), &team.failed});
+    } catch (...) {
+      done = false;
+      const std::lock_guard<std::mutex> lock(team.gate);
+      if (!team.first) team.first = std::current_exception();
+    }
+  }
+  if (!done) {
+#pragma omp atomic write
+    team.failed = true;
+  }
+}
+
 }  // namespace
+
+#ifdef __linux__
+// What GCC makes of a parallel region. Clang would ask for a second runtime beside PyTorch's.
+extern "C" void GOMP_parallel(void (*region)(void*), void* data, unsigned threads, unsigned flags);
+#endif
 
 // Kernels of every instruction set run in this one region, which is compiled for all processors.
 void run_team(int threads, void (*body)(const void* context, Member member), const void* context) {
-  bool failed = false;
-  if (!has_threads(threads)) return body(context, {0, 1, &failed});
-  std::exception_ptr first;
+  Team team{body, context};
+  if (!has_threads(threads)) return body(context, {0, 1, &team.failed});
+#ifdef __linux__
+  GOMP_parallel(take_part, &team, static_cast<unsigned>(threads), 0);
+#else
 #pragma omp parallel num_threads(threads)
-  {
-    bool done = can_throw();
-    if (done) {
-      try {
-        body(context, {omp_get_thread_num(), omp_get_num_threads(), &failed});
-      } catch (...) {
-        done = false;
-#pragma omp critical(fastvae_failure)
-        if (!first) first = std::current_exception();
-      }
-    }
-    if (!done) {
-#pragma omp atomic write
-      failed = true;
-    }
-  }
-  if (first) std::rethrow_exception(first);
-  if (failed) throw std::bad_alloc();
+  take_part(&team);
+#endif
+  if (team.first) std::rethrow_exception(team.first);
+  if (team.failed) throw std::bad_alloc();
 }
 
 }  // namespace fastvae

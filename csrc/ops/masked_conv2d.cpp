@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 #include "base/memory.h"
@@ -184,8 +185,8 @@ class PartSums {
       const int64_t first = part / width * width, other = first ^ width;
       if (other >= parts) continue;
       std::unique_ptr<WeightSums<T>> found;
-#pragma omp critical(fastvae_masked_conv2d)
       {
+        const std::lock_guard<std::mutex> lock(gate_);
         Waiting& partner = waiting_[static_cast<size_t>(other)];
         if (partner.width == width)
           found = std::move(partner.sums);
@@ -207,6 +208,7 @@ class PartSums {
     std::unique_ptr<WeightSums<T>> sums;
   };
   std::vector<Waiting> waiting_;
+  std::mutex gate_;
 };
 
 int64_t count_parts(int64_t units, int64_t pixels) {

@@ -72,8 +72,9 @@ def check_condition(condition: Tensor, x: Tensor) -> None:
     """Raises unless ``condition``, made of a context, can be added to the maps ``x``."""
     n, _, height, width = x.shape
     # Size by size: a compiler knows no "in" of sizes that it keeps open.
-    images, _, *size = condition.shape
-    if not ((images == n or images == 1) and (size == [height, width] or size == [1, 1])):
+    images, _, rows, columns = condition.shape
+    fits = (rows == height and columns == width) or (rows == 1 and columns == 1)
+    if not ((images == n or images == 1) and fits):
         raise ValueError(
             f"context must belong to {n} images, and a map must be {height} x {width}, for x {tuple(x.shape)}; what "
             f"was made of it is {tuple(condition.shape)}"

@@ -80,7 +80,8 @@ class PixelNetwork(nn.Module):
         # While the network is recorded there are no numbers.
         if not isinstance(x, Tensor) or x.dtype in (torch.float16, torch.bfloat16):
             return x
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        floating = [p.dtype for p in self.parameters() if p.is_floating_point()]
+        dtype = floating[0] if floating else torch.get_default_dtype()
         if is_integral(x):
             numbers: Tensor = self.likelihood.to_values(x, dtype, name="x")
             return numbers

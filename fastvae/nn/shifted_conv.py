@@ -30,6 +30,7 @@ class DownShiftedConv2d(MaskedConv2d):
         (Salimans, Karpathy, Chen, Kingma, 2017).
 
     Example:
+        >>> import torch
         >>> DownShiftedConv2d(4, 8)(torch.randn(2, 4, 5, 5)).shape
         torch.Size([2, 8, 5, 5])
     """
@@ -82,6 +83,7 @@ class DownRightShiftedConv2d(MaskedConv2d):
         (Salimans, Karpathy, Chen, Kingma, 2017).
 
     Example:
+        >>> import torch
         >>> DownRightShiftedConv2d(4, 8)(torch.randn(2, 4, 5, 5)).shape
         torch.Size([2, 8, 5, 5])
     """

@@ -31,11 +31,11 @@ def to_same_kind(**tensors: Tensor) -> list[Tensor]:
     for name, t in others:
         if t.device != first.device:
             raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; it is on {t.device}")
-    other = next(((name, t) for name, t in others if t.dtype is not first.dtype), None)
-    if other is None:
+    different = [(name, t) for name, t in others if t.dtype is not first.dtype]
+    if not different:
         return list(tensors.values())
     if not is_autocasting(first.device.type):
-        name, t = other
+        name, t = different[0]
         raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {t.dtype}")
     widest = first.dtype
     for _, t in others:
@@ -63,7 +63,10 @@ def to_kind_of_products(
     under_autocast = torch._C._is_any_autocast_enabled()
     if alike and not under_autocast:
         return (x, weight, *optional.values())
-    named = {name: x, "weight": weight} | {name: t for name, t in optional.items() if t is not None}
+    named = {name: x, "weight": weight}
+    for key, t in optional.items():
+        if t is not None:
+            named[key] = t
     if under_autocast and isinstance(x, Tensor) and is_autocasting(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         named = {name: to_autocast(t, dtype) for name, t in named.items()}

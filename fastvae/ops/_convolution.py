@@ -133,7 +133,8 @@ def structure_of(
     if (in_degrees is None) != (out_degrees is None):
         missing, given = ("in_degrees", "out_degrees") if in_degrees is None else ("out_degrees", "in_degrees")
         raise ValueError(f"{missing} must be given together with {given}, got None")
-    has_rule = num_colors > 1 or in_degrees is not None
+    # A number of colours that a compiler keeps open gives a truth value that not every torch converts.
+    has_rule = True if num_colors > 1 else in_degrees is not None
     return ConvStructure(kernel_size, mask_type, origin, order, has_rule)
 
 

@@ -170,8 +170,8 @@ def prepare(
     )
     *tensors, x = given
     if not route.alike or torch._C._is_any_autocast_enabled():
-        tensors = _checks.to_one_kind(dict(zip(names, tensors, strict=False)), more + count)
-    points = dict(zip(points, tensors, strict=False))
+        tensors = _checks.to_one_kind(dict(zip(names[: len(tensors)], tensors, strict=True)), more + count)
+    points = dict(zip(points, tensors[:more], strict=True))
     weights, biases = tensors[more : more + count], tensors[more + count :]
     _check_layers(points, weights, biases)
     z = tensors[0]

@@ -187,7 +187,9 @@ def affine_flow(
         return out, reference.log_det_map(log_det, out, scale_logit, kind, inverse)
     if route.rows:
         return _step(route, z, shift, scale_logit, kind, inverse)
-    named = {"z": z, "shift": shift} | ({} if scale_logit is None else {"scale_logit": scale_logit})
+    named = {"z": z, "shift": shift}
+    if scale_logit is not None:
+        named["scale_logit"] = scale_logit
     if not route.alike:
         named = dict(zip(named, _checks.to_same_kind(**named), strict=True))
     _checks.check_features(**named)

@@ -153,8 +153,11 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, *, kind: str = 
         n, c, h, w = x.shape
         # Size by size: a compiler knows no "in" of sizes that it keeps open.
         fits = condition.dim() in (2, 4) and (condition.shape[0] == n or condition.shape[0] == 1)
-        channels, *size = condition.shape[1:] if fits else (0,)
-        if channels != c or not (size == [] or size == [h, w] or size == [1, 1]):
+        fits = fits and condition.shape[1] == c
+        if fits and condition.dim() == 4:
+            rows, columns = condition.shape[2:]
+            fits = (rows == h and columns == w) or (rows == 1 and columns == 1)
+        if not fits:
             raise ValueError(
                 f"condition must have shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, {c}, {h}, {w}), or 1 for {n}, for x "
                 f"{tuple(x.shape)}, got {tuple(condition.shape)}"

@@ -124,7 +124,7 @@ class ConvStructure:
         object.__setattr__(self, "kernel_size", kernel)
         object.__setattr__(self, "origin", origin)
         # The vertical types never have a rule, so that equal structures compare equal.
-        object.__setattr__(self, "has_rule", bool(self.has_rule) and not self.is_vertical)
+        object.__setattr__(self, "has_rule", not self.is_vertical and self.has_rule)
         object.__setattr__(self, "taps", self._range_of_taps(*kernel, *origin))
 
     def _range_of_taps(self, height: int, width: int, row: int, column: int) -> tuple[int, ...]:

@@ -98,13 +98,13 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   }
 
   const auto& units = kernels.bernoulli;
-  auto both = r.array(2 * k * n * d), log_probs = r.array(2 * k * n);
+  auto of_units = r.array(2 * k * n * d), log_probs = r.array(2 * k * n);
   for (int64_t pairs = 0; pairs < 2; ++pairs) {
     const int64_t count = pairs ? 2 * k : k;
-    units.fwd(mu, noise, pairs == 1, both.get(), log_probs.get(), e);
-    r.keep(both, count * n * d);
+    units.fwd(mu, noise, pairs == 1, of_units.get(), log_probs.get(), e);
+    r.keep(of_units, count * n * d);
     r.keep(log_probs, count * n);
-    units.bwd(log_probs.get(), both.get(), mu, a.get(), {count, n, d});
+    units.bwd(log_probs.get(), of_units.get(), mu, a.get(), {count, n, d});
     r.keep(a, n * d);
   }
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 - its OpenMP serves the extension
 
 
 def load(folder: str) -> None:

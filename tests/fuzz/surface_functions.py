@@ -237,7 +237,10 @@ def class_linear(draw: Draw) -> Problem:
         x, weights, (class_weight, *bias) = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         return F.class_linear(x, weights, class_weight, *bias, labels=labels, activation=activation)
 
-    return Problem(call, inputs)
+    # At NaN PyTorch's elu passes a gradient on, the kernels' does not. PyTorch's gelu and softplus have no tails. Large
+    # weights multiply the rounding of a saturated activation's slope.
+    compared = not (draw.hostile and activation in ("gelu", "softplus"))
+    return Problem(call, inputs, cuts=activation == "elu", ill_conditioned=draw.hostile, compared=compared)
 
 
 def masked_conv2d(draw: Draw) -> Problem:

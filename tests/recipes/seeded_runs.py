@@ -15,15 +15,19 @@ import numpy as np
 import torch
 
 from fastvae import _C
+from fastvae.recipes.data.labelled import split_labelled
 from fastvae.recipes.data.mnist import Mnist
 from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
+from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
 from fastvae.recipes.systems.cvae.config import CVAEConfig, CVAETrainConfig
+from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
 from fastvae.recipes.systems.ladder.config import LadderConfig, LadderTrainConfig
 from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.lvae.config import LVAEConfig, LVAETrainConfig
+from fastvae.recipes.systems.m1.config import M1Config, M1TrainConfig
 from fastvae.recipes.systems.m2.config import M2Config, M2TrainConfig
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig, PixelVAETrainConfig
@@ -49,6 +53,10 @@ IAFS = {
     "iaf_vae, iaf": (IAFVAEConfig(**FLOW), {}),
     "iaf_vae, iaf on a full covariance": (IAFVAEConfig(base="triangular", kind="iaf_release", **FLOW), {"seed": 2}),
     "iaf_vae, full covariance": (IAFVAEConfig("triangular", **FLOW), {"free_bits": 0.2}),
+}
+HVIS = {
+    "hvi, dense": (HVIConfig("dense", 2, 3, hidden_features=(8,), momentum_features=4), {}),
+    "hvi, conv": (HVIConfig("conv", 1, 3, (2, 3, 4), (8,), 4), {}),
 }
 IWAES = {
     "iwae, one layer": (IWAEConfig(1, (3,), (8,)), {"importance_samples": 4}),
@@ -87,6 +95,14 @@ SBNS = {
     "sbn, two layers": (SBNConfig("linear2", **UNITS), {"estimator": "disarm", "data": "dynamic"}),
     "sbn, input baseline": (SBNConfig("nonlinear", **UNITS), {"estimator": "nvil"}),
     "sbn, relaxed": (SBNConfig(**UNITS), {"estimator": "rebar"}),
+}
+
+
+M1S = {"m1": (M1Config(4, (16, 12)), {})}
+
+ADGMS = {
+    "adgm": (ADGMConfig("adgm", 4, 3, (12, 10), classes=2), {}),
+    "adgm, skips": (ADGMConfig("sdgm", 4, 3, (12, 10), classes=2), {"auxiliary_samples": 2, "seed": 3}),
 }
 
 
@@ -149,12 +165,13 @@ def gather(watch, model, samples, figures):
     }
 
 
-def train(name, model, training, folder):
+def train(name, model, training, folder, *, evaluation=FEW, images=None):
     """A run of a system on its images; the watch and the run."""
     system, watch = find_system(name), Watch()
-    evaluation = {"evaluation": FEW} if name != "pixelcnn" else {}
-    settings = system.settings(model=model, training=training, **evaluation)
-    images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else digits()
+    parts = {"evaluation": evaluation} if name != "pixelcnn" else {}
+    settings = system.settings(model=model, training=training, **parts)
+    if images is None:
+        images = split_mnist(digits()) if name.startswith(("pixel", "sbn")) else split_labelled(digits())
     run = system.run(settings, folder, images=images, accelerator="cpu", progress=False, callbacks=[watch])
     return watch, run
 
@@ -165,10 +182,22 @@ def vae(model, changes, folder):
     return gather(watch, run.model, decode(run.model), run.figures)
 
 
+def m1(model, changes, folder):
+    training = M1TrainConfig(epochs=2, batch_size=60, learning_rate=1e-2, **changes)
+    watch, run = train("m1", model, training, folder)
+    return gather(watch, run.model, decode(run.model), run.figures)
+
+
 def iaf_vae(model, changes, folder):
     training = IAFTrainConfig(epochs=2, batch_size=60, average_decay=0.8, **changes)
     watch, run = train("iaf_vae", model, training, folder)
     return gather(watch, run.model, decode(run.model), run.figures)
+
+
+def hvi(model, changes, folder):
+    training = HVITrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("hvi", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
 def iwae(model, changes, folder):
@@ -217,6 +246,13 @@ def sbn(model, changes, folder):
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
+def adgm(model, changes, folder):
+    training = ADGMTrainConfig(epochs=2, batch_size=60, labels=20, average_decay=0.8, **changes)
+    images = split_labelled(digits(), classes=2)
+    watch, run = train("adgm", model, training, folder, evaluation=ADGMEvaluationConfig(samples=3), images=images)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def posterior2d(kind):
     config = Posterior2dConfig(depth=2, width=8, steps=30, batch_size=64, samples=500, starts=2, seed=4)
     losses, first, found = [], {}, {}
@@ -237,13 +273,16 @@ def cases():
     found = {}
     for run, settings in (
         (vae, VAES),
+        (m1, M1S),
         (iaf_vae, IAFS),
+        (hvi, HVIS),
         (iwae, IWAES),
         (lvae, LVAES),
         (pixelcnn, PIXELCNNS),
         (pixelvae, PIXELVAES),
         (cvae, CVAES),
         (sbn, SBNS),
+        (adgm, ADGMS),
     ):
         for name, (model, changes) in settings.items():
             found[name] = lambda folder, run=run, model=model, changes=changes: run(model, changes, folder)

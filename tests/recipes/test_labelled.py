@@ -18,7 +18,7 @@ from fastvae.recipes.data.semi_supervised import (
 from fastvae.recipes.evaluation.classification import count_classes, measure_classes
 from fastvae.recipes.training.labelled_config import LabelledAveragedTrainConfig, LabelledTrainConfig
 from tests.recipes.labelled_support import Linear, LinearConfig, LinearSettings, LinearSystem, spots
-from tests.recipes.training_support import assert_same_run, metrics
+from tests.recipes.training_support import assert_same_run, metrics, train_on_one_and_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 
@@ -135,7 +135,7 @@ def test_epochs_can_be_had_again():
 
 @pytest.mark.parametrize("binarize", [True, False])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_the_joint_batch(binarize, world_size):
+def test_processes_share_labelled_batches(binarize, world_size):
     train = spots(124).train
     for rows in rows_of([1], 8):
         whole = SemiSupervisedImages(train.images, train.labels, binarize=binarize)[rows]
@@ -258,3 +258,14 @@ def test_images_of_another_width(tmp_path, tiny):
     settings = LinearSettings(training=LabelledTrainConfig(epochs=1, batch_size=20, labels=6))
     with pytest.raises(RecipeError, match="data_features must be 784, the pixels of an image of synthetic, got 16"):
         LinearSystem().run(settings, tmp_path, images=split_labelled(tiny, 3), accelerator="cpu", progress=False)
+
+
+@pytest.mark.thorough
+def test_two_processes_train_as_one(tmp_path):
+    folders = train_on_one_and_two_processes("labelled_two_processes.py", spots(), tmp_path)
+    one, two = (json.loads((folder / "losses.json").read_text()) for folder in folders)
+    assert one.keys() == two.keys() == {"m1", "linear"}
+    for name, losses in one.items():
+        assert len(losses["train"]) == 6
+        assert two[name]["train"] == pytest.approx(losses["train"], rel=1e-9)
+        assert two[name]["test"] == pytest.approx(losses["test"], rel=1e-6)

@@ -206,7 +206,9 @@ def test_resumed_run_ends_as_an_unbroken_one(runs):
 def test_predictions_do_not_depend_on_the_batch(runs):
     model, x = runs[0][0].model, torch.rand(5, 16)
     torch.testing.assert_close(model.class_logits(x)[:1], model.class_logits(x[:1]))
-    assert model.reconstruct(x).shape == x.shape
+    found = model.reconstruct(x)
+    assert found.shape == x.shape
+    assert not found.requires_grad
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

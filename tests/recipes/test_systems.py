@@ -28,6 +28,7 @@ PLANE = Posterior2dSettings(Posterior2dConfig(("ring",), 1, 4, steps=3, samples=
 OPTIONS = {
     "vae": "--latent 3 --hidden 8 --batch-size 60 --samples 2",
     "iaf_vae": "--latent 3 --depth 1 --width 8 --maps 2 --dense 8 --batch-size 60 --samples 2",
+    "hvi": "--network dense --leapfrog 1 --latent 3 --hidden 8 --momentum 4 --batch-size 60 --samples 2",
     "iwae": "--layers 2 --latent 3 2 --hidden 8 6 --k 3 --objective dreg --batch-size 60 --samples 2",
     "lvae": "--latent 3 2 --hidden 8 6 --batch-size 60 --samples 2",
     "pixelcnn": "--layers 2 --maps 4 --filter 3 --batch-size 50",
@@ -39,6 +40,8 @@ OPTIONS = {
     "--labels 20 --samples 2",
     "cvae": "--data digits --data-features 64 --latent 3 --hidden 8 --batch-size 300 --samples 2",
     "sbn": "--latent 4 --batch-size 50 --samples 2",
+    "m1": "--latent 3 --hidden 8 8 --data digits --data-features 64 --batch-size 60 --samples 2",
+    "adgm": "--data digits --latent 3 --auxiliary 2 --hidden 8 8 --samples 2 --batch-size 300",
     "posterior2d": "--densities ring --depth 1 --width 4 --steps 3 --samples 50 --starts 1",
 }
 

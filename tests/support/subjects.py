@@ -271,6 +271,8 @@ LAYERS = [
           normal(2, 4, 5)),
     layer("MaskedConv2d of groups", lambda: layers.MaskedConv2d(4, 4, 3, mask_type="B", groups=2, padding="same",
           activation="elu"), normal(4, 4, 5)),
+    layer("MaskedConv2d normalised",
+          lambda: layers.MaskedConv2d(2, 4, 3, padding=1, num_colors=2, weight_norm=True), normal(2, 4, 5)),
     layer("DownShiftedConv2d", lambda: layers.DownShiftedConv2d(2, 3), normal(2, 4, 5)),
     layer("DownRightShiftedConv2d", lambda: layers.DownRightShiftedConv2d(2, 3), normal(2, 4, 5)),
     layer("GatedActivation", lambda: layers.GatedActivation("linear"), normal(4, 3, 5), normal(4)),

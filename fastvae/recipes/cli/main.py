@@ -39,6 +39,7 @@ COMMANDS = {
     "analogies": Command("decode the style of test images with every class", "latents", "analogies"),
     "manifold": Command("draw a latent plane, and test images over it", "latents", "manifold"),
     "table": Command("a table of the lecture, with the figures of your runs", "tables", "table"),
+    "classify": Command("classify images by their latents, with few labels", "classify", "classify_checkpoint"),
     "compress": Command("compress images without loss, with a trained pixelcnn", "compression", "compress"),
     "decompress": Command("the images of a compressed file", "compression", "decompress"),
     "demo": Command("train a VAE with each posterior, measure and draw", "demo", "demo"),

@@ -39,6 +39,12 @@ CATALOGUE = {
         "importance-sampled log p(x), and draw.",
         "iaf-out",
     ),
+    "hvi": Entry(
+        "Salimans, Kingma, Welling 2015",
+        "a VAE whose posterior takes steps of Hamiltonian dynamics, on MNIST",
+        "Train a convolutional VAE with Hamiltonian variational inference on dynamically binarised MNIST; then print "
+        "test ELBO and importance-sampled log p(x), and draw.",
+    ),
     "iwae": Entry(
         "Burda, Grosse, Salakhutdinov 2015",
         "an importance-weighted auto-encoder of one or two stochastic layers, on MNIST",
@@ -119,9 +125,9 @@ CATALOGUE = {
     "adgm": Entry(
         "Maaløe et al. 2016",
         "an auxiliary or a skip deep generative model, on MNIST with few labels, or on half moons",
-        "Train an auxiliary deep generative model, or with --kind sdgm a skip deep generative model, with few labels: "
-        "on dynamically binarised MNIST, the digits of scikit-learn, or points of two half moons; then print "
-        "the test error and the bound, and draw samples of each class and the auxiliary features.",
+        "Train an auxiliary deep generative model, or with --kind sdgm a skip deep generative model, with few labels "
+        "on dynamically binarised MNIST, the digits of scikit-learn, or points of two half moons in the plane; then "
+        "print the test error and the bound, and draw samples of each class and the auxiliary features.",
     ),
 }
 

@@ -88,6 +88,7 @@ class ADGMTrainConfig(LabelledAveragedTrainConfig):
         beta: weight of the classifier: that of log q(y | a, x) is beta N / N_l, for N images and N_l labels.
         weight_prior: precision of the Gaussian prior on the weights of the linear maps; 0 for no prior.
         most_norm: the norm of the gradient that a longer one is scaled to.
+        kl_warmup: epochs until the divergences of a and z have weight 1.
 
     Raises:
         ValueError: a value is none of its choices, or a number is out of its range.
@@ -99,10 +100,11 @@ class ADGMTrainConfig(LabelledAveragedTrainConfig):
     beta: float = 0.1
     weight_prior: float = 1.0
     most_norm: float = 5.0
+    kl_warmup: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, auxiliary_samples=1)
+        check_whole(self, auxiliary_samples=1, kl_warmup=0)
         check_positive(self, "most_norm")
         check_positive(self, "beta", "weight_prior", zero=True)
         if self.batch_size < 2:

@@ -202,6 +202,11 @@ class ADGM(nn.Module):
         """The bound of log p(x, y), ``(N,)``, nats, outside of training."""
         return bound_labelled(self.measure_terms(x, labels, samples=samples, noise=noise))
 
+    def unlabelled_training_bound(self, x: Tensor, *, samples: int = 1, noise: Noise = NO_NOISE) -> Tensor:
+        """The bound of log p(x), ``(N,)``, nats, with batch statistics of ``x``, which must be 2 images or more."""
+        statistics = BatchStatistics(len(x))
+        return bound_unlabelled(self.measure_terms(x, samples=samples, noise=noise, statistics=statistics))
+
     def training_bounds(
         self,
         x_u: Tensor,
@@ -212,6 +217,7 @@ class ADGM(nn.Module):
         noise_u: Noise = NO_NOISE,
         noise_l: Noise = NO_NOISE,
         rows: int | None = None,
+        kl_weight: float = 1.0,
     ) -> TrainingBounds:
         """The bounds of a training step; the unlabelled images give the batch statistics.
 
@@ -223,6 +229,7 @@ class ADGM(nn.Module):
             noise_u: of the unlabelled data.
             noise_l: of the labelled data.
             rows: unlabelled images of all processes; N if None.
+            kl_weight: of the divergences of a and z.
 
         Raises:
             ValueError: there are fewer than 2 unlabelled images, or widths differ.
@@ -236,8 +243,8 @@ class ADGM(nn.Module):
         log_q = labelled.class_logits.log_softmax(-1)
         own = y_l[:, None, None].expand(-1, log_q.shape[1], 1)
         return TrainingBounds(
-            bound_unlabelled(unlabelled),
-            bound_labelled(labelled),
+            bound_unlabelled(unlabelled, kl_weight),
+            bound_labelled(labelled, kl_weight),
             log_q.gather(-1, own).squeeze(-1).mean(1),
             labelled.class_logits,
         )
@@ -290,11 +297,12 @@ class ADGM(nn.Module):
         return self.to_means(self.decode_features(a, z, labels))[:, 0]
 
 
-def bound_unlabelled(terms: Terms) -> Tensor:
+def bound_unlabelled(terms: Terms, kl_weight: float = 1.0) -> Tensor:
     """The sum over classes of each sample of a, then the mean over these: ``(N,)``."""
-    return class_bound(terms.log_p_x, terms.kl_a + terms.kl_z, terms.class_logits)[0].mean(1)
+    kl = kl_weight * (terms.kl_a + terms.kl_z)
+    return class_bound(terms.log_p_x, kl, terms.class_logits)[0].mean(1)
 
 
-def bound_labelled(terms: Terms) -> Tensor:
-    bounds = terms.log_p_x - terms.kl_a - terms.kl_z - math.log(terms.class_logits.shape[-1])
+def bound_labelled(terms: Terms, kl_weight: float = 1.0) -> Tensor:
+    bounds = terms.log_p_x - kl_weight * (terms.kl_a + terms.kl_z) - math.log(terms.class_logits.shape[-1])
     return bounds.mean(1)

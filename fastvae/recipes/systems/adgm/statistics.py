@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 
 __all__ = ["BatchStatistics", "ClassBatchNorm"]
 
@@ -113,5 +114,19 @@ def add_processes(value: Tensor) -> Tensor:
     """The sum of a value over all processes, with its gradient."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return value
-    found: Tensor = all_reduce(value)
+    found: Tensor = _AddProcesses.apply(value)
     return found
+
+
+class _AddProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> Tensor:
+        # Every process has a loss of its own, on which the total acts.
+        found: Tensor = _AddProcesses.apply(d_total)
+        return found

@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...data.batches import NOISE, stream_seed
+from ....objectives import LinearSchedule
+from ...data.batches import EVALUATION, NOISE, stream_seed
 from ...data.semi_supervised import SemiSupervisedBatch
 from ...training.labelled_task import TERM, TESTED, ClassErrors
 from ...training.task import AveragedTask
@@ -59,6 +60,7 @@ class ADGMTask(ClassErrors, AveragedTask):
 
     def training_step(self, batch: SemiSupervisedBatch, batch_index: int) -> Tensor:
         x_l, y_l, x_u = batch
+        ramp = self.config.kl_warmup * self.trainer.num_training_batches
         size = len(cast(Any, self.trainer).datamodule.images.x_train)
         found = self.model.training_bounds(
             x_u,
@@ -68,6 +70,7 @@ class ADGMTask(ClassErrors, AveragedTask):
             noise_u=self.part_noise(x_u, UNLABELLED),
             noise_l=self.part_noise(x_l, LABELLED),
             rows=len(x_u) * self.trainer.world_size,
+            kl_weight=LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0,
         )
         unlabelled, labelled, log_q = (bound.mean() for bound in found[:3])
         classified = self.config.beta * size / self.config.labels * log_q
@@ -76,6 +79,14 @@ class ADGMTask(ClassErrors, AveragedTask):
             terms = [self.count_errors(found.logits.softmax(-1).mean(1), y_l), unlabelled, labelled, log_q]
             self.epoch_terms += torch.stack([term.to(self.epoch_terms) for term in terms])
         return self.record_loss(loss, x_u)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, int, int], batch_index: int) -> None:
+        x, y, first, rows = batch
+        generator = torch.Generator(x.device).manual_seed(stream_seed(self.config.seed, EVALUATION, 0))
+        model = cast(ADGM, self.final_model)
+        found = model.class_probabilities(x, noise=Noise(generator, first, rows)).argmax(1)
+        error = 100.0 * (found != y).to(x.dtype).mean()
+        self.log(TESTED, error, prog_bar=True, sync_dist=True, batch_size=len(x))
 
     def penalty(self) -> Tensor | float:
         """Minus the log-density of the weights under their prior, without its constant."""

@@ -151,6 +151,7 @@ class Ladder(nn.Module):
         ]
         return logits[:labelled], torch.stack(costs)
 
+    @torch.no_grad()
     def reconstruct(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Inputs ``(N, pixels)`` with noise and denoised, in [0, 1].
 

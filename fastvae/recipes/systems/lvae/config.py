@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...evaluation.config import EvaluationConfig
 from ...settings import Implementation, check_choices, check_sizes, check_whole, option, to_plain
-from ...training.config import TrainConfig
+from ...training.config import WarmupConfig
 
 __all__ = ["LVAEConfig", "LVAESettings", "LVAETrainConfig"]
 
@@ -57,14 +57,13 @@ class LVAEConfig:
 
 
 @dataclass(frozen=True)
-class LVAETrainConfig(TrainConfig):
+class LVAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:
         batch_size: images in a batch; 2 or more, as batch norm takes statistics of it.
         learning_rate: of Adam, at the start.
         final_learning_rate: at the end of its half cosine.
-        kl_warmup: epochs until the KL terms have weight 1.
     """
 
     epochs: int = 200
@@ -75,7 +74,7 @@ class LVAETrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, kl_warmup=0, batch_size=2)
+        check_whole(self, batch_size=2)
         if not 0 <= self.final_learning_rate <= self.learning_rate:
             raise ValueError(
                 f"final_learning_rate must be between 0 and learning_rate={self.learning_rate}, "

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ....objectives import LinearSchedule
 from ...batch_statistics import check_one_process, collect_statistics
 from ...data.batches import NOISE, BinarizedImages, JointBatches, stream_seed
 from ...training.rates import half_cosine
@@ -69,8 +68,7 @@ class LVAETask(EpochTask):
         torch.nn.utils.clip_grad_value_(parameters, MOST_NUMBER)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        ramp = self.config.kl_warmup * self.trainer.num_training_batches
-        beta = LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0
+        beta = self.config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
         log_p_x, kl = self.model.measure(x, **self.step_noise(x))
         loss = -(log_p_x - beta * kl.sum(-1)).mean()
         with torch.no_grad():

@@ -48,7 +48,10 @@ def draw_bounds(runs: Mapping[str, Rows], path: Path) -> None:
 
 
 def draw_variances(runs: Mapping[str, Rows], path: Path) -> None:
-    """The variances of the encoder's gradient against the step."""
+    """The variances of the encoder's gradient against the step.
+
+    Those of ``nvil`` are smaller by the square of the deviation that it divides its signals by.
+    """
     title = "Variance of the encoder's gradient, 50 images"
     axes = _draw(runs, path, {"gradient_variance": "-"}, "sum over weights", title)
     # Units that are certain have no gradient.

@@ -85,8 +85,8 @@ class VAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:
-        data: the images: ``"dynamic"``, MNIST binarised for every batch, or ``"frey"``, the intensities of the Frey
-            faces, for a model with --likelihood gaussian --data-features 560.
+        data: the images: ``"dynamic"``, MNIST binarised for every batch, or ``"frey"``, intensities of the Frey faces,
+            for a model with --likelihood gaussian --data-features 560.
         learning_rate: peak of the one-cycle schedule of Adam.
         free_bits: free nats in every latent dimension.
         free_bits_groups: groups of consecutive dimensions; the mean of a group's KL term over the batch has one floor,

@@ -1,18 +1,18 @@
-"""Two moons with few labels: a problem on the plane that a classifier alone solves badly."""
+"""Two half moons with few labels: a problem on the plane that a classifier alone solves badly."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...batch_statistics import collect_statistics
+from ...data.moons import make_moons
 from .config import VATConfig
 from .model import VATClassifier
 
-__all__ = ["Moons", "fit_moons", "make_moons"]
+__all__ = ["Moons", "fit_moons", "label_moons"]
 
 
 class Moons(NamedTuple):
@@ -23,22 +23,21 @@ class Moons(NamedTuple):
     labelled: Tensor
 
 
-def make_moons(count: int = 250, labelled: int = 2, noise: float = 0.1, seed: int = 0) -> Moons:
-    """Two half circles that reach into each other.
+def label_moons(count: int = 500, *, seed: int = 0) -> Moons:
+    """Two half moons with a label near each of their four ends.
 
     Args:
-        count: points of each moon.
-        labelled: of them, spread evenly along the moon.
-        noise: standard deviation of a point.
-        seed: of the noise.
+        count: points of both moons.
+        seed: of the points.
     """
-    angle = torch.linspace(0.0, math.pi, count)
-    upper = torch.stack([angle.cos(), angle.sin()], 1)
-    lower = torch.stack([1.0 - angle.cos(), 0.5 - angle.sin()], 1)
-    points = torch.cat([upper, lower])
-    points += noise * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
-    rows = torch.linspace(0.1 * count, 0.9 * count, labelled).long()
-    return Moons(points, torch.arange(2).repeat_interleave(count), torch.cat([rows, rows + count]))
+    train = make_moons(count, seed=seed).train
+    points, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+    found = []
+    for moon in (0, 1):
+        rows = (labels == moon).nonzero().flatten()
+        along = rows[points[rows, 0].argsort()]
+        found += [along[len(along) // 10], along[-(len(along) // 10)]]
+    return Moons(points, labels, torch.stack(found))
 
 
 def fit_moons(moons: Moons, weight: float, *, steps: int = 150, seed: int = 0) -> VATClassifier:

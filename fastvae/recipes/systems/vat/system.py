@@ -10,7 +10,7 @@ from ...evaluation.bounds import spread
 from ...labelled_system import LabelledSystem
 from .config import VATConfig, VATSettings, VATTrainConfig
 from .model import VATClassifier
-from .moons import fit_moons, make_moons
+from .moons import fit_moons, label_moons
 from .pictures import draw_adversarial, draw_moons
 from .task import VATTask
 
@@ -32,7 +32,7 @@ class VATSystem(LabelledSystem):
 
     def draw(self, model: VATClassifier, x: Tensor, folder: Path) -> None:
         draw_adversarial(model, spread(x, 12), folder / "adversarial.png")
-        moons = make_moons()
+        moons = label_moons()
         models = {"labels alone": fit_moons(moons, 0.0), "with smoothness": fit_moons(moons, 1.0)}
         draw_moons(models, moons, folder / "moons.png")
 
