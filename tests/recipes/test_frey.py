@@ -77,9 +77,8 @@ def test_run(faces, tmp_path, capsys):
     assert cli.main([*words, "--device", "cpu"]) == 0
     losses = [float(line.split(",")[2]) for line in (out / "metrics.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0]
-    assert (
-        cli.main(["manifold", str(out / "last.ckpt"), "-o", str(out / "m.png"), "--scatter", str(out / "s.png")]) == 0
-    )
+    words = ["manifold", str(out / "last.ckpt"), "-o", str(out / "m.png"), "--scatter", str(out / "s.png")]
+    assert cli.main(words) == 0
     assert {"m.png", "s.png", "samples.png", "reconstructions.png"} <= {path.name for path in out.iterdir()}
 
 

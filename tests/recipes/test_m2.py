@@ -80,7 +80,8 @@ def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
         one, two = (metrics(folder / name) for folder in folders)
         assert len(one) == len(two) == 2
         for ours, theirs in zip(two, one, strict=True):
-            for column in ours.keys() - {"seconds", "test_error"}:
+            # Means over chunks of an odd number of test images weigh the chunks otherwise.
+            for column in ours.keys() - {"seconds", "test_error", "test_elbo"}:
                 assert float(ours[column]) == pytest.approx(float(theirs[column]), rel=1e-9), (name, column)
 
 
