@@ -105,6 +105,7 @@ def test_files_of_every_type(array, pack):
         (to_norb(np.arange(5, dtype=np.int32))[:-1], r"entries of shape \(5,\) must have 20 bytes, got 19"),
         (gzip.compress(to_norb(np.arange(5, dtype=np.int32)))[:-9], "a file is no file of NORB"),
     ],
+    ids=["empty", "magic number", "dimensions", "overflow", "cut", "cut and packed"],
 )
 def test_damaged_format(content, message):
     with pytest.raises(RecipeError, match=message):
