@@ -78,7 +78,7 @@ def record_case(case: Case, provider: str, task: Task | None = None) -> list[Any
         with _record() as launches, task.around(provider)():
             outputs = function(*inputs)
             if case.mode == "fwdbwd":
-                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                outputs = [t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if t.requires_grad]
                 torch.autograd.grad(outputs, inputs, [torch.zeros_like(t) for t in outputs])
     return launches
 

@@ -37,6 +37,8 @@ _STYLES = {
     "fastvae_channels_last": ("#004C7A", "H", "fastvae, channels last"),
     "channels_last": ("#999999", "+", "eager, channels last"),
     "naive": ("#A0522D", "X", "whole passes"),
+    "repeated": ("#AA4499", "3", "repeated inputs"),
+    "repeated_compile": ("#DDCC77", "4", "repeated inputs + torch.compile"),
     "reference": ("#555555", "x", "eager reference"),
 }
 _BAR = 0.17  # inches

@@ -20,7 +20,15 @@ from .wording import (
     name_work,
 )
 
-_WHOLE = ("training_step", "density_step", "evaluation", "model_sample", "demo")
+_WHOLE = (
+    "training_step",
+    "class_step",
+    "auxiliary_step",
+    "density_step",
+    "evaluation",
+    "model_sample",
+    "demo",
+)
 _QUICK = "**From a quick run: these times show that it works, not how fast it is.**"
 _NOTE = """\
 Times are medians of interleaved samples. *vs* is how many times faster fastvae is; both times come from one run.
@@ -31,8 +39,8 @@ or the operations at the rate of its matrix product, whichever takes longer. ° 
 cache: no copy through memory bounds it. *Temporary* is peak memory beyond the results of a call: first that of
 fastvae, after the stroke that of eager. *own forward*, beside an inverse, is fastvae's forward pass of the same
 network. *whole passes* runs one of them for every pixel drawn. *whole product*, beside a masked layer, multiplies the
-weight without its mask. Of a masked network only the weights that the mask
-keeps are counted. *channels last* is the other layout of a convolution's images."""
+weight without its mask. *repeated inputs* copies them for every class, beside one-hot codes. Of a masked network only
+the weights that the mask keeps are counted. *channels last* is the other layout of a convolution's images."""
 
 
 def build_table(records: Iterable[Row]) -> str:

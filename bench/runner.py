@@ -80,7 +80,7 @@ def prepare(task: Task, case: Case, provider: str, sets: Sequence[Inputs]) -> Pr
         raise RuntimeError(f"wrong result: {wrong}")
     if not differentiated:
         return Prepared([_guard(around, _bind_forward(function, inputs)) for inputs in own], list(own[0]), first_s)
-    upstream = [torch.randn_like(t) for t in _to_tuple(outputs)]
+    upstream = [torch.randn_like(t) for t in _to_tuple(outputs) if t.requires_grad]
     calls = [_guard(around, _bind_both_passes(function, inputs, upstream)) for inputs in own]
     return Prepared(calls, [*own[0], *upstream], first_s)
 
@@ -103,7 +103,8 @@ def _bind_forward(function: Callable[..., Any], inputs: Inputs) -> Callable[[], 
 def _bind_both_passes(function: Callable[..., Any], inputs: Inputs, upstream: Sequence[Tensor]) -> Callable[[], Any]:
     def call() -> Any:
         outputs = _to_tuple(function(*inputs))
-        return outputs, torch.autograd.grad(outputs, inputs, upstream)
+        # Units have no gradient.
+        return outputs, torch.autograd.grad([t for t in outputs if t.requires_grad], inputs, upstream)
 
     return call
 

@@ -35,6 +35,8 @@ PROVIDERS = (
     "nflows_compile",
     "pyro",
     "naive",
+    "repeated",
+    "repeated_compile",
     "forward",
     "dense",
 )

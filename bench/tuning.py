@@ -154,9 +154,11 @@ _vary_last_layer = _vary_constants(
     values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
 )  # fmt: skip
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
+    "bernoulli": _vary_row_tiles,
     "diag_gaussian": _vary_row_tiles,
     "tril_gaussian": _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,))),
     "affine_flow": _vary_row_tiles,
+    "class_linear": _vary_row_tiles,
     "gated_activation": _vary_row_tiles,
     "masked_linear": _vary_layers,
     "autoregressive_flow": _vary_matrix_tiles,

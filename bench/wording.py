@@ -22,6 +22,8 @@ TITLES = {
     "nflows_compile": "nflows + compile",
     "pyro": "Pyro",
     "naive": "whole passes",
+    "repeated": "repeated inputs",
+    "repeated_compile": "repeated inputs + compile",
     "forward": "own forward",
     "dense": "whole product",
 }

@@ -2,10 +2,13 @@
 
 from .likelihoods.logistic import discretized_logistic_log_prob, logistic_mixture_sample
 from .ops.affine_flow import affine_flow
+from .ops.bernoulli import bernoulli_sample
+from .ops.class_linear import class_linear
 from .ops.diag_gaussian import diag_gaussian_rsample
 from .ops.diag_gaussian_density import diag_gaussian_kl, diag_gaussian_log_prob
 from .ops.diag_gaussian_with_kl import diag_gaussian_rsample_with_kl
 from .ops.gated_activation import gated_activation
+from .ops.gaussian_merge import gaussian_merge, gaussian_merge_rsample
 from .ops.latent_gradient import latent_gradient
 from .ops.latent_hessian_product import latent_hessian_product
 from .ops.linear_bernoulli import linear_bernoulli_log_prob
@@ -19,12 +22,16 @@ from .ops.tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
 
 __all__ = [
     "affine_flow",
+    "bernoulli_sample",
+    "class_linear",
     "diag_gaussian_kl",
     "diag_gaussian_log_prob",
     "diag_gaussian_rsample",
     "diag_gaussian_rsample_with_kl",
     "discretized_logistic_log_prob",
     "gated_activation",
+    "gaussian_merge",
+    "gaussian_merge_rsample",
     "latent_gradient",
     "latent_hessian_product",
     "linear_bernoulli_log_prob",

@@ -8,7 +8,8 @@ and the four outputs of one call are the columns ``c, c + Q, c + 2Q, c + 3Q``. T
 on block sizes, threads and batch splits, nor on the device. :mod:`fastvae.reference.philox` is its specification.
 Its integers are the same bits everywhere. Normals are the same bits on one instruction set; between instruction sets,
 which round differently, and between a CPU and a GPU, they differ by up to 2.4e-7.
-Uniform numbers, which samplers of images take, come from the same words with sample 0: :func:`philox_uniform`.
+Uniform numbers, which Bernoulli units and samplers of images take, come from the same words; those of sample 0 are
+:func:`philox_uniform`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .reference.philox import philox_4x32_10
+from .reference import philox
 
 __all__ = ["check_generator", "draw_seed", "philox_uniform"]
 
@@ -90,9 +91,4 @@ def philox_uniform(seed: Tensor, rows: int, columns: int, row_offset: int = 0) -
         out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
         backend._C.philox_uniform(seed, row_offset, out)
         return out
-    quarter = -(-columns // 4)
-    column = torch.arange(quarter, device=seed.device)
-    row = torch.arange(row_offset, row_offset + rows, device=seed.device)[:, None]
-    counter = list(torch.broadcast_tensors(column, row & 0xFFFFFFFF, row >> 32, torch.zeros_like(row)))
-    words = philox_4x32_10(counter, [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
-    return ((torch.cat(words, -1)[:, :columns] >> 9).float() + 0.5) * 2.0**-23
+    return philox.uniform(seed, 1, rows, columns, row_offset=row_offset)[0]

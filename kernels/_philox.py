@@ -1,6 +1,6 @@
-"""Standard normals as a function of (seed, sample, row, column), the noise contract of ``fastvae.rng``.
+"""Normal and uniform numbers as functions of (seed, sample, row, column), the noise contract of ``fastvae.rng``.
 
-The four normals of one Philox call are the four quarters of a row, so a tile of counters needs no shuffles and its
+The four numbers of one Philox call are the four quarters of a row, so a tile of counters needs no shuffles and its
 accesses are contiguous.
 """
 
@@ -46,14 +46,20 @@ def _box_muller(a, b):
 
 
 @triton.jit
-def normal_quarters(seed, sample, row, column):
-    """float32 normals of the columns c, c + Q, c + 2Q, c + 3Q of (sample, row); the arguments broadcast.
+def _words(seed, sample, row, column):
+    """The four words of (sample, row, column c); the arguments broadcast.
 
-    `column` is c; `row` the int64 number of the row in the joint batch; `seed` an int64 scalar.
+    `row` is the int64 number of the row in the joint batch, `seed` an int64 scalar.
     """
     row_low = (row & 0xFFFFFFFF).to(tl.uint32)
     row_high = (row >> 32).to(tl.uint32)
-    x0, x1, x2, x3 = philox(seed, column.to(tl.uint32), row_low, row_high, tl.cast(sample, tl.uint32))
+    return philox(seed, column.to(tl.uint32), row_low, row_high, tl.cast(sample, tl.uint32))
+
+
+@triton.jit
+def normal_quarters(seed, sample, row, column):
+    """float32 normals of the columns c, c + Q, c + 2Q, c + 3Q of (sample, row); see `_words`."""
+    x0, x1, x2, x3 = _words(seed, sample, row, column)
     first, second = _box_muller(x0, x1)
     third, fourth = _box_muller(x2, x3)
     return first, second, third, fourth
@@ -79,6 +85,17 @@ def noise_source(noise_ptr, GIVEN: tl.constexpr):
 
 
 @triton.jit
+def _given_quarters(source, sample, row, column, n_rows, D, quarter, inside):
+    """The numbers of the columns c + {0, 1, 2, 3} Q out of (K, N, D); 0 where there are none."""
+    at_ptr = source + (tl.cast(sample, tl.int64) * n_rows + row) * D + column
+    e0 = tl.load(at_ptr, inside, 0.0)
+    e1 = tl.load(at_ptr + quarter, inside & (column + quarter < D), 0.0)
+    e2 = tl.load(at_ptr + 2 * quarter, inside & (column + 2 * quarter < D), 0.0)
+    e3 = tl.load(at_ptr + 3 * quarter, inside & (column + 3 * quarter < D), 0.0)
+    return e0, e1, e2, e3
+
+
+@triton.jit
 def noise_quarters(
     source, sample, row, column, row_offset, n_rows, D, quarter, inside, GIVEN: tl.constexpr, dtype: tl.constexpr
 ):
@@ -87,11 +104,26 @@ def noise_quarters(
     `inside` says which (row, c) exist. Elsewhere noise that is read is 0, and drawn noise is any finite number.
     """
     if GIVEN:
-        eps_ptr = source + (tl.cast(sample, tl.int64) * n_rows + row) * D + column
-        e0 = tl.load(eps_ptr, inside, 0.0)
-        e1 = tl.load(eps_ptr + quarter, inside & (column + quarter < D), 0.0)
-        e2 = tl.load(eps_ptr + 2 * quarter, inside & (column + 2 * quarter < D), 0.0)
-        e3 = tl.load(eps_ptr + 3 * quarter, inside & (column + 3 * quarter < D), 0.0)
+        e0, e1, e2, e3 = _given_quarters(source, sample, row, column, n_rows, D, quarter, inside)
     else:
         e0, e1, e2, e3 = normal_quarters(source, sample, row + row_offset, column)
     return e0.to(dtype), e1.to(dtype), e2.to(dtype), e3.to(dtype)
+
+
+@triton.jit
+def _to_uniform(word):
+    """The uniform number in (0, 1) of a word, exact in float32."""
+    return ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+
+
+@triton.jit
+def uniform_quarters(
+    source, sample, row, column, row_offset, n_rows, D, quarter, inside, GIVEN: tl.constexpr, dtype: tl.constexpr
+):
+    """As `noise_quarters`, uniform numbers."""
+    if GIVEN:
+        u0, u1, u2, u3 = _given_quarters(source, sample, row, column, n_rows, D, quarter, inside)
+    else:
+        x0, x1, x2, x3 = _words(source, sample, row + row_offset, column)
+        u0, u1, u2, u3 = _to_uniform(x0), _to_uniform(x1), _to_uniform(x2), _to_uniform(x3)
+    return u0.to(dtype), u1.to(dtype), u2.to(dtype), u3.to(dtype)

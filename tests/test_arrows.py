@@ -27,7 +27,7 @@ ARROWS = {
     "likelihoods": "ops rng reference precision structure",
     "functional": "likelihoods ops",
     "sampling": "likelihoods ops backend rng reference precision structure",
-    "objectives": "reference precision",
+    "objectives": "ops rng reference precision",
     "distributions": "functional ops reference precision structure",
     "nn": "distributions sampling likelihoods ops rng reference precision structure",
     "interop": "nn distributions reference",

@@ -15,6 +15,7 @@ IMAGE = torch.zeros(1, 2, 4, 4)
 CALLS = {
     "diag_gaussian_rsample": lambda i: F.diag_gaussian_rsample(Z, Z, (i(3),), row_offset=i(2)),
     "diag_gaussian_rsample_with_kl": lambda i: F.diag_gaussian_rsample_with_kl(Z, Z, (i(3),), row_offset=i(2)),
+    "bernoulli_sample": lambda i: F.bernoulli_sample(Z, (i(3),), row_offset=i(2)),
     "tril_gaussian_rsample": lambda i: F.tril_gaussian_rsample(Z, Z, torch.zeros(2, 6), (i(3),), row_offset=i(2)),
     "masked_conv2d": lambda i: F.masked_conv2d(
         IMAGE, torch.zeros(4, 1, 3, 3), mask_type="A", padding=(i(1), i(1)), dilation=i(1), groups=i(2), num_colors=i(1)
@@ -37,6 +38,7 @@ CALLS = {
         i(2), (i(4),), kernel_size=i(3), steps=i(1), context_channels=i(2)
     ),
     "TriangularGaussianHead": lambda i: nn.TriangularGaussianHead(i(3), i(4))(torch.zeros(2, 3)),
+    "InputBaseline": lambda i: nn.InputBaseline(i(3), i(4)),
     "StandardNormal": lambda i: StandardNormal(i(3)),
     "GatedPixelCNN": lambda i: nn.GatedPixelCNN(i(1), i(4), i(2)).eval().sample(i(2), (i(3), i(4))),
     "PixelCNN": lambda i: nn.PixelCNN(i(1), i(4), i(2), likelihood=Categorical(i(3))),

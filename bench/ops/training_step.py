@@ -93,6 +93,15 @@ def _pixelvae(case: Case, impl: str) -> tuple[nn.Module, jobs.Loss]:
     return model, lambda x: -model.bound(x).mean()
 
 
+def _iwae(case: Case, impl: str, *, samples: int) -> tuple[nn.Module, jobs.Loss]:
+    from fastvae.recipes.systems.iwae.config import IWAEConfig
+    from fastvae.recipes.systems.iwae.model import IWAE
+    from fastvae.recipes.systems.iwae.task import training_bounds
+
+    model = IWAE(IWAEConfig(latent_features=(case.shape.columns,), impl=impl)).to(case.device, case.torch_dtype)
+    return model, lambda x: -training_bounds(model, x, samples, "iwae")[0].mean()
+
+
 _VAE_SHAPES = (Shape(128, 32), Shape(256, 128), Shape(512, 64))
 _LARGER_VAE_SHAPES = (*_VAE_SHAPES, Shape(4096, 64))
 _IAF_SHAPES = {"cpu": (Shape(128, 32),), "cuda": (Shape(128, 32), Shape(512, 32))}
@@ -114,6 +123,7 @@ _TRAINED = (
         )
         for depth, width, shapes in ((2, 320, _IAF_SHAPES), (4, 1920, _IAF_SHAPES), (8, 1920, _DEEP_IAF_SHAPES))
     ),
+    Trained("iwae-k50", partial(_iwae, samples=50), {"cpu": (Shape(100, 50),), "cuda": (Shape(100, 50),)}),
     Trained("pixelvae", _pixelvae, {"cpu": (Shape(64, 16),), "cuda": (Shape(64, 16), Shape(256, 16))}),
 )
 TASKS = tuple(trained.task() for trained in _TRAINED)

@@ -58,7 +58,9 @@ struct type_caster<std::vector<double>> : checked_list_caster<double> {};
 namespace fastvae {
 
 // Each adds the functions of its file to the module.
+void bind_bernoulli(nanobind::module_& m);
 void bind_flows(nanobind::module_& m);
+void bind_gaussian_merge(nanobind::module_& m);
 void bind_gaussians(nanobind::module_& m);
 void bind_images(nanobind::module_& m);
 void bind_layers(nanobind::module_& m);

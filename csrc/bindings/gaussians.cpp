@@ -1,31 +1,12 @@
 // The functions on Gaussians take tensors, and return new ones. Python's launchers check device, dtype, layout and
 // extent before a call. Points, noise and their gradients are contiguous; parameters are matrices of contiguous rows.
-#include <span>
-#include <vector>
-
-#include "bindings/bindings.h"
-#include "bindings/layer_views.h"
+#include "bindings/gaussian_views.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace fastvae {
 namespace {
-
-// `count` numbers are K samples for each row; none where there are no rows.
-Extent extent_of(int64_t count, int64_t rows, int64_t columns) {
-  return {rows ? count / (rows * columns) : 0, rows, columns};
-}
-Extent extent_of(int64_t count, const TensorView& parameters) {
-  return extent_of(count, parameters.shape[0], parameters.shape[1]);
-}
-
-// Without dimensions it is a seed, else the normals themselves.
-template <class T>
-NoiseSource<T> noise_of(const FlatView& noise, int64_t row_offset) {
-  const bool given = noise.dims > 0;
-  return {given ? nullptr : noise.as<const int64_t>(), given ? noise.as<const T>() : nullptr, row_offset};
-}
 
 template <class T>
 Tril<const T> tril_of(const TensorView& tril) {
@@ -48,40 +29,9 @@ struct TrilGradient {
   }
 };
 
-// What a kernel that draws returns: the points, their log-densities, a divergence where one is wanted, and what the
-// backward pass reads.
-struct Sample {
-  Output z, log_q, kl, kept;
-  bool by_dimension = false;
-  int64_t count = 1;
-
-  Sample(nb::handle like, const Numbers& of_like, nb::handle of_shape, bool keep) {
-    const std::vector<int64_t> shape = Items(of_shape).integers();
-    if (shape.empty()) throw nb::value_error("a sample has a dimension of features");
-    for (const int64_t size : shape) count *= size;
-    z = new_tensor(like, of_like, shape);
-    log_q = new_tensor(like, of_like, std::span(shape.data(), shape.size() - 1));
-    if (keep) kept = new_tensor(like, of_like, shape);
-  }
-  void add_kl(nb::handle mu, const TensorView& of_mu, bool each) {
-    by_dimension = each;
-    kl = each ? new_tensor(mu, of_mu, {of_mu.shape[0], of_mu.shape[1]}) : new_tensor(mu, of_mu, {of_mu.shape[0]});
-  }
-  template <class T>
-  Divergence<T> divergence() const {
-    return {kl.as<T>(), by_dimension};
-  }
-  nb::tuple results() const { return nb::make_tuple(z.tensor, log_q.tensor, kept.tensor); }
-  nb::tuple results_with_kl() const { return nb::make_tuple(z.tensor, log_q.tensor, kl.tensor, kept.tensor); }
-};
-
 template <class T>
 Divergence<const T> divergence_of(const FlatView& d_kl) {
   return {d_kl.as<const T>(), d_kl.dims == 2};
-}
-
-Output new_like(nb::handle matrix, const TensorView& of_matrix) {
-  return new_tensor(matrix, of_matrix, {of_matrix.shape[0], of_matrix.shape[1]});
 }
 
 void sample_diagonal(const TensorView& m, const TensorView& s, const FlatView& noise, int64_t row_offset,

@@ -200,6 +200,53 @@ nb::tuple latent_hessian_product_fwd(nb::handle z, nb::handle v, nb::handle laye
   return nb::make_tuple(to.log_p.tensor, to.gradient.tensor, to.product.tensor);
 }
 
+// Terms of rows (M, H), of cells (M, C, H) and of classes (C, H): cells, or rows and classes, are there.
+struct ClassViews {
+  TensorView rows, cells, classes;
+  ClassExtent extent;
+
+  ClassViews(nb::handle of_rows, nb::handle of_cells, nb::handle of_classes)
+      : rows(view(of_rows)), cells(view(of_cells)), classes(view(of_classes)) {
+    extent = cells.given ? ClassExtent{cells.shape[0], cells.shape[1], cells.shape[2]}
+                         : ClassExtent{rows.shape[0], classes.shape[0], rows.shape[1]};
+  }
+
+  template <class T>
+  ClassTerms<T> of() const {
+    return {rows_of<T>(rows), {cells.as<const T>(), extent.columns}, rows_of<T>(classes)};
+  }
+};
+
+// Returns the output, and with keep_pre the pre-activation.
+nb::tuple class_linear_fwd(nb::handle rows, nb::handle cells, nb::handle classes, int64_t activation, bool keep_pre) {
+  const ClassViews terms(rows, cells, classes);
+  const ClassExtent& e = terms.extent;
+  const nb::handle like = terms.cells.given ? cells : rows;
+  const TensorView& of_like = terms.cells.given ? terms.cells : terms.rows;
+  const Output y = new_tensor(like, of_like, {e.rows, e.classes, e.columns});
+  const Output pre = keep_pre ? new_tensor(like, of_like, {e.rows, e.classes, e.columns}) : Output();
+  with_type(of_like.is_double(), [&]<class T>(T) {
+    current().of<T>().class_linear.fwd(activation, e, terms.of<T>(), y.as<T>(), pre.as<T>());
+  });
+  return nb::make_tuple(y.tensor, pre.tensor);
+}
+
+// Returns the gradients of the terms of rows, cells and classes; None for those that `needs` does not want.
+nb::tuple class_linear_bwd(nb::handle d_y, nb::handle at, int64_t activation, nb::handle needs) {
+  const TensorView g = view(d_y), activations = view(at);
+  const ClassExtent e{g.shape[0], g.shape[1], g.shape[2]};
+  const Items wanted(needs);
+  const auto wants = [&](size_t i) { return wanted[i].ptr() == Py_True; };
+  const Output d_rows = wants(0) ? new_tensor(d_y, g, {e.rows, e.columns}) : Output();
+  const Output d_cells = wants(1) ? new_tensor(d_y, g, {e.rows, e.classes, e.columns}) : Output();
+  const Output d_classes = wants(2) ? new_tensor(d_y, g, {e.classes, e.columns}) : Output();
+  with_type(g.is_double(), [&]<class T>(T) {
+    current().of<T>().class_linear.bwd(activation, e, g.as<const T>(), activations.as<const T>(),
+                                       {d_rows.as<T>(), d_cells.as<T>(), d_classes.as<T>()});
+  });
+  return nb::make_tuple(d_rows.tensor, d_cells.tensor, d_classes.tensor);
+}
+
 }  // namespace
 
 void bind_layers(nb::module_& m) {
@@ -217,6 +264,9 @@ void bind_layers(nb::module_& m) {
   m.def("latent_hessian_product_fwd", latent_hessian_product_fwd, "z"_a, "v"_a, "layers"_a, "has_bias"_a, "x"_a,
         "inner"_a, "activation"_a, "likelihood"_a);
   m.def("mlp_bernoulli_fwd", mlp_bernoulli_fwd, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "inner"_a, "activation"_a);
+  m.def("class_linear_fwd", class_linear_fwd, "rows"_a.none(), "cells"_a.none(), "classes"_a.none(), "activation"_a,
+        "keep_pre"_a);
+  m.def("class_linear_bwd", class_linear_bwd, "d_y"_a, "at"_a, "activation"_a, "needs"_a);
   m.def("masked_norm_fwd", masked_norm_fwd, "weight"_a, "in_degrees"_a, "out_degrees"_a);
   m.def("masked_norm_bwd", masked_norm_bwd, "d_norm"_a, "norm"_a, "weight"_a, "in_degrees"_a, "out_degrees"_a);
 }

@@ -4,31 +4,16 @@
 
 namespace fastvae {
 
-#define FASTVAE_DECLARE_TYPE(type, suffix)                                                            \
-  DiagGaussian<type> diag_gaussian_##suffix();                                                        \
-  TrilGaussian<type> tril_gaussian_##suffix();                                                        \
-  MaskedLinear<type> masked_linear_##suffix();                                                        \
-  AffineFlow<type> affine_flow_##suffix();                                                            \
-  AutoregressiveFlow<type> autoregressive_flow_##suffix();                                            \
-  MaskedConv2d<type> masked_conv2d_##suffix();                                                        \
-  GatedActivation<type> gated_activation_##suffix();                                                  \
-  LogisticMixture<type> logistic_mixture_##suffix();                                                  \
-  LinearBernoulli<type> linear_bernoulli_##suffix();                                                  \
-  LatentGradient<type> latent_gradient_##suffix();                                                    \
-  CausalSampler<type> causal_sampler_##suffix();                                                      \
-  MlpBernoulli<type> mlp_bernoulli_##suffix();                                                        \
-  static Kernels<type> kernels_##suffix() {                                                           \
-    return {diag_gaussian_##suffix(),    tril_gaussian_##suffix(),       masked_linear_##suffix(),    \
-            affine_flow_##suffix(),      autoregressive_flow_##suffix(), masked_conv2d_##suffix(),    \
-            gated_activation_##suffix(), causal_sampler_##suffix(),      logistic_mixture_##suffix(), \
-            linear_bernoulli_##suffix(), latent_gradient_##suffix(),     mlp_bernoulli_##suffix()};   \
-  }
+#define FASTVAE_DECLARE_F32(Functions, stem) Functions<float> stem##_f32();
+#define FASTVAE_DECLARE_F64(Functions, stem) Functions<double> stem##_f64();
+#define FASTVAE_CALL_F32(Functions, stem) stem##_f32(),
+#define FASTVAE_CALL_F64(Functions, stem) stem##_f64(),
 
-#define FASTVAE_DECLARE(isa)                                       \
-  namespace isa {                                                  \
-  FASTVAE_DECLARE_TYPE(float, f32)                                 \
-  FASTVAE_DECLARE_TYPE(double, f64)                                \
-  static const Table table = {#isa, kernels_f32(), kernels_f64()}; \
+#define FASTVAE_DECLARE(isa)                                                                           \
+  namespace isa {                                                                                      \
+  FASTVAE_OPS(FASTVAE_DECLARE_F32)                                                                     \
+  FASTVAE_OPS(FASTVAE_DECLARE_F64)                                                                     \
+  static const Table table = {#isa, {FASTVAE_OPS(FASTVAE_CALL_F32)}, {FASTVAE_OPS(FASTVAE_CALL_F64)}}; \
   }
 
 #ifdef FASTVAE_HAS_baseline

@@ -3,9 +3,12 @@
 
 #include "ops/affine_flow.h"
 #include "ops/autoregressive_flow.h"
+#include "ops/bernoulli.h"
 #include "ops/causal_sampler.h"
+#include "ops/class_linear.h"
 #include "ops/diag_gaussian.h"
 #include "ops/gated_activation.h"
+#include "ops/gaussian_merge.h"
 #include "ops/latent_gradient.h"
 #include "ops/linear_bernoulli.h"
 #include "ops/logistic_mixture.h"
@@ -16,20 +19,29 @@
 
 namespace fastvae {
 
+// Every op that has kernels: the structure of its functions, and its stem.
+#define FASTVAE_OPS(OP)                       \
+  OP(AffineFlow, affine_flow)                 \
+  OP(AutoregressiveFlow, autoregressive_flow) \
+  OP(Bernoulli, bernoulli)                    \
+  OP(CausalSampler, causal_sampler)           \
+  OP(ClassLinear, class_linear)               \
+  OP(DiagGaussian, diag_gaussian)             \
+  OP(GatedActivation, gated_activation)       \
+  OP(GaussianMerge, gaussian_merge)           \
+  OP(LatentGradient, latent_gradient)         \
+  OP(LinearBernoulli, linear_bernoulli)       \
+  OP(LogisticMixture, logistic_mixture)       \
+  OP(MaskedConv2d, masked_conv2d)             \
+  OP(MaskedLinear, masked_linear)             \
+  OP(MlpBernoulli, mlp_bernoulli)             \
+  OP(TrilGaussian, tril_gaussian)
+
 template <class T>
 struct Kernels {
-  DiagGaussian<T> diag_gaussian;
-  TrilGaussian<T> tril_gaussian;
-  MaskedLinear<T> masked_linear;
-  AffineFlow<T> affine_flow;
-  AutoregressiveFlow<T> autoregressive_flow;
-  MaskedConv2d<T> masked_conv2d;
-  GatedActivation<T> gated_activation;
-  CausalSampler<T> causal_sampler;
-  LogisticMixture<T> logistic_mixture;
-  LinearBernoulli<T> linear_bernoulli;
-  LatentGradient<T> latent_gradient;
-  MlpBernoulli<T> mlp_bernoulli;
+#define FASTVAE_MEMBER(Functions, stem) Functions<T> stem;
+  FASTVAE_OPS(FASTVAE_MEMBER)
+#undef FASTVAE_MEMBER
 };
 
 struct Table {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/types.h"
+#include "simd/lanes.h"
 #include "simd/vecmath.h"
 
 namespace fastvae {
@@ -24,6 +25,7 @@ template <class T>
 struct AllLanes {
   FASTVAE_INLINE typename Simd<T>::Vector get(const T* p) const { return load(p); }
   FASTVAE_INLINE void put(T* p, typename Simd<T>::Vector v) const { store(p, v); }
+  FASTVAE_INLINE typename Simd<T>::Vector zero_rest(typename Simd<T>::Vector v) const { return v; }
 };
 template <class T>
 struct FirstLanes {
@@ -31,6 +33,9 @@ struct FirstLanes {
 
   FASTVAE_INLINE typename Simd<T>::Vector get(const T* p) const { return load_first(p, count); }
   FASTVAE_INLINE void put(T* p, typename Simd<T>::Vector v) const { store_first(p, v, count); }
+  FASTVAE_INLINE typename Simd<T>::Vector zero_rest(typename Simd<T>::Vector v) const {
+    return first_lanes<T>(v, count);
+  }
 };
 
 // Calls body(i, lanes) for every vector of d numbers.

@@ -1,4 +1,4 @@
-// Standard normals as a pure function of (seed, sample, row, column): see fastvae/rng.py for the contract.
+// Normal and uniform numbers as pure functions of (seed, sample, row, column): see fastvae/rng.py for the contract.
 #pragma once
 
 #include <algorithm>
@@ -101,22 +101,32 @@ FASTVAE_INLINE void box_muller(U32 a, U32 b, FloatVector& even, FloatVector& odd
   odd = signed_r * (swap ? c : s);
 }
 
-// The normals of kStep counters from their words, lane l of them at out + l * pitch.
-template <class T>
-FASTVAE_INLINE void store_normals(const uint32_t* words, T* out, int64_t pitch) {
-  FloatVector even, odd;
-  for (int l = 0; l < 4; l += 2) {
-    box_muller(load(words + l * kBatch), load(words + (l + 1) * kBatch), even, odd);
-    store_as(out + l * pitch, even);
-    store_as(out + (l + 1) * pitch, odd);
+// What is made of the words of kStep counters: lane l of the numbers goes to out + l * pitch.
+struct Normals {
+  template <class T>
+  static FASTVAE_INLINE void store(const uint32_t* words, T* out, int64_t pitch) {
+    FloatVector even, odd;
+    for (int l = 0; l < 4; l += 2) {
+      box_muller(load(words + l * kBatch), load(words + (l + 1) * kBatch), even, odd);
+      store_as(out + l * pitch, even);
+      store_as(out + (l + 1) * pitch, odd);
+    }
   }
-}
+};
 
-// The noise of consecutive (row, sample) items, samples innermost. The D normals of an item are contiguous.
+struct Uniforms {
+  template <class T>
+  static FASTVAE_INLINE void store(const uint32_t* words, T* out, int64_t pitch) {
+    for (int l = 0; l < 4; ++l)
+      store_as(out + l * pitch, (to_floats((I32)(load(words + l * kBatch) >> 9)) + 0.5f) * 0x1p-23f);
+  }
+};
+
+// The noise of consecutive (row, sample) items, samples innermost. The D numbers of an item are contiguous.
 //
 // Vectors are stored whole, and some reach past the end of a lane or a row. Items go forward: the next one overwrites
 // what was written too far.
-template <class T>
+template <class T, class Kind = Normals>
 class NoiseRows {
  public:
   NoiseRows(NoiseSource<T> source, Extent extent)
@@ -125,7 +135,7 @@ class NoiseRows {
         quarter_((extent.columns + 3) / 4),
         padded_((quarter_ + kStep - 1) / kStep * kStep),
         philox_(source.seed ? static_cast<uint64_t>(*source.seed) : 0) {
-    // Rows are drawn one by one, unless more than a fifth of the normals would then be thrown away.
+    // Rows are drawn one by one, unless more than a fifth of the numbers would then be thrown away.
     packed_ = padded_ * 4 > quarter_ * 5;
     most_ = std::max<int64_t>(1, kBatch / (packed_ ? quarter_ : padded_));
     if (!source_.seed) return;
@@ -145,7 +155,7 @@ class NoiseRows {
   // The most items that one call of draw takes.
   int64_t most() const { return most_; }
 
-  // Draws the normals of count items. Where rows are drawn one by one, calls meanwhile(item, i) for every 4 kStep
+  // Draws the numbers of count items. Where rows are drawn one by one, calls meanwhile(item, i) for every 4 kStep
   // columns i: what the caller fetches there arrives while the arithmetic goes on.
   template <class Meanwhile>
   void draw(int64_t item, int64_t count, const Meanwhile& meanwhile) {
@@ -162,7 +172,7 @@ class NoiseRows {
     draw(item, count, [](int64_t, int64_t) {});
   }
 
-  // The normals of an item of the last draw.
+  // The numbers of an item of the last draw.
   const T* operator[](int64_t item) const {
     if (!source_.seed) {
       const int64_t n = item / extent_.samples, k = item % extent_.samples;
@@ -214,7 +224,7 @@ class NoiseRows {
   __attribute__((noinline)) void store_rows(int64_t count, int64_t first, int64_t length) {
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = length - kStep; c >= 0; c -= kStep)
-        store_normals(words_.get() + r * length + c, values_.get() + r * extent_.columns + first + c, quarter_);
+        Kind::store(words_.get() + r * length + c, values_.get() + r * extent_.columns + first + c, quarter_);
   }
 
   void draw_packed(int64_t item, int64_t count) {
@@ -233,7 +243,7 @@ class NoiseRows {
     };
     for (int64_t t = 0; t < counters; t += 2 * kStep)
       philox_.words(step(t), words_.get() + t, step(t + kStep), words_.get() + t + kStep);
-    for (int64_t t = 0; t < counters; t += kStep) store_normals(words_.get() + t, lanes_.get() + t, kBatch);
+    for (int64_t t = 0; t < counters; t += kStep) Kind::store(words_.get() + t, lanes_.get() + t, kBatch);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t l = 0; l < 4; ++l) {
         const T* from = lanes_.get() + l * kBatch + r * quarter_;

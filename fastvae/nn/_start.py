@@ -21,14 +21,25 @@ class Start(NamedTuple):
     bias_scale: float = 1.0
     shift: float = 0.0  # is added to the bias
     first: int = 0  # the first row that changes
+    data_std: float = 1.0  # of the pre-activations, where an initialisation from data takes the place of the scales
 
     @torch.no_grad()
     def apply(self, layer: nn.Module) -> None:
         weight, bias = layer.weight, layer.bias
+        gain = getattr(layer, "weight_gain", None)
+        if gain is not None:
+            # Normalisation undoes what scales a weight.
+            weight = gain
         if self.weight_scale != 1.0 and isinstance(weight, Tensor):
             weight[self.first :].mul_(self.weight_scale)
         if (self.bias_scale, self.shift) != (1.0, 0.0) and isinstance(bias, Tensor):
             bias[self.first :].mul_(self.bias_scale).add_(self.shift)
+
+    @torch.no_grad()
+    def apply_after_data(self, layer: nn.Module) -> None:
+        """What remains to change after an initialisation from data."""
+        if self.shift != 0.0 and isinstance(layer.bias, Tensor):
+            layer.bias[self.first :].add_(self.shift)
 
 
 def start_as(layer: nn.Module, start: Start) -> None:

@@ -100,3 +100,8 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 def log_of_positive(value: Tensor) -> Tensor:
     """log of a number that only rounding can make zero or negative."""
     return value.clamp(min=torch.finfo(value.dtype).tiny).log()
+
+
+def no_log_det(x: Tensor, log_det_map: bool) -> Tensor:
+    """The log-determinant 0 of points ``x`` ``(*, D)``: ``(*)``, or a share for each feature."""
+    return x.new_zeros(x.shape if log_det_map else x.shape[:-1])

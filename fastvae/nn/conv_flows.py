@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.affine_flow import affine_flow
-from ..reference.affine_flow import KINDS, log_scale
+from ..reference.affine_flow import KINDS
+from ..reference.affine_flow import log_det_map as log_det_map_of
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
 from ..structure.integers import integer, integers
@@ -20,6 +21,9 @@ from .made import widths_of
 from .masked_conv2d import MaskedConv2d
 
 __all__ = ["ConvInverseAutoregressiveFlow", "ConvMADE"]
+
+# Initialisation from data starts a flow near the identity.
+OUTPUT_STD = 0.1
 
 
 class ConvMADE(nn.Module):
@@ -39,6 +43,8 @@ class ConvMADE(nn.Module):
             layer, before its activation.
         order: ``"raster"`` or ``"reversed"``.
         activation: ``"elu"``, ``"relu"``, ``"tanh"``, ``"softplus"``, ``"gelu"``, ``"silu"`` or ``"identity"``.
+        weight_norm: whether weights are normalised, with learned gains; see :func:`initialize_from_data`. What it
+            initialises gives the last layer's outputs a standard deviation of 0.1.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -68,6 +74,7 @@ class ConvMADE(nn.Module):
         context_channels: int = 0,
         order: str = "raster",
         activation: str = "elu",
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -102,10 +109,12 @@ class ConvMADE(nn.Module):
                 order=order,
                 # A context comes between the first layer and its activation.
                 activation=None if i == last or (i == 0 and context_channels) else activation,
+                weight_norm=weight_norm,
                 **options,
             )
             for i in range(last + 1)
         )
+        start_as(self.layers[-1], Start(data_std=OUTPUT_STD))
         self.condition = Conditioning(len(hidden[0]), 0, context_channels, **options)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -138,6 +147,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             ``"iaf_release"`` that of its released code.
         activation: of the hidden layers.
         reverse: whether every other step takes pixels and channels in reversed order.
+        weight_norm: whether weights are normalised, see :class:`ConvMADE`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -175,6 +185,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         kind: str = "gated",
         activation: str = "elu",
         reverse: bool = True,
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -193,6 +204,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
                 context_channels=context_channels,
                 order="reversed" if reverse and step % 2 else "raster",
                 activation=activation,
+                weight_norm=weight_norm,
                 impl=impl,
                 device=device,
                 dtype=dtype,
@@ -200,7 +212,8 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             for step in range(steps)
         )
         for network in self.steps():
-            start_as(network.layers[-1], Start(shift=SCALE_BIAS.get(kind, 0.0), first=channels))
+            shift = SCALE_BIAS.get(kind, 0.0)
+            start_as(network.layers[-1], Start(shift=shift, first=channels, data_std=OUTPUT_STD))
 
     def steps(self) -> list[ConvMADE]:
         return cast("list[ConvMADE]", list(self.networks))
@@ -224,19 +237,19 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             logits = None if scale_logit is None else scale_logit.flatten(1)
             out, log_det = affine_flow(z.flatten(1), shift.flatten(1), logits, kind=self.kind, impl=self.impl)
             z = _lay_out_as(z, out.view(z.shape))
-            total = total + (self._shares(z, scale_logit, log_det) if log_det_map else log_det)
+            total = total + (log_det_map_of(log_det, z, scale_logit, self.kind) if log_det_map else log_det)
         assert isinstance(total, Tensor)
         return z, total
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``.
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+        """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``, or by ``log_det_map`` its shares.
 
         Exact and slow: numbers are solved for one after another, each at the cost of a forward pass of its network,
         hence Z H W of them for each step. No gradients are recorded.
         """
         self._check(z)
-        total = z.new_zeros(z.shape[0], dtype=torch.promote_types(z.dtype, torch.float32))
+        total = z.new_zeros(z.shape if log_det_map else z.shape[:1], dtype=torch.promote_types(z.dtype, torch.float32))
         _, channels, height, width = z.shape
         for network in reversed(self.steps()):
             solved = torch.zeros_like(z)
@@ -251,7 +264,10 @@ class ConvInverseAutoregressiveFlow(nn.Module):
                 shift, scale_logit = self._shift_and_scale(network, solved, context)
                 logit = None if scale_logit is None else scale_logit[at]
                 solved[at], log_det = affine_flow(z[at], shift[at], logit, kind=self.kind, inverse=True, impl=self.impl)
-                total += log_det
+                if log_det_map:
+                    total[at] += log_det[:, None]
+                else:
+                    total += log_det
             z = solved
         return z, total
 
@@ -261,11 +277,6 @@ class ConvInverseAutoregressiveFlow(nn.Module):
             return parameters, None
         shift, scale_logit = parameters.chunk(2, 1)
         return shift, scale_logit
-
-    def _shares(self, z: Tensor, scale_logit: Tensor | None, log_det: Tensor) -> Tensor:
-        if scale_logit is None:
-            return torch.zeros_like(z, dtype=log_det.dtype)
-        return log_scale(scale_logit.to(log_det.dtype), self.kind)
 
     def _check(self, z: Tensor) -> None:
         if z.dim() != 4 or z.shape[1] != self.channels:

@@ -46,8 +46,8 @@ class Permutation(_FixedFlow):
         permutation: :math:`\pi`, a permutation of 0, ..., D - 1.
 
     Shape:
-        ``z`` ``(*, D)`` to ``(*, D)``, dtype of ``z``, and ``log_det`` ``(*)``, zeros, float32 (float64 for float64
-        inputs). ``context`` must be None.
+        ``z`` ``(*, D)`` to ``(*, D)``, dtype of ``z``, and ``log_det`` ``(*)``, with ``log_det_map=True`` ``(*, D)``,
+        zeros, float32 (float64 for float64 inputs). ``context`` must be None.
 
     Raises:
         ValueError: ``permutation`` is not one, ``z`` has another width, or there is a context.
@@ -79,17 +79,27 @@ class Permutation(_FixedFlow):
         self.permutation.copy_(order)
         self.inverse_permutation.copy_(order.argsort())
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map, zero."""
-        return self._select(z, context, self.permutation)
+        return self._select(z, context, self.permutation, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map, zero."""
-        return self._select(z, context, self.inverse_permutation)
+        return self._select(z, context, self.inverse_permutation, log_det_map)
 
-    def _select(self, z: Tensor, context: Tensor | None, order: Tensor) -> tuple[Tensor, Tensor]:
+    def carry(self, shares: Tensor, *, inverse: bool = False) -> Tensor:
+        """Shares ``(*, D)`` of a log-density that belong to the features of z, at the places of these features in z'.
+
+        Args:
+            shares: a number for each feature.
+            inverse: whether they belong to z', and go to the places in z.
+        """
+        return shares.index_select(-1, self.inverse_permutation if inverse else self.permutation)
+
+    def _select(self, z: Tensor, context: Tensor | None, order: Tensor, log_det_map: bool) -> tuple[Tensor, Tensor]:
         self._check(z, context)
-        return z.index_select(-1, order), z.new_zeros(z.shape[:-1], dtype=compute_dtype(z.dtype))
+        shape = z.shape if log_det_map else z.shape[:-1]
+        return z.index_select(-1, order), z.new_zeros(shape, dtype=compute_dtype(z.dtype))
 
 
 class AffineTransform(_FixedFlow):
@@ -106,8 +116,8 @@ class AffineTransform(_FixedFlow):
         learnable: whether ``loc`` and ``scale`` are parameters; otherwise they are buffers.
 
     Shape:
-        ``z`` ``(*, D)`` to ``(*, D)``, dtype of ``z``, and ``log_det`` ``(*)``, float32 (float64 for float64 inputs).
-        ``context`` must be None.
+        ``z`` ``(*, D)`` to ``(*, D)``, dtype of ``z``, and ``log_det`` ``(*)``, with ``log_det_map=True`` every
+        feature's share ``(*, D)``, float32 (float64 for float64 inputs). ``context`` must be None.
 
     Raises:
         TypeError: ``loc`` or ``scale`` is no floating-point tensor.
@@ -159,15 +169,15 @@ class AffineTransform(_FixedFlow):
         for own, given in zip((self.loc, self.scale), self._given, strict=True):
             own.copy_(torch.tensor(given, dtype=torch.float64))
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, loc, scale = self._prepare(z, context)
-        return torch.addcmul(loc, scale, x).to(z.dtype), self._log_det(x, scale)
+        return torch.addcmul(loc, scale, x).to(z.dtype), self._log_det(x, scale, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map."""
         x, loc, scale = self._prepare(z, context)
-        return ((x - loc) / scale).to(z.dtype), -self._log_det(x, scale)
+        return ((x - loc) / scale).to(z.dtype), -self._log_det(x, scale, log_det_map)
 
     def _prepare(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         self._check(z, context)
@@ -176,5 +186,6 @@ class AffineTransform(_FixedFlow):
         return z.to(dtype), self.loc.to(dtype), self.scale.to(dtype)
 
     @staticmethod
-    def _log_det(x: Tensor, scale: Tensor) -> Tensor:
-        return scale.abs().log().sum().expand(x.shape[:-1])
+    def _log_det(x: Tensor, scale: Tensor, log_det_map: bool) -> Tensor:
+        log_scale = scale.abs().log()
+        return log_scale.expand(x.shape) if log_det_map else log_scale.sum().expand(x.shape[:-1])

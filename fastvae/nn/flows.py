@@ -12,6 +12,7 @@ from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
+from ..reference.affine_flow import log_det_map as log_det_map_of
 from ..reference.made import MadeParameters
 from ..structure.integers import integer, integers
 from ._hooks import has_hooks, has_hooks_on_all
@@ -115,24 +116,24 @@ class _AutoregressiveSteps(nn.Module):
     def _near_identity(self) -> Start:
         return Start(shift=SCALE_BIAS.get(self.kind, 0.0), first=self.features)
 
-    def _parallel(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _parallel(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         observed = has_hooks_on_all()
         for i, module in enumerate(self.networks._modules.values()):
             network = _network_in(module, i)
             if network.prepare(z, context):
                 self._near_identity().apply(network.masked_layers()[-1])
-            parameters = None if observed else _fused_parameters(module, network)
+            parameters = None if observed or log_det_map else _fused_parameters(module, network)
             if parameters is not None:
                 term = network.context_term(z, context)
                 z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
             else:
-                z, log_det = self._affine(z, _call_network(module, z, context), inverse=False)
+                z, log_det = self._affine(z, _call_network(module, z, context), log_det_map=log_det_map)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
 
-    def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _sweep(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for i, module in reversed(list(enumerate(self.networks._modules.values()))):
             network = _network_in(module, i)
@@ -142,6 +143,10 @@ class _AutoregressiveSteps(nn.Module):
                 z, log_det = autoregressive_inverse(z, term, parameters, structure, kind=self.kind, impl=self.impl)
             else:
                 z, log_det = self._sweep_by_calls(module, network, z, context)
+            if log_det_map:
+                # The point is known: one more call of the network gives every feature's scale.
+                params = _call_network(module, z, context)
+                log_det = log_det_map_of(log_det, z, self._scale_logit(params), self.kind, inverse=True)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
@@ -159,9 +164,12 @@ class _AutoregressiveSteps(nn.Module):
         assert log_det is not None
         return x, log_det
 
-    def _affine(self, z: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        scale_logit = None if self.kind == "location_only" else params[..., 1, :]
-        return affine_flow(z, params[..., 0, :], scale_logit, kind=self.kind, inverse=inverse, impl=self.impl)
+    def _affine(self, z: Tensor, params: Tensor, **options: bool) -> tuple[Tensor, Tensor]:
+        scale_logit = self._scale_logit(params)
+        return affine_flow(z, params[..., 0, :], scale_logit, kind=self.kind, impl=self.impl, **options)
+
+    def _scale_logit(self, params: Tensor) -> Tensor | None:
+        return None if self.kind == "location_only" else params[..., 1, :]
 
     def extra_repr(self) -> str:
         return f"features={self.features}, steps={len(self.networks)}, kind={self.kind}"
@@ -211,7 +219,9 @@ class InverseAutoregressiveFlow(_AutoregressiveSteps):
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)`` and ``log_det`` ``(*)``, the logarithm
-        of :math:`|\det \partial out / \partial in|` of the direction called.
+        of :math:`|\det \partial out / \partial in|` of the direction called. With ``log_det_map=True`` it is
+        ``(*, D)``: every feature's share :math:`\log|\partial out_i / \partial in_i|`. Steps in reversed order
+        move no feature, so shares of all steps belong to the same feature.
 
     Raises:
         ValueError: sizes or names that do not fit, or a context missing, unexpected or of another width.
@@ -228,13 +238,13 @@ class InverseAutoregressiveFlow(_AutoregressiveSteps):
         (torch.Size([6, 4]), torch.Size([6]))
     """
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
-        return self._parallel(z, context)
+        return self._parallel(z, context, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (one sweep): the noise and log |det| of the inverse map."""
-        return self._sweep(z, context)
+        return self._sweep(z, context, log_det_map)
 
 
 class MaskedAutoregressiveFlow(_AutoregressiveSteps):
@@ -254,10 +264,10 @@ class MaskedAutoregressiveFlow(_AutoregressiveSteps):
         torch.Size([6, 4])
     """
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (one sweep): the sample and log |det| of the map."""
-        return self._sweep(z, context)
+        return self._sweep(z, context, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map."""
-        return self._parallel(z, context)
+        return self._parallel(z, context, log_det_map)

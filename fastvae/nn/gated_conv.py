@@ -1,4 +1,4 @@
-"""Gated masked convolutions in two streams, which have no blind spot, and the shifted convolutions of PixelCNN++."""
+"""Gated masked convolutions in two streams, which have no blind spot."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..ops.gated_activation import gated_activation
 from ..ops.masked_conv2d import masked_conv2d
 from ..reference.gated_activation import KINDS
-from ..structure.convolution import colors_of, pair
+from ..structure.convolution import colors_of
 from ..structure.integers import integer, integers
 from ._hooks import has_hooks
 from .masked_conv2d import MaskedConv2d
 
-__all__ = ["DownRightShiftedConv2d", "DownShiftedConv2d", "GatedActivation", "GatedMaskedConv2d"]
+__all__ = ["GatedActivation", "GatedMaskedConv2d"]
 
 
 class GatedActivation(nn.Module):
@@ -196,6 +196,7 @@ class GatedMaskedConv2d(nn.Module):
         context_channels: channels of a context map c, 0 for none; not together with ``context_features``.
         residual: whether the horizontal input is added to the horizontal output.
         last: whether the vertical stream ends here; its map before the gate, u, then is returned in its place.
+        weight_norm: whether weights are normalised, with learned gains; see :func:`initialize_from_data`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -234,6 +235,7 @@ class GatedMaskedConv2d(nn.Module):
         context_channels: int = 0,
         residual: bool = True,
         last: bool = False,
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -245,7 +247,7 @@ class GatedMaskedConv2d(nn.Module):
         if residual and in_channels != out_channels:
             raise ValueError(f"out_channels must be in_channels, {in_channels}, for residual=True, got {out_channels}")
         inputs, outputs = colors(in_channels, num_colors, "in_channels"), colors(out_channels, num_colors)
-        shared = {"padding": "same", "impl": impl, "device": device, "dtype": dtype}
+        shared = {"padding": "same", "weight_norm": weight_norm, "impl": impl, "device": device, "dtype": dtype}
         both = 2 * out_channels
         self.residual, self.last = residual, last
         self.vertical = MaskedConv2d(
@@ -297,104 +299,3 @@ def degrees(
     if inputs is None or outputs is None:
         return {}
     return {"in_degrees": tuple(inputs) * in_times, "out_degrees": tuple(outputs) * times}
-
-
-class DownShiftedConv2d(MaskedConv2d):
-    """A convolution over the rows above and one's own: the vertical stream of PixelCNN++.
-
-    Its padding is "same": the middle tap of the last row is at the output's own pixel.
-
-    Args:
-        in_channels, out_channels: channels.
-        kernel_size: height and width, the latter odd.
-        first: whether the own row is left out, as on the image itself; the kernel's last row then never counts.
-        device, dtype: of the parameters.
-        others: dilation, groups, bias, activation and impl of :class:`MaskedConv2d`.
-
-    Raises:
-        ValueError: an even width, or any of the errors of :class:`MaskedConv2d`.
-
-    Reference:
-        *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
-        (Salimans, Karpathy, Chen, Kingma, 2017).
-
-    Example:
-        >>> DownShiftedConv2d(4, 8)(torch.randn(2, 4, 5, 5)).shape
-        torch.Size([2, 8, 5, 5])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int] = (2, 3),
-        *,
-        first: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-        **others: Any,
-    ) -> None:
-        height, width = pair("kernel_size", kernel_size, 1)
-        if width % 2 == 0:
-            raise ValueError(f"kernel_size must have an odd width, got {(height, width)}")
-        super().__init__(
-            in_channels,
-            out_channels,
-            (height, width),
-            padding="same",
-            mask_type="vertical_A" if first else "vertical_B",
-            origin=(height - 1, width // 2),
-            device=device,
-            dtype=dtype,
-            **others,
-        )
-
-
-class DownRightShiftedConv2d(MaskedConv2d):
-    """A convolution over the pixels above and to the left, and one's own: the horizontal stream of PixelCNN++.
-
-    Its padding is "same": the last tap is at the output's own pixel.
-
-    Args:
-        in_channels, out_channels: channels.
-        kernel_size: height and width.
-        first: whether the own pixel is left out, as on the image itself; the last tap then keeps earlier colours only.
-        device, dtype: of the parameters.
-        others: dilation, groups, bias, num_colors, color_layout, in_degrees, out_degrees, activation and impl of
-            :class:`MaskedConv2d`.
-
-    Raises:
-        ValueError: any of the errors of :class:`MaskedConv2d`.
-
-    Reference:
-        *PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications*
-        (Salimans, Karpathy, Chen, Kingma, 2017).
-
-    Example:
-        >>> DownRightShiftedConv2d(4, 8)(torch.randn(2, 4, 5, 5)).shape
-        torch.Size([2, 8, 5, 5])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int] = (2, 2),
-        *,
-        first: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-        **others: Any,
-    ) -> None:
-        height, width = pair("kernel_size", kernel_size, 1)
-        super().__init__(
-            in_channels,
-            out_channels,
-            (height, width),
-            padding="same",
-            mask_type="A" if first else "B",
-            origin=(height - 1, width - 1),
-            device=device,
-            dtype=dtype,
-            **others,
-        )

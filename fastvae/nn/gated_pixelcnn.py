@@ -30,6 +30,7 @@ class GatedPixelCNN(PixelNetwork):
         likelihood: ``"bernoulli"``, ``"categorical"`` (256 levels, values k / 255), ``"logistic_mixture"`` (10
             components, values in [-1, 1]), or an object of :mod:`fastvae.likelihoods.pixels`.
         head_channels: width between the two last layers; None: ``hidden_channels``.
+        weight_norm: whether weights are normalised, with learned gains; see :func:`initialize_from_data`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -68,6 +69,7 @@ class GatedPixelCNN(PixelNetwork):
         context_channels: int = 0,
         likelihood: Any = "bernoulli",
         head_channels: int | None = None,
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -76,7 +78,8 @@ class GatedPixelCNN(PixelNetwork):
         super().__init__(in_channels, hidden_channels, num_layers, likelihood=likelihood, impl=impl, **context)
         in_channels, hidden_channels = self.in_channels, self.hidden_channels
         num_layers = integer("num_layers", num_layers)
-        shared = {"num_colors": self.num_colors, "impl": impl, "device": device, "dtype": dtype, **context}
+        options = {"weight_norm": weight_norm, "impl": impl, "device": device, "dtype": dtype}
+        shared = {"num_colors": self.num_colors, **options, **context}
         self.layers = nn.ModuleList(
             GatedMaskedConv2d(
                 hidden_channels if layer else in_channels,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..precision import compute_dtype
 from ..structure.integers import integer
 from ._refusals import check_linear
-from .amortised import AmortisedFlow, check_sizes
+from .amortised import AmortisedFlow, check_sizes, no_log_det
 
 __all__ = ["HouseholderFlow", "reflect"]
 
@@ -37,7 +37,7 @@ class HouseholderFlow(AmortisedFlow):
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)``, dtype of ``z``, and ``log_det``
-        ``(*)``, zeros, float32 (float64 for float64 inputs); batches broadcast.
+        ``(*)``, with ``log_det_map=True`` ``(*, D)``, zeros, float32 (float64 for float64 inputs); batches broadcast.
 
     Raises:
         ValueError: shapes or sizes that do not fit, or a context missing or unexpected.
@@ -91,19 +91,19 @@ class HouseholderFlow(AmortisedFlow):
             vectors.append(v.to(compute_dtype(z.dtype)))
         return x, vectors
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map, zero."""
         x, vectors = self._vectors(z, context)
         for v in vectors:
             x = reflect(x, v)
-        return x.to(z.dtype), x.new_zeros(x.shape[:-1])
+        return x.to(z.dtype), no_log_det(x, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map, zero."""
         x, vectors = self._vectors(z, context)
         for v in reversed(vectors):
             x = reflect(x, v)
-        return x.to(z.dtype), x.new_zeros(x.shape[:-1])
+        return x.to(z.dtype), no_log_det(x, log_det_map)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, reflections={self.reflections}"

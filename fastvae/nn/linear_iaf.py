@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..precision import keep_full_precision
 from ..reference.tril_gaussian import strictly_lower
-from .amortised import AmortisedFlow, check_sizes, matvec
+from .amortised import AmortisedFlow, check_sizes, matvec, no_log_det
 
 __all__ = ["LinearInverseAutoregressiveFlow"]
 
@@ -29,7 +29,7 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)``, dtype of ``z``, and ``log_det``
-        ``(*)``, zeros, float32 (float64 for float64 inputs); batches broadcast.
+        ``(*)``, with ``log_det_map=True`` ``(*, D)``, zeros, float32 (float64 for float64 inputs); batches broadcast.
 
     Raises:
         ValueError: shapes that do not fit, or a context missing or unexpected.
@@ -56,17 +56,17 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
     def _start(self, **options: Any) -> Tensor:
         return torch.zeros(len(self.bias), **options)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast, a product): the sample and log |det| of the map, zero."""
         y, packed = self._prepare(z, context)
         lower = strictly_lower(packed, self.features, packed=True)
         with keep_full_precision(y.device.type):
             out = y + matvec(lower, y)
-        return out.to(z.dtype), y.new_zeros(y.shape[:-1])
+        return out.to(z.dtype), no_log_det(y, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (a triangular solve): the noise and log |det| of the inverse map, zero."""
         x, packed = self._prepare(z, context)
         lower = strictly_lower(packed, self.features, packed=True)
         out = torch.linalg.solve_triangular(lower, x.unsqueeze(-1), upper=False, unitriangular=True).squeeze(-1)
-        return out.to(z.dtype), x.new_zeros(x.shape[:-1])
+        return out.to(z.dtype), no_log_det(x, log_det_map)

@@ -213,9 +213,14 @@ class MADE(DiscreteFeatures):
             layer.reset_parameters()
         if self.context_layer is not None:
             self.context_layer.reset_parameters()
-        with torch.no_grad():
-            self.initialized.fill_(int(not self._weight_norm))
+        self.forget_initialization()
+
+    @torch.no_grad()
+    def forget_initialization(self) -> bool:
+        """Lets the next batch in training mode set gains and biases; tells whether there is weight normalisation."""
+        self.initialized.fill_(int(not self._weight_norm))
         self._wants_initialization = self._weight_norm
+        return self._weight_norm
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         term = self.context_term(x, context)

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ..ops._convolution import lower_to_constants, padding_of, structure_of
 from ..ops.masked_conv2d import masked_conv2d_of
+from ..precision import compute_dtype
 from ..reference.masked_conv2d import mask_of
-from ..reference.masked_linear import ACTIVATIONS
+from ..reference.masked_linear import ACTIVATIONS, row_factors
 from ..structure.convolution import MASK_TYPES, ConvStructure, pair
 from ..structure.integers import integers
 from ._start import start_of
+from .masked_linear import set_gain_and_bias
 
 __all__ = ["MaskedConv2d"]
 
@@ -32,7 +34,8 @@ class MaskedConv2d(nn.Conv2d):
     r"""A :class:`torch.nn.Conv2d` over the pixels before one's own, in raster order.
 
     .. math::
-        y = \operatorname{act}((W \circ M) * x + b)
+        y = \operatorname{act}((W \circ M) * x + b) \quad\text{or, normalised,}\quad
+        y = \operatorname{act}\left(\left(g \odot \frac{W \circ M}{\lVert W \circ M \rVert}\right) * x + b\right)
 
     See :func:`fastvae.functional.masked_conv2d` for the mask. It is neither stored nor multiplied into a copy of the
     weight; gradients of masked weights are zero. Parameters and their initialisation are those of
@@ -52,6 +55,8 @@ class MaskedConv2d(nn.Conv2d):
         origin: (row, column) of the tap at the output's own pixel; even kernels need it.
         order: ``"raster"`` or ``"reversed"``.
         activation: ``"relu"``, ``"elu"``, ``"tanh"``, ``"softplus"``, ``"gelu"``, ``"silu"``, or None.
+        weight_norm: whether the weights of each output channel that count are normalised, with a learned gain g,
+            ``weight_gain``; see :func:`initialize_from_data`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Attributes:
@@ -101,6 +106,7 @@ class MaskedConv2d(nn.Conv2d):
         origin: tuple[int, int] | None = None,
         order: str = "raster",
         activation: str | None = None,
+        weight_norm: bool = False,
         impl: str = "auto",
     ) -> None:
         misplaced = next((v for v in (in_channels, out_channels, kernel_size, stride) if isinstance(v, str)), None)
@@ -141,11 +147,54 @@ class MaskedConv2d(nn.Conv2d):
                 "weight, got None. Adapters such as LoRA make such a layer beside a MaskedConv2d, whose mask they do "
                 "not know: adapt its weight by torch.nn.utils.parametrize, or wrap the whole network"
             )
+        self.weight_gain = nn.Parameter(self.masked_norm().detach()) if weight_norm else None
 
     def reset_parameters(self) -> None:
-        """Draws the initial weights again."""
+        """Draws the initial weights again; a gain becomes the norm of its channel, which changes no output."""
         super().reset_parameters()
+        gain = getattr(self, "weight_gain", None)
+        if gain is not None:
+            with torch.no_grad():
+                gain.copy_(self.masked_norm())
         start_of(self).apply(self)
+
+    def masked_norm(self) -> Tensor:
+        """Norm of every output channel's weights over those that count, ``(out_channels,)``."""
+        return _norm_of(self._kept_weight())
+
+    def scaled_weight(self) -> Tensor:
+        """The weight of the convolution: with weight normalisation g W / norm, where it counts, else the parameter."""
+        if self.weight_gain is None:
+            return self.weight
+        kept = self._kept_weight()
+        return kept * row_factors(self.weight_gain, _norm_of(kept)).view(-1, 1, 1, 1)
+
+    def _kept_weight(self) -> Tensor:
+        # Not a product with the mask: what is masked may be anything, NaN as well.
+        return torch.where(self._mask_on(self.weight.device), self.weight, 0.0)
+
+    @torch.no_grad()
+    def initialize(self, pre_activations: Tensor, target_std: float = 1.0) -> None:
+        """Sets gain and bias from data, such that pre-activations have mean 0 and standard deviation ``target_std``.
+
+        Args:
+            pre_activations: the layer's outputs for a first batch, before its activation: ``(N, out_channels, H, W)``.
+            target_std: the standard deviation to start from.
+
+        Raises:
+            ValueError: the layer has no weight normalisation, or the batch is empty.
+
+        Reference:
+            *Weight Normalization* (Salimans, Kingma, 2016), data-dependent initialisation.
+        """
+        if self.weight_gain is None:
+            raise ValueError("initialize needs a layer with weight_norm=True")
+        if not pre_activations.numel():
+            raise ValueError(
+                f"pre_activations must hold one pixel or more to set gains from, got {tuple(pre_activations.shape)}"
+            )
+        rows = pre_activations.movedim(-3, -1).reshape(-1, self.out_channels).to(self.weight.dtype)
+        set_gain_and_bias(self.weight_gain, self.bias, rows, target_std)
 
     @property
     def in_degrees(self) -> Tensor | None:
@@ -174,7 +223,7 @@ class MaskedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return masked_conv2d_of(
             input,
-            self.weight,
+            self.weight if self.weight_gain is None else self.scaled_weight(),
             self.bias,
             self.structure,
             self.in_degrees,
@@ -207,7 +256,13 @@ class MaskedConv2d(nn.Conv2d):
             parts.append(f"order={structure.order}")
         if self.activation:
             parts.append(f"activation={self.activation}")
+        if self.weight_gain is not None:
+            parts.append("weight_norm=True")
         return ", ".join(parts)
+
+
+def _norm_of(kept: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(kept, dim=(1, 2, 3), dtype=compute_dtype(kept.dtype)).to(kept.dtype)
 
 
 def _covers(mask: Tensor, expected: Tensor) -> bool:

@@ -140,11 +140,7 @@ class MaskedLinear(nn.Linear):
             raise ValueError(
                 f"pre_activations must hold one sample or more to set gains from, got {tuple(pre_activations.shape)}"
             )
-        std, mean = torch.std_mean(rows, 0, correction=0)
-        factor = torch.where(std > 1e-6, target_std / std.clamp(min=1e-6), 1.0)
-        self.weight_gain.mul_(factor)
-        if self.bias is not None:
-            self.bias.sub_(mean).mul_(factor)
+        set_gain_and_bias(self.weight_gain, self.bias, rows, target_std)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "degrees", None)
@@ -159,3 +155,12 @@ class MaskedLinear(nn.Linear):
     def extra_repr(self) -> str:
         more = f", activation={self.activation}" if self.activation else ""
         return super().extra_repr() + more + (", weight_norm=True" if self.weight_gain is not None else "")
+
+
+def set_gain_and_bias(gain: Tensor, bias: Tensor | None, rows: Tensor, target_std: float) -> None:
+    """Gives pre-activations, now ``rows`` ``(samples, out)``, mean 0, where there is a bias, and this deviation."""
+    std, mean = torch.std_mean(rows, 0, correction=0)
+    factor = torch.where(std > 1e-6, target_std / std.clamp(min=1e-6), 1.0)
+    gain.mul_(factor)
+    if bias is not None:
+        bias.sub_(mean).mul_(factor)

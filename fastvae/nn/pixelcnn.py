@@ -170,6 +170,7 @@ class PixelHead(nn.Module):
         num_colors: int,
         context_features: int,
         context_channels: int,
+        weight_norm: bool,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -182,8 +183,8 @@ class PixelHead(nn.Module):
         of_width = [colors(width, num_colors) for width in widths]
         self.first, self.second = (
             MaskedConv2d(
-                widths[i], widths[i + 1], 1, mask_type="B", padding="same", **degrees(of_width[i], of_width[i + 1]),
-                **options,
+                widths[i], widths[i + 1], 1, mask_type="B", padding="same", weight_norm=weight_norm,
+                **degrees(of_width[i], of_width[i + 1]), **options,
             )
             for i in range(2)
         )  # fmt: skip
@@ -206,11 +207,12 @@ class _Residual(nn.Module):
         num_colors: int,
         context_features: int,
         context_channels: int,
+        weight_norm: bool,
         **options: Any,
     ) -> None:
         super().__init__()
         outer, inner = (colors(width, num_colors) for width in (2 * channels, channels))
-        shared = {"mask_type": "B", "padding": "same", **options}
+        shared = {"mask_type": "B", "padding": "same", "weight_norm": weight_norm, **options}
         self.down = MaskedConv2d(2 * channels, channels, 1, activation="relu", **degrees(outer, inner), **shared)
         self.middle = MaskedConv2d(channels, channels, kernel_size, **degrees(inner, inner), **shared)
         self.condition = Conditioning(channels, context_features, context_channels, **options)
@@ -239,6 +241,7 @@ class PixelCNN(PixelNetwork):
         likelihood: ``"bernoulli"``, ``"categorical"`` (256 levels, values k / 255), ``"logistic_mixture"`` (10
             components, values in [-1, 1]), or an object of :mod:`fastvae.likelihoods.pixels`.
         head_channels: width between the two last layers; None: ``hidden_channels``.
+        weight_norm: whether weights are normalised, with learned gains; see :func:`initialize_from_data`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -276,6 +279,7 @@ class PixelCNN(PixelNetwork):
         context_channels: int = 0,
         likelihood: Any = "bernoulli",
         head_channels: int | None = None,
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -287,11 +291,12 @@ class PixelCNN(PixelNetwork):
         kernel = pair("kernel_size", kernel_size, 1)
         self.first = MaskedConv2d(
             in_channels, width, pair("first_kernel_size", first_kernel_size, 1), mask_type="A", padding="same",
+            weight_norm=weight_norm,
             **degrees(colors(in_channels, self.num_colors), colors(width, self.num_colors)), **options,
         )  # fmt: skip
         self.condition = Conditioning(width, **context, **options)
         self.blocks = nn.ModuleList(
-            _Residual(self.hidden_channels, kernel, self.num_colors, **context, **options)
+            _Residual(self.hidden_channels, kernel, self.num_colors, weight_norm=weight_norm, **context, **options)
             for _ in range(num_layers - 1)
         )
         self.head = PixelHead(
@@ -299,6 +304,7 @@ class PixelCNN(PixelNetwork):
             self.hidden_channels if head_channels is None else head_channels,
             self.parameter_channels,
             num_colors=self.num_colors,
+            weight_norm=weight_norm,
             **context,
             **options,
         )

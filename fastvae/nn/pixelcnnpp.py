@@ -11,17 +11,10 @@ from torch.nn import functional
 
 from ..structure.integers import integer
 from ._start import Start, start_as
-from .gated_conv import (
-    Conditioning,
-    DownRightShiftedConv2d,
-    DownShiftedConv2d,
-    GatedActivation,
-    check_odd,
-    colors,
-    degrees,
-)
+from .gated_conv import Conditioning, GatedActivation, check_odd, colors, degrees
 from .masked_conv2d import MaskedConv2d
 from .pixelcnn import PixelNetwork
+from .shifted_conv import DownRightShiftedConv2d, DownShiftedConv2d
 
 __all__ = ["PixelCNNpp"]
 
@@ -62,9 +55,10 @@ class _GatedResidual(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.second = conv(2 * channels, 2 * channels, kernel_size, **degrees(own, own, 2, in_times=2), **options)
+        options.pop("weight_norm")
         self.condition = Conditioning(2 * channels, context_features, context_channels, **options)
         self.gate = GatedActivation("linear", impl=options["impl"])
-        start_as(self.second, Start(weight_scale=RESIDUAL_SCALE))
+        start_as(self.second, Start(weight_scale=RESIDUAL_SCALE, data_std=RESIDUAL_SCALE))
 
     def forward(self, x: Tensor, context: Tensor | None, *others: Tensor) -> Tensor:
         h = self.first(concat_elu(x))
@@ -92,6 +86,7 @@ class PixelCNNpp(PixelNetwork):
         likelihood: ``"logistic_mixture"`` (10 components, values in [-1, 1]), ``"bernoulli"``, ``"categorical"`` (256
             levels, values k / 255), or an object of :mod:`fastvae.likelihoods.pixels`.
         dropout: probability of dropping a number within a block, in training mode.
+        weight_norm: whether weights are normalised, with learned gains; see :func:`initialize_from_data`.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Shape:
@@ -103,9 +98,9 @@ class PixelCNNpp(PixelNetwork):
         ValueError: sizes, names or colours that do not fit; a context missing, unexpected or of another size.
 
     Note:
-        This network leaves out three parts of the paper's. It has no levels of lower resolution, since a sampler
+        This network leaves out two parts of the paper's. It has no levels of lower resolution, since a sampler
         computes every activation once only if all layers keep the image's size. It has no input channel of ones, which
-        marks the image's border. It has no weight normalisation with a data-dependent start.
+        marks the image's border. The paper's layers have ``weight_norm`` and a data-dependent start.
 
         The sampler's parameters equal those of ``forward`` to a few ulp; for :class:`PixelCNN` and
         :class:`GatedPixelCNN` they are the same bits on a CPU. The reason is the elu between convolutions: ``forward``
@@ -134,6 +129,7 @@ class PixelCNNpp(PixelNetwork):
         context_channels: int = 0,
         likelihood: Any = "logistic_mixture",
         dropout: float = 0.5,
+        weight_norm: bool = False,
         impl: str = "auto",
         device: Any = None,
         dtype: Any = None,
@@ -144,7 +140,7 @@ class PixelCNNpp(PixelNetwork):
         num_layers = integer("num_layers", num_layers)
         kernel_size = check_odd("kernel_size", kernel_size)
         first_kernel_size = check_odd("first_kernel_size", first_kernel_size)
-        options = {"impl": impl, "device": device, "dtype": dtype}
+        options = {"weight_norm": weight_norm, "impl": impl, "device": device, "dtype": dtype}
         pixels, own = colors(in_channels, self.num_colors), colors(hidden_channels, self.num_colors)
         rows = first_kernel_size // 2 + 1
         self.first_above = DownShiftedConv2d(

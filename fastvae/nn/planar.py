@@ -43,7 +43,8 @@ class PlanarFlow(AmortisedFlow):
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)``, dtype of ``z``, and ``log_det``
-        ``(*)``, float32 (float64 for float64 inputs); batches broadcast.
+        ``(*)``, float32 (float64 for float64 inputs); batches broadcast. With ``log_det_map=True`` it is ``(*, D)``:
+        the diagonal of the logarithm of the Jacobian, whose trace is log |det|.
 
     Raises:
         ValueError: an unknown activation, a slope out of range, shapes that do not fit, or a context missing or
@@ -85,7 +86,7 @@ class PlanarFlow(AmortisedFlow):
         u = UNCONSTRAINED * w / w.square().sum()
         return torch.cat([w, u, w.new_zeros(1)])
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, w, u_hat, w_u_hat, b = self._vectors(z, context)
         t = (w * x).sum(-1, keepdim=True) + b
@@ -95,7 +96,8 @@ class PlanarFlow(AmortisedFlow):
         else:
             slope = self._slope(t)
             h = slope * t
-        return torch.addcmul(x, u_hat, h).to(z.dtype), log_of_positive(1.0 + slope * w_u_hat).squeeze(-1)
+        out, log_det = torch.addcmul(x, u_hat, h).to(z.dtype), log_of_positive(1.0 + slope * w_u_hat)
+        return out, _shares(log_det, slope, w, u_hat, w_u_hat) if log_det_map else log_det.squeeze(-1)
 
     @property
     def inverse(self) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -109,14 +111,15 @@ class PlanarFlow(AmortisedFlow):
             raise AttributeError("inverse")
         return self._inverse
 
-    def _inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         x, w, u_hat, w_u_hat, b = self._vectors(z, context)
         t = (w * x).sum(-1, keepdim=True) + b
         slope = self._slope(t)
         # The same determinant as in forward, kept from zero in the same way.
         determinant = (1.0 + slope * w_u_hat).clamp(min=torch.finfo(x.dtype).tiny)
         out = torch.addcmul(x, u_hat, slope * t / determinant, value=-1)
-        return out.to(z.dtype), -determinant.log().squeeze(-1)
+        log_det = -determinant.log()
+        return out.to(z.dtype), _shares(log_det, slope, w, u_hat, w_u_hat, -1.0) if log_det_map else log_det.squeeze(-1)
 
     def _slope(self, t: Tensor) -> Tensor:
         # torch.where would make float32 of Python numbers.
@@ -136,3 +139,19 @@ class PlanarFlow(AmortisedFlow):
     def extra_repr(self) -> str:
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"{super().extra_repr()}, activation={self.activation}{slope}"
+
+
+def _shares(log_det: Tensor, slope: Tensor, w: Tensor, u_hat: Tensor, w_u_hat: Tensor, sign: float = 1.0) -> Tensor:
+    r"""The diagonal of the logarithm of :math:`(I + s \hat u w^\top)^{\pm 1}`; ``log_det`` ``(*, 1)`` is its trace.
+
+    .. math::
+        \pm \frac{\log(1 + t)}{t}\, s\, \hat u_i w_i, \qquad t = s\, w^\top \hat u
+    """
+    t = slope * w_u_hat
+    # The quotient, and its derivative even more, lose their digits to rounding where t is small.
+    is_small = t.abs() < 1e-2
+    series = torch.zeros_like(t)
+    for power in range(8, 0, -1):
+        series = 1.0 / power - t * series
+    ratio = torch.where(is_small, sign * series, log_det / torch.where(is_small, 1.0, t))
+    return ratio * slope * w * u_hat

@@ -54,7 +54,8 @@ class SylvesterFlow(AmortisedFlow):
 
     Shape:
         ``z`` ``(*, D)`` and ``context`` ``(*, context_features)`` to ``(*, D)``, dtype of ``z``, and ``log_det``
-        ``(*)``, float32 (float64 for float64 inputs); batches broadcast.
+        ``(*)``, float32 (float64 for float64 inputs); batches broadcast. With ``log_det_map=True`` it is ``(*, D)``:
+        the term of each column of Q, spread over the features by the squares of the column's entries.
 
     Raises:
         ValueError: shapes, sizes or names that do not fit, or a context missing or unexpected.
@@ -125,7 +126,7 @@ class SylvesterFlow(AmortisedFlow):
             return orthogonalise(parameters.unflatten(-1, (self.features, self.columns)), self.iterations)
         return list(parameters.unflatten(-1, (self.reflections, self.features)).unbind(-2))
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, parameters = self._prepare(z, context)
         with keep_full_precision(x.device.type):
@@ -138,8 +139,8 @@ class SylvesterFlow(AmortisedFlow):
             q = self._basis(basis) if self.kind != "triangular" else None
             h = torch.tanh(matvec(r2, self._into(q, x)) + b)
             out = x + self._out_of(q, matvec(r1, h))
-        log_det = log_of_positive(1.0 + (1.0 - h.square()) * diagonal_1 * diagonal_2).sum(-1)
-        return out.to(z.dtype), log_det
+        log_det = log_of_positive(1.0 + (1.0 - h.square()) * diagonal_1 * diagonal_2)
+        return out.to(z.dtype), self._shares(q, log_det) if log_det_map else log_det.sum(-1)
 
     def _into(self, q: Tensor | list[Tensor] | None, x: Tensor) -> Tensor:
         r""":math:`Q^\top x`."""
@@ -150,6 +151,19 @@ class SylvesterFlow(AmortisedFlow):
         for v in q:
             x = reflect(x, v)
         return x
+
+    def _shares(self, q: Tensor | list[Tensor] | None, terms: Tensor) -> Tensor:
+        """The columns' terms of the log-determinant ``(*, M)``, each spread over features by the column's squares."""
+        if q is None:
+            return self._out_of(None, terms)
+        if not isinstance(q, Tensor):
+            # Row m of the reflected identity is column m of Q.
+            identity = torch.eye(self.features, dtype=terms.dtype, device=terms.device)
+            q = self._out_of([v.unsqueeze(-2) for v in q], identity).mT
+        squares = q.square()
+        # The iteration leaves columns at length 1 up to rounding.
+        with keep_full_precision(terms.device.type):
+            return matvec(squares / squares.sum(-2, keepdim=True), terms)
 
     def _out_of(self, q: Tensor | list[Tensor] | None, y: Tensor) -> Tensor:
         """:math:`Q y`."""

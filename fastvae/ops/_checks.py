@@ -74,6 +74,17 @@ def to_kind_of_products(
     return (found[name], found["weight"], *[found.get(name) for name in optional])
 
 
+def to_one_kind(named: dict[str, Tensor | None], required: int) -> list[Any]:
+    """The tensors of one dtype, autocast's where it is on; None, which the first ``required`` are not, stays None."""
+    found = {name: t for i, (name, t) in enumerate(named.items()) if t is not None or i < required}
+    first = next(iter(found.values()))
+    if isinstance(first, Tensor) and is_autocasting(first.device.type):
+        dtype = torch.get_autocast_dtype(first.device.type)
+        found = {name: to_autocast(t, dtype) for name, t in found.items()}
+    cast = dict(zip(found, to_same_kind(**found), strict=True))  # type: ignore[arg-type]
+    return [cast.get(name) for name in named]
+
+
 def check_features(**tensors: Tensor) -> None:
     """Raises unless all end in the same number, at least one, of features."""
     (first_name, first), *others = tensors.items()

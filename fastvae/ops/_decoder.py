@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import backend
 from ..backend import Route
-from ..precision import compute_dtype, is_autocasting, to_autocast
+from ..precision import compute_dtype
 from ..reference.latent_gradient import LIKELIHOODS
 from ..structure import ACTIVATION_NAMES
 from . import _checks, _layout
@@ -170,7 +170,7 @@ def prepare(
     )
     *tensors, x = given
     if not route.alike or torch._C._is_any_autocast_enabled():
-        tensors = _to_one_kind(dict(zip(names[: len(tensors)], tensors, strict=True)), more + count)
+        tensors = _checks.to_one_kind(dict(zip(names[: len(tensors)], tensors, strict=True)), more + count)
     points = dict(zip(points, tensors[:more], strict=True))
     weights, biases = tensors[more : more + count], tensors[more + count :]
     _check_layers(points, weights, biases)
@@ -182,17 +182,6 @@ def prepare(
     layers = [*(_layout.to_rows(weight, weight.shape[1]) for weight in weights), *given_biases]
     decoder = Decoder(tuple([bias is not None for bias in biases]), inner, activation, likelihood, route)
     return decoder, [_layout.to_rows(p, z.shape[-1]) for p in tensors[:more]], _layout.to_rows(x, pixels), layers
-
-
-def _to_one_kind(named: dict[str, Tensor | None], required: int) -> list[Any]:
-    """The tensors of one dtype, autocast's where it is on; None, which the first ``required`` are not, stays None."""
-    found = {name: t for i, (name, t) in enumerate(named.items()) if t is not None or i < required}
-    first = next(iter(found.values()))
-    if isinstance(first, Tensor) and is_autocasting(first.device.type):
-        dtype = torch.get_autocast_dtype(first.device.type)
-        found = {name: to_autocast(t, dtype) for name, t in found.items()}
-    cast = dict(zip(found, _checks.to_same_kind(**found), strict=True))  # type: ignore[arg-type]
-    return [cast.get(name) for name in named]
 
 
 def only_by_reference(decoder: Decoder, impl: str, what: str) -> Decoder:

@@ -125,6 +125,7 @@ def affine_flow(
     *,
     kind: str = "gated",
     inverse: bool = False,
+    log_det_map: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""Affine flow step :math:`z' = a(s) \odot z + c(s) \odot m` with its log-determinant :math:`\sum_i \log a(s_i)`.
@@ -147,11 +148,12 @@ def affine_flow(
         scale_logit: s, ``(*, D)``; None for ``location_only``.
         kind: one of the above.
         inverse: whether to map back, :math:`z = (z' - c(s)\, m) / a(s)`.
+        log_det_map: whether to return every feature's share of the log-determinant in place of their sum.
         impl: ``"auto"``, ``"triton"``, ``"cpp"`` or ``"reference"``, see :mod:`fastvae.backend`.
 
     Returns:
-        The points, ``(*, D)``, dtype of ``z``, and ``log_det`` of the map taken, ``(*)``, float32 (float64 for float64
-        inputs).
+        The points, ``(*, D)``, dtype of ``z``, and ``log_det`` of the map taken, ``(*)``, with ``log_det_map``
+        ``(*, D)``, float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
@@ -180,6 +182,9 @@ def affine_flow(
         )
     names = ("z", "shift", "scale_logit")
     route, (z, shift, scale_logit) = backend.route(impl, z, shift, scale_logit, names=names, required=2)
+    if log_det_map:
+        out, log_det = affine_flow(z, shift, scale_logit, kind=kind, inverse=inverse, impl=impl)
+        return out, reference.log_det_map(log_det, out, scale_logit, kind, inverse)
     if route.rows:
         return _step(route, z, shift, scale_logit, kind, inverse)
     named = {"z": z, "shift": shift}

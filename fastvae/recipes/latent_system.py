@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from .data.batches import binarize_fixed
 from .data.mnist import Mnist, load_mnist
 from .evaluation.bounds import Figures, evaluate
 from .evaluation.config import EvaluationConfig
@@ -36,7 +35,7 @@ class LatentSystem(System):
         progress: bool = False,
         job: Job = ALONE,
     ) -> Figures:
-        x = binarize_fixed(images.x_test, seed)
+        x = self.test_images(images, seed)
         return evaluate(model, x, **asdict(config), seed=seed, progress=progress, job=job)
 
     def describe(self, figures: Figures) -> list[str]:

@@ -86,6 +86,14 @@ class System:
         """Draws a model on the CPU, given binary test images ``(N, pixels)``, into a folder."""
         raise NotImplementedError
 
+    def draw_run(self, model: Any, images: Any, folder: Path) -> None:
+        """Draws a model on the CPU after its training, given the images of :meth:`load_images`, into a folder."""
+        self.draw(model, self.test_images(images), folder)
+
+    def test_images(self, images: Any, seed: int = 0) -> Tensor:
+        """The test images as the system takes them, ``(N, pixels)``; the seed is that of a binarisation."""
+        return binarize_fixed(images.x_test, seed)
+
     def label(self, config: Any) -> str:
         """The name of a curve of a model with these settings."""
         return self.name
@@ -96,6 +104,8 @@ class System:
         """Intensities ``(n, pixels)`` of new images, of given classes where the model has classes."""
         if labels is not None:
             raise RecipeError(f"{self.name} has no classes to draw images of")
+        if not hasattr(model, "sample"):
+            raise RecipeError(f"{self.name} has no distribution of images to draw new ones from")
         found: Tensor = model.sample(n, generator=generator)
         return found
 
@@ -128,7 +138,7 @@ class System:
         """Draws test images, evenly spread, above their reconstructions; with None it loads the images."""
         self.check_reconstruct(model)
         images = self.load_images(settings.training, progress=True) if images is None else images
-        x = spread(binarize_fixed(images.x_test), count)
+        x = spread(self.test_images(images), count)
         found = self.reconstruct(model, x, generator=torch.Generator().manual_seed(seed))
         draw_grid(torch.cat([x, found]), 2, len(x), "Test images, and their reconstructions", path)
 
@@ -170,6 +180,14 @@ class System:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"{path} is no checkpoint of {self.name}: {error}") from None
         return model.eval(), settings
+
+    def import_weights(self, path: Path) -> tuple[Any, dict[str, Tensor]]:
+        """The settings of a model, and its state dict, out of a file of weights of the authors of its paper.
+
+        Raises:
+            RecipeError: the file cannot be read, or the system knows no such files.
+        """
+        raise RecipeError(f"{self.name} reads no weights of others")
 
     def list_sizes(self, plain: dict[str, Any]) -> dict[str, Any]:
         """The part of a model's settings that sets how many weights it needs at least."""

@@ -56,6 +56,14 @@ def scale_shift(shift: Tensor, scale_logit: Tensor, log_a: Tensor, kind: str) ->
     return shift
 
 
+def log_det_map(log_det: Tensor, out: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool = False) -> Tensor:
+    """Every feature's share of ``log_det``, which is their sum, in the shape of ``out``."""
+    if scale_logit is None:
+        return torch.zeros_like(out, dtype=log_det.dtype)
+    log_a = log_scale(scale_logit.to(log_det.dtype), kind).expand(out.shape)
+    return -log_a if inverse else log_a
+
+
 def affine_flow(
     z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool = False
 ) -> tuple[Tensor, Tensor]:

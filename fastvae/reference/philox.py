@@ -52,15 +52,28 @@ def normal(
 
     Reference: *A note on the generation of random normal deviates* (Box, Muller, 1958).
     """
-    quarter = -(-columns // 4)
+    x = _words(seed, samples, rows, columns, row_offset)
+    lanes = [*_box_muller(x[0], x[1], wide), *_box_muller(x[2], x[3], wide)]
+    return torch.cat(lanes, -1)[..., :columns]
+
+
+def uniform(seed: Tensor, samples: int, rows: int, columns: int, *, row_offset: int = 0) -> Tensor:
+    r"""Uniform numbers of the noise contract, float32, shape ``(samples, rows, columns)``.
+
+    A word w gives :math:`(\lfloor w / 2^9 \rfloor + \tfrac12)\, 2^{-23}`, exact in float32.
+    """
+    words = _words(seed, samples, rows, columns, row_offset)
+    return ((torch.cat(words, -1)[..., :columns] >> 9).float() + 0.5) * 2.0**-23
+
+
+def _words(seed: Tensor, samples: int, rows: int, columns: int, row_offset: int) -> list[Tensor]:
+    """The four words of every counter, each ``(samples, rows, Q)``."""
     device = seed.device
-    column = torch.arange(quarter, device=device)
+    column = torch.arange(-(-columns // 4), device=device)
     row = torch.arange(row_offset, row_offset + rows, device=device)[:, None]
     sample = torch.arange(samples, device=device)[:, None, None]
     counter = list(torch.broadcast_tensors(column, row & _MASK, row >> 32, sample))
-    x = philox_4x32_10(counter, [seed & _MASK, (seed >> 32) & _MASK])
-    lanes = [*_box_muller(x[0], x[1], wide), *_box_muller(x[2], x[3], wide)]
-    return torch.cat(lanes, -1)[..., :columns]
+    return philox_4x32_10(counter, [seed & _MASK, (seed >> 32) & _MASK])
 
 
 def _box_muller(a: Tensor, b: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,8 @@ def _conv(recording: Recording, path: str, images: Tensor) -> tuple[Tensor, Tens
     layer: Any = recording.layer(path)
     label = recording.label_of(path)
     shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    weight = _numbers(layer.weight, images, f"{label}: weight", shape)
+    made = getattr(layer, "scaled_weight", None)
+    weight = _numbers(layer.weight if made is None else made(), images, f"{label}: weight", shape)
     if layer.bias is None:
         return weight, None
     return weight, _numbers(layer.bias, images, f"{label}: bias", (layer.out_channels,))

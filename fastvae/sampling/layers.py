@@ -38,6 +38,9 @@ class MaskedConvolution(Protocol):
     @property
     def out_degrees(self) -> Tensor | None: ...
 
+    def scaled_weight(self) -> Tensor:
+        """The weight that the layer multiplies by; without this method it is the parameter ``weight``."""
+
 
 class Gate(Protocol):
     """``"gate"``: the gated activation of ``kind``, called with ``x`` and maybe ``condition``."""

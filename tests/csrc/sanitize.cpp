@@ -79,6 +79,34 @@ std::vector<T> run(const Kernels<T>& kernels, const Inputs<T>& in, bool given) {
   r.keep(c, n * d);
   r.keep(f, n * d);
   keep(false, false);
+  // Any numbers serve as a prior of every sample, as the noise of the gradients, and as their upstream gradients.
+  const MergedGaussians<T> both{mu, log_sigma, {in.z.get(), d}, {in.z.get(), d}};
+  auto log_p = r.array(k * n), kl = r.array(k * n * d);
+  std::unique_ptr<T[]> to[4];
+  for (auto& gradient : to) gradient = r.array(k * n * d);
+  for (int64_t each = 0; each < 2 && k > 0; ++each) {
+    kernels.gaussian_merge.fwd(both, noise, samples.get(), density.get(), log_p.get(), {kl.get(), each == 1},
+                               given ? nullptr : kept.get(), e);
+    kernels.gaussian_merge.bwd(in.z.get(), in.per_sample.get(), in.per_sample.get(),
+                               {each ? in.z.get() : in.per_sample.get(), each == 1}, both, in.z.get(),
+                               {to[0].get(), to[1].get(), to[2].get(), to[3].get()}, e);
+    r.keep(samples, k * n * d);
+    r.keep(density, k * n);
+    r.keep(log_p, k * n);
+    r.keep(kl, each ? k * n * d : k * n);
+    for (const auto& gradient : to) r.keep(gradient, k * n * d);
+  }
+
+  const auto& units = kernels.bernoulli;
+  auto of_units = r.array(2 * k * n * d), log_probs = r.array(2 * k * n);
+  for (int64_t pairs = 0; pairs < 2; ++pairs) {
+    const int64_t count = pairs ? 2 * k : k;
+    units.fwd(mu, noise, pairs == 1, of_units.get(), log_probs.get(), e);
+    r.keep(of_units, count * n * d);
+    r.keep(log_probs, count * n);
+    units.bwd(log_probs.get(), of_units.get(), mu, a.get(), {count, n, d});
+    r.keep(a, n * d);
+  }
 
   const auto& full = kernels.tril_gaussian;
   auto eps = r.array(k * n * d);

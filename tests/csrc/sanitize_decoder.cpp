@@ -1,6 +1,7 @@
 // The likelihood behind a dense layer, and a decoder's derivatives to its input.
 #include <array>
 
+#include "base/codes.h"
 #include "sanitize.h"
 
 namespace fastvae {
@@ -41,6 +42,44 @@ int check_bernoulli(const char* type, double tolerance) {
                       sizes.inner, in, out);
         failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) {
           return run_bernoulli(kernels, layer, h.get(), x.get(), upstream.get(), sizes);
+        });
+      }
+  return failures;
+}
+
+template <class T>
+int check_classes(const char* type, double tolerance) {
+  int failures = 0;
+  for (const ClassExtent extent : {ClassExtent{3, 4, 17}, {300, 2, 5}, {1, 300, 1}, {0, 2, 3}})
+    for (int terms : {0b101, 0b110, 0b111, 0b010})
+      for (const Activation activation : {Activation::kSoftplus, Activation::kSilu}) {
+        const auto code = static_cast<int64_t>(activation);
+        const int64_t cells = extent.rows * extent.classes, count = cells * extent.columns;
+        const int64_t rows = extent.rows * extent.columns, classes = extent.classes * extent.columns;
+        const auto of_rows = random_array<T>(rows), own = random_array<T>(count), of_classes = random_array<T>(classes);
+        const auto upstream = random_array<T>(count);
+        const auto given = [&](int bit, const T* data) {
+          return Matrix<T>{terms >> bit & 1 ? data : nullptr, extent.columns};
+        };
+        char name[96];
+        std::snprintf(name, sizeof(name), "%s classes %ld x %ld x %ld, terms %d", type, extent.rows, extent.classes,
+                      extent.columns, terms);
+        failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) {
+          Results<T> r;
+          auto y = r.array(count), pre = r.array(count), d_rows = r.array(rows), d_cells = r.array(count);
+          auto d_classes = r.array(classes);
+          const auto wanted = [&](int bit, T* data) { return terms >> bit & 1 ? data : nullptr; };
+          kernels.class_linear.fwd(code, extent,
+                                   {given(2, of_rows.get()), given(1, own.get()), given(0, of_classes.get())}, y.get(),
+                                   pre.get());
+          kernels.class_linear.bwd(code, extent, upstream.get(), (activation == Activation::kSilu ? pre : y).get(),
+                                   {wanted(2, d_rows.get()), wanted(1, d_cells.get()), wanted(0, d_classes.get())});
+          r.keep(y, count);
+          r.keep(pre, count);
+          if (terms & 4) r.keep(d_rows, rows);
+          if (terms & 2) r.keep(d_cells, count);
+          if (terms & 1) r.keep(d_classes, classes);
+          return r.values;
         });
       }
   return failures;
@@ -119,7 +158,8 @@ int check_latent(const char* type, double tolerance) {
 
 int check_decoders() {
   return check_bernoulli<float>("float", 2e-3) + check_bernoulli<double>("double", 1e-5) +
-         check_latent<float>("float", 2e-3) + check_latent<double>("double", 1e-5);
+         check_latent<float>("float", 2e-3) + check_latent<double>("double", 1e-5) +
+         check_classes<float>("float", 2e-3) + check_classes<double>("double", 1e-5);
 }
 
 }  // namespace fastvae

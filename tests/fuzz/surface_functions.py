@@ -80,6 +80,24 @@ def diag_gaussian_rsample(draw: Draw) -> Problem:
     return Problem(call, [*parameters, *noise], constants=(2,) if noise else (), compared=bool(noise))
 
 
+def bernoulli_sample(draw: Draw) -> Problem:
+    (logits,), batch, features = _gaussian(draw, 1)
+    samples, antithetic, (_, more) = _samples(draw), draw.chance(0.5), _noise(draw, ())
+
+    def call(_, logits, uniforms=None):
+        noise = dict(more) if uniforms is None else {}
+        if "seed" in noise:
+            noise["generator"] = torch.Generator().manual_seed(noise.pop("seed"))
+        return F.bernoulli_sample(logits, samples, antithetic=antithetic, uniforms=uniforms, **noise)
+
+    if more:
+        return Problem(call, [logits], compared=False)
+    # Beyond all thresholds: no rounding turns a unit.
+    shape = (*samples, *batch, features)
+    uniforms = torch.where(draw.values(shape, 1.0) > 0, 2.0, -1.0)
+    return Problem(call, [logits, draw.tensor(*shape, values=uniforms)], constants=(1,))
+
+
 def diag_gaussian_rsample_with_kl(draw: Draw) -> Problem:
     parameters, batch, features = _gaussian(draw)
     samples = _samples(draw)
@@ -96,6 +114,29 @@ def diag_gaussian_log_prob(draw: Draw) -> Problem:
 
 def diag_gaussian_kl(draw: Draw) -> Problem:
     return Problem(lambda _, *t: F.diag_gaussian_kl(*t), _gaussian(draw, draw.choice((2, 4)))[0])
+
+
+def gaussian_merge(draw: Draw) -> Problem:
+    return Problem(lambda _, *t: F.gaussian_merge(*t), _gaussian(draw, 4)[0])
+
+
+def gaussian_merge_rsample(draw: Draw) -> Problem:
+    (mu, log_sigma, *prior), batch, features = _gaussian(draw, 4)
+    samples = _samples(draw)
+    if samples:
+        prior = [draw.tensor(*samples, *batch, features), draw.tensor(*samples, *batch, features)]
+    noise, more = _noise(draw, (*samples, *batch, features))
+    kl = draw.choice(("sum", "dimensions"))
+
+    def call(module, *tensors):
+        *parameters, eps = tensors if not more else (*tensors, None)
+        if not more:
+            return F.gaussian_merge_rsample(*parameters, kl=kl, eps=eps)
+        generator = torch.Generator().manual_seed(more["seed"])
+        return F.gaussian_merge_rsample(*parameters, kl=kl, generator=generator, row_offset=more["row_offset"])
+
+    inputs = [mu, log_sigma, *prior, *noise]
+    return Problem(call, inputs, constants=(4,) if noise else (), compared=bool(noise))
 
 
 def _tril_rsample(mu, log_sigma, tril, samples, *, eps=None, **more):
@@ -172,6 +213,34 @@ def masked_linear(draw: Draw) -> Problem:
         )  # fmt: skip
 
     return Problem(call, inputs, cuts=True)
+
+
+def class_linear(draw: Draw) -> Problem:
+    """One or more inputs, for all classes, for a label of each row, or for inputs that differ from class to class."""
+    batch, classes, width = draw.batch(), draw.some(5), draw.some()
+    sizes = [draw.size() for _ in range(draw.choice((1, 1, 2, 3)))]
+    count, has_bias, activation = len(sizes), draw.chance(0.6), draw.choice(ACTIVATIONS)
+    form = draw.choice(("all", "all", "row", "each"))
+    labels, batches = None, [batch] * count
+    if form == "row":
+        labels = torch.randint(classes, batch, generator=draw.generator)
+    elif form == "each":
+        labels = torch.arange(classes)
+        batches = [(*batch, draw.choice((1, classes))) for _ in sizes]
+    if draw.chance(0.3):
+        batches[0] = batches[0][1:]
+    inputs = [draw.tensor(*own, size) for own, size in zip(batches, sizes, strict=True)]
+    inputs += [draw.tensor(width, size) for size in sizes]
+    inputs += [draw.tensor(width, classes)] + ([draw.tensor(width)] if has_bias else [])
+
+    def call(_, *tensors):
+        x, weights, (class_weight, *bias) = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        return F.class_linear(x, weights, class_weight, *bias, labels=labels, activation=activation)
+
+    # At NaN PyTorch's elu passes a gradient on, the kernels' does not. PyTorch's gelu and softplus have no tails. Large
+    # weights multiply the rounding of a saturated activation's slope.
+    compared = not (draw.hostile and activation in ("gelu", "softplus"))
+    return Problem(call, inputs, cuts=activation == "elu", ill_conditioned=draw.hostile, compared=compared)
 
 
 def masked_conv2d(draw: Draw) -> Problem:
@@ -364,13 +433,17 @@ FUNCTIONS = {
     for name, make in (
         ("diag_gaussian_rsample", diag_gaussian_rsample),
         ("diag_gaussian_rsample_with_kl", diag_gaussian_rsample_with_kl),
+        ("bernoulli_sample", bernoulli_sample),
         ("diag_gaussian_log_prob", diag_gaussian_log_prob),
         ("diag_gaussian_kl", diag_gaussian_kl),
         ("tril_gaussian_rsample", tril_gaussian_rsample),
         ("tril_gaussian_rsample_with_kl", tril_gaussian_rsample_with_kl),
         ("tril_gaussian_log_prob", tril_gaussian_log_prob),
         ("tril_gaussian_kl", tril_gaussian_kl),
+        ("gaussian_merge", gaussian_merge),
+        ("gaussian_merge_rsample", gaussian_merge_rsample),
         ("affine_flow", affine_flow),
+        ("class_linear", class_linear),
         ("masked_linear", masked_linear),
         ("masked_conv2d", masked_conv2d),
         ("gated_activation", gated_activation),

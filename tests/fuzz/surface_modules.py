@@ -34,7 +34,10 @@ def _flow(draw: Draw, module: nn.Module, features: int, context: int = 0, *, inv
     batch = draw.batch()
     inputs = [draw.tensor(*batch, features)] + ([draw.tensor(*batch, context)] if context else [])
     method = "inverse" if inverse and draw.chance(0.5) else "__call__"
-    return _problem(draw, module, inputs, method, ill_conditioned=method == "inverse")
+    problem = _problem(draw, module, inputs, method, ill_conditioned=method == "inverse")
+    if not isinstance(module, layers.MADE) and draw.chance(0.3):
+        problem.call = lambda m, *t: getattr(m, method)(*t, log_det_map=True)
+    return problem
 
 
 def _order(draw: Draw, features: int) -> list[int] | None:
@@ -163,7 +166,7 @@ def masked_conv2d(draw: Draw) -> Problem:
     module = layers.MaskedConv2d(
         ins, outs, draw.choice((1, 3, (1, 3), 5)), padding=draw.choice((0, 1, "same", (2, 1))), groups=groups,
         dilation=draw.choice((1, 1, 2)), bias=draw.chance(0.6), mask_type=draw.choice("AB"),
-        activation=draw.choice(ACTIVATIONS),
+        activation=draw.choice(ACTIVATIONS), weight_norm=draw.chance(0.3),
     )  # fmt: skip
     return _problem(draw, module, [draw.tensor(*_images(draw, ins))])
 
@@ -183,6 +186,12 @@ def gated_activation(draw: Draw) -> Problem:
     shape = _images(draw, 2 * features)
     inputs = [draw.tensor(*shape)] + ([draw.tensor(*shape[:2])] if draw.chance(0.5) else [])
     return _problem(draw, layers.GatedActivation(draw.choice(("tanh", "linear"))), inputs)
+
+
+def class_linear(draw: Draw) -> Problem:
+    sizes, batch = [draw.some() for _ in range(draw.choice((1, 2)))], draw.batch()
+    module = layers.ClassLinear(sizes, draw.some(4), draw.some(), draw.chance(0.6), activation=draw.choice(ACTIVATIONS))
+    return _problem(draw, module, [draw.tensor(*batch, size) for size in sizes])
 
 
 def gated_masked_conv2d(draw: Draw) -> Problem:
@@ -205,6 +214,7 @@ def _pixel_network(draw: Draw) -> tuple[nn.Module, list[Tensor], dict[str, Any]]
     kind = draw.choice(("PixelCNN", "GatedPixelCNN", "PixelCNNpp"))
     channels = draw.choice((1, 3)) if kind == "PixelCNNpp" else draw.rng.randint(1, 2)
     options: dict[str, Any] = {"context_features": 2} if draw.chance(0.3) else {}
+    options["weight_norm"] = draw.chance(0.3)
     levels = 2
     if kind == "PixelCNNpp":
         levels = 256
@@ -259,6 +269,12 @@ def _head(kind: type[nn.Module], **options: Any) -> Callable[[Draw], Problem]:
     return make
 
 
+def input_baseline(draw: Draw) -> Problem:
+    ins = draw.some()
+    module = layers.InputBaseline(ins, draw.some())
+    return _problem(draw, module, [draw.tensor(*draw.batch(), ins)])
+
+
 # By name, with the public names that each calls.
 MODULES = {
     "MADE": (autoregressive_network, ("MADE",)),
@@ -273,6 +289,7 @@ MODULES = {
     "AffineTransform": (affine_transform, ("AffineTransform",)),
     "ConvMADE": (conv_network, ("ConvMADE",)),
     "ConvInverseAutoregressiveFlow": (conv_iaf, ("ConvInverseAutoregressiveFlow",)),
+    "ClassLinear": (class_linear, ("ClassLinear",)),
     "MaskedLinear": (masked_linear, ("MaskedLinear",)),
     "MaskedConv2d": (masked_conv2d, ("MaskedConv2d",)),
     "DownShiftedConv2d": (_shifted_conv(layers.DownShiftedConv2d), ("DownShiftedConv2d",)),
@@ -282,8 +299,15 @@ MODULES = {
     "CodeEmbedding": (code_embedding, ("CodeEmbedding",)),
     "PixelNetwork": (pixel_network, ("PixelCNN", "GatedPixelCNN", "PixelCNNpp")),
     "CausalSampler": (causal_sampler, ()),
+    "InputBaseline": (input_baseline, ("InputBaseline",)),
     "DiagonalGaussianHead": (_head(layers.DiagonalGaussianHead), ("DiagonalGaussianHead",)),
     "TriangularGaussianHead": (_head(layers.TriangularGaussianHead, tril_init_scale=1.0), ("TriangularGaussianHead",)),
 }
 # Nothing that computes: errors, reports and a check that runs a module on its own terms.
-NOT_RUN = {"AutoregressiveError", "AutoregressiveReport", "check_autoregressive", "shared_first_batch"}
+NOT_RUN = {
+    "AutoregressiveError",
+    "AutoregressiveReport",
+    "check_autoregressive",
+    "initialize_from_data",
+    "shared_first_batch",
+}

@@ -13,6 +13,7 @@ from tests.support.gaussians import problems
 from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, norm_problem
 from tests.support.networks import network
 from tests.support.oracle import Problem
+from tests.support.units import unit_problem
 
 
 def _gaussian(stem: str, entry: str, dense: bool = False, samples: tuple[int, ...] = ()) -> Callable[[], Problem]:
@@ -38,7 +39,20 @@ def _gate() -> Problem:
     return Problem(lambda impl, p: (F.gated_activation(*p, impl=impl),), inputs)
 
 
+def _classes(each: bool) -> Problem:
+    shapes = ((6, 4, 9) if each else (6, 9), (37, 9), (37, 4), (37,))
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+    def call(impl: str, p: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        labels = torch.arange(4, device=p[0].device) if each else None
+        return (F.class_linear(*p, labels=labels, activation="softplus", impl=impl),)
+
+    return Problem(call, inputs)
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "bernoulli": lambda: unit_problem((5,), 34),
+    "bernoulli, pairs": lambda: unit_problem((5,), 34, (3,), True),
     "diag_gaussian": _gaussian("diag_gaussian", "rsample"),
     "diag_gaussian, samples": _gaussian("diag_gaussian", "rsample", samples=(3,)),
     "diag_gaussian log_prob": _gaussian("diag_gaussian", "log_prob"),
@@ -51,6 +65,8 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "tril_gaussian kl": _gaussian("tril_gaussian", "kl", True),
     "masked_linear": _layer,
     "masked_linear norm": lambda: norm_problem(torch.randn(40, 48, requires_grad=True), DEGREES["staircase"](48, 40)),
+    "class_linear": lambda: _classes(False),
+    "class_linear, cells": lambda: _classes(True),
     "affine_flow": lambda: _affine(False),
     "affine_flow inverse": lambda: _affine(True),
     "autoregressive_flow made": lambda: _network("made"),

@@ -22,6 +22,8 @@ GPU_TRITON = ROOT / "build" / "triton-3.6.0"
 COMPILERS = {"installed": ("--brief",), "3.6.0": ("--triton", str(GPU_TRITON), "--targets", "sm_90")}
 # What is 128 bits wide for contiguous float32 rows of 512: loads and stores; loads alone where sums are stored.
 TILES = {
+    "_bernoulli_fwd_kernel",
+    "_bernoulli_bwd_kernel",
     "_diag_gaussian_fwd_kernel",
     "_diag_gaussian_bwd_kernel",
     "_diag_gaussian_log_prob_bwd_kernel",
@@ -29,6 +31,8 @@ TILES = {
     "_tril_gaussian_kl_bwd_kernel",
     "_affine_flow_fwd_kernel",
     "_affine_flow_bwd_kernel",
+    "_gaussian_merge_fwd_kernel",
+    "_gaussian_merge_bwd_kernel",
 }
 SUMS = {
     "_diag_gaussian_bwd_samples_kernel",

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastvae.nn.gated_conv import DownRightShiftedConv2d, DownShiftedConv2d, GatedActivation, GatedMaskedConv2d
+from fastvae.nn.gated_conv import GatedActivation, GatedMaskedConv2d
+from fastvae.nn.shifted_conv import DownRightShiftedConv2d, DownShiftedConv2d
 
 IMPLEMENTATIONS = ("reference", "cpp")
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)

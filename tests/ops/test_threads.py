@@ -11,6 +11,7 @@ from fastvae.ops import linear_bernoulli
 from tests.support.convolutions import Form
 from tests.support.long_sums import (
     PROBLEMS,
+    classes,
     convolution,
     decoder_likelihood,
     density,
@@ -26,6 +27,7 @@ from tests.support.long_sums import (
 from tests.support.masked_layers import norm_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.oracle import Problem, run_with_gradients
+from tests.support.units import unit_problem
 
 THREADS = (1, 2, 3, 5)
 
@@ -33,6 +35,7 @@ THREADS = (1, 2, 3, 5)
 SPLIT = {
     "diag_gaussian, many rows": lambda: sampled(F.diag_gaussian_rsample, 4, *gaussian(3000, 70)),
     "diag_gaussian, many densities": lambda: density(F.diag_gaussian_log_prob, 300, *gaussian(40, 70)),
+    "gaussian_merge, many rows": lambda: merged(3000, 70),
     "tril_gaussian, many rows": lambda: sampled(
         F.tril_gaussian_rsample, 2, *gaussian(1000, 30), factor(1000, 30, True)
     ),
@@ -42,6 +45,7 @@ SPLIT = {
     "tril_gaussian, many densities": lambda: density(
         F.tril_gaussian_log_prob, 300, *gaussian(20, 30), factor(20, 30, False)
     ),
+    "bernoulli, many rows": lambda: unit_problem((3000,), 70, (2,), True),
     "affine_flow, many rows": lambda: pointwise(F.affine_flow, *[(3000, 70)] * 3, kind="gated"),
     "masked_linear, few rows": lambda: layer(70, 300, 400),
     "masked_linear, norm": lambda: norm_problem(
@@ -49,6 +53,8 @@ SPLIT = {
     ),
     "autoregressive_flow, few rows": lambda: flow("flow", 70, 40),
     "autoregressive_inverse, few rows": lambda: flow("inverse", 70, 40),
+    "class_linear, few rows": lambda: classes(100, 10, 300, each=False),
+    "class_linear, cells": lambda: classes(300, 7, 120, each=True),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
     "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),
@@ -59,6 +65,14 @@ SPLIT = {
     "gated_activation, a vector each": lambda: gate_of_vectors(4, 64, 28),
     "logistic_mixture, colours": lambda: mixture(2, 3, 5, 40, 40),
 }
+
+
+def merged(rows: int, features: int) -> Problem:
+    mu, log_sigma, prior_mu, prior_log_sigma = (0.5 * torch.randn(rows, features) for _ in range(4))
+    return Problem(
+        lambda impl, p: F.gaussian_merge_rsample(*p, generator=torch.Generator().manual_seed(1), impl=impl),
+        [t.requires_grad_() for t in (mu, log_sigma, prior_mu, prior_log_sigma)],
+    )
 
 
 def gate_of_vectors(images: int, features: int, size: int) -> Problem:

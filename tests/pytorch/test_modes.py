@@ -85,6 +85,7 @@ def _validate(monkeypatch):
 
 # Subjects that hold real constants themselves, and those in which torch.distributions looks at numbers.
 WITH_CONSTANTS = {
+    "class_linear", "class_linear of labels",
     "latent_gradient", "latent_hessian_product", "linear_bernoulli_log_prob", "masked_linear",
     "mlp_bernoulli_log_prob", "masked_linear with factors", "masked_conv2d",
 }  # fmt: skip

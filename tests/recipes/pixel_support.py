@@ -30,6 +30,13 @@ VARIANTS = {
     "map, conv": {"latent": "map", "decoder": "conv"},
     "map, prior": {"latent": "map", "decoder": "upsampling", "prior": "pixelcnn"},
     "two levels": {"levels": 2, "latent": "map", "decoder": "upsampling", "prior": "pixelcnn"},
+    "two levels, normalised": {
+        "levels": 2,
+        "latent": "map",
+        "decoder": "upsampling",
+        "prior": "pixelcnn",
+        "weight_norm": True,
+    },
     "two levels, conv": {"levels": 2, "latent": "map", "decoder": "conv", "prior": "pixelcnn"},
 }
 

@@ -19,6 +19,7 @@ from tests.support.masked_layers import layer_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.networks import network
 from tests.support.oracle import Problem, run_with_gradients
+from tests.support.units import unit_problem
 
 
 def positive(*shape: int) -> Tensor:
@@ -109,6 +110,18 @@ def gate(images: int, size: int) -> Problem:
     return Problem(lambda impl, p: (F.gated_activation(*p, impl=impl),), tensors)
 
 
+def classes(rows: int, count: int, width: int, *, each: bool) -> Problem:
+    """A layer of a class, of inputs that differ from class to class or do not. Its product changes no bit."""
+    x, identity = positive(rows, count, width) if each else positive(rows, width), torch.eye(width)
+
+    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
+        labels = torch.arange(count, device=p[0].device) if each else None
+        inputs, *others = p
+        return (F.class_linear(inputs, identity.to(inputs), *others, labels=labels, activation="softplus", impl=impl),)
+
+    return Problem(call, [x, positive(width, count), positive(width)])
+
+
 def pointwise(function: Callable[..., object], *shapes: tuple[int, ...], **options: object) -> Problem:
     """Sums over features alone."""
 
@@ -126,6 +139,9 @@ ROWS: dict[str, Callable[[], Problem]] = {
     "autoregressive_flow, context": lambda: flow("flow", 20000, context=True, weight_scale=True),
     "autoregressive_flow, parameters": lambda: flow("made", 20000),
     "autoregressive_inverse": lambda: flow("inverse", 20000),
+    "class_linear": lambda: classes(20000, 3, 24, each=False),
+    "class_linear, cells": lambda: classes(20000, 3, 24, each=True),
+    "class_linear, classes": lambda: classes(3, 20000, 24, each=False),
     "linear_bernoulli": lambda: likelihood(300, 100, 40, 20),
     "linear_bernoulli, few points": lambda: likelihood(8000, 4, 40, 20),
     "masked_conv2d, groups": lambda: convolution(8, 12, 28, 60, groups=2),
@@ -141,6 +157,8 @@ SAMPLES: dict[str, Callable[[], Problem]] = {
     "tril_gaussian, density": lambda: density(F.tril_gaussian_log_prob, 4096, *gaussian(3, 18), factor(3, 18, False)),
 }
 FEATURES: dict[str, Callable[[], Problem]] = {
+    "bernoulli": lambda: unit_problem((2,), 200000, (2,)),
+    "bernoulli, many samples": lambda: lift(unit_problem((3,), 18, (4096,))),
     "diag_gaussian, kl": lambda: pointwise(F.diag_gaussian_kl, *[(3, 200000)] * 4),
     "diag_gaussian, wide density": lambda: density(F.diag_gaussian_log_prob, 2, *gaussian(2, 200000)),
     "tril_gaussian, kl": lambda: pointwise(F.tril_gaussian_kl, (3, 1000), (3, 1000), (3, packed_size(1000))),

@@ -58,6 +58,7 @@ UNREAD = {
 _SAMPLES = {"z of one dimension more", "z without its last row", "z twice as long"}
 # Other calls that are as good: another number of samples, images of another size, fewer taps, another network.
 AS_GOOD = {
+    "bernoulli_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
     "diag_gaussian_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
     "tril_gaussian_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
     "diag_gaussian_with_kl_fwd": {"shape longer"},
@@ -71,6 +72,9 @@ AS_GOOD = {
     "latent_gradient_fwd": {"z twice as long", "x without its last row"},
     "latent_gradient_bwd": {"x without its last row"},
     "latent_hessian_product_fwd": {"x without its last row"},
+    "class_linear_fwd": {
+        *(f"{name} {what}" for name in ("rows", "classes") for what in ("without its last row", "twice as long")),
+    },
     "masked_linear_fwd": {"x without its last row", "x twice as long"},
     "masked_norm_fwd": {"weight of another dtype"},
     "autoregressive_flow_fwd": {f"structure [{i}] 0" for i in (2, 3, 4, 5)},

@@ -17,6 +17,9 @@ def op_arguments() -> dict[str, tuple]:
     seed = torch.tensor(7, device=KERNEL)
     packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
     arguments = {
+        "bernoulli_fwd": (mu, seed, (k, n, d), 0, False),
+        "bernoulli_fwd pairs": (mu, seed, (2, k, n, d), 0, True),
+        "bernoulli_bwd": (per_sample, (z > 0).to(z), mu),
         "diag_gaussian_fwd": (mu, log_sigma, seed, (k, n, d), 0, True),
         "diag_gaussian_bwd": (z[0], per_sample[0], log_sigma, seed, z[0].clone(), n, 0),
         "diag_gaussian_bwd_samples": (z, per_sample, log_sigma, seed, z.clone(), n, 0),
@@ -30,6 +33,13 @@ def op_arguments() -> dict[str, tuple]:
         "diag_gaussian_kl_bwd": (per_row, mu, log_sigma),
         "diag_gaussian_kl_prior_fwd": (mu, log_sigma, prior_mu, prior_log_sigma),
         "diag_gaussian_kl_prior_bwd": (per_row, mu, log_sigma, prior_mu, prior_log_sigma),
+    }
+    parameters = (mu, log_sigma, z.view(k * n, d), 0.1 * z.flip(0).reshape(k * n, d))
+    arguments |= {
+        "gaussian_merge_fwd": (*parameters, seed, (k, n, d), 0, False, True),
+        "gaussian_merge_fwd of dimensions": (*parameters, z.clone(), (k, n, d), 0, True, False),
+        "gaussian_merge_bwd": (z, *(per_sample.clone() for _ in range(3)), *parameters, z.clone(), 0),
+        "gaussian_merge_bwd of dimensions": (z, per_sample, per_sample, z.clone(), *parameters, z.clone(), 0),
     }
     for name, tril in (("packed", packed), ("dense", dense)):
         arguments |= {
@@ -90,7 +100,12 @@ def network_arguments() -> dict[str, tuple]:
     decoder = ([torch.randn(s, device=KERNEL) for s in ((7, 4), (5, 7), (7,))], [True, False], data, 1)
     decoder = (*decoder, "silu", "bernoulli")
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
+    rows, cells, classes = (torch.randn(s, device=KERNEL) for s in ((3, 5), (3, 4, 5), (4, 5)))
     return {
+        "class_linear_fwd": (rows, None, classes, "softplus", True),
+        "class_linear_fwd cells": (rows, cells, classes, "silu", True),
+        "class_linear_bwd": (cells, cells.clone(), "gelu", [True, False, True]),
+        "class_linear_bwd cells": (cells, cells.clone(), "silu", [True, True, True]),
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
         "mlp_bernoulli_fwd": (h, *decoder[:-1]),
@@ -134,7 +149,7 @@ def in_dtype(name: str, arguments: tuple, dtype: torch.dtype) -> tuple:
         return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     def stays(argument, value):
-        is_data = argument == "x" and any(word in name for word in ("bernoulli", "latent", "logistic"))
+        is_data = argument == "x" and any(word in name for word in ("_bernoulli", "latent", "logistic"))
         return is_data or argument in _FLOAT32 or (argument == "kept" and isinstance(value, torch.Tensor))
 
     schema = getattr(torch.ops.fastvae, name.split()[0]).default._schema

@@ -79,6 +79,10 @@ def operations() -> dict[str, Operation]:
             lambda x, w, b: F.masked_conv2d(x, w, b, mask_type="B", padding=1, activation="elu"),
             *(image, kernel, torch.randn(32)),
         ),
+        "class_linear": with_gradients(
+            lambda x, w, v: F.class_linear(x, w, v, activation="silu"),
+            *(torch.randn(shape) for shape in ((300, 8), (200, 8), (200, 9))),
+        ),
         "logistic_mixture": with_gradients(
             lambda p: F.logistic_mixture_log_prob(levels, p), mixtures.parameters(8, 3, 5, 32, 32)
         ),

@@ -78,6 +78,10 @@ def normal(*shape: int) -> Callable[[int], Tensor]:
     return lambda batch: 0.5 * torch.randn(batch, *shape)
 
 
+def uniform(*shape: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.rand(batch, *shape)
+
+
 def several(*parts: Callable[[int], Tensor]) -> Callable[[int], list[Tensor]]:
     return lambda batch: [part(batch) for part in parts]
 
@@ -122,6 +126,18 @@ def masked_linear(x: Tensor, activation: str = "silu", scaled: bool = False) -> 
     )  # fmt: skip
 
 
+def class_linear(x: Tensor, a: Tensor) -> Tensor:
+    weight = WEIGHT.to(x)
+    return F.class_linear((x, a), (weight, 2 * weight), weight[:, :2], weight[:, 2], activation="tanh")
+
+
+def class_linear_of_labels(x: Tensor, z: Tensor) -> Tensor:
+    weight = WEIGHT.to(x)
+    classes = torch.tensor([1, 0, 1], device=x.device)
+    each = z.unsqueeze(-2) * torch.tensor([[1.0], [2.0], [0.5]]).to(z)
+    return F.class_linear((x.unsqueeze(-2), each), (weight, weight), weight[:, :2], labels=classes, activation="silu")
+
+
 def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
     weight = WEIGHT.to(h)
     return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], BITS.to(h))
@@ -161,6 +177,9 @@ FUNCTIONS = [
     function("diag_gaussian_rsample of two samples",
              lambda m, s, e: F.diag_gaussian_rsample(m, s, (2,), eps=torch.stack([e, -e])), *[VECTOR] * 3,
              constants=(2,)),
+    function("bernoulli_sample", lambda m, u: F.bernoulli_sample(m, uniforms=u)[1], VECTOR, uniform(D), constants=(1,)),
+    function("bernoulli_sample pairs", lambda m, u: F.bernoulli_sample(m, uniforms=u, antithetic=True)[1], VECTOR,
+             uniform(D), constants=(1,)),
     function("diag_gaussian_rsample_with_kl", lambda m, s, e: F.diag_gaussian_rsample_with_kl(m, s, eps=e),
              *[VECTOR] * 3, constants=(2,)),
     function("diag_gaussian_rsample_with_kl of dimensions",
@@ -169,6 +188,13 @@ FUNCTIONS = [
     function("diag_gaussian_log_prob", F.diag_gaussian_log_prob, *[VECTOR] * 3),
     function("diag_gaussian_kl", F.diag_gaussian_kl, *[VECTOR] * 2),
     function("diag_gaussian_kl to a prior", F.diag_gaussian_kl, *[VECTOR] * 4),
+    function("gaussian_merge", F.gaussian_merge, *[VECTOR] * 4),
+    function("gaussian_merge_rsample", lambda m, s, p, t, e: F.gaussian_merge_rsample(m, s, p, t, eps=e),
+             *[VECTOR] * 5, constants=(4,)),
+    function("gaussian_merge_rsample of dimensions",
+             lambda m, s, p, t, e: F.gaussian_merge_rsample(m, s, torch.stack([p, -p]), torch.stack([t, t]),
+                                                            kl="dimensions", eps=torch.stack([e, -e])),
+             *[VECTOR] * 5, constants=(4,)),
     function("tril_gaussian_rsample", lambda m, s, t, e: F.tril_gaussian_rsample(m, s, t, eps=e),
              VECTOR, VECTOR, PACKED, VECTOR, constants=(3,)),
     function("tril_gaussian_rsample dense",
@@ -186,6 +212,8 @@ FUNCTIONS = [
     function("tril_gaussian_kl dense", F.tril_gaussian_kl, VECTOR, VECTOR, dense),
     function("masked_linear", masked_linear, VECTOR),
     function("masked_linear with factors", lambda x: masked_linear(x, "elu", scaled=True), VECTOR),
+    function("class_linear", class_linear, VECTOR, VECTOR),
+    function("class_linear of labels", class_linear_of_labels, VECTOR, VECTOR),
     function("linear_bernoulli_log_prob", linear_bernoulli_log_prob, VECTOR),
     function("mlp_bernoulli_log_prob", mlp_bernoulli_log_prob, VECTOR),
     function("latent_gradient", latent_gradient, VECTOR),
@@ -238,10 +266,13 @@ FLOWS = [
 LAYERS = [
     layer("MaskedLinear", lambda: layers.MaskedLinear(D, 5, *DEGREES, activation="tanh"), VECTOR),
     layer("MaskedLinear normalised", lambda: layers.MaskedLinear(D, 5, *DEGREES, weight_norm=True), VECTOR),
+    layer("ClassLinear", lambda: layers.ClassLinear([D, 2], 3, 4, activation="softplus"), VECTOR, normal(2)),
     layer("MaskedConv2d", lambda: layers.MaskedConv2d(2, 4, 3, mask_type="A", num_colors=2, padding=1),
           normal(2, 4, 5)),
     layer("MaskedConv2d of groups", lambda: layers.MaskedConv2d(4, 4, 3, mask_type="B", groups=2, padding="same",
           activation="elu"), normal(4, 4, 5)),
+    layer("MaskedConv2d normalised",
+          lambda: layers.MaskedConv2d(2, 4, 3, padding=1, num_colors=2, weight_norm=True), normal(2, 4, 5)),
     layer("DownShiftedConv2d", lambda: layers.DownShiftedConv2d(2, 3), normal(2, 4, 5)),
     layer("DownRightShiftedConv2d", lambda: layers.DownRightShiftedConv2d(2, 3), normal(2, 4, 5)),
     layer("GatedActivation", lambda: layers.GatedActivation("linear"), normal(4, 3, 5), normal(4)),
@@ -257,6 +288,7 @@ LAYERS = [
     layer("PixelCNNpp", lambda: layers.PixelCNNpp(3, 6, 1), levels(3, 256, True)),
     layer("PixelCNNpp log_prob", lambda: Method(layers.PixelCNNpp(1, 6, 1, context_features=2), "log_prob"),
           levels(1, 256, True), normal(2), constants=(0,)),
+    layer("InputBaseline", lambda: layers.InputBaseline(D, 4), VECTOR),
     layer("DiagonalGaussianHead", lambda: Posterior(layers.DiagonalGaussianHead(D, 2)), VECTOR),
     layer("TriangularGaussianHead", lambda: Posterior(layers.TriangularGaussianHead(D, 3, tril_init_scale=1.0)),
           VECTOR),

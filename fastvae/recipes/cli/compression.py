@@ -112,6 +112,9 @@ def load_network(path: Path, impl: str | None) -> Any:
     """The network over pixels of a checkpoint, with another implementation unless that is None.
 
     Raises:
-        RecipeError: the file cannot be read or is no checkpoint of ``pixelcnn``.
+        RecipeError: the file cannot be read or is no checkpoint of ``pixelcnn``, or the model is conditional.
     """
-    return find_system("pixelcnn").load(path, impl=impl)[0].network
+    model = find_system("pixelcnn").load(path, impl=impl)[0]
+    if model.config.conditional:
+        raise RecipeError(f"{path} must be of a pixelcnn that is not conditional: nothing says the class of an image")
+    return model.network

@@ -98,8 +98,10 @@ def _list_settings(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _to_type(value: Any, default: Any, what: str) -> Any:
     if isinstance(default, tuple):
-        if not isinstance(value, list) or not all(type(entry) is type(default[0]) for entry in value):
-            raise RecipeError(f"{what} must be a list of {type(default[0]).__name__}, got {value!r}")
+        # An empty one is of sizes.
+        kind = type(default[0]) if default else int
+        if not isinstance(value, list) or not all(type(entry) is kind for entry in value):
+            raise RecipeError(f"{what} must be a list of {kind.__name__}, got {value!r}")
         return tuple(value)
     if isinstance(default, float) and type(value) is int:
         value = float(value)

@@ -67,10 +67,14 @@ class BinarizedImages(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def share(self, rows: int) -> slice:
+        """The part of the rows of a joint batch that this process takes."""
+        local = rows // self.world_size
+        return slice(self.rank * local, (self.rank + 1) * local)
+
     def __getitem__(self, batch: tuple[Tensor, int]) -> Tensor:
         rows, seed = batch
-        local = len(rows) // self.world_size
-        mine = slice(self.rank * local, (self.rank + 1) * local)
+        mine = self.share(len(rows))
         generator = torch.Generator().manual_seed(seed)
         shape = (len(rows), self.images.shape[1])
         # A uniform integer of 0 ... 254 is below a pixel with probability pixel / 255 exactly.

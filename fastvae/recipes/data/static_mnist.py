@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +32,23 @@ class BinaryImages:
     """Images, uint8 ``(N, 28, 28)`` with ink = 255, that training binarises batch by batch, and where they came from.
 
     A pixel p becomes 1 with probability p / 255. Static images have the pixels 0 and 255, so they do not change.
+    The labels, uint8 ``(N,)``, of static images are not known.
     """
 
     x_train: np.ndarray
     x_valid: np.ndarray
     x_test: np.ndarray
     source: str
+    y_train: np.ndarray | None = None
+    y_valid: np.ndarray | None = None
+    y_test: np.ndarray | None = None
 
     def with_validation(self) -> BinaryImages:
         """The same images, with the validation images among the training images, too."""
-        joint = np.concatenate([self.x_train, self.x_valid])
-        return BinaryImages(joint, self.x_valid, self.x_test, self.source)
+        joint = replace(self, x_train=np.concatenate([self.x_train, self.x_valid]))
+        if self.y_train is None or self.y_valid is None:
+            return joint
+        return replace(joint, y_train=np.concatenate([self.y_train, self.y_valid]))
 
 
 def load_binary_images(kind: str, *, progress: bool = True) -> BinaryImages:
@@ -64,7 +70,8 @@ def load_binary_images(kind: str, *, progress: bool = True) -> BinaryImages:
 def split_mnist(mnist: Mnist) -> BinaryImages:
     """MNIST. The last sixth of its training images is for validation: 10 000 of 60 000."""
     first = len(mnist.x_train) * 5 // 6
-    return BinaryImages(mnist.x_train[:first], mnist.x_train[first:], mnist.x_test, mnist.source)
+    x, y = mnist.x_train, mnist.y_train
+    return BinaryImages(x[:first], x[first:], mnist.x_test, mnist.source, y[:first], y[first:], mnist.y_test)
 
 
 def load_static_mnist() -> BinaryImages:

@@ -13,7 +13,12 @@ from .grids import save
 
 __all__ = ["draw_learning_curves"]
 
-QUANTITIES = {"elbo": ("ELBO", "evidence lower bound"), "log_p": ("log p(x)", "log-likelihood")}
+# Name, unit and title by the end of a quantity's name.
+QUANTITIES = {
+    "elbo": ("ELBO", "nats", "Binarised MNIST: evidence lower bound"),
+    "log_p": ("log p(x)", "nats", "Binarised MNIST: log-likelihood"),
+    "error": ("error", "%", "Errors of classification"),
+}
 IMAGES = {"test": "test", "valid": "validation"}
 COLORS = ("#1f6fb4", "#d1571b", "#3b8f4a", "#7a4fa3")
 
@@ -32,7 +37,7 @@ def draw_learning_curves(
         histories: the results of :func:`~fastvae.recipes.training.history.curves_of`, by model name.
         steps_per_epoch: to turn steps into epochs.
         path: the PNG file.
-        quantity: ``"elbo"`` or ``"log_p"``, which ends the names of the curves.
+        quantity: ``"elbo"``, ``"log_p"`` or ``"error"``, which ends the names of the curves.
         measured: ``"test"`` or ``"valid"``, which begins the name of the second.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -55,10 +60,10 @@ def draw_learning_curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    short, title = QUANTITIES[quantity]
-    axes.set_ylabel(f"{short} (nats)")
-    axes.set_title(f"Binarised MNIST: {title}", fontsize=11)
+    short, unit, title = QUANTITIES[quantity]
+    axes.set_ylabel(f"{short} ({unit})")
+    axes.set_title(title, fontsize=11)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right" if quantity == "error" else "lower right")
     save(figure, path)

@@ -17,6 +17,7 @@ from ..files import open_replacement
 __all__ = [
     "draw_grid",
     "draw_inpainting",
+    "draw_means",
     "draw_pixel_samples",
     "draw_reconstructions",
     "draw_sampled_reconstructions",
@@ -26,12 +27,16 @@ __all__ = [
     "tile",
 ]
 
+# Height and width of images that are not square, by the number of their pixels: Frey faces.
+OBLONG = {560: (28, 20)}
+
 
 def tile(images: Tensor, rows: int, columns: int, gap: int = 2) -> Tensor:
     """``(rows * columns, pixels)`` intensities as one picture, with blank gaps between the images."""
-    side = math.isqrt(images.shape[-1])
-    padded = torch.nn.functional.pad(images.reshape(rows, columns, side, side), (0, gap, 0, gap))
-    picture = padded.permute(0, 2, 1, 3).reshape(rows * (side + gap), columns * (side + gap))
+    pixels = images.shape[-1]
+    height, width = OBLONG.get(pixels, (math.isqrt(pixels),) * 2)
+    padded = torch.nn.functional.pad(images.reshape(rows, columns, height, width), (0, gap, 0, gap))
+    picture = padded.permute(0, 2, 1, 3).reshape(rows * (height + gap), columns * (width + gap))
     return picture[: picture.shape[0] - gap, : picture.shape[1] - gap]
 
 
@@ -54,10 +59,9 @@ def draw_samples(models: Mapping[str, Any], path: Path, *, rows: int = 8, column
     figure = Figure(figsize=(3.6 * len(models), 3.9), layout="constrained")
     for axes, (name, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(rows * columns, model.config.latent_features, generator=generator)
-        show(axes, tile(model.decode(z).sigmoid(), rows, columns))
+        show(axes, tile(model.sample(rows * columns, generator=generator), rows, columns))
         axes.set_title(f"{name} posterior", fontsize=10)
-    figure.suptitle("Samples: mean of p(x | z), z ~ N(0, I)", fontsize=11)
+    figure.suptitle("Samples: mean of p(x | z), z ~ p(z)", fontsize=11)
     save(figure, path)
 
 
@@ -83,6 +87,23 @@ def draw_grid(images: Tensor, rows: int, columns: int, title: str, path: Path) -
     show(axes, tile(images, rows, columns))
     figure.suptitle(title, fontsize=9)
     save(figure, path)
+
+
+def draw_means(name: str, model: Any, x: Tensor, folder: Path, *, rows: int = 8, columns: int = 8) -> None:
+    """Samples of a model, ``samples.png``, and test images above their reconstructions, ``reconstructions.png``.
+
+    Args:
+        name: of the model.
+        model: its ``sample`` and ``reconstruct`` give means of p(x | z).
+        x: binary test images ``(N, pixels)``.
+        folder: of the pictures.
+        rows: of samples.
+        columns: of samples.
+    """
+    drawn = model.sample(rows * columns, generator=torch.Generator().manual_seed(0))
+    draw_grid(drawn, rows, columns, f"Means of p(x | z): {name}", folder / "samples.png")
+    pairs = torch.cat([x, model.reconstruct(x, generator=torch.Generator().manual_seed(0))])
+    draw_grid(pairs, 2, len(x), "Test images, and means of p(x | z), z ~ q(z | x)", folder / "reconstructions.png")
 
 
 def draw_pixel_samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .grids import draw_grid, save, tile
 
-__all__ = ["draw_interpolations", "draw_manifold"]
+__all__ = ["draw_interpolations", "draw_manifold", "draw_plane", "draw_scatter"]
 
 
 @torch.no_grad()
@@ -31,11 +32,17 @@ def draw_manifold(model: Any, path: Path, *, size: int = 20) -> None:
     """
     if model.config.latent_features != 2:
         raise ValueError(f"model must have 2 latent features, got {model.config.latent_features}")
+    draw_plane(lambda z: model.decode(z).sigmoid(), path, size=size)
+
+
+@torch.no_grad()
+def draw_plane(decode: Callable[[Tensor], Tensor], path: Path, *, size: int = 20) -> None:
+    """As :func:`draw_manifold`, by a function from latents ``(N, 2)`` to intensities ``(N, pixels)``."""
     quantiles = (torch.arange(size) + 0.5) / size
     grid = torch.special.ndtri(quantiles)
     # Rows run downwards in a picture, z2 upwards.
     z = torch.stack(torch.meshgrid(grid.flip(0), grid, indexing="ij")[::-1], -1).reshape(-1, 2)
-    picture = tile(model.decode(z).sigmoid(), size, size, gap=0)
+    picture = tile(decode(z), size, size, gap=0)
     figure = Figure(figsize=(6.2, 6.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, 1, 0, 1), interpolation="nearest")
@@ -46,6 +53,21 @@ def draw_manifold(model: Any, path: Path, *, size: int = 20) -> None:
     axes.set_xlabel("$z_1$")
     axes.set_ylabel("$z_2$")
     axes.set_title("Mean of p(x | z) over the latent plane, at quantiles of the prior", fontsize=11)
+    save(figure, path)
+
+
+def draw_scatter(means: Tensor, labels: Tensor, path: Path) -> None:
+    """Points ``(N, 2)`` of the latent plane, a colour for each label ``(N,)``."""
+    figure = Figure(figsize=(6.8, 6.2), layout="constrained")
+    axes = figure.subplots()
+    for label in labels.unique().tolist():
+        first, second = means[labels == label].T.numpy()
+        axes.scatter(first, second, s=4, linewidths=0, color=f"C{label % 10}", label=str(label))
+    axes.set_xlabel("$z_1$")
+    axes.set_ylabel("$z_2$")
+    axes.set_aspect("equal", "datalim")
+    axes.set_title("Means of q(z | x) of test images, by class", fontsize=11)
+    axes.legend(frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, path)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ...objectives import CyclicSchedule, LinearSchedule, SigmoidSchedule
 from ..settings import check_choices, check_positive, check_share, check_whole
 
-__all__ = ["AveragedTrainConfig", "Precision", "TrainConfig"]
+__all__ = ["AveragedTrainConfig", "Precision", "TrainConfig", "WarmupConfig", "check_groups"]
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
@@ -44,6 +45,51 @@ class TrainConfig:
     def measured_part(self) -> str:
         """Which images are measured during training: ``"valid"`` or ``"test"``."""
         return "test"
+
+
+@dataclass(frozen=True)
+class WarmupConfig(TrainConfig):
+    """As :class:`TrainConfig`, with a weight of the KL term that rises at first.
+
+    Args:
+        kl_warmup: epochs until the KL term has weight 1; 0: it has from the start.
+        schedule: the way there: ``"linear"``; ``"cyclic"``, a linear rise and a plateau as long, again and again; or
+            ``"sigmoid"``, a logistic curve from 0.0025 to 0.9975.
+        kl_cycles: cycles of ``"cyclic"``, after which the weight stays 1; 0: they never end.
+    """
+
+    kl_warmup: float = 0.0
+    schedule: Literal["linear", "cyclic", "sigmoid"] = "linear"
+    kl_cycles: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self, kl_warmup=0, kl_cycles=0)
+        if self.schedule != "linear" and self.kl_warmup == 0:
+            raise ValueError(f"kl_warmup must be > 0 for schedule={self.schedule!r}, got {self.kl_warmup}")
+
+    def kl_weight(self, step: float, unit: float = 1.0) -> float:
+        """The weight of the KL term in the ``step``-th step, from 1; ``unit`` is the number of steps that
+        ``kl_warmup`` counts in.
+        """
+        length = self.kl_warmup * unit
+        if length <= 0:
+            return 1.0
+        if self.schedule == "cyclic":
+            return CyclicSchedule(0.0, 1.0, 2.0 * length, cycles=self.kl_cycles or None)(step)
+        if self.schedule == "sigmoid":
+            return SigmoidSchedule(0.0, 1.0, midpoint=0.5 * length, slope=12.0 / length)(step)
+        return LinearSchedule(0.0, 1.0, length)(step)
+
+
+def check_groups(groups: int, latent_features: int) -> None:
+    """Checks the number of groups that share free bits.
+
+    Raises:
+        ValueError: they do not divide the dimensions.
+    """
+    if groups and latent_features % groups:
+        raise ValueError(f"free_bits_groups must divide latent_features, {latent_features}, got {groups}")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
-from torch import Tensor
 
-from ..data.batches import binarize_fixed
 from ..data.loaders import ImageBatches, Images
 from ..evaluation.bounds import check_figures
 from ..files import write_json
@@ -38,7 +36,7 @@ class Trainable(Named, Protocol):
 
     def evaluate(self, model: Any, images: Any, config: Any, *, seed: int = 0, progress: bool = False) -> Any: ...
 
-    def draw(self, model: Any, x: Tensor, folder: Path) -> None: ...
+    def draw_run(self, model: Any, images: Any, folder: Path) -> None: ...
 
     def label(self, config: Any) -> str: ...
 
@@ -167,7 +165,7 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "config": settings_to_plain(settings),
         "source": images.source,
         "command": shlex.join(sys.argv),
-    }
+    } | {name: getattr(config, name) for name in ("labels", "label_seed") if hasattr(config, name)}
 
 
 def settings_to_plain(settings: Any) -> dict[str, Any]:
@@ -179,7 +177,7 @@ def draw_all(system: Trainable, settings: Any, model: Any, task: Any, images: An
     """Draws on the CPU in float32, wherever and in whatever precision the model ran."""
     drawn = system.make_model(replace(settings.model, impl="auto")).eval()
     drawn.load_state_dict(model.state_dict())
-    system.draw(drawn, binarize_fixed(images.x_test), folder)
+    system.draw_run(drawn, images, folder)
     found = curves_of(task.history, (task.terms[0], task.measured))
     if found[task.measured]:
         measured, _, quantity = task.measured.partition("_")

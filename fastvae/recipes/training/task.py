@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ... import backend
-from ..data.batches import EVALUATION, NOISE, JointBatches, stream_seed
+from ..data.batches import EVALUATION, NOISE, BinarizedImages, JointBatches, stream_seed
 from ..errors import RecipeError
 from ..settings import to_plain
 from .config import AveragedTrainConfig, TrainConfig
@@ -32,9 +33,14 @@ class ImageTask(L.LightningModule):
         super().__init__()
         self.config, self.latent_features, self.impl = config, latent_features, impl
 
-    def step_noise(self, x: Tensor) -> dict[str, Any]:
-        """The noise of this process's share ``x`` of the batch of the present step."""
-        seed, rows = stream_seed(self.config.seed, NOISE, self.global_step), len(x) * self.trainer.world_size
+    def step_noise(self, x: Tensor, *part: int) -> dict[str, Any]:
+        """The noise of this process's share ``x`` of the batch of the present step.
+
+        Args:
+            x: the share.
+            part: a number for each further noise that the step needs.
+        """
+        seed, rows = stream_seed(self.config.seed, NOISE, self.global_step, *part), len(x) * self.trainer.world_size
         return self.joint_noise(x, seed, self.global_rank * len(x), rows)
 
     def test_noise(self, x: Tensor, first: int, rows: int) -> dict[str, Any]:
@@ -126,6 +132,17 @@ class EpochTask(ImageTask):
         images = cast(Any, self.trainer).datamodule.images.x_train
         self.steps = self.config.epochs * len(JointBatches(len(images), self.config.batch_size, self.config.seed))
 
+    def first_batch(self) -> tuple[Tensor, dict[str, Any]]:
+        """The whole first joint batch, on the model's device and in its dtype, and the noise of its step."""
+        images = cast(Any, self.trainer).datamodule.images.x_train
+        x = BinarizedImages(images)[self.first_rows()].to(next(self.model.parameters()))
+        return x, self.joint_noise(x, stream_seed(self.config.seed, NOISE, 0), 0, len(x))
+
+    def first_rows(self) -> Any:
+        """The numbers of the images of the first joint batch."""
+        images = cast(Any, self.trainer).datamodule.images.x_train
+        return next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.epoch_terms = torch.zeros(len(self.terms), dtype=torch.float64, device=self.device)
@@ -148,6 +165,11 @@ class EpochTask(ImageTask):
         )
         if self.global_rank == 0:
             write_metrics(self.history, self.columns(), self.folder / "metrics.csv")
+
+    def one_cycle(self, step: int) -> float:
+        """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
+        progress = step / max(self.steps, 1)
+        return min(progress / 0.1 + 0.01, 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def columns(self) -> tuple[str, ...]:
         """The quantities of an epoch, by which ``metrics.csv`` has its columns."""

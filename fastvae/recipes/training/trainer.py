@@ -48,7 +48,7 @@ class Speed(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        images = batch if isinstance(batch, Tensor) else batch[0]
+        images = batch if isinstance(batch, Tensor) else getattr(batch, "x_u", batch[0])
         self.images += len(images) * trainer.world_size
         if trainer.is_last_batch:
             if images.is_cuda:

@@ -15,7 +15,7 @@ from ...settings import (
     option,
     to_plain,
 )
-from ...training.config import AveragedTrainConfig
+from ...training.config import AveragedTrainConfig, WarmupConfig, check_groups
 
 __all__ = ["IAF_BASES", "IAF_POSTERIORS", "IAFTrainConfig", "IAFVAEConfig", "IAFVAESettings"]
 
@@ -41,6 +41,10 @@ class IAFVAEConfig:
         kind: the flow's affine step, see :func:`fastvae.functional.affine_flow`: ``"gated"`` is the paper's,
             ``"iaf_release"`` that of its released code, which starts closer to the identity.
         tril_scale: factor on the entries below the diagonal, of a triangular Gaussian only.
+        prior: p(z): ``"normal"``, N(0, I), or ``"maf"``, a masked autoregressive flow that is learned; the KL term is
+            then estimated from the sample.
+        prior_depth: flow steps of ``"maf"``.
+        prior_width: width of the two hidden layers of each of these steps.
         impl: implementation of the posterior's ops, see :mod:`fastvae.backend`.
 
     Raises:
@@ -61,11 +65,15 @@ class IAFVAEConfig:
     base: Literal["diagonal", "triangular"] = "diagonal"
     kind: Kind = "gated"
     tril_scale: float = 0.1
+    prior: Literal["normal", "maf"] = "normal"
+    prior_depth: int = 2
+    prior_width: int = 320
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_whole(self, latent_features=1, depth=1, width=1, dense_features=1, image_side=1)
+        check_whole(self, prior_depth=1, prior_width=1)
         check_sizes(self, "feature_maps")
         check_positive(self, "tril_scale")
 
@@ -78,12 +86,14 @@ class IAFVAEConfig:
 
 
 @dataclass(frozen=True)
-class IAFTrainConfig(AveragedTrainConfig):
+class IAFTrainConfig(AveragedTrainConfig, WarmupConfig):
     """How to train it, as plain data.
 
     Args:
         learning_rate: of Adamax, until the decay begins.
         free_bits: free nats in every latent dimension.
+        free_bits_groups: groups of consecutive dimensions; the mean of a group's KL term over the batch has one floor,
+            the free nats of its dimensions. 0: every dimension is a group.
         compile: whether ``torch.compile`` translates encoder and decoder.
     """
 
@@ -92,11 +102,13 @@ class IAFTrainConfig(AveragedTrainConfig):
     learning_rate: float = 2e-3
     final_learning_rate: float = 2e-4
     free_bits: float = 0.01
+    free_bits_groups: int = 0
     compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "free_bits", zero=True)
+        check_whole(self, free_bits_groups=0)
 
 
 @dataclass(frozen=True)
@@ -106,3 +118,6 @@ class IAFVAESettings:
     model: IAFVAEConfig = field(default_factory=IAFVAEConfig)
     training: IAFTrainConfig = field(default_factory=IAFTrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_groups(self.training.free_bits_groups, self.model.latent_features)

@@ -1,15 +1,14 @@
-"""Weight-normalised residual blocks, and their data-dependent initialisation."""
+"""Weight-normalised residual blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
-__all__ = ["ResidualBlock", "apply_weight_norm", "halve", "initialize_from_data"]
+__all__ = ["ResidualBlock", "apply_weight_norm", "halve"]
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -76,58 +75,3 @@ def _convolution(in_maps: int, out_maps: int, stride: int = 1) -> nn.Conv2d:
 
 def _make_transposed(in_maps: int, out_maps: int, added: int) -> nn.ConvTranspose2d:
     return apply_weight_norm(nn.ConvTranspose2d(in_maps, out_maps, 3, 2, padding=1, output_padding=added))
-
-
-@torch.no_grad()
-def initialize_from_data(
-    model: nn.Module, run: Callable[[], Any], *, target_std: Mapping[nn.Module, float] | None = None
-) -> None:
-    r"""Sets gains and biases such that, on the data of ``run``, outputs have mean 0 and standard deviation 1.
-
-    .. math::
-        f = c / \operatorname{std}(t), \qquad g \leftarrow f g, \qquad b \leftarrow f\,(b - \operatorname{mean}(t))
-
-    for the outputs t of every weight-normalised layer. A layer sees what those before it give after their own
-    initialisation. One without a bias keeps its mean; an output that does not vary keeps its gain.
-
-    Args:
-        model: holds the layers that :func:`apply_weight_norm` made.
-        run: runs the model on a first batch.
-        target_std: standard deviation c of layers that shall have another than 1.
-
-    Reference:
-        *Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks* (Salimans,
-        Kingma, 2016).
-
-    Example:
-        >>> layer, x = apply_weight_norm(nn.Linear(5, 3)), torch.randn(100, 5)
-        >>> initialize_from_data(layer, lambda: layer(x))
-        >>> torch.allclose(layer(x).std(0, correction=0), torch.ones(3), atol=1e-4)
-        True
-    """
-    targets = target_std or {}
-
-    def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        dims = [dim for dim in range(output.dim()) if dim != (1 if output.dim() == 4 else output.dim() - 1)]
-        std, mean = torch.std_mean(output, dims, correction=0)
-        factor = torch.where(std > 1e-6, targets.get(layer, 1.0) / std.clamp(min=1e-6), 1.0)
-        gain: Any = layer.get_submodule("parametrizations.weight").get_parameter("original0")
-        gain.mul_(factor.view_as(gain))
-        bias: Any = layer.bias
-        if bias is not None:
-            bias.sub_(mean).mul_(factor)
-        else:
-            mean = torch.zeros_like(mean)
-        shape = [1, -1, 1, 1] if output.dim() == 4 else [-1]
-        return (output - mean.view(shape)) * factor.view(shape)
-
-    handles = [
-        layer.register_forward_hook(hook)
-        for layer in model.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and parametrize.is_parametrized(layer)
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
-from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
-from ....objectives import free_bits
+from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead, initialize_from_data
 from ...evaluation.latents import OneLatent
 from ...flow_posterior import FlowPosterior
+from ...flow_prior import FlowPrior
 from .config import IAFVAEConfig
-from .layers import ResidualBlock, apply_weight_norm, halve, initialize_from_data
+from .layers import ResidualBlock, apply_weight_norm, halve
 
 __all__ = ["IAFVAE"]
 
@@ -25,6 +25,8 @@ HEAD_STD = 0.1
 
 class IAFVAE(OneLatent):
     r"""The MNIST experiment of the paper below: residual networks, p(z) = N(0, I), and p(x | z) is Bernoulli.
+
+    With ``prior="maf"`` p(z) is learned, see :class:`~fastvae.recipes.flow_prior.FlowPrior`.
 
     The encoder halves the image once for each entry of ``feature_maps``, by a residual block of stride 2, which a
     block of stride 1 follows; then comes a dense layer. The decoder mirrors it with transposed convolutions. All
@@ -94,6 +96,8 @@ class IAFVAE(OneLatent):
             for network in self.flow.steps():
                 assert network.context_layer is not None
                 apply_weight_norm(network.context_layer)
+        if config.prior == "maf":
+            self.prior = FlowPrior(latent, depth=config.prior_depth, width=config.prior_width, impl=config.impl)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, **noise: Any) -> None:
@@ -104,7 +108,8 @@ class IAFVAE(OneLatent):
             noise: as of :meth:`bound`.
         """
         self.train()
-        initialize_from_data(self, lambda: self.bound(x, **noise), target_std={self.head.linear: HEAD_STD})
+        targets: dict[nn.Module, float] = {self.head.linear: HEAD_STD}
+        initialize_from_data(self, x, run=lambda x: self.bound(x, **noise), target_std=targets)
 
     def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
         """The posterior q(z | x) of binary images ``(N, pixels)``."""
@@ -124,19 +129,6 @@ class IAFVAE(OneLatent):
         """Logits ``(*, pixels)`` of p(x | z) for z ``(*, D)``."""
         return self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
 
-    def draw_with_groups(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
-        r"""A sample ``(N, D)``, and the divergence of q from the prior in parts that add up to it, ``(N, groups)``.
-
-        A diagonal Gaussian has one part for each dimension. So has a triangular one: the divergence of
-        :math:`q(z_i \mid z_{<i})`. A flow has one part, estimated from the sample, since its log-density is known only
-        as a sum.
-        """
-        if isinstance(q, FlowPosterior):
-            z, _, kl = q.rsample_with_kl(**noise)
-            return z, kl.unsqueeze(-1)
-        z, _, groups = q.rsample_with_kl(kl="dimensions", **noise)
-        return z, groups
-
     def bound(self, x: Tensor, **noise: Any) -> Tensor:
         """The evidence lower bound of every image of ``(N, pixels)`` from one sample: ``(N,)``, nats.
 
@@ -144,35 +136,8 @@ class IAFVAE(OneLatent):
             x: binary images.
             noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_kl``.
         """
-        z, _, kl = self.encode(x).rsample_with_kl(**noise)
+        z, kl = self.draw_with_kl(self.encode(x), **noise)
         return bernoulli_log_prob(x, self.decode(z)) - kl
-
-    def loss(self, x: Tensor, minimum: float = 0.0, *, all_processes: bool = False, **noise: Any) -> tuple[Tensor, ...]:
-        r"""The loss of the training, and the means of the bound and its KL part, all 0-d, nats.
-
-        .. math::
-            -\frac1N \sum_n \log p(x_n \mid z_n) + \sum_j \max\left(\lambda_j,\ \frac1N \sum_n D_{KL}^{(n, j)}\right)
-
-        over the groups of :meth:`draw_with_groups`; :math:`\lambda_j` is ``minimum`` for each dimension in the group.
-        For a flow, the floor is under the total.
-
-        Args:
-            x: binary images ``(N, pixels)``.
-            minimum: free bits, nats in every latent dimension.
-            all_processes: whether the mean of the KL divergence is one over all processes.
-            noise: as of :meth:`bound`.
-        """
-        q = self.encode(x)
-        if minimum == 0:
-            z, _, kl = q.rsample_with_kl(**noise)
-            log_p_x, kl = bernoulli_log_prob(x, self.decode(z)).mean(), kl.mean()
-            return kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
-        z, groups = self.draw_with_groups(q, **noise)
-        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
-        share = minimum * self.config.latent_features / groups.shape[-1]
-        kl = groups.detach().sum(-1).mean()
-        loss = free_bits(groups, share, all_processes=all_processes) - log_p_x
-        return loss, log_p_x.detach() - kl, kl
 
 
 def _encoder_blocks(maps: Sequence[int]) -> Iterator[nn.Module]:

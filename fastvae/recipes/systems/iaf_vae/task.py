@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ....nn import shared_first_batch
-from ...data.batches import NOISE, BinarizedImages, JointBatches, stream_seed
 from ...training.task import AveragedTask
 from .config import IAFTrainConfig
 from .model import IAFVAE
@@ -38,13 +36,10 @@ class IAFTask(AveragedTask):
     def setup(self, stage: str) -> None:
         # A checkpoint is restored later, so that a resumed run keeps its own weights.
         super().setup(stage)
-        images = cast(Any, self.trainer).datamodule.images.x_train
-        batches = JointBatches(len(images), self.config.batch_size, self.config.seed)
         # On the device of the training: an implementation may run on no other one.
         self.model.to(self.trainer.strategy.root_device)
         # All processes take the whole first batch and its noise.
-        x = BinarizedImages(images)[next(iter(batches))].to(next(self.model.parameters()))
-        noise = self.joint_noise(x, stream_seed(self.config.seed, NOISE, 0), 0, len(x))
+        x, noise = self.first_batch()
         with shared_first_batch():
             self.model.initialize_from(x, **noise)
         self.averaged.load_state_dict(self.model.state_dict())
@@ -56,8 +51,15 @@ class IAFTask(AveragedTask):
         return torch.optim.Adamax(self.model.parameters(), lr=self.config.learning_rate)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        several = self.trainer.world_size > 1
-        loss, bound, kl = self.model.loss(x, self.config.free_bits, all_processes=several, **self.step_noise(x))
+        config, several = self.config, self.trainer.world_size > 1
+        loss, bound, kl = self.model.loss(
+            x,
+            config.free_bits,
+            num_groups=config.free_bits_groups,
+            beta=config.kl_weight(self.global_step + 1, self.trainer.num_training_batches),
+            all_processes=several,
+            **self.step_noise(x),
+        )
         self.epoch_terms += torch.stack([bound, kl])
         return self.record_loss(loss, x)
 

@@ -32,6 +32,9 @@ class PixelCNNConfig:
         first_filter_size: kernel of its first layer, odd.
         maps: feature maps of its layers.
         head_maps: feature maps between its last two layers; 0: as its layers.
+        conditional: whether it is given the class of every image, an embedding of as many numbers as it has maps;
+            needs --data dynamic.
+        weight_norm: whether weights of masked convolutions are normalised, with a start from the first batch.
         impl: implementation of the library's ops, and of the sampler, see :mod:`fastvae.backend`.
 
     Raises:
@@ -48,6 +51,8 @@ class PixelCNNConfig:
     first_filter_size: int = option("first-filter", 7)
     maps: int = 32
     head_maps: int = 0
+    conditional: bool = False
+    weight_norm: bool = False
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
@@ -103,8 +108,18 @@ class PixelCNNEvaluationConfig:
 
 @dataclass(frozen=True)
 class PixelCNNSettings:
-    """All settings of a run of ``pixelcnn``."""
+    """All settings of a run of ``pixelcnn``.
+
+    Raises:
+        ValueError: ``model`` is conditional, and the images of ``training`` have no labels.
+    """
 
     model: PixelCNNConfig = field(default_factory=PixelCNNConfig)
     training: PixelTrainConfig = field(default_factory=PixelTrainConfig)
     evaluation: PixelCNNEvaluationConfig = field(default_factory=PixelCNNEvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.conditional and self.training.data == "static":
+            raise ValueError(
+                "data must be 'dynamic' for a conditional model, as static images have no labels; got 'static'"
+            )

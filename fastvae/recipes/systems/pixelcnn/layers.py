@@ -29,6 +29,7 @@ def make_network(config: Any, **context: int) -> PixelNetwork:
         config.filter_size,
         first_kernel_size=config.first_filter_size,
         head_channels=config.head_maps or None,
+        weight_norm=config.weight_norm,
         impl=config.impl,
         **context,
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from ....objectives import LinearSchedule, free_bits
+from ....nn import initialize_from_data, shared_first_batch
+from ....objectives import free_bits
+from ...training.config import WarmupConfig
 from ...training.task import AveragedTask
 from .config import PixelTrainConfig
 
@@ -45,14 +48,29 @@ class PixelTask(AveragedTask):
             terms=[f"train_{term}" for term in (model.quantity, *model.kl_names)],
             measured=f"{config.measured_part}_{model.quantity}",
         )
-        warmup = getattr(config, "kl_warmup", 0)
-        self.kl_weight = LinearSchedule(0.0, 1.0, warmup) if warmup else None
         self.free_nats = getattr(config, "free_bits", 0.0)
 
-    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        log_p_x, kl = cast(PixelModel, self.model).measure(x, **self.step_noise(x))
+    def setup(self, stage: str) -> None:
+        # A checkpoint is restored later, so that a resumed run keeps its own weights.
+        super().setup(stage)
+        settings: Any = self.model.config
+        if not settings.weight_norm:
+            return
+        self.model.to(self.trainer.strategy.root_device)
+        # All processes take the whole first batch and its noise.
+        x, given = self.first_batch()
+        if getattr(settings, "conditional", False):
+            labels = torch.from_numpy(cast(Any, self.trainer).datamodule.images.y_train)
+            given["labels"] = labels[self.first_rows()].long().to(x.device)
+        with shared_first_batch():
+            initialize_from_data(self.model, x, run=lambda x: cast(PixelModel, self.model).measure(x, **given))
+        self.averaged.load_state_dict(self.model.state_dict())
+
+    def training_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        x, labels = split_labels(batch)
+        log_p_x, kl = cast(PixelModel, self.model).measure(x, **labels, **self.step_noise(x))
         penalty = kl.sum(-1).mean()
-        beta = 1.0 if self.kl_weight is None else self.kl_weight(self.global_step + 1)
+        beta = self.config.kl_weight(self.global_step + 1) if isinstance(self.config, WarmupConfig) else 1.0
         with torch.no_grad():
             self.epoch_terms += torch.cat([(log_p_x.mean() - penalty)[None], kl.mean(0)])
         # Without free bits no floor: estimates of a divergence may be negative.
@@ -60,8 +78,15 @@ class PixelTask(AveragedTask):
             penalty = free_bits(kl, self.free_nats, all_processes=self.trainer.world_size > 1)
         return self.record_loss(beta * penalty - log_p_x.mean(), x)
 
-    def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
-        x, first, rows = batch
-        log_p_x, kl = cast(PixelModel, self.averaged).measure(x, **self.test_noise(x, first, rows))
+    def validation_step(self, batch: tuple[Any, ...], batch_index: int) -> None:
+        *images, first, rows = batch
+        x, labels = split_labels(images)
+        log_p_x, kl = cast(PixelModel, self.averaged).measure(x, **labels, **self.test_noise(x, first, rows))
         bound = (log_p_x - kl.sum(-1)).mean()
         self.log(self.measured, bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+
+
+def split_labels(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The images of a batch, and the labels, if it has some, as an argument of a model."""
+    x, *labels = [batch] if isinstance(batch, Tensor) else batch
+    return x, {"labels": labels[0]} if labels else {}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ...evaluation.config import EvaluationConfig
 from ...settings import Implementation, check_choices, check_odd, check_positive, check_whole, option, to_plain
+from ...training.config import WarmupConfig
 from ..pixelcnn.config import PixelTrainConfig, check_network
 
 __all__ = ["PixelVAEConfig", "PixelVAESettings", "PixelVAETrainConfig"]
@@ -38,6 +39,8 @@ class PixelVAEConfig:
         first_filter_size: kernel of the first layer.
         maps: width of the layers.
         head_maps: width between the two last layers; 0: that of the layers.
+        weight_norm: whether weights of masked convolutions, those of a PixelCNN prior too, are normalised, with a start
+            from the first batch.
         impl: implementation of the library's ops, and of the sampler of images, see :mod:`fastvae.backend`; the sampler
             of a PixelCNN prior is chosen by itself unless this is ``"reference"``.
 
@@ -66,6 +69,7 @@ class PixelVAEConfig:
     first_filter_size: int = option("first-filter", 7)
     maps: int = 16
     head_maps: int = 0
+    weight_norm: bool = False
     impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
@@ -87,6 +91,8 @@ class PixelVAEConfig:
             raise ValueError("prior must be 'normal' for latent='vector': a PixelCNN needs a map, got 'pixelcnn'")
         if self.levels == 2 and self.prior == "normal":
             raise ValueError("prior must be 'pixelcnn' for levels=2: z2 enters by it, got 'normal'")
+        if self.weight_norm and self.decoder == "conv" and self.prior == "normal":
+            raise ValueError("weight_norm must be False for decoder='conv' with prior='normal', got True")
         if self.latent == "map" and self.decoder == "bias":
             raise ValueError("decoder must be 'upsampling' or 'conv' for latent='map', got 'bias'")
 
@@ -99,7 +105,7 @@ class PixelVAEConfig:
 
 
 @dataclass(frozen=True)
-class PixelVAETrainConfig(PixelTrainConfig):
+class PixelVAETrainConfig(PixelTrainConfig, WarmupConfig):
     """The training of ``pixelcnn``, with options that keep a strong decoder from ignoring the latents.
 
     Args:
@@ -112,7 +118,6 @@ class PixelVAETrainConfig(PixelTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, kl_warmup=0)
         check_positive(self, "free_bits", zero=True)
 
 

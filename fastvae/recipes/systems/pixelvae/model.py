@@ -78,6 +78,7 @@ class PixelVAE(nn.Module):
                 config.prior_layers,
                 config.prior_filter_size,
                 context_features=config.latent_features if has_vector else 0,
+                weight_norm=config.weight_norm,
                 impl=impl,
             )
             # Kernels know its layers, but none draws real numbers.

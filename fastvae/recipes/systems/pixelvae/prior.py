@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .... import functional as F
+from ....nn._start import Start, start_as
 from ....nn.gated_pixelcnn import GatedPixelCNN
 from ....nn.gaussian import bound_log_sigma
 from ....sampling.likelihoods import PixelLikelihood
@@ -57,12 +58,15 @@ class GaussianPixels(PixelLikelihood):
 class GaussianPrior(GatedPixelCNN):
     r"""Gated PixelCNN over a map z of latents: :math:`p(z \mid c) = \prod_i N(z_i; \mu_i(z_{<i}, c), \sigma_i^2)`.
 
+    It starts at N(0, I): its last layer, and what the context adds to that, start at zero.
+
     Args:
         channels: channels C of the map.
         hidden_channels: width of the layers.
         num_layers: their number.
         kernel_size: their kernels, odd.
         context_features: width of the context c, 0 for none.
+        weight_norm: whether weights are normalised, with learned gains.
         impl: implementation, see :mod:`fastvae.backend`.
 
     Example:
@@ -81,6 +85,7 @@ class GaussianPrior(GatedPixelCNN):
         kernel_size: int = 3,
         *,
         context_features: int = 0,
+        weight_norm: bool = False,
         impl: str = "auto",
     ) -> None:
         super().__init__(
@@ -91,8 +96,14 @@ class GaussianPrior(GatedPixelCNN):
             first_kernel_size=kernel_size,
             context_features=context_features,
             likelihood=GaussianPixels(impl),
+            weight_norm=weight_norm,
             impl=impl,
         )
+        nothing = Start(weight_scale=0.0, bias_scale=0.0)
+        start_as(self.head.second, nothing)
+        context_layer = self.head.second_condition.layer
+        if context_layer is not None:
+            start_as(context_layer, nothing)
 
     def kl(self, mu: Tensor, log_sigma: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""An estimate of the KL divergence of a factorised Gaussian from this prior, ``(N,)``, nats.

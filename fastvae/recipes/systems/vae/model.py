@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+import math
 from typing import Any
 
 import torch
@@ -13,18 +12,25 @@ from .... import functional as F
 from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
-from ....objectives import elbo, monte_carlo_elbo, standard_normal_log_prob
+from ....nn.gaussian import bound_log_sigma
+from ....objectives import elbo, monte_carlo_elbo
+from ...class_models.conditional import list_layers
+from ...errors import RecipeError
 from ...evaluation.latents import OneLatent
 from ...flow_posterior import FlowPosterior
+from ...flow_prior import FlowPrior
 from .config import VAEConfig
 
 __all__ = ["VAE"]
 
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 HEADS = {"diagonal": DiagonalGaussianHead, "triangular": TriangularGaussianHead, "iaf": DiagonalGaussianHead}
 
 
 class VAE(OneLatent):
-    r"""Encoder and decoder are multilayer perceptrons, p(z) = N(0, I), and p(x | z) is Bernoulli.
+    r"""Encoder and decoder are multilayer perceptrons, p(z) = N(0, I), and p(x | z) is Bernoulli, or Gaussian.
+
+    With ``prior="maf"`` p(z) is learned, see :class:`~fastvae.recipes.flow_prior.FlowPrior`.
 
     Args:
         config: sizes, posterior and implementation.
@@ -43,10 +49,13 @@ class VAE(OneLatent):
         super().__init__()
         self.config = config
         widths = config.hidden_features
-        self.encoder = nn.Sequential(*_layers([config.data_features, *widths]))
+        self.encoder = nn.Sequential(*list_layers([config.data_features, *widths], config.activation))
         self.head = HEADS[config.posterior](widths[-1], config.latent_features, impl=config.impl)
-        self.decoder = nn.Sequential(*_layers([config.latent_features, *reversed(widths)]))
+        self.decoder = nn.Sequential(*list_layers([config.latent_features, *reversed(widths)], config.activation))
         self.to_logits = nn.Linear(widths[0], config.data_features)
+        self.to_log_sigma: nn.Linear | None = None
+        if config.likelihood == "gaussian":
+            self.to_log_sigma = nn.Linear(widths[0], config.data_features)
         self.flow: InverseAutoregressiveFlow | None = None
         if config.posterior == "iaf":
             self.flow = InverseAutoregressiveFlow(
@@ -57,6 +66,9 @@ class VAE(OneLatent):
                 kind="iaf_release",
                 impl=config.impl,
             )
+        if config.prior == "maf":
+            features = config.latent_features
+            self.prior = FlowPrior(features, depth=config.prior_depth, width=config.prior_width, impl=config.impl)
 
     def encode(self, x: Tensor) -> DiagonalGaussian | TriangularGaussian | FlowPosterior:
         """The posterior q(z | x) of binary images ``(*, pixels)``."""
@@ -69,12 +81,23 @@ class VAE(OneLatent):
         return TriangularGaussian(mu, log_sigma, self.config.tril_scale * tril, impl=self.config.impl)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits ``(*, pixels)`` of p(x | z)."""
+        """Logits ``(*, pixels)`` of the means of p(x | z)."""
         return self.to_logits(self.decoder(z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        if self.to_log_sigma is not None:
+            return self.log_density(x, z)
         weights, biases = self._decoder_layers()
-        return F.mlp_bernoulli_log_prob(z, weights, biases, x, activation="elu", impl=self.config.impl)
+        return F.mlp_bernoulli_log_prob(z, weights, biases, x, activation=self.config.activation, impl=self.config.impl)
+
+    def log_density(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z) in training, ``(*)``, nats."""
+        if self.to_log_sigma is None:
+            return bernoulli_log_prob(x, self.decode(z))
+        hidden = self.decoder(z)
+        log_sigma = bound_log_sigma(self.to_log_sigma(hidden))
+        error = (x - self.to_logits(hidden).sigmoid()) * (-log_sigma).exp()
+        return -(0.5 * error.square() + log_sigma + HALF_LOG_TWO_PI).sum(-1)
 
     def latent_gradient(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z), ``(*)``, and its gradient to ``z``, ``(*, latent)``, in one call.
@@ -84,9 +107,14 @@ class VAE(OneLatent):
         Args:
             z: latents, ``(*, latent)``.
             x: binary images, ``(*, pixels)``, which broadcast to the batch of ``z``.
+
+        Raises:
+            RecipeError: p(x | z) is Gaussian.
         """
+        if self.to_log_sigma is not None:
+            raise RecipeError("likelihood must be 'bernoulli' for the gradient to the latents, got 'gaussian'")
         weights, biases = self._decoder_layers()
-        return F.latent_gradient(z, weights, biases, x, activation="elu", impl=self.config.impl)
+        return F.latent_gradient(z, weights, biases, x, activation=self.config.activation, impl=self.config.impl)
 
     def _decoder_layers(self) -> tuple[list[Tensor], list[Tensor]]:
         layers = [layer for layer in (*self.decoder, self.to_logits) if isinstance(layer, nn.Linear)]
@@ -107,14 +135,8 @@ class VAE(OneLatent):
         """
         q = self.encode(x)
         if self.config.kl == "analytic":
-            z, _, kl = q.rsample_with_kl(**noise)
-            return elbo(bernoulli_log_prob(x, self.decode(z)), kl, beta=beta)
+            z, kl = self.draw_with_kl(q, **noise)
+            return elbo(self.log_density(x, z), kl, beta=beta)
         z, log_q = q.rsample_with_log_prob(**noise)
-        log_p_x = bernoulli_log_prob(x, self.decode(z))
-        return monte_carlo_elbo(log_p_x, standard_normal_log_prob(z), log_q, beta=beta)
-
-
-def _layers(widths: Sequence[int]) -> Iterator[nn.Module]:
-    for before, after in itertools.pairwise(widths):
-        yield nn.Linear(before, after)
-        yield nn.ELU()
+        log_p_x = self.log_density(x, z)
+        return monte_carlo_elbo(log_p_x, self.log_prior(z), log_q, beta=beta)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ....objectives import LinearSchedule
 from ...training.task import EpochTask
 from .config import VAETrainConfig
 from .model import VAE
@@ -45,16 +43,17 @@ class VAETask(EpochTask):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.one_cycle)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def one_cycle(self, step: int) -> float:
-        """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
-        progress = step / max(self.steps, 1)
-        return min(progress / 0.1 + 0.01, 1.0) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        ramp = self.config.kl_warmup * self.trainer.num_training_batches
-        beta = LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0
-        loss = -self.model.bound(x, beta=beta, **self.step_noise(x)).mean()
-        self.epoch_terms -= loss.detach()
+        config, noise = self.config, self.step_noise(x)
+        beta = config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
+        if config.free_bits > 0:
+            sampled, several = self.model.config.kl == "monte-carlo", self.trainer.world_size > 1
+            groups: dict[str, Any] = {"num_groups": config.free_bits_groups, "all_processes": several}
+            loss, bound, _ = self.model.loss(x, config.free_bits, beta=beta, sampled=sampled, **groups, **noise)
+            self.epoch_terms += bound
+        else:
+            loss = -self.model.bound(x, beta=beta, **noise).mean()
+            self.epoch_terms -= loss.detach()
         return self.record_loss(loss, x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:

@@ -1,0 +1,1 @@
+"""Auxiliary and skip deep generative models: semi-supervised, with an auxiliary latent vector."""

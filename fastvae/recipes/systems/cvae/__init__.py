@@ -1,0 +1,1 @@
+"""A VAE that is given the class of every image."""

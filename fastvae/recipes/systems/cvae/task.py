@@ -1,0 +1,50 @@
+"""How ``cvae`` is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...data.semi_supervised import check_pixels
+from ...training.task import EpochTask
+from .config import CVAETrainConfig
+from .model import CVAE
+
+__all__ = ["CVAETask"]
+
+
+class CVAETask(EpochTask):
+    """Negative bound of log p(x | y), optimiser and schedule."""
+
+    config: CVAETrainConfig
+    model: CVAE
+
+    def __init__(self, name: str, model: CVAE, config: CVAETrainConfig, folder: Path) -> None:
+        latents: dict[str, Any] = {"latent_features": model.config.latent_features}
+        super().__init__(name, model, config, folder, terms=["train_elbo"], measured="test_elbo", **latents)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        images = cast(Any, self.trainer).datamodule.images
+        check_pixels(self.model.config.data_features, images)
+        # A checkpoint is restored later, so that a resumed run keeps its own.
+        self.model.start_at(torch.from_numpy(images.x_train).flatten(1).mean(0, dtype=torch.float32) / 255.0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.one_cycle)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        x, labels = batch
+        loss = -self.model.bound(x, labels, **self.step_noise(x)).mean()
+        self.epoch_terms -= loss.detach()
+        return self.record_loss(loss, x)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, int, int], batch_index: int) -> None:
+        x, labels, first, rows = batch
+        bound = self.model.bound(x, labels, **self.test_noise(x, first, rows)).mean()
+        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))

@@ -1,0 +1,1 @@
+"""A variational auto-encoder with Hamiltonian variational inference."""

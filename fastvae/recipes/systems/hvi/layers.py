@@ -1,0 +1,148 @@
+"""Encoders, decoders and the networks of the momentum."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .... import functional as F
+from ....likelihoods import bernoulli_log_prob
+from ....nn import DiagonalGaussianHead
+
+__all__ = ["ConvDecoder", "ConvEncoder", "DenseDecoder", "DenseEncoder", "Momentum", "leapfrog"]
+
+SIDE, SMALL = 28, 4
+
+
+class ConvEncoder(nn.Module):
+    """Three convolutions of 5 x 5 and stride 2, then a dense layer: ``(N, 784)`` to ``(N, hidden)``."""
+
+    def __init__(self, maps: Sequence[int], hidden_features: int) -> None:
+        super().__init__()
+        sizes = itertools.pairwise((1, *maps))
+        convolutions = [layer for a, b in sizes for layer in (nn.Conv2d(a, b, 5, 2, 2), nn.Softplus())]
+        dense = nn.Linear(maps[-1] * SMALL * SMALL, hidden_features)
+        self.network = nn.Sequential(*convolutions, nn.Flatten(), dense, nn.Softplus())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.network(x.view(-1, 1, SIDE, SIDE))
+        return found
+
+
+class ConvDecoder(nn.Module):
+    """The way back, from ``(*, latent)`` to logits ``(*, 784)``."""
+
+    def __init__(self, latent_features: int, maps: Sequence[int], hidden_features: int) -> None:
+        super().__init__()
+        first, second, third = maps
+        self.network = nn.Sequential(
+            nn.Linear(latent_features, hidden_features),
+            nn.Softplus(),
+            nn.Linear(hidden_features, third * SMALL * SMALL),
+            nn.Softplus(),
+            nn.Unflatten(1, (third, SMALL, SMALL)),
+            nn.ConvTranspose2d(third, second, 5, 2, 2),
+            nn.Softplus(),
+            nn.ConvTranspose2d(second, first, 5, 2, 2, output_padding=1),
+            nn.Softplus(),
+            nn.ConvTranspose2d(first, 1, 5, 2, 2, output_padding=1, bias=False),
+        )
+        self.last_bias = nn.Parameter(torch.zeros(SIDE * SIDE))
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.network(z.flatten(0, -2)).view(*z.shape[:-1], SIDE * SIDE)
+        return logits + self.last_bias
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z), ``(*, N)``, nats."""
+        return bernoulli_log_prob(x, self(z))
+
+    def gradient(self, x: Tensor, z: Tensor) -> Tensor:
+        """The gradient of log p(x | z) to z, which autograd can differentiate where ``z`` can."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = z.view_as(z) if z.requires_grad and keep else z.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self.log_prob(x, at).sum(), at, create_graph=keep)
+        return found
+
+
+class DenseEncoder(nn.Sequential):
+    """Dense layers with ELU, ``(N, 784)`` to ``(N, hidden)``."""
+
+    def __init__(self, hidden_features: Sequence[int]) -> None:
+        sizes = itertools.pairwise((SIDE * SIDE, *hidden_features))
+        super().__init__(*(layer for a, b in sizes for layer in (nn.Linear(a, b), nn.ELU())))
+
+
+class DenseDecoder(nn.Module):
+    """Dense layers with ELU, from ``(*, latent)`` to logits ``(*, 784)``; its gradient is one call."""
+
+    def __init__(self, latent_features: int, hidden_features: Sequence[int], impl: str) -> None:
+        super().__init__()
+        sizes = (latent_features, *reversed(hidden_features), SIDE * SIDE)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.impl = impl
+
+    @property
+    def last_bias(self) -> Tensor:
+        bias: Any = self.layers[-1].bias
+        return cast(Tensor, bias)
+
+    def _parameters_of_layers(self) -> tuple[list[Any], list[Any]]:
+        return [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
+
+    def forward(self, z: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            z = nn.functional.elu(layer(z))
+        logits: Tensor = self.layers[-1](z)
+        return logits
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z), ``(*, N)``, nats."""
+        return F.mlp_bernoulli_log_prob(z, *self._parameters_of_layers(), x, activation="elu", impl=self.impl)
+
+    def gradient(self, x: Tensor, z: Tensor) -> Tensor:
+        """The gradient of log p(x | z) to z, which autograd can differentiate."""
+        return F.latent_gradient(z, *self._parameters_of_layers(), x, activation="elu", impl=self.impl)[1]
+
+
+class Momentum(nn.Module):
+    """A diagonal Gaussian over the momentum given the image's features and the latents."""
+
+    def __init__(self, in_features: int, latent_features: int, hidden_features: int, impl: str) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(in_features + latent_features, hidden_features), nn.Softplus())
+        self.head = DiagonalGaussianHead(hidden_features, latent_features, impl=impl)
+        # The momentum starts as N(0, I), whatever the image.
+        nn.init.zeros_(self.head.linear.weight)
+        nn.init.zeros_(self.head.linear.bias)
+
+    def forward(self, features: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-sigma, each of the shape of ``z``; ``features`` ``(N, in)`` belong to every sample."""
+        q = self.head(self.hidden(torch.cat([features.expand(*z.shape[:-1], -1), z], -1)))
+        return q.mu, q.log_sigma
+
+
+def leapfrog(
+    z: Tensor, v: Tensor, gradient: Callable[[Tensor], Tensor], step_size: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""One step of Hamiltonian dynamics, reversible and of unit volume.
+
+    .. math::
+        v_{1/2} = v + \tfrac\epsilon2 \nabla \log p(z), \quad z' = z + \epsilon\, v_{1/2} / m, \quad
+        v' = v_{1/2} + \tfrac\epsilon2 \nabla \log p(z')
+
+    Args:
+        z: positions, ``(*, D)``.
+        v: momenta, ``(*, D)``.
+        gradient: of the log-density at positions.
+        step_size: epsilon of each dimension, ``(D,)``.
+        mass: m of each dimension, ``(D,)``.
+    """
+    v = v + 0.5 * step_size * gradient(z)
+    z = z + step_size * v / mass
+    return z, v + 0.5 * step_size * gradient(z)

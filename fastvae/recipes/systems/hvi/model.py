@@ -1,0 +1,165 @@
+"""A VAE whose posterior is moved by Hamiltonian dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .... import functional as F
+from ....distributions import DiagonalGaussian
+from ....nn import DiagonalGaussianHead
+from ....objectives import monte_carlo_elbo, standard_normal_log_prob
+from .config import HVIConfig
+from .layers import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, Momentum, leapfrog
+
+__all__ = ["HVI", "Encoded"]
+
+# Step sizes lie between 0 and this.
+MOST_STEP = 0.5
+
+
+class Encoded(NamedTuple):
+    """The images, their features, and the posterior before the dynamics."""
+
+    x: Tensor
+    features: Tensor
+    start: DiagonalGaussian
+
+
+class HVI(nn.Module):
+    r"""Hamiltonian variational inference: the posterior's sample takes T leapfrog steps.
+
+    .. math::
+        \log p(x) \ge E\Big[\log p(x, z_T) - \log q(z_0 \mid x) + \sum_t \log r(v_t \mid x, z_t)
+        - \log q(v'_t \mid x, z_{t-1})\Big]
+
+    A step draws a momentum v' from q and moves (z, v') along the dynamics of the joint density p(x, z), which keep
+    volumes. The reverse model r guesses the final momentum. Step sizes and masses are learned.
+
+    Args:
+        config: networks, steps, sizes and implementation.
+
+    Reference:
+        *Markov Chain Monte Carlo and Variational Inference: Bridging the Gap* (Salimans, Kingma, Welling, 2015).
+
+    Example:
+        >>> model = HVI(HVIConfig("dense", 2, 3, hidden_features=(8,), momentum_features=5))
+        >>> x = torch.rand(4, 784).round()
+        >>> model.log_weights(x, model.encode(x), 6).shape
+        torch.Size([6, 4])
+    """
+
+    def __init__(self, config: HVIConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, hidden, impl = config.latent_features, config.hidden_features, config.impl
+        self.encoder: nn.Module
+        self.decoder: ConvDecoder | DenseDecoder
+        if config.network == "conv":
+            self.encoder = ConvEncoder(config.maps, hidden[0])
+            self.decoder = ConvDecoder(size, config.maps, hidden[0])
+        else:
+            self.encoder, self.decoder = DenseEncoder(hidden), DenseDecoder(size, hidden, impl)
+        self.head = DiagonalGaussianHead(hidden[-1], size, impl=impl)
+
+        def momenta() -> nn.ModuleList:
+            sizes = (hidden[-1], size, config.momentum_features, impl)
+            return nn.ModuleList(Momentum(*sizes) for _ in range(config.leapfrog))
+
+        self.momenta, self.reverse = momenta(), momenta()
+        # Step sizes start at 0.05, masses at 1.
+        self.step_logits = nn.Parameter(torch.full((config.leapfrog, size), -2.197))
+        self.log_mass = nn.Parameter(torch.zeros(config.leapfrog, size))
+
+    @property
+    def kl_names(self) -> tuple[str, ...]:
+        return ("kl",)
+
+    @property
+    def noise_features(self) -> int:
+        """Normals of an image: of the latents, and of the momentum of each step."""
+        return self.config.latent_features * (1 + self.config.leapfrog)
+
+    @torch.no_grad()
+    def start_at(self, pixel_means: Tensor) -> None:
+        """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""
+        self.decoder.last_bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
+
+    def encode(self, x: Tensor) -> Encoded:
+        """The features and the first posterior of binary images ``(N, 784)``."""
+        features = self.encoder(x)
+        return Encoded(x, features, self.head(features))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits ``(*, 784)`` of p(x | z)."""
+        logits: Tensor = self.decoder(z)
+        return logits
+
+    def draw(self, encoded: Encoded, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor]:
+        """The latents after all steps, ``(*sample_shape, N, D)``, and the cost of drawing them, ``(*sample_shape, N)``.
+
+        The cost is log q(z0) and, of each step, log q(v') - log r(v), nats, in the place of a log-density.
+
+        Args:
+            encoded: what :meth:`encode` returned.
+            sample_shape: of the samples of every image.
+            noise: ``generator`` and ``row_offset``, or ``eps``, ``(*sample_shape, N, noise_features)``.
+        """
+        first, *of_steps = self._split_noise(noise)
+        z, cost = encoded.start.rsample_with_log_prob(sample_shape, **first)
+        for t, of_step in enumerate(of_steps):
+            eps = of_step.get("eps")
+            if eps is None:
+                zeros = z.new_zeros(len(encoded.x), z.shape[-1])
+                normal = DiagonalGaussian(zeros, zeros, impl=self.config.impl)
+                eps = normal.rsample_with_log_prob(sample_shape, **of_step)[0]
+            z, more = self.move(encoded, z, eps, t)
+            cost = cost + more
+        return z, cost
+
+    def move(self, encoded: Encoded, z: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """The latents after step ``t``, 0, 1, ..., and what it adds to their cost, given the momentum's noise."""
+        impl = self.config.impl
+        v, log_q = F.diag_gaussian_rsample(*self.momenta[t](encoded.features, z), eps=eps, impl=impl)
+        step_size, mass = MOST_STEP * self.step_logits[t].sigmoid(), self.log_mass[t].exp()
+        z, v = leapfrog(z, v, lambda at: self.decoder.gradient(encoded.x, at) - at, step_size, mass)
+        return z, log_q - F.diag_gaussian_log_prob(v, *self.reverse[t](encoded.features, z), impl=impl)
+
+    def _split_noise(self, noise: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The noise of the latents, then of each step's momentum."""
+        parts = 1 + self.config.leapfrog
+        if "eps" not in noise:
+            return [dict(noise) for _ in range(parts)]
+        return [{"eps": eps} for eps in noise["eps"].split(self.config.latent_features, -1)]
+
+    def measure(self, x: Tensor, posterior: Encoded | None = None, **noise: Any) -> tuple[Tensor, Tensor]:
+        """log p(x | z_T) of one sample, ``(N,)``, and what its posterior costs beside the prior, ``(N, 1)``, nats.
+
+        Args:
+            x: binary images ``(N, 784)``.
+            posterior: what :meth:`encode` returned for them; computed if None.
+            noise: as of :meth:`draw`.
+        """
+        z, cost = self.draw(self.encode(x) if posterior is None else posterior, **noise)
+        return self.decoder.log_prob(x, z), (cost - standard_normal_log_prob(z))[:, None]
+
+    def log_weights(self, x: Tensor, posterior: Encoded, samples: int, **noise: Any) -> Tensor:
+        """The bound's terms of new samples, log-weights of momenta and latents, ``(samples, N)``, nats."""
+        z, cost = self.draw(posterior, (samples,), **noise)
+        return monte_carlo_elbo(self.decoder.log_prob(x, z), standard_normal_log_prob(z), cost)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Means ``(n, 784)`` of p(x | z) for z from the prior."""
+        like = next(self.parameters())
+        size = (n, self.config.latent_features)
+        z = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
+        return self.decode(z).sigmoid()
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Means ``(N, 784)`` of p(x | z), each with a z from the posterior after all steps."""
+        return self.decode(self.draw(self.encode(x), generator=generator)[0]).sigmoid()

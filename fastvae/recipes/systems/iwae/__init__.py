@@ -1,0 +1,1 @@
+"""An importance-weighted auto-encoder."""

@@ -1,0 +1,1 @@
+"""A ladder variational auto-encoder: five levels of latents."""

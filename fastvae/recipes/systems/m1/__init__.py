@@ -1,0 +1,1 @@
+"""M1: a VAE whose latents are features for a classifier."""

@@ -1,0 +1,55 @@
+"""How ``m1`` is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...data.semi_supervised import check_pixels
+from ...training.task import AveragedTask
+from .config import M1TrainConfig
+from .model import M1
+
+__all__ = ["M1Task"]
+
+
+class M1Task(AveragedTask):
+    """Negative ELBO, and a normal prior of the weights, of which every image has its share."""
+
+    config: M1TrainConfig
+    model: M1
+    averaged: M1
+
+    def __init__(self, name: str, model: M1, config: M1TrainConfig, folder: Path) -> None:
+        features = model.config.latent_features
+        super().__init__(
+            name, model, config, folder, latent_features=features, terms=["train_elbo"], measured="test_elbo"
+        )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        images = cast(Any, self.trainer).datamodule.images
+        check_pixels(self.model.config.data_features, images)
+        self.images = len(images.x_train)
+        # A checkpoint is restored later, so that a resumed run keeps its own.
+        means = torch.from_numpy(images.x_train).flatten(1).mean(0, dtype=torch.float32) / 255.0
+        for model in (self.model, self.averaged):
+            model.start_at(means)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        # Adam's decay is the gradient of the prior's logarithm, in nats of an image.
+        decay = self.config.weight_prior / self.images
+        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
+
+    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
+        loss = -self.model.bound(x, **self.step_noise(x)).mean()
+        self.epoch_terms -= loss.detach()
+        return self.record_loss(loss, x)
+
+    def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
+        x, first, rows = batch
+        bound = self.averaged.bound(x, **self.test_noise(x, first, rows)).mean()
+        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))

@@ -1,0 +1,1 @@
+"""The model M2 on the latents of a trained M1."""

@@ -1,0 +1,1 @@
+"""A VAE of images with a class that is known of few of them."""

@@ -1,0 +1,25 @@
+"""How ``m2`` is trained."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from ...class_models.task import SemiSupervisedTask
+from .model import M2
+
+__all__ = ["M2Task"]
+
+
+class M2Task(SemiSupervisedTask):
+    """The loss of the model M2, whose decoder starts at the means of the pixels."""
+
+    model: M2
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # A checkpoint is restored later, so that a resumed run keeps its own.
+        images = torch.from_numpy(cast(Any, self.trainer).datamodule.images.x_train)
+        for model in (self.model, self.averaged):
+            cast(M2, model).start_at(images.flatten(1).mean(0, dtype=torch.float32) / 255.0)

@@ -1,0 +1,1 @@
+"""A sigmoid belief network, whose latents are Bernoulli units."""

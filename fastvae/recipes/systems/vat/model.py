@@ -1,0 +1,73 @@
+"""A classifier of fully connected layers with batch norm, and the loss that smooths its predictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...batch_statistics import CollectedBatchNorm
+from .config import VATConfig
+from .perturbation import adversarial_direction, prediction_divergence
+
+__all__ = ["VATClassifier"]
+
+
+class VATClassifier(nn.Module):
+    r"""p(y | x) by a multilayer perceptron with batch norm and ReLU.
+
+    Args:
+        config: sizes.
+
+    Reference:
+        *Virtual Adversarial Training: A Regularization Method for Supervised and Semi-Supervised Learning* (Miyato,
+        Maeda, Koyama, Ishii, 2018).
+
+    Example:
+        >>> model = VATClassifier(VATConfig(hidden_features=(16,)))
+        >>> model(torch.rand(4, 784)).shape
+        torch.Size([4, 10])
+    """
+
+    def __init__(self, config: VATConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (config.data_features, *config.hidden_features)
+        self.features = nn.Sequential(*_layers(widths))
+        self.to_logits = nn.Linear(widths[-1], config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, classes)`` of inputs ``(N, pixels)``."""
+        found: Tensor = self.to_logits(self.features(x))
+        return found
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`."""
+        found: Tensor = self(x)
+        return found
+
+    def smoothness(self, x: Tensor, noise: Tensor) -> Tensor:
+        r"""KL(p(x) || p(x + r)) of every input, ``(N,)``, nats, with :math:`r = \epsilon g / \lVert g \rVert`.
+
+        No gradient goes through p(x) and r.
+
+        Args:
+            x: inputs, ``(N, pixels)``.
+            noise: normals ``(N, pixels)``, where the search for r begins.
+        """
+        with torch.no_grad():
+            log_p = self(x).log_softmax(-1)
+        r = self.config.epsilon * adversarial_direction(
+            self, x, log_p, noise, step=self.config.xi, turns=self.config.power_iterations
+        )
+        return prediction_divergence(log_p, self(x + r))
+
+
+def _layers(widths: Sequence[int]) -> Iterator[nn.Module]:
+    for before, after in itertools.pairwise(widths):
+        # Batch norm takes away what a bias adds.
+        yield nn.Linear(before, after, bias=False)
+        yield CollectedBatchNorm(after)
+        yield nn.ReLU()
