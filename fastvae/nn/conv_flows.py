@@ -218,7 +218,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
     def steps(self) -> list[ConvMADE]:
         return cast("list[ConvMADE]", list(self.networks))
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast).
 
         Args:
@@ -242,7 +242,7 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         return z, total
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise: the noise and log |det| of the inverse map, ``(N,)``, or by ``log_det_map`` its shares.
 
         Exact and slow: numbers are solved for one after another, each at the cost of a forward pass of its network,

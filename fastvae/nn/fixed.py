@@ -79,11 +79,11 @@ class Permutation(_FixedFlow):
         self.permutation.copy_(order)
         self.inverse_permutation.copy_(order.argsort())
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map, zero."""
         return self._select(z, context, self.permutation, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map, zero."""
         return self._select(z, context, self.inverse_permutation, log_det_map)
 
@@ -169,12 +169,12 @@ class AffineTransform(_FixedFlow):
         for own, given in zip((self.loc, self.scale), self._given, strict=True):
             own.copy_(torch.tensor(given, dtype=torch.float64))
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, loc, scale = self._prepare(z, context)
         return torch.addcmul(loc, scale, x).to(z.dtype), self._log_det(x, scale, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map."""
         x, loc, scale = self._prepare(z, context)
         return ((x - loc) / scale).to(z.dtype), -self._log_det(x, scale, log_det_map)

@@ -238,11 +238,11 @@ class InverseAutoregressiveFlow(_AutoregressiveSteps):
         (torch.Size([6, 4]), torch.Size([6]))
     """
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         return self._parallel(z, context, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (one sweep): the noise and log |det| of the inverse map."""
         return self._sweep(z, context, log_det_map)
 
@@ -264,10 +264,10 @@ class MaskedAutoregressiveFlow(_AutoregressiveSteps):
         torch.Size([6, 4])
     """
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (one sweep): the sample and log |det| of the map."""
         return self._sweep(z, context, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map."""
         return self._parallel(z, context, log_det_map)

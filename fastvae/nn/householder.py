@@ -91,14 +91,14 @@ class HouseholderFlow(AmortisedFlow):
             vectors.append(v.to(compute_dtype(z.dtype)))
         return x, vectors
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map, zero."""
         x, vectors = self._vectors(z, context)
         for v in vectors:
             x = reflect(x, v)
         return x.to(z.dtype), no_log_det(x, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (fast): the noise and log |det| of the inverse map, zero."""
         x, vectors = self._vectors(z, context)
         for v in reversed(vectors):

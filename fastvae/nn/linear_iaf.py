@@ -56,7 +56,7 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
     def _start(self, **options: Any) -> Tensor:
         return torch.zeros(len(self.bias), **options)
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast, a product): the sample and log |det| of the map, zero."""
         y, packed = self._prepare(z, context)
         lower = strictly_lower(packed, self.features, packed=True)
@@ -64,7 +64,7 @@ class LinearInverseAutoregressiveFlow(AmortisedFlow):
             out = y + matvec(lower, y)
         return out.to(z.dtype), no_log_det(y, log_det_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise (a triangular solve): the noise and log |det| of the inverse map, zero."""
         x, packed = self._prepare(z, context)
         lower = strictly_lower(packed, self.features, packed=True)

@@ -86,7 +86,7 @@ class PlanarFlow(AmortisedFlow):
         u = UNCONSTRAINED * w / w.square().sum()
         return torch.cat([w, u, w.new_zeros(1)])
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, w, u_hat, w_u_hat, b = self._vectors(z, context)
         t = (w * x).sum(-1, keepdim=True) + b
@@ -111,7 +111,7 @@ class PlanarFlow(AmortisedFlow):
             raise AttributeError("inverse")
         return self._inverse
 
-    def _inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def _inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         x, w, u_hat, w_u_hat, b = self._vectors(z, context)
         t = (w * x).sum(-1, keepdim=True) + b
         slope = self._slope(t)

@@ -40,7 +40,7 @@ class FlowSequence(nn.Sequential):
         (torch.Size([6, 4]), torch.Size([6]), 'HouseholderFlow')
     """
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample: the sample and log |det| of the map."""
         self._check_context(context)
         if log_det_map:
@@ -51,7 +51,7 @@ class FlowSequence(nn.Sequential):
             log_det = log_det + term
         return z, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Sample to base noise: the noise and log |det| of the inverse map."""
         self._check_context(context)
         missing = without_inverse(self)

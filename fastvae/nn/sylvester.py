@@ -126,7 +126,7 @@ class SylvesterFlow(AmortisedFlow):
             return orthogonalise(parameters.unflatten(-1, (self.features, self.columns)), self.iterations)
         return list(parameters.unflatten(-1, (self.reflections, self.features)).unbind(-2))
 
-    def forward(self, z: Tensor, context: Tensor | None = None, *, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, context: Tensor | None = None, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
         """Base noise to sample (fast): the sample and log |det| of the map."""
         x, parameters = self._prepare(z, context)
         with keep_full_precision(x.device.type):

@@ -249,6 +249,10 @@ def gaussian_merge(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_si
     Returns:
         Mean and logarithm of the standard deviation of the merged Gaussian, ``(*, D)``; shapes broadcast.
 
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes do not fit, or devices differ.
+
     Note:
         In plain PyTorch. To draw from the merged Gaussian see :func:`gaussian_merge_rsample`.
 
@@ -261,8 +265,10 @@ def gaussian_merge(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor, prior_log_si
         >>> mu, (2 * log_sigma).exp()
         (tensor([0.5000, 0.5000, 0.5000]), tensor([0.5000, 0.5000, 0.5000]))
     """
-    _checks.check_features(mu=mu, log_sigma=log_sigma, prior_mu=prior_mu, prior_log_sigma=prior_log_sigma)
-    return reference.merge(mu, log_sigma, prior_mu, prior_log_sigma)
+    named = {"mu": mu, "log_sigma": log_sigma, "prior_mu": prior_mu, "prior_log_sigma": prior_log_sigma}
+    named = dict(zip(named, _checks.to_same_kind(**named), strict=True))
+    _checks.check_features(**named)
+    return reference.merge(**named)
 
 
 def gaussian_merge_rsample(

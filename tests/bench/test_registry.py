@@ -83,7 +83,7 @@ def test_a_wrong_result_is_refused(task):
 
     def wrong(*inputs):
         outputs = right(*inputs)
-        return (outputs[0], outputs[1] + 1) if isinstance(outputs, tuple) else outputs + 1
+        return (outputs[0], outputs[1] + 1, *outputs[2:]) if isinstance(outputs, tuple) else outputs + 1
 
     broken = Task(**{**vars(task), "reference": lambda case: wrong})
     with pytest.raises(RuntimeError, match="wrong result"):

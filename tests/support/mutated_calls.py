@@ -58,7 +58,11 @@ UNREAD = {
 _SAMPLES = {"z of one dimension more", "z without its last row", "z twice as long"}
 # Other calls that are as good: another number of samples, images of another size, fewer taps, another network.
 AS_GOOD = {
-    "bernoulli_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
+    "bernoulli_fwd": {
+        *("shape longer", "shape [0] 0", "shape [1] 0", "shape [2] 0"),
+        *(f"logits {what}" for what in ("of another dtype", "without its last row", "twice as long")),
+    },
+    "bernoulli_bwd": {"logits without its last row", "logits twice as long"},
     "diag_gaussian_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
     "tril_gaussian_fwd": {"shape longer", "shape [0] 0", "shape [1] 0"},
     "diag_gaussian_with_kl_fwd": {"shape longer"},
