@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..structure.integers import integer
-from ._refusals import check_floating
+from ._refusals import check_floating, check_linear
 
 __all__ = ["InputBaseline"]
 
@@ -49,5 +49,7 @@ class InputBaseline(nn.Module):
         check_floating("x", x)
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (*, {self.in_features}), got {tuple(x.shape)}")
+        check_linear("x", x, self.hidden)
+        check_linear("x", x, self.out)
         predicted: Tensor = self.out(self.hidden(x).tanh())
         return predicted.squeeze(-1)
