@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch.distributions import kl_divergence
 
@@ -14,13 +12,16 @@ from fastvae.ops._checks import check_triangular
 from fastvae.precision import compute_dtype
 from fastvae.reference import affine_flow as affine
 from fastvae.reference import gated_activation as gates
-from fastvae.reference.latent_gradient import LIKELIHOODS
-from fastvae.reference.masked_linear import ACTIVATIONS as NAMED
 from fastvae.reference.tril_gaussian import strictly_lower
 
 from .draw import Draw, Problem
-
-ACTIVATIONS = (None, *NAMED)
+from .surface_decoders import (
+    ACTIVATIONS,
+    latent_gradient,
+    latent_hessian_product,
+    linear_bernoulli_log_prob,
+    mlp_bernoulli_log_prob,
+)
 
 
 def _gaussian(draw: Draw, count: int = 2) -> tuple[list[torch.Tensor], tuple[int, ...], int]:
@@ -267,83 +268,6 @@ def masked_conv2d(draw: Draw) -> Problem:
     if draw.chance(0.6):
         inputs.append(draw.tensor(outs))
     return Problem(lambda _, *t: F.masked_conv2d(*t, **options), inputs, cuts=True)
-
-
-def linear_bernoulli_log_prob(draw: Draw) -> Problem:
-    samples, points, classes = draw.size(3), draw.size(70), draw.size(3)
-    pixels, features = draw.some(20), draw.size(9)
-    h, weight = draw.tensor(samples, points, classes, features), draw.tensor(pixels, features)
-    bias = [draw.tensor(pixels)] if draw.chance(0.7) else []
-    x = (torch.rand(points, 1, pixels, generator=draw.generator) < 0.5).double()
-    return Problem(
-        lambda _, h, w, *b: F.linear_bernoulli_log_prob(h, w, b[0] if b else None, x.to(h)), [h, weight, *bias]
-    )
-
-
-def _decoder(draw: Draw):
-    """Sizes of the batch, weights, the biases that there are, and a function of the points and these tensors."""
-    samples, points = draw.size(3), draw.size(70)
-    widths = [draw.some(9) for _ in range(draw.rng.randint(2, 4))]
-    pairs = list(itertools.pairwise(widths))
-    has_bias = [draw.chance(0.6) for _ in pairs]
-    tensors = [draw.tensor(out, ins) for ins, out in pairs]
-    tensors += [draw.tensor(out) for (_, out), there in zip(pairs, has_bias, strict=True) if there]
-    x = (torch.rand(points, widths[-1], generator=draw.generator) < 0.5).double()
-    options = {"activation": draw.choice(ACTIVATIONS), "likelihood": draw.choice(LIKELIHOODS)}
-
-    def call(function, points, layers):
-        biases = iter(layers[len(pairs) :])
-        of_layers = [next(biases) if there else None for there in has_bias]
-        return function(*points, layers[: len(pairs)], of_layers, x.to(points[0]), **options)
-
-    return (samples, points, widths[0]), tensors, call
-
-
-def _decoder_problem(draw: Draw, function, points, tensors, call, constants=()) -> Problem:
-    """Sums that overflow saturate activations or not, as their order has it: those have no values to compare."""
-    count = len(points)
-    fits = _reach(points, [t for t in tensors if t.dim() == 2]) <= torch.finfo(draw.dtype).max
-    return Problem(
-        lambda _, *t: call(function, t[:count], t[count:]), [*points, *tensors], constants=constants, compared=fits,
-        ill_conditioned=draw.hostile,
-    )  # fmt: skip
-
-
-def _reach(points, weights) -> float:
-    """How large numbers can become on their way through the layers and back, if nothing cancels; NaN: not known."""
-    try:
-        sizes = torch.cat([torch.where(p.isfinite(), p, 0.0).double().abs().flatten(0, -2) for p in points])
-        forward, back = sizes.sum() + 1, sizes.new_ones(())
-        for weight in weights:
-            forward = (forward + 1e4) * weight.double().abs().sum()
-            back = back * weight.double().abs().sum().clamp(min=1.0)
-    except RuntimeError:  # shapes that do not fit, which the call refuses
-        return 0.0
-    return float(forward * back)
-
-
-def latent_gradient(draw: Draw) -> Problem:
-    shape, tensors, call = _decoder(draw)
-    # The gradient of the point alone is a kernel's.
-    constants = tuple(range(1, 1 + len(tensors))) if draw.chance(0.7) else ()
-    return _decoder_problem(draw, F.latent_gradient, [draw.tensor(*shape)], tensors, call, constants)
-
-
-def mlp_bernoulli_log_prob(draw: Draw) -> Problem:
-    shape, tensors, call = _decoder(draw)
-    # A kernel runs where nothing is differentiated.
-    constants = tuple(range(1 + len(tensors))) if draw.chance(0.6) else ()
-
-    def log_prob(*arguments, likelihood, **options):
-        return F.mlp_bernoulli_log_prob(*arguments, **options)
-
-    return _decoder_problem(draw, log_prob, [draw.tensor(*shape)], tensors, call, constants)
-
-
-def latent_hessian_product(draw: Draw) -> Problem:
-    shape, tensors, call = _decoder(draw)
-    points = [draw.tensor(*shape), draw.tensor(*shape)]
-    return _decoder_problem(draw, F.latent_hessian_product, points, tensors, call)
 
 
 def gated_activation(draw: Draw) -> Problem:

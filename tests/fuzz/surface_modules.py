@@ -13,7 +13,8 @@ from fastvae.reference.affine_flow import KINDS
 from fastvae.sampling import Categorical, CausalSampler
 
 from .draw import Draw, Problem
-from .surface_functions import ACTIVATIONS, levels_image
+from .surface_decoders import ACTIVATIONS
+from .surface_functions import levels_image
 
 NAMED = tuple(ACTIVATIONS[1:])
 

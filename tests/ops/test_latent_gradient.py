@@ -271,8 +271,9 @@ def test_compiler_takes_the_reference_where_the_decoder_has_gradients():
         return F.latent_gradient(z, *decoder.layers, x, impl=impl)
 
     torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(z), run(z))
+    message = "under a compiler only the reference gives gradients of the decoder"
     # The compiler of torch 2.6 keeps the sentences of errors to itself.
-    message = "under a compiler only the reference gives gradients of the decoder|Observed exception"
+    message = "Observed exception" if torch.__version__ < "2.7" else message
     with pytest.raises(Exception, match=message):
         torch.compile(run, fullgraph=True, backend="aot_eager")(z, "cpp")
 
