@@ -34,6 +34,9 @@ TILES = {
     "_gaussian_merge_fwd_kernel",
     "_gaussian_merge_bwd_kernel",
 }
+# Tiles of half types hold two numbers a thread here: more would not fit in its registers. Targets but the first compile one
+# case, which is of a half type.
+NARROW_HALVES = {"_gaussian_merge_fwd_kernel", "_gaussian_merge_bwd_kernel"}
 SUMS = {
     "_diag_gaussian_bwd_samples_kernel",
     "_diag_gaussian_log_prob_fwd_kernel",
@@ -147,7 +150,8 @@ def test_no_local_memory(rows, compiler):
 def test_wide_accesses(reports, target):
     _, rows = reports["installed"]
     aligned = [row for row in rows if row["target"] == target and "D = 512" in row["case"]]
-    assert {row["kernel"] for row in aligned} >= TILES | SUMS
+    left_out = NARROW_HALVES if target != aot.TARGETS[0] else set()
+    assert {row["kernel"] for row in aligned} >= (TILES | SUMS) - left_out
     narrow = [row for row in aligned if row["kernel"] in TILES | SUMS and not row["loads_128"]]
     narrow += [row for row in aligned if row["kernel"] in TILES and not row["stores_128"]]
     assert narrow == []
