@@ -46,6 +46,7 @@ def dreg_bound(log_w: Tensor, paths: Sequence[Tensor], dim: int = 0) -> Tensor:
         *Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives* (Tucker, Lawson, Gu, Maddison, 2018).
 
     Example:
+        >>> import torch
         >>> from fastvae.distributions import DiagonalGaussian
         >>> from fastvae.objectives import standard_normal_log_prob
         >>> mu, log_sigma = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)

@@ -34,8 +34,8 @@ TILES = {
     "_gaussian_merge_fwd_kernel",
     "_gaussian_merge_bwd_kernel",
 }
-# Tiles of half types hold two numbers a thread here: more would not fit in its registers. Targets but the first compile one
-# case, which is of a half type.
+# Tiles of half types hold two numbers a thread here: more would not fit in its registers. Targets but the first compile
+# one case, which is of a half type.
 NARROW_HALVES = {"_gaussian_merge_fwd_kernel", "_gaussian_merge_bwd_kernel"}
 SUMS = {
     "_diag_gaussian_bwd_samples_kernel",

@@ -31,9 +31,8 @@ class Combinator(nn.Module):
 
     Example:
         >>> combinator = Combinator(3)
-        >>> combinator(torch.ones(2, 3), torch.zeros(2, 3))
-        tensor([[0., 0., 0.],
-                [0., 0., 0.]], grad_fn=<AddBackward0>)
+        >>> combinator(torch.ones(2, 3), torch.zeros(2, 3)).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
 
     def __init__(self, units: int) -> None:
