@@ -5,7 +5,9 @@ import torch
 from matplotlib.image import imread
 
 from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.units import Units
 from fastvae.recipes.pictures.curves import draw_learning_curves
+from fastvae.recipes.pictures.divergences import draw_kl_terms, draw_units
 from fastvae.recipes.pictures.grids import draw_reconstructions, draw_samples, tile
 from fastvae.recipes.pictures.latents import draw_manifold
 from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig
@@ -77,3 +79,18 @@ def test_learning_curves(epochs, tmp_path):
     path = tmp_path / "learning_curves.png"
     draw_learning_curves({"diagonal": history, "triangular": history}, 10, path)
     assert_picture(path)
+
+
+@pytest.mark.parametrize(("sizes", "epochs"), [((3,), 1), ((120, 8, 2), 5)])
+def test_divergences(sizes, epochs, tmp_path):
+    rows = tuple(tuple(1.0 / (1 + unit) for unit in range(size)) for size in sizes)
+    variances = tuple(tuple(float(unit % 2) for unit in range(size)) for size in sizes)
+    active = tuple(size // 2 for size in sizes)
+    draw_units(Units(sizes, active, rows, rows, variances), tmp_path / "units.png")
+    names = ["test_kl"] if len(sizes) == 1 else [f"test_kl{i}" for i in range(1, 4)]
+    terms = {
+        name: [(10 * epoch + 9, 10.0**-i * (epoch + 1)) for epoch in range(epochs)] for i, name in enumerate(names)
+    }
+    draw_kl_terms(terms, 10, tmp_path / "kl_terms.png")
+    for name in ("units", "kl_terms"):
+        assert_picture(tmp_path / f"{name}.png")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ...class_models.config import Activation
 from ...evaluation.config import EvaluationConfig
 from ...settings import Implementation, check_choices, check_sizes, check_whole, option, to_plain
-from ...training.config import TrainConfig
+from ...training.config import WarmupConfig
 
 __all__ = ["CVAEConfig", "CVAESettings", "CVAETrainConfig"]
 
@@ -52,7 +52,7 @@ class CVAEConfig:
 
 
 @dataclass(frozen=True)
-class CVAETrainConfig(TrainConfig):
+class CVAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from .... import functional as F
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead
 
-__all__ = ["ConvDecoder", "ConvEncoder", "DenseDecoder", "DenseEncoder", "Momentum", "leapfrog"]
+__all__ = ["ConvDecoder", "ConvEncoder", "DenseDecoder", "DenseEncoder", "Momentum"]
 
 SIDE, SMALL = 28, 4
 
@@ -125,24 +125,3 @@ class Momentum(nn.Module):
         """Mean and log-sigma, each of the shape of ``z``; ``features`` ``(N, in)`` belong to every sample."""
         q = self.head(self.hidden(torch.cat([features.expand(*z.shape[:-1], -1), z], -1)))
         return q.mu, q.log_sigma
-
-
-def leapfrog(
-    z: Tensor, v: Tensor, gradient: Callable[[Tensor], Tensor], step_size: Tensor, mass: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""One step of Hamiltonian dynamics, reversible and of unit volume.
-
-    .. math::
-        v_{1/2} = v + \tfrac\epsilon2 \nabla \log p(z), \quad z' = z + \epsilon\, v_{1/2} / m, \quad
-        v' = v_{1/2} + \tfrac\epsilon2 \nabla \log p(z')
-
-    Args:
-        z: positions, ``(*, D)``.
-        v: momenta, ``(*, D)``.
-        gradient: of the log-density at positions.
-        step_size: epsilon of each dimension, ``(D,)``.
-        mass: m of each dimension, ``(D,)``.
-    """
-    v = v + 0.5 * step_size * gradient(z)
-    z = z + step_size * v / mass
-    return z, v + 0.5 * step_size * gradient(z)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .... import functional as F
 from ....distributions import DiagonalGaussian, TriangularGaussian
-from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
 from ....nn.gaussian import bound_log_sigma
 from ....objectives import elbo, monte_carlo_elbo
@@ -91,9 +90,8 @@ class VAE(OneLatent):
         return F.mlp_bernoulli_log_prob(z, weights, biases, x, activation=self.config.activation, impl=self.config.impl)
 
     def log_density(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) in training, ``(*)``, nats."""
         if self.to_log_sigma is None:
-            return bernoulli_log_prob(x, self.decode(z))
+            return super().log_density(x, z)
         hidden = self.decoder(z)
         log_sigma = bound_log_sigma(self.to_log_sigma(hidden))
         error = (x - self.to_logits(hidden).sigmoid()) * (-log_sigma).exp()
