@@ -2,6 +2,7 @@
 
 from .likelihoods.logistic import discretized_logistic_log_prob, logistic_mixture_sample
 from .ops.affine_flow import affine_flow
+from .ops.attention_window import attention_filters, attention_read, attention_write
 from .ops.bernoulli import bernoulli_sample
 from .ops.class_linear import class_linear
 from .ops.diag_gaussian import diag_gaussian_rsample
@@ -22,6 +23,9 @@ from .ops.tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
 
 __all__ = [
     "affine_flow",
+    "attention_filters",
+    "attention_read",
+    "attention_write",
     "bernoulli_sample",
     "class_linear",
     "diag_gaussian_kl",

@@ -58,6 +58,7 @@ struct type_caster<std::vector<double>> : checked_list_caster<double> {};
 namespace fastvae {
 
 // Each adds the functions of its file to the module.
+void bind_attention_window(nanobind::module_& m);
 void bind_bernoulli(nanobind::module_& m);
 void bind_flows(nanobind::module_& m);
 void bind_gaussian_merge(nanobind::module_& m);

@@ -39,6 +39,7 @@ void set_isa(const std::string& isa) {
 }  // namespace
 
 NB_MODULE(_C, m) {
+  bind_attention_window(m);
   bind_gaussian_merge(m);
   bind_bernoulli(m);
   bind_gaussians(m);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/affine_flow.h"
+#include "ops/attention_window.h"
 #include "ops/autoregressive_flow.h"
 #include "ops/bernoulli.h"
 #include "ops/causal_sampler.h"
@@ -22,6 +23,7 @@ namespace fastvae {
 // Every op that has kernels: the structure of its functions, and its stem.
 #define FASTVAE_OPS(OP)                       \
   OP(AffineFlow, affine_flow)                 \
+  OP(AttentionWindow, attention_window)       \
   OP(AutoregressiveFlow, autoregressive_flow) \
   OP(Bernoulli, bernoulli)                    \
   OP(CausalSampler, causal_sampler)           \
