@@ -17,12 +17,8 @@
 namespace fastvae {
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kTileVectors = 4;  // with 6 rows 24 accumulators of 32 registers
-#else
-constexpr int kTileVectors = 2;  // 12 of 16
-#endif
-constexpr int kTileRows = 6;
+constexpr int kTileVectors = kRegisters / 8;
+constexpr int kTileRows = 6;  // 24 accumulators of 32 registers, or 12 of 16
 // How many rows ahead the backward product fetches: its weights are a row's stride apart.
 constexpr int64_t kAhead = 8;
 
