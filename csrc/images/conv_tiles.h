@@ -130,6 +130,12 @@ FASTVAE_INLINE void multiply_pixels(const typename PackedProducts<T>::Block& blo
     x += kTilePixels * pixel_stride;
     out += kTilePixels * out_stride;
   }
+  if constexpr (!kManyTiles<T>) {
+    for (int64_t p = 0; p < pixels; ++p)
+      multiply_tile<T, vectors, 1>(block, offsets, x + p * pixel_stride, pixel_stride, out + p * out_stride,
+                                   out_stride);
+    return;
+  }
   switch (pixels) {
     case 5:
       return multiply_tile<T, vectors, 5>(block, offsets, x, pixel_stride, out, out_stride);
@@ -202,6 +208,11 @@ FASTVAE_INLINE void accumulate_terms(const int64_t* offsets, int64_t terms, cons
                                      int64_t sums_stride) {
   for (; terms >= kTilePixels; terms -= kTilePixels, offsets += kTilePixels, sums += kTilePixels * sums_stride)
     accumulate_tile<T, vectors, kTilePixels>(offsets, x, x_pixel, x_row, d, d_pixel, d_row, extent, sums, sums_stride);
+  if constexpr (!kManyTiles<T>) {
+    for (; terms > 0; --terms, ++offsets, sums += sums_stride)
+      accumulate_tile<T, vectors, 1>(offsets, x, x_pixel, x_row, d, d_pixel, d_row, extent, sums, sums_stride);
+    return;
+  }
   switch (terms) {
     case 5:
       return accumulate_tile<T, vectors, 5>(offsets, x, x_pixel, x_row, d, d_pixel, d_row, extent, sums, sums_stride);

@@ -174,7 +174,7 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
   int64_t lane = lanes.begin;
   for (; lane + kTileVectors * width <= lanes.end; lane += kTileVectors * width)
     tile.template operator()<count, kTileVectors>(row, lane);
-  if constexpr (kTileVectors > 2)
+  if constexpr (kTileVectors > 2 && kManyTiles<T>)
     for (; lane + 2 * width <= lanes.end; lane += 2 * width) tile.template operator()<count, 2>(row, lane);
   for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
 }
