@@ -17,12 +17,8 @@
 namespace fastvae {
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kTileVectors = 4;  // with 6 rows 24 accumulators of 32 registers
-#else
-constexpr int kTileVectors = 2;  // 12 of 16
-#endif
-constexpr int kTileRows = 6;
+constexpr int kTileVectors = kRegisters / 8;
+constexpr int kTileRows = 6;  // 24 accumulators of 32 registers, or 12 of 16
 // How many rows ahead the backward product fetches: its weights are a row's stride apart.
 constexpr int64_t kAhead = 8;
 
@@ -178,7 +174,7 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
   int64_t lane = lanes.begin;
   for (; lane + kTileVectors * width <= lanes.end; lane += kTileVectors * width)
     tile.template operator()<count, kTileVectors>(row, lane);
-  if constexpr (kTileVectors > 2)
+  if constexpr (kTileVectors > 2 && kManyTiles<T>)
     for (; lane + 2 * width <= lanes.end; lane += 2 * width) tile.template operator()<count, 2>(row, lane);
   for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
 }

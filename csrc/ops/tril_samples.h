@@ -16,11 +16,7 @@ namespace {
 constexpr int kFactorRows = 8;
 // The tile of a gradient that registers hold.
 constexpr int kGradientRows = 6;
-#ifdef __AVX512F__
-constexpr int kGradientVectors = 4;
-#else
-constexpr int kGradientVectors = 2;
-#endif
+constexpr int kGradientVectors = kRegisters / 8;
 
 // Whether a Gaussian has samples enough to fill vectors. It depends on the shape alone: so do all bits.
 template <class T>
