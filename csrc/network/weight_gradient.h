@@ -58,6 +58,19 @@ class PackedInputs {
     }
   }
 
+  // Packs all samples of a matrix with a column for each input.
+  void pack(Matrix<T> samples) const {
+    constexpr int64_t width = Simd<T>::kWidth;
+    const int64_t panels = (inputs_ + kPanel<T> - 1) / kPanel<T>;
+    parallel_ranges(panels * samples_, kPanel<T> / 4, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t first = at / samples_ * kPanel<T>;
+        for (int64_t c = 0; c < kPanel<T>; c += width)
+          store(data_.get() + at * kPanel<T> + c, load_up_to(samples.row(at % samples_) + first + c, inputs_ - first - c));
+      }
+    });
+  }
+
  private:
   int64_t inputs_, samples_;
   Scratch<T> data_;
