@@ -66,7 +66,8 @@ class PackedInputs {
       for (int64_t at = begin; at < end; ++at) {
         const int64_t first = at / samples_ * kPanel<T>;
         for (int64_t c = 0; c < kPanel<T>; c += width)
-          store(data_.get() + at * kPanel<T> + c, load_up_to(samples.row(at % samples_) + first + c, inputs_ - first - c));
+          store(data_.get() + at * kPanel<T> + c,
+                load_up_to(samples.row(at % samples_) + first + c, inputs_ - first - c));
       }
     });
   }

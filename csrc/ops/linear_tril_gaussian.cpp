@@ -20,14 +20,15 @@ constexpr int64_t kTaskRows = 96;
 // Numbers whose sum is made one after another.
 constexpr int64_t kTerms = 64;
 
-// What is kept of a block of samples, in rows of kLanes: mu, log_sigma before the clamp, the noise, the factor.
+// What is known of a block of samples, in rows of kLanes: mu, log_sigma before the clamp, the noise; where it is kept
+// for the backward pass, the factor, too.
 struct KeptRows {
   int64_t latents;
   bool has_factor;
 
   int64_t noise() const { return 2 * latents; }
-  // The row of an output of the layer.
-  int64_t of_output(int64_t r) const { return r < 2 * latents ? r : r + latents; }
+  // The row of an entry of the factor, which is output r of the layer.
+  int64_t entry(int64_t r) const { return r + latents; }
   int64_t count() const { return 3 * latents + (has_factor ? latents * (latents - 1) / 2 : 0); }
 };
 
@@ -99,12 +100,11 @@ void write_log_q(const GaussianHead<T>& head, const T* kept, int64_t block, Lane
     log_q[block * kLanes + lane] = found[lane];
 }
 
-// Sums over the row of the factor that the layer's output r belongs to.
+// An entry of the factor.
 struct Place {
   int32_t i, j;
 };
 
-template <class T>
 LocalVector<Place> places_of(Dimensions task) {
   LocalVector<Place> places;
   for (int64_t i = task.begin; i < task.end; ++i)
@@ -118,16 +118,15 @@ class Forward {
  public:
   using Vector = typename Simd<T>::Vector;
 
-  Forward(const GaussianHead<T>& head, T* kept, bool with_kl, int64_t samples)
+  Forward(const GaussianHead<T>& head, T* kept, int64_t samples)
       : head_(head),
         dense_(head.layer),
-        rows_{head.latents, kept && with_kl},
-        with_kl_(with_kl),
+        rows_{head.latents, kept != nullptr},
         samples_(samples),
         blocks_((samples + kLanes - 1) / kLanes),
         inputs_(blocks_ * head.layer.in * kLanes),
         moved_(blocks_ * head.latents * kLanes),
-        divergences_(with_kl ? blocks_ * head.latents * kLanes : 0),
+        divergences_(blocks_ * head.latents * kLanes),
         own_(kept ? 0 : blocks_ * rows_.count() * kLanes),
         kept_(kept ? kept : own_.get()) {}
 
@@ -137,10 +136,9 @@ class Forward {
     parallel_lanes<T>(samples_, 2 * d * (in / 8 + 16), [&](int64_t block, LaneRange lanes) {
       T *x = inputs_.get() + block * in * kLanes, *to = of_block(block);
       samples_to_lanes(h.row(block * kLanes), h.stride, in, nullptr, lanes, x);
-      multiply_rows<true>(dense_.staircase, x, 0, 2 * d, lanes, [&](int64_t r, int64_t lane, Vector sum)
-                                                                    FASTVAE_INLINE_LAMBDA {
-        store(to + r * kLanes + lane, sum + dense_.staircase.bias(r));
-      });
+      multiply_rows<true>(dense_.staircase, x, 0, 2 * d, lanes,
+                          [&](int64_t r, int64_t lane, Vector sum)
+                              FASTVAE_INLINE_LAMBDA { store(to + r * kLanes + lane, sum + dense_.staircase.bias(r)); });
       draw_in_lanes(noise, samples_, d, block, lanes, to + rows_.noise() * kLanes);
       write_log_q(head_, to, block, lanes, log_q);
     });
@@ -151,7 +149,7 @@ class Forward {
     const LocalVector<Dimensions> tasks = tasks_of(head_);
     const int64_t work = kTaskRows * head_.layer.in * samples_ / 8;
     parallel_tasks(static_cast<int64_t>(tasks.size()), work, [&](int64_t t) {
-      const LocalVector<Place> places = places_of<T>(tasks[t]);
+      const LocalVector<Place> places = places_of(tasks[t]);
       const Scratch<T> sums(2 * (tasks[t].end - tasks[t].begin) * kLanes);
       for (int64_t block = 0; block < blocks_; ++block) run_task(tasks[t], places, block, sums.get());
     });
@@ -161,7 +159,6 @@ class Forward {
     const int64_t d = head_.latents;
     parallel_lanes<T>(samples_, 4 * d, [&](int64_t block, LaneRange lanes) {
       lanes_to_samples(moved_.get() + block * d * kLanes, d, nullptr, lanes, z + block * kLanes * d, d);
-      if (!kl.data) return;
       const T* each = divergences_.get() + block * d * kLanes;
       if (kl.by_dimension) return lanes_to_samples(each, d, nullptr, lanes, kl.data + block * kLanes * d, d);
       alignas(kVectorBytes) T totals[kLanes];
@@ -185,33 +182,29 @@ class Forward {
     T *to = of_block(block), *squares = sums + size;
     const T* noise = to + rows_.noise() * kLanes;
     std::fill_n(sums, 2 * size, T(0));
-    multiply_rows<true>(
-        dense_.staircase, inputs_.get() + block * head_.layer.in * kLanes, first, head_.first_row(task.end), lanes,
-        [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-          const Vector entry = head_.tril_scale * (sum + dense_.staircase.bias(r));
-          const Place at = places[r - first];
-          T* product = sums + (at.i - task.begin) * kLanes + lane;
-          store(product, load(product) + entry * load(noise + at.j * kLanes + lane));
-          if (!with_kl_) return;
-          store(product + size, load(product + size) + entry * entry);
-          if (rows_.has_factor) store(to + rows_.of_output(r) * kLanes + lane, entry);
-        });
+    multiply_rows<true>(dense_.staircase, inputs_.get() + block * head_.layer.in * kLanes, first,
+                        head_.first_row(task.end), lanes,
+                        [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+                          const Vector entry = head_.tril_scale * (sum + dense_.staircase.bias(r));
+                          const Place at = places[r - first];
+                          T* product = sums + (at.i - task.begin) * kLanes + lane;
+                          store(product, load(product) + entry * load(noise + at.j * kLanes + lane));
+                          store(product + size, load(product + size) + entry * entry);
+                          if (rows_.has_factor) store(to + rows_.entry(r) * kLanes + lane, entry);
+                        });
     for (int64_t i = task.begin; i < task.end; ++i)
       for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
         const int64_t at = (block * head_.latents + i) * kLanes + lane, of_task = (i - task.begin) * kLanes + lane;
         const Vector mu = load(to + i * kLanes + lane);
         const Vector log_sigma = clamp(head_, load(to + (head_.latents + i) * kLanes + lane));
-        store(moved_.get() + at,
-              mu + (load(sums + of_task) + exp(log_sigma) * load(noise + i * kLanes + lane)));
-        if (with_kl_)
-          store(divergences_.get() + at, T(0.5) * (load(squares + of_task) + twice_kl(mu, log_sigma)));
+        store(moved_.get() + at, mu + (load(sums + of_task) + exp(log_sigma) * load(noise + i * kLanes + lane)));
+        store(divergences_.get() + at, T(0.5) * (load(squares + of_task) + twice_kl(mu, log_sigma)));
       }
   }
 
   GaussianHead<T> head_;
   Dense<T> dense_;
   KeptRows rows_;
-  bool with_kl_;
   int64_t samples_, blocks_;
   Scratch<T> inputs_, moved_, divergences_, own_;
   T* kept_;
@@ -239,7 +232,7 @@ class Backward {
         d_z_(d_z),
         d_log_q_(d_log_q),
         d_kl_(d_kl),
-        rows_{head.latents, d_kl.data != nullptr},
+        rows_{head.latents, true},
         upstream_rows_{head.latents, d_kl.by_dimension},
         samples_(samples),
         blocks_((samples + kLanes - 1) / kLanes),
@@ -260,12 +253,11 @@ class Backward {
           const Vector mu = load(kept + i * kLanes + lane), raw = load(kept + (d + i) * kLanes + lane);
           const Vector log_sigma = clamp(head_, raw), sigma = exp(log_sigma);
           const Vector moved = sigma * load(kept + (rows_.noise() + i) * kLanes + lane);
-          const Vector d_log_sigma = g * moved - load(up + upstream_rows_.density() * kLanes + lane) +
-                                     kl * (exp(log_sigma + log_sigma) - 1);
+          const Vector d_log_sigma =
+              g * moved - load(up + upstream_rows_.density() * kLanes + lane) + kl * (exp(log_sigma + log_sigma) - 1);
           store(to + i * kLanes + lane, g + kl * mu);
           // A descent step that leads away from the bounds is none.
-          store(to + (d + i) * kLanes + lane,
-                (raw - log_sigma) * d_log_sigma < 0 ? Vector{} : d_log_sigma);
+          store(to + (d + i) * kLanes + lane, (raw - log_sigma) * d_log_sigma < 0 ? Vector{} : d_log_sigma);
         }
     });
   }
@@ -322,9 +314,9 @@ class Backward {
       for (int64_t j = 0; j < i; ++j, to += kLanes)
         for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
           Vector d_entry = load(up + i * kLanes + lane) * load(kept + (rows_.noise() + j) * kLanes + lane);
-          if (rows_.has_factor)
+          if (d_kl_.data)
             d_entry += load(up + upstream_rows_.kl(i) * kLanes + lane) *
-                       load(kept + rows_.of_output(head_.first_row(i) + j) * kLanes + lane);
+                       load(kept + rows_.entry(head_.first_row(i) + j) * kLanes + lane);
           store(to + lane, head_.tril_scale * d_entry);
         }
   }
@@ -338,14 +330,14 @@ class Backward {
   Scratch<T> upstream_, adjoints_;
 };
 
-int64_t kept_count(int64_t samples, int64_t latents, bool with_kl) {
-  return (samples + kLanes - 1) / kLanes * KeptRows{latents, with_kl}.count() * kLanes;
+int64_t kept_count(int64_t samples, int64_t latents) {
+  return (samples + kLanes - 1) / kLanes * KeptRows{latents, true}.count() * kLanes;
 }
 
 template <class T>
 void fwd(const GaussianHead<T>& head, Matrix<T> h, NoiseSource<T> noise, T* z, T* log_q, Divergence<T> kl, T* kept,
          int64_t samples) {
-  const Forward<T> pass(head, kept, kl.data != nullptr, samples);
+  const Forward<T> pass(head, kept, samples);
   pass.begin(h, noise, log_q);
   pass.multiply_factor();
   pass.finish(z, kl);

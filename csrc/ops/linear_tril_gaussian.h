@@ -6,8 +6,8 @@
 
 namespace fastvae {
 
-// The outputs of the layer are mu (D), log_sigma (D), then the D (D - 1) / 2 entries below the factor's diagonal, row by
-// row. log_sigma is clamped, and the entries are multiplied by a number.
+// The outputs of the layer are mu (D), log_sigma (D), then the D (D - 1) / 2 entries below the factor's diagonal, row
+// by row. log_sigma is clamped, and the entries are multiplied by a number.
 template <class T>
 struct GaussianHead {
   MaskedLayer<T> layer;
@@ -19,9 +19,9 @@ struct GaussianHead {
 
 template <class T>
 struct LinearTrilGaussian {
-  // The numbers that the backward pass reads; those of the factor serve the divergence's gradient alone.
-  int64_t (*kept_count)(int64_t samples, int64_t latents, bool with_kl);
-  // z is (N, D). kept and kl may be null.
+  // The numbers that the backward pass reads.
+  int64_t (*kept_count)(int64_t samples, int64_t latents);
+  // z is (N, D); kept may be null.
   void (*fwd)(const GaussianHead<T>& head, Matrix<T> h, NoiseSource<T> noise, T* z, T* log_q, Divergence<T> kl, T* kept,
               int64_t samples);
   // d_log_q, d_kl, d_h and all of `gradients` may be null.
