@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .... import functional as F
 from ....distributions import DiagonalGaussian, TriangularGaussian
-from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
 from ....nn.gaussian import bound_log_sigma
 from ....objectives import elbo, monte_carlo_elbo
@@ -99,9 +98,9 @@ class VAE(OneLatent):
 
     def log_density(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) in training, ``(*)``, nats."""
+        hidden, last = self.decoder(z), self.to_logits
         if self.to_log_sigma is None:
-            return bernoulli_log_prob(x, self.decode(z))
-        hidden = self.decoder(z)
+            return F.linear_bernoulli_log_prob(hidden, last.weight, last.bias, x, impl=self.config.impl)
         log_sigma = bound_log_sigma(self.to_log_sigma(hidden))
         error = (x - self.to_logits(hidden).sigmoid()) * (-log_sigma).exp()
         return -(0.5 * error.square() + log_sigma + HALF_LOG_TWO_PI).sum(-1)
