@@ -308,7 +308,9 @@ def linear_tril_gaussian_rsample_with_kl(
     """
     by_dimension = _checks.is_by_dimension(kl)
     names = ("h", "weight", "bias", "eps")
-    route, (h, weight, bias, eps) = backend.route(impl, h, weight, bias, eps, names=names, eps=eps, floats=3, required=2)
+    route, (h, weight, bias, eps) = backend.route(
+        impl, h, weight, bias, eps, names=names, eps=eps, floats=3, required=2
+    )
     h, weight, bias = _checks.to_kind_of_products(h, weight, bias=bias, alike=route.alike, name="h")
     latents = _check_layer(h, weight, bias)
     scale, lower, upper = _check_options(tril_scale, log_sigma_bounds)
