@@ -21,7 +21,8 @@ constexpr int64_t kTaskBlocks = 8;
 // first rows begin the sums.
 template <int count, int vectors, class T>
 FASTVAE_INLINE void add_rows(const Staircase<T>& s, const T* d_out, int64_t k, int64_t begin, int64_t end, T* sums) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   for (int64_t r = begin; r < end; ++r) {
     const T* row = s.rows[r] + k;
     // The tiles after the next need the next line of each row.

@@ -119,7 +119,8 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
 template <int count, int vectors, class T>
 FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
                                      PairwiseSums<T>& pairs, const GradientRows<T>& to) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   for (int64_t block = 0; block < d_out.count();) {
     for (const int64_t end = std::min(block + kSumBlocks, d_out.count()); block < end; ++block) {
       const T* g = d_out.data + block * d_out.stride + r * kLanes;
@@ -172,7 +173,8 @@ void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t
   PairwiseSums<T> pairs(count_blocks(blocks.count(), kSumBlocks), width * width);
   for (int64_t r = begin; r < end; r += width) {
     const int64_t rows = std::min(width, end - r);
-    typename Simd<T>::Vector totals[1][width] = {};
+    typename Simd<T>::Vector totals[1][width];
+    clear(totals);
     for (int64_t block = 0; block < blocks.count(); ++block) {
       if (block > 0 && block % kSumBlocks == 0) pairs.push(totals);
       const T* first = blocks.data + block * blocks.stride + r * kLanes;
