@@ -178,7 +178,8 @@ void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_
                      int64_t d_row, PixelRows extent, T* sums, int64_t sums_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
-  Vector totals[terms][vectors] = {};
+  Vector totals[terms][vectors];
+  clear(totals);
   for (int64_t r = 0; r < extent.rows; ++r) {
     const T* at[terms];
 #pragma GCC unroll 8

@@ -60,7 +60,8 @@ FASTVAE_INLINE void dot_tile(const MaskedLayer<T>& layer, PaddedRows<T> in, int6
   typename Simd<T>::Four totals[rows] = {};
   int64_t k = 0;
   do {
-    Vector acc[rows][4] = {};
+    Vector acc[rows][4];
+    clear(acc);
     const auto add = [&](const Vector(&w)[4]) FASTVAE_INLINE_LAMBDA {
 #pragma GCC unroll 4
       for (int i = 0; i < rows; ++i) {

@@ -110,7 +110,8 @@ enum class Inputs { kDense, kSorted, kUnsorted };
 // Sums over the inputs, for `count` outputs from r on; finish(row, offset of lanes, sum) takes each vector.
 template <int count, int vectors, Inputs inputs, class T, class Finish>
 FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, const Finish& finish) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   const T* w[count];
   for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
   const int32_t* order = s.inputs.order.data();
@@ -136,7 +137,8 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
 // Sums over the outputs, for `count` inputs from k on.
 template <int count, int vectors, Inputs inputs, class T, class Finish>
 FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t k, const Finish& finish) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   int64_t column[count];
   for (int h = 0; h < count; ++h) column[h] = s.inputs.at(k + h);
   int64_t r = s.first_output[k];

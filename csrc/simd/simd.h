@@ -82,6 +82,15 @@ struct Simd {
   typedef T Four __attribute__((vector_size(4 * sizeof(T))));
 };
 
+// Zeros in registers. Of an initialiser GCC makes a string instruction, whose start costs as much as many products.
+template <int rows, int vectors, class Vector>
+FASTVAE_INLINE void clear(Vector (&sums)[rows][vectors]) {
+#pragma GCC unroll 8
+  for (int h = 0; h < rows; ++h)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) sums[h][v] = Vector{};
+}
+
 template <class T>
 FASTVAE_INLINE typename Simd<T>::Vector load(const T* p) {
   return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
