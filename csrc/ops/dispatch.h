@@ -24,8 +24,8 @@ namespace fastvae {
 // Every op that has kernels: the structure of its functions, and its stem.
 #define FASTVAE_OPS(OP)                        \
   OP(AffineFlow, affine_flow)                  \
-  OP(AutoregressiveFlow, autoregressive_flow)  \
   OP(AttentionWindow, attention_window)        \
+  OP(AutoregressiveFlow, autoregressive_flow)  \
   OP(Bernoulli, bernoulli)                     \
   OP(CausalSampler, causal_sampler)            \
   OP(ClassLinear, class_linear)                \
