@@ -118,7 +118,7 @@ FIGURES: dict[str, Figure] = {
     "causal_sampler.sample.gated-7x64 fwd [64x784] float32": Figure(
         "31 000 cycles a pixel, half of them instructions; 224 launches", 16_000, 18_000
     ),
-    # Of each flow forward: 105 µs, of which 75 are the wide product, half masked, at 60 % of the rate; backward: 220 µs,
+    # Of each flow forward: 105 µs, 75 of them the wide product, half masked, at 60 % of the rate; backward: 220 µs,
     # of which 140 are two products, and 65 what norms, factors and sums of parts read and write.
     "training_step.step.iaf-8x1920 step [512x32] float32": Figure(
         "170 launches; 50 GFLOP of products that masks leave; 31 million weights: 0.87 GB of Adam", 2800, 4200
