@@ -139,6 +139,9 @@ class Plan:
 
     def launch(self, *tensors: Tensor | None) -> None:
         """Runs the kernel on the plan's device; launches nothing if there are no programs."""
+        if _recorded is not None:
+            _recorded.append(Launch(self.kernel, self.programs, (*tensors, *self.numbers), self.meta))
+            return
         # Launchers take addresses. To find one in a tensor takes them twice as long.
         addresses, all_bits = [], 0
         for t in tensors:
@@ -159,7 +162,7 @@ class Plan:
         except AttributeError:
             # Someone put a function in the place of Triton's chain of hooks, or it is Triton 3.4, which has no chains.
             watched = True
-        if known is None or watched or _recorded is not None or (device >= 0 and device != _current_device()):
+        if known is None or watched or (device >= 0 and device != _current_device()):
             self._launch_by_triton(tensors, misaligned)
             return
         run, get_stream, before, after, as_one = known
@@ -169,9 +172,6 @@ class Plan:
             run(self.programs, 1, 1, get_stream(device), *before, *addresses, *after)
 
     def _launch_by_triton(self, tensors: tuple[Tensor | None, ...], misaligned: Any) -> None:
-        if _recorded is not None:
-            _recorded.append(Launch(self.kernel, self.programs, (*tensors, *self.numbers), self.meta))
-            return
         if self.programs == 0:
             return
         if self.device >= 0 and self.device != _current_device():

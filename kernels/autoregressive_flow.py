@@ -117,11 +117,11 @@ def _plan(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, hidden, kind, activation, scaled, residual in (
-        (torch.float32, 64, 2, "gated", "elu", False, False),
-        (torch.bfloat16, 64, 2, "gated", "elu", False, False),
-        (torch.bfloat16, 63, 3, "exp", "silu", True, True),
+        (torch.float32, 64, (1920, 1920), "gated", "elu", False, False),
+        (torch.bfloat16, 64, (1920, 1920), "gated", "elu", False, False),
+        (torch.bfloat16, 63, (512, 512, 512), "exp", "silu", True, True),
     ):
-        n, widths = 4096, [d, *[512] * hidden, 2 * d]
+        n, widths = 16384, [d, *hidden, 2 * d]
         degrees = [meta(width, dtype=torch.int64) for width in widths]
         weights = [meta(o, i, dtype=dtype) for i, o in pairwise(widths)]
         biases = [meta(o, dtype=dtype) for o in widths[1:]]

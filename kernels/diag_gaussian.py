@@ -320,14 +320,14 @@ def diag_gaussian_with_kl_bwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, given in (
-        (torch.float32, 512, False),
+        (torch.float32, 1024, False),
         (torch.float32, 63, True),
-        (torch.bfloat16, 512, False),
+        (torch.bfloat16, 1024, False),
         (torch.float16, 1, False),
-        (torch.float64, 512, True),
+        (torch.float64, 1024, True),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {'eps' if given else 'seed'}"
-        samples = 1 if d == 512 else 8
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {'eps' if given else 'seed'}"
+        samples = 1 if d == 1024 else 8
         parameter, noise = meta(n, d, dtype=dtype), meta_noise(8, n, d, given=given)
         d_log_q = meta(8, n, dtype=compute_dtype(dtype))
         upstream = (meta(8, n, d, dtype=dtype), d_log_q, parameter, noise, 0)
@@ -338,12 +338,12 @@ def aot_cases() -> list[AotCase]:
         ]
     # With the divergence: of one sample and of several, of rows and of dimensions.
     for dtype, d, samples, by_dimension in (
-        (torch.float32, 512, 1, False),
+        (torch.float32, 1024, 1, False),
         (torch.float32, 63, 8, True),
-        (torch.bfloat16, 512, 1, True),
-        (torch.float64, 512, 8, False),
+        (torch.bfloat16, 1024, 1, True),
+        (torch.float64, 1024, 8, False),
     ):
-        n, kind = 4096, "kl of each dimension" if by_dimension else "kl"
+        n, kind = 65536, "kl of each dimension" if by_dimension else "kl"
         name = f"{str(dtype)[6:]}, D = {d}, {kind}"
         parameter, seed, wide = meta(n, d, dtype=dtype), meta(dtype=torch.int64), compute_dtype(dtype)
         d_kl = meta(*(n, d)[: 1 + by_dimension], dtype=wide)

@@ -165,7 +165,7 @@ def aot_cases() -> list[AotCase]:
         (torch.float16, 64, 512, "relu", False),
         (torch.float64, 64, 64, "softplus", False),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
+        n, name = 16384, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
         x, weight, vector = (meta(*shape, dtype=dtype) for shape in ((n, inputs), (outputs, inputs), (outputs,)))
         degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64))
         arguments = (x, weight, vector, vector if scaled else None, *degrees, activation, True)

@@ -368,7 +368,7 @@ def aot_cases() -> list[AotCase]:
         (torch.bfloat16, 512, 512, "gelu", True),
         (torch.float64, 64, 64, "softplus", False),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
+        n, name = 16384, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
         x, weight, scale = (meta(*shape, dtype=dtype) for shape in ((n, inputs), (outputs, inputs), (outputs,)))
         degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64))
         d_y = meta(n, outputs, dtype=dtype)
