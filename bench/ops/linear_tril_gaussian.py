@@ -26,8 +26,8 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     """Log-sigma is near -1 and the factor small, so that solves in the check are well conditioned."""
     options, width, latents = gaussian.options(case, generator), case.shape.rows, case.shape.columns
     h = torch.randn(case.shape.draws, width, **options).relu()
-    weight, bias = torch.randn(_outputs(case), width, **options), torch.zeros(_outputs(case), **options)
-    weight *= 0.1 / math.sqrt(width * latents)
+    weight = torch.randn(_outputs(case), width, **options) * (0.1 / math.sqrt(width * latents))
+    bias = torch.zeros(_outputs(case), dtype=case.torch_dtype, device=case.device)
     bias[latents : 2 * latents] = -1.0
     return h, weight, bias
 

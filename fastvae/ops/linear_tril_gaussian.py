@@ -28,7 +28,7 @@ from ._library import (
 from ._network import LANES
 from .tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
 
-# `noise` is a 0-d int64 seed or the normals, (N, D). `kept`, in a layout of the kernels, is what the backward pass reads.
+# `noise` is a 0-d int64 seed or the normals, (N, D). The backward pass reads `kept`, whose layout is the kernels'.
 #
 # With fewer rows the lanes of the kernels are mostly empty.
 _LEAST_ROWS = 16
@@ -76,7 +76,8 @@ def _fwd_fake(
     rows = h.shape[0]
     log_q = h.new_empty(rows, dtype=compute_dtype(h.dtype))
     kl = log_q.new_empty((rows, latents) if by_dimension else rows)
-    return h.new_empty((rows, latents)), log_q, kl, log_q.new_empty(_count_kept(rows, latents) if keep else 0)
+    kept = log_q.new_empty(_count_kept(rows, latents)) if keep else h.new_empty(0)
+    return h.new_empty((rows, latents)), log_q, kl, kept
 
 
 def _bwd_cpu(
