@@ -55,10 +55,9 @@ nb::tuple linear_tril_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handl
   const Output d_bias = wants(2) ? new_tensor(h, features, {out}) : Output();
   const HeadOptions options{latents, tril_scale, lower, upper};
   with_type(features.is_double(), [&]<class T>(T) {
-    current().of<T>().linear_tril_gaussian.bwd(options.of<T>(layer), rows_of<T>(features), known.as<const T>(),
-                                               g.as<const T>(), g_log_q.as<const T>(),
-                                               {g_kl.as<const T>(), g_kl.dims == 2}, d_h.as<T>(),
-                                               {d_weight.as<T>(), d_bias.as<T>(), nullptr}, rows);
+    current().of<T>().linear_tril_gaussian.bwd(
+        options.of<T>(layer), rows_of<T>(features), known.as<const T>(), g.as<const T>(), g_log_q.as<const T>(),
+        {g_kl.as<const T>(), g_kl.dims == 2}, d_h.as<T>(), {d_weight.as<T>(), d_bias.as<T>(), nullptr}, rows);
   });
   return nb::make_tuple(d_h.tensor, d_weight.tensor, d_bias.tensor);
 }

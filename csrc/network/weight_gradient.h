@@ -244,6 +244,13 @@ struct GradientOfLayer {
   bool buffered() const { return s.layer.scale || !s.inputs.sorted(); }
 
   void run(int64_t begin, int64_t end) const {
+    if (to.d_weight) write_weight(begin, end);
+    if (to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
+    fence_streams();
+  }
+
+ private:
+  void write_weight(int64_t begin, int64_t end) const {
     if (buffered()) {
       const int64_t stride = (s.layer.in + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
       const Scratch<T> buffer((end - begin) * stride);
@@ -253,8 +260,6 @@ struct GradientOfLayer {
       const bool streaming = streams(to.d_weight, s.layer.out, s.layer.in);
       weight_gradient<T>(s, d_out, in, begin, end, {to.d_weight, s.layer.in, begin, &s.outputs, true, streaming});
     }
-    if (to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
-    fence_streams();
   }
 };
 

@@ -147,11 +147,14 @@ class Forward {
   // Points and divergences, in lanes.
   void multiply_factor() const {
     const LocalVector<Dimensions> tasks = tasks_of(head_);
-    const int64_t work = kTaskRows * head_.layer.in * samples_ / 8;
-    parallel_tasks(static_cast<int64_t>(tasks.size()), work, [&](int64_t t) {
-      const LocalVector<Place> places = places_of(tasks[t]);
-      const Scratch<T> sums(2 * (tasks[t].end - tasks[t].begin) * kLanes);
-      for (int64_t block = 0; block < blocks_; ++block) run_task(tasks[t], places, block, sums.get());
+    const int64_t parts = static_cast<int64_t>(tasks.size()), groups = count_blocks(blocks_, kTaskBlocks);
+    const int64_t work = kTaskRows * head_.layer.in * std::min(samples_, kTaskBlocks * kLanes) / 8;
+    parallel_tasks(parts * groups, work, [&](int64_t t) {
+      const Dimensions task = tasks[t % parts];
+      const LocalVector<Place> places = places_of(task);
+      const Scratch<T> sums((task.end - task.begin) * kSumRows * kLanes);
+      const int64_t begin = t / parts * kTaskBlocks, end = std::min(blocks_, begin + kTaskBlocks);
+      for (int64_t block = begin; block < end; ++block) run_task(task, places, block, sums.get());
     });
   }
 
@@ -175,30 +178,45 @@ class Forward {
  private:
   T* of_block(int64_t block) const { return kept_ + block * rows_.count() * kLanes; }
 
-  // `sums`: of products with the noise, and of squares, for each dimension of the task.
+  // Rows of a dimension's sums: of products with the noise, and of squares, each as add_term has it.
+  static constexpr int64_t kSumRows = 4, kSquares = 2;
+
+  // Adds term j to the first row of a sum. The second row has the earlier terms, of which every kTerms are one.
+  static FASTVAE_INLINE void add_term(T* sum, int64_t j, Vector term) {
+    if (j > 0 && j % kTerms == 0) {
+      store(sum + kLanes, load_sum(sum));
+      store(sum, term);
+    } else {
+      store(sum, load(sum) + term);
+    }
+  }
+  static FASTVAE_INLINE Vector load_sum(const T* sum) { return load(sum) + load(sum + kLanes); }
+
+  // `sums` has kSumRows for each dimension of the task.
   void run_task(Dimensions task, const LocalVector<Place>& places, int64_t block, T* sums) const {
     const LaneRange lanes = lanes_of(std::min(kLanes, samples_ - block * kLanes), Simd<T>::kWidth);
-    const int64_t first = head_.first_row(task.begin), size = (task.end - task.begin) * kLanes;
-    T *to = of_block(block), *squares = sums + size;
+    const int64_t first = head_.first_row(task.begin);
+    const auto sum_of = [&](int64_t i) { return sums + (i - task.begin) * kSumRows * kLanes; };
+    T* to = of_block(block);
     const T* noise = to + rows_.noise() * kLanes;
-    std::fill_n(sums, 2 * size, T(0));
+    std::fill_n(sums, (task.end - task.begin) * kSumRows * kLanes, T(0));
     multiply_rows<true>(dense_.staircase, inputs_.get() + block * head_.layer.in * kLanes, first,
                         head_.first_row(task.end), lanes,
                         [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
                           const Vector entry = head_.tril_scale * (sum + dense_.staircase.bias(r));
-                          const Place at = places[r - first];
-                          T* product = sums + (at.i - task.begin) * kLanes + lane;
-                          store(product, load(product) + entry * load(noise + at.j * kLanes + lane));
-                          store(product + size, load(product + size) + entry * entry);
+                          const auto [i, j] = places[r - first];
+                          add_term(sum_of(i) + lane, j, entry * load(noise + j * kLanes + lane));
+                          add_term(sum_of(i) + kSquares * kLanes + lane, j, entry * entry);
                           if (rows_.has_factor) store(to + rows_.entry(r) * kLanes + lane, entry);
                         });
     for (int64_t i = task.begin; i < task.end; ++i)
       for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
-        const int64_t at = (block * head_.latents + i) * kLanes + lane, of_task = (i - task.begin) * kLanes + lane;
+        const int64_t at = (block * head_.latents + i) * kLanes + lane;
         const Vector mu = load(to + i * kLanes + lane);
         const Vector log_sigma = clamp(head_, load(to + (head_.latents + i) * kLanes + lane));
-        store(moved_.get() + at, mu + (load(sums + of_task) + exp(log_sigma) * load(noise + i * kLanes + lane)));
-        store(divergences_.get() + at, T(0.5) * (load(squares + of_task) + twice_kl(mu, log_sigma)));
+        const Vector below = load_sum(sum_of(i) + lane), squares = load_sum(sum_of(i) + kSquares * kLanes + lane);
+        store(moved_.get() + at, mu + (below + exp(log_sigma) * load(noise + i * kLanes + lane)));
+        store(divergences_.get() + at, T(0.5) * (squares + twice_kl(mu, log_sigma)));
       }
   }
 
@@ -253,9 +271,12 @@ class Backward {
           const Vector mu = load(kept + i * kLanes + lane), raw = load(kept + (d + i) * kLanes + lane);
           const Vector log_sigma = clamp(head_, raw), sigma = exp(log_sigma);
           const Vector moved = sigma * load(kept + (rows_.noise() + i) * kLanes + lane);
-          const Vector d_log_sigma =
-              g * moved - load(up + upstream_rows_.density() * kLanes + lane) + kl * (exp(log_sigma + log_sigma) - 1);
-          store(to + i * kLanes + lane, g + kl * mu);
+          Vector d_mu = g, d_log_sigma = g * moved - load(up + upstream_rows_.density() * kLanes + lane);
+          if (d_kl_.data) {  // without it, not even zero times infinity
+            d_mu += kl * mu;
+            d_log_sigma += kl * (exp(log_sigma + log_sigma) - 1);
+          }
+          store(to + i * kLanes + lane, d_mu);
           // A descent step that leads away from the bounds is none.
           store(to + (d + i) * kLanes + lane, (raw - log_sigma) * d_log_sigma < 0 ? Vector{} : d_log_sigma);
         }
@@ -267,8 +288,8 @@ class Backward {
     const Dense<T> dense(head_.layer);
     const int64_t in = head_.layer.in, out = head_.layer.out;
     const bool of_layer = gradients.d_weight || gradients.d_bias;
-    const PackedInputs<T> inputs(of_layer ? in : 0, samples_);
-    if (of_layer) inputs.pack(h);
+    const PackedInputs<T> inputs(gradients.d_weight ? in : 0, samples_);
+    if (gradients.d_weight) inputs.pack(h);
     const Blocks<T> adjoints{adjoints_.get(), out * kLanes, samples_};
     const GradientOfLayer<T> of_rows{dense.staircase, inputs, adjoints, gradients};
     // Mean and log_sigma are tasks, too.

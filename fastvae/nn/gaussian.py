@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import DiagonalGaussian, TriangularGaussian
+from ..ops._checks import check_log_sigma_bounds
 from ..ops.linear_tril_gaussian import linear_tril_gaussian_rsample_with_kl
 from ..reference.bounds import bound
 from ..structure.integers import integers
@@ -54,18 +55,7 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
     """
     if bounds is None:
         return log_sigma
-    lower, upper = _check_bounds(bounds)
-    return bound(log_sigma, lower, upper)
-
-
-def _check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    try:
-        lower, upper = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
-        raise ValueError(f"log_sigma_bounds must be a pair of numbers or None, got {bounds!r}") from None
-    if not lower < upper:
-        raise ValueError(f"log_sigma_bounds must be increasing, got {bounds!r}")
-    return lower, upper
+    return bound(log_sigma, *check_log_sigma_bounds(bounds))
 
 
 class _Parameters(nn.Linear):
@@ -99,7 +89,7 @@ class _GaussianHead(nn.Module):
         extra_parameters = int(extra_parameters)
         self.in_features = in_features
         self.latent_features = latent_features
-        self.log_sigma_bounds = None if log_sigma_bounds is None else _check_bounds(log_sigma_bounds)
+        self.log_sigma_bounds = None if log_sigma_bounds is None else check_log_sigma_bounds(log_sigma_bounds)
         self.impl = impl
         self._sizes = [latent_features, latent_features, extra_parameters]
         self.linear = self._kind_of_layer(in_features, sum(self._sizes), device=device, dtype=dtype)
@@ -271,11 +261,11 @@ class TriangularGaussianHead(_GaussianHead):
         Returns:
             ``z``, ``(*, D)``; ``log_q``, ``(*)``; and the divergence, ``(*)`` or ``(*, D)``.
         """
-        self._check(features)
         linear = self.linear
-        if type(linear) is not _Parameters or has_hooks(linear) or has_hooks_on_all() or "forward" in linear.__dict__:
+        if not self._is_plain():
             mu, log_sigma, tril = self.posterior_parameters(features)
             return TriangularGaussian(mu, log_sigma, tril_scale * tril, impl=self.impl).rsample_with_kl(kl=kl, **noise)
+        self._check(features)
         return linear_tril_gaussian_rsample_with_kl(
             features,
             linear.weight,
@@ -285,6 +275,17 @@ class TriangularGaussianHead(_GaussianHead):
             kl=kl,
             impl=self.impl,
             **noise,
+        )
+
+    def _is_plain(self) -> bool:
+        """Whether nobody changes what the layer computes or what the class makes of it."""
+        linear, own = self.linear, type(self)
+        return (
+            type(linear) is _Parameters
+            and "forward" not in linear.__dict__
+            and own.posterior_parameters is TriangularGaussianHead.posterior_parameters
+            and own._split is _GaussianHead._split
+            and not (has_hooks(linear) or has_hooks_on_all())
         )
 
     def extra_repr(self) -> str:

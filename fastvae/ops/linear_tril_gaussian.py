@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import backend, rng
 from ..precision import compute_dtype
 from ..reference import linear_tril_gaussian as reference
-from . import _checks, _layout, tril_gaussian
+from ..reference import tril_gaussian
+from . import _checks, _layout, diag_gaussian
 from ._contracts import Call, check_row_offset
 from ._library import (
     Differentiable,
@@ -27,7 +28,7 @@ from ._library import (
 from ._network import LANES
 from .tril_gaussian_with_kl import tril_gaussian_rsample_with_kl
 
-# `noise` is a 0-d int64 seed or the normals, (N, D). `kept`, of the kernels' own layout, is what the backward pass reads.
+# `noise` is a 0-d int64 seed or the normals, (N, D). The backward pass reads `kept`, whose layout is the kernels'.
 #
 # With fewer rows the lanes of the kernels are mostly empty.
 _LEAST_ROWS = 16
@@ -75,7 +76,8 @@ def _fwd_fake(
     rows = h.shape[0]
     log_q = h.new_empty(rows, dtype=compute_dtype(h.dtype))
     kl = log_q.new_empty((rows, latents) if by_dimension else rows)
-    return h.new_empty((rows, latents)), log_q, kl, log_q.new_empty(_count_kept(rows, latents) if keep else 0)
+    kept = log_q.new_empty(_count_kept(rows, latents)) if keep else h.new_empty(0)
+    return h.new_empty((rows, latents)), log_q, kl, kept
 
 
 def _bwd_cpu(
@@ -169,13 +171,11 @@ def _rebuild(ctx: Any) -> Differentiable:
     (latents, tril_scale, lower, upper), row_offset, by_dimension = ctx.head, ctx.row_offset, ctx.by_dimension
     # Of the standard normal the sample is the noise, with the bits of the forward pass.
     zero = h.new_zeros((h.shape[0], latents), dtype=compute_dtype(h.dtype))
-    no_tril = zero.new_zeros((h.shape[0], latents * (latents - 1) // 2))
-    route = backend.route_of("cpp", zero)
-    eps = tril_gaussian.FWD.on(route)(zero, zero, no_tril, noise, zero.shape, row_offset, False)[0]
+    eps = diag_gaussian.FWD.on(backend.route_of("cpp", zero))(zero, zero, noise, zero.shape, row_offset, False)[0]
 
     def sample(h: Tensor, weight: Tensor, bias: Tensor | None, *_: None) -> tuple[Tensor, ...]:
         found = reference.parameters(h, weight, bias, latents, tril_scale, (lower, upper))
-        return tril_gaussian.reference.rsample_with_kl(*found, True, (), eps, None, by_dimension)
+        return tril_gaussian.rsample_with_kl(*found, True, (), eps, None, by_dimension)
 
     return sample, (h, weight, bias, None, None, None, None)
 
@@ -214,12 +214,23 @@ class _LinearTrilGaussian(torch.autograd.Function):
         return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None, None, None
 
 
+def _count_latents(outputs: int) -> int:
+    """The most dimensions whose parameters are no more than ``outputs``."""
+    if not torch.compiler.is_compiling():
+        return (math.isqrt(9 + 8 * outputs) - 3) // 2
+    # A compiler has no integer root of a size that may vary.
+    latents = 0
+    while (latents + 1) * (latents + 4) // 2 <= outputs:
+        latents += 1
+    return latents
+
+
 def _check_layer(h: Tensor, weight: Tensor, bias: Tensor | None) -> int:
     """The dimensions of z."""
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (D(D+3)/2, H), got {tuple(weight.shape)}")
     outputs, features = weight.shape
-    latents = (math.isqrt(9 + 8 * outputs) - 3) // 2
+    latents = _count_latents(outputs)
     if latents < 1 or latents * (latents + 3) // 2 != outputs:
         raise ValueError(f"weight must have D(D+3)/2 rows for D >= 1 dimensions, got {outputs}")
     if h.dim() == 0 or h.shape[-1] != features:
@@ -229,18 +240,10 @@ def _check_layer(h: Tensor, weight: Tensor, bias: Tensor | None) -> int:
     return latents
 
 
-def _check_options(tril_scale: float, bounds: Sequence[float] | None) -> tuple[float, float, float]:
-    if not isinstance(tril_scale, (int, float)) or not math.isfinite(tril_scale):
+def _check_scale(tril_scale: float) -> float:
+    if not isinstance(tril_scale, (int, float)) or not -math.inf < tril_scale < math.inf:
         raise ValueError(f"tril_scale must be a finite number, got {tril_scale!r}")
-    if bounds is None:
-        return float(tril_scale), -math.inf, math.inf
-    try:
-        lower, upper = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
-        raise ValueError(f"log_sigma_bounds must be a pair of numbers or None, got {bounds!r}") from None
-    if not lower < upper:
-        raise ValueError(f"log_sigma_bounds must be increasing, got {bounds!r}")
-    return float(tril_scale), lower, upper
+    return float(tril_scale)
 
 
 def linear_tril_gaussian_rsample_with_kl(
@@ -313,23 +316,23 @@ def linear_tril_gaussian_rsample_with_kl(
     )
     h, weight, bias = _checks.to_kind_of_products(h, weight, bias=bias, alike=route.alike, name="h")
     latents = _check_layer(h, weight, bias)
-    scale, lower, upper = _check_options(tril_scale, log_sigma_bounds)
+    scale = _check_scale(tril_scale)
+    bounds = None if log_sigma_bounds is None else _checks.check_log_sigma_bounds(log_sigma_bounds)
     batch = h.shape[:-1]
     rows = _layout.product(batch)
+    if eps is not None:
+        eps = _checks.check_noise(eps, h, (*batch, latents), generator, "h")
     few = not backend.is_asked_for(impl) and not torch.compiler.is_compiling() and rows < _LEAST_ROWS
     if route.impl != "cpp" or rows == 0 or few:
-        found = reference.parameters(h, weight, bias, latents, scale, None if lower == -math.inf else (lower, upper))
+        found = reference.parameters(h, weight, bias, latents, scale, bounds)
         return tril_gaussian_rsample_with_kl(
             *found, kl=kl, eps=eps, generator=generator, row_offset=row_offset, impl=impl
         )
     row_offset = _checks.check_row_offset(row_offset)
-    if eps is None:
-        noise = rng.draw_seed(h.device, generator)
-    else:
-        noise = _layout.to_rows(_checks.check_noise(eps, h, (*batch, latents), generator), latents).contiguous()
+    noise = rng.draw_seed(h.device, generator) if eps is None else _layout.to_rows(eps, latents).contiguous()
     h, weight = _layout.to_rows(h, h.shape[-1]), _layout.to_rows(weight, weight.shape[1])
     bias = None if bias is None else bias.contiguous()
-    head = latents, scale, lower, upper
+    head = latents, scale, *(bounds or (-math.inf, math.inf))
     if needs_grad(h, weight) or (bias is not None and needs_grad(bias)):
         z, log_q, divergence = apply(
             _LinearTrilGaussian, h, weight, bias, noise, head, (row_offset, by_dimension), route
