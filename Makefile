@@ -112,7 +112,7 @@ bench: rows := bench/results/cpu/rows.jsonl
 bench: $(VENV)/installed
 	$(RUN) -m bench --device cpu --json $(rows) --op training_step,density_step,evaluation,model_sample,demo
 	$(RUN) -m bench --device cpu --json $(rows) \
-		--op affine_flow,autoregressive_flow,autoregressive_inverse,bernoulli,class_linear,diag_gaussian,gated_activation,gated_stack,gaussian_merge,latent_gradient,linear_bernoulli,logistic_mixture,masked_conv2d,masked_linear,mlp_bernoulli,tril_gaussian
+		--op affine_flow,attention_window,autoregressive_flow,autoregressive_inverse,bernoulli,class_linear,diag_gaussian,gated_activation,gated_stack,gaussian_merge,latent_gradient,linear_bernoulli,logistic_mixture,masked_conv2d,masked_linear,mlp_bernoulli,tril_gaussian
 	$(RUN) -m bench --device cpu --json $(rows) --op causal_sampler --shape 64x784 --impl fastvae,reference,forward
 	$(RUN) -m bench --device cpu --json $(rows) --op causal_sampler --shape 1x784
 	$(RUN) -m bench profile --json bench/results/cpu/profiles.jsonl

@@ -154,6 +154,10 @@ _vary_last_layer = _vary_constants(
     values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
 )  # fmt: skip
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
+    "attention_window": _vary_constants(
+        "attention_window", "_FILTERS", "_IMAGE", "_WARP",
+        values=((512, 1024, 128), (512, 1024, 512), (1024, 1024, 256), (512, 512, 256)),
+    ),
     "bernoulli": _vary_row_tiles,
     "diag_gaussian": _vary_row_tiles,
     "tril_gaussian": _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,))),

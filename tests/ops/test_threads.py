@@ -28,6 +28,7 @@ from tests.support.masked_layers import norm_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.oracle import Problem, run_with_gradients
 from tests.support.units import unit_problem
+from tests.support.windows import window_problem, written_problem
 
 THREADS = (1, 2, 3, 5)
 
@@ -45,6 +46,8 @@ SPLIT = {
     "tril_gaussian, many densities": lambda: density(
         F.tril_gaussian_log_prob, 300, *gaussian(20, 30), factor(20, 30, False)
     ),
+    "attention_window, two images": lambda: window_problem((300,), 2, (28, 28), images=2),
+    "attention_window, written": lambda: written_problem((300,), 5, (28, 28)),
     "bernoulli, many rows": lambda: unit_problem((3000,), 70, (2,), True),
     "affine_flow, many rows": lambda: pointwise(F.affine_flow, *[(3000, 70)] * 3, kind="gated"),
     "masked_linear, few rows": lambda: layer(70, 300, 400),

@@ -16,7 +16,15 @@ def op_arguments() -> dict[str, tuple]:
     z, per_row, per_sample = (torch.randn(s, device=KERNEL) for s in ((k, n, d), (n,), (k, n)))
     seed = torch.tensor(7, device=KERNEL)
     packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
+    images, patches = torch.randn(2, n, 4, 5, device=KERNEL), torch.randn(n, 2, 3, 3, device=KERNEL)
+    window = 0.5 * torch.randn(n, 5, device=KERNEL)
     arguments = {
+        "attention_read_fwd": (images[0].clone(), None, window, 3),
+        "attention_read_fwd of two images": (*images.clone(), window, 2),
+        "attention_read_bwd": (patches[:, :1].clone(), images[0].clone(), None, window, [True, False, True]),
+        "attention_read_bwd of two images": (patches, *images.clone(), window, [False, True, True]),
+        "attention_write_fwd": (patches[:, 0].clone(), window, 4, 5),
+        "attention_write_bwd": (images[0].clone(), patches[:, 0].clone(), window, [True, True]),
         "bernoulli_fwd": (mu, seed, (k, n, d), 0, False),
         "bernoulli_fwd pairs": (mu, seed, (2, k, n, d), 0, True),
         "bernoulli_bwd": (per_sample, (z > 0).to(z), mu),

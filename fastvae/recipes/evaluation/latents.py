@@ -87,6 +87,10 @@ class OneLatent(nn.Module):
         z, log_q = draw_by_dimension(q, **noise)
         return z, log_q - (normal_by_dimension(z) if self.prior is None else self.prior.log_prob_by_dimension(z))
 
+    def draw(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """As :meth:`draw_with_kl`, for the posterior of images ``(N, pixels)``."""
+        return self.draw_with_kl(self.encode(x), **options)
+
     def loss(
         self,
         x: Tensor,
@@ -115,12 +119,11 @@ class OneLatent(nn.Module):
             all_processes: whether the mean of the KL divergence is one over all processes.
             noise: as of the posterior's ``rsample_with_kl``.
         """
-        q = self.encode(x)
         if minimum == 0:
-            z, kl = self.draw_with_kl(q, sampled=sampled, **noise)
+            z, kl = self.draw(x, sampled=sampled, **noise)
             log_p_x, kl = self.log_density(x, z).mean(), kl.mean()
             return beta * kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
-        z, parts = self.draw_with_kl(q, kl="dimensions", sampled=sampled, **noise)
+        z, parts = self.draw(x, kl="dimensions", sampled=sampled, **noise)
         log_p_x = self.log_density(x, z).mean()
         groups = num_groups or parts.shape[-1]
         floor = minimum * parts.shape[-1] / groups

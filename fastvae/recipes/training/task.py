@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ... import backend
 from ..data.batches import EVALUATION, NOISE, BinarizedImages, JointBatches, stream_seed
+from ..data.noise import share_noise
 from ..errors import RecipeError
 from ..settings import to_plain
 from .config import AveragedTrainConfig, TrainConfig
@@ -50,10 +50,7 @@ class ImageTask(L.LightningModule):
     def joint_noise(self, x: Tensor, seed: int, first: int, rows: int) -> dict[str, Any]:
         """The noise of ``x``, which begins at row ``first`` of a joint batch of ``rows`` rows."""
         generator = torch.Generator(x.device).manual_seed(seed)
-        if backend.resolve(self.impl, x) != "reference":
-            return {"generator": generator, "row_offset": first}
-        joint = torch.randn((rows, self.latent_features), dtype=x.dtype, device=x.device, generator=generator)
-        return {"eps": joint[first : first + len(x)]}
+        return share_noise(x, (self.latent_features,), self.impl, generator=generator, first=first, rows=rows)
 
     def record_loss(self, loss: Tensor, x: Tensor) -> Tensor:
         """Adds the loss to the epoch's, and shows it now and then."""

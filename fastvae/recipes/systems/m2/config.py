@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ...class_models.config import Activation, SemiSupervisedTrainConfig
 from ...class_models.figures import SemiSupervisedConfig
 from ...settings import Implementation, check_choices, check_sizes, check_whole, option, to_plain
 
-__all__ = ["M2Config", "M2Settings", "M2TrainConfig"]
+__all__ = ["M2Config", "M2EvaluationConfig", "M2Settings", "M2TrainConfig"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,28 @@ class M2TrainConfig(SemiSupervisedTrainConfig):
 
 
 @dataclass(frozen=True)
+class M2EvaluationConfig(SemiSupervisedConfig):
+    """How a trained model is evaluated, as plain data.
+
+    Args:
+        posterior_of: what p(y | x) is given: ``"intensities"`` of the pixels, as in the authors' evaluation, or
+            ``"binary"``, the binary images of the other figures.
+
+    Raises:
+        ValueError: a value is none of its choices, or a number is below 1.
+    """
+
+    posterior_of: Literal["intensities", "binary"] = "intensities"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+
+
+@dataclass(frozen=True)
 class M2Settings:
     """All settings of a run of ``m2``."""
 
     model: M2Config = field(default_factory=M2Config)
     training: M2TrainConfig = field(default_factory=M2TrainConfig)
-    evaluation: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
+    evaluation: M2EvaluationConfig = field(default_factory=M2EvaluationConfig)
