@@ -125,9 +125,9 @@ class Momentum(nn.Module):
 
     def forward(self, features: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-sigma, each of the shape of ``z``; ``features`` ``(N, in)`` belong to every sample."""
-        linear, softplus = self.hidden
+        linear = cast(nn.Linear, self.hidden[0])
         of_features, of_latents = linear.weight.split([self.in_features, z.shape[-1]], 1)
         # The features of an image serve all its samples.
         joint = nn.functional.linear(features, of_features, linear.bias) + nn.functional.linear(z, of_latents)
-        q = self.head(softplus(joint))
+        q = self.head(self.hidden[1](joint))
         return q.mu, q.log_sigma
