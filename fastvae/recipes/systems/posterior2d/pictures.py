@@ -90,7 +90,7 @@ def _signed(value: float) -> str:
 
 
 def draw_trajectories(
-    starts: Mapping[str, Tensor], path: Path, *, count: int = 12, steps: int = 24, step_size: float = 0.1, seed: int = 0
+    starts: Mapping[str, Tensor], path: Path, *, count: int = 8, steps: int = 24, step_size: float = 0.1, seed: int = 0
 ) -> None:
     """Leapfrog steps on each density: from points of a posterior, with momenta from N(0, I) and masses of 1.
 
