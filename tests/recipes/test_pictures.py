@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from fastvae.recipes.data.batches import binarize_fixed
 from fastvae.recipes.evaluation.units import Units
+from fastvae.recipes.pictures import curves
 from fastvae.recipes.pictures.curves import draw_learning_curves
 from fastvae.recipes.pictures.divergences import draw_kl_terms, draw_units
 from fastvae.recipes.pictures.grids import draw_reconstructions, draw_samples, tile
@@ -73,6 +74,16 @@ def test_manifold(tmp_path, monkeypatch):
 def test_manifold_needs_a_plane(models, tmp_path):
     with pytest.raises(ValueError, match="model must have 2 latent features, got 3"):
         draw_manifold(models["diagonal"], tmp_path / "manifold.png")
+
+
+@pytest.mark.parametrize(("data", "title"), [("digits", "Digits of scikit-learn"), ("emoji", "emoji")])
+def test_title_of_learning_curves_says_the_data(data, title, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
+    history = {"train_error": [(9, 3.0)], "valid_error": [(9, 4.0)]}
+    named = {"quantity": "error", "measured": "valid", "data": data}
+    draw_learning_curves({"any": history}, 10, tmp_path / "curves.png", **named)
+    assert drawn[0].axes[0].get_title() == f"{title}: errors of classification"
 
 
 @pytest.mark.parametrize("epochs", [1, 12])

@@ -163,7 +163,7 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "epochs": len(task.history),
         "seed": config.seed,
         "binarization_seed": 0,
-        "data": getattr(config, "data", "dynamic"),
+        "data": name_data(config),
         "train_images": len(images.x_train),
         "images_per_second": speed.images_per_second,
         "seconds": sum(row["seconds"] for row in task.history),
@@ -172,6 +172,11 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "source": images.source,
         "command": shlex.join(sys.argv),
     } | {name: getattr(config, name) for name in ("labels", "label_seed") if hasattr(config, name)}
+
+
+def name_data(config: Any) -> str:
+    """The name of the data of a training."""
+    return str(getattr(config, "data", "dynamic"))
 
 
 def settings_to_plain(settings: Any) -> dict[str, Any]:
@@ -191,9 +196,8 @@ def draw_all(system: Trainable, settings: Any, model: Any, task: Any, images: An
     first = task.history[0]
     steps_per_epoch = int(first["step"] // first["epoch"])
     path = folder / "learning_curves.png"
-    draw_learning_curves(
-        {system.label(settings.model): found}, steps_per_epoch, path, quantity=quantity, measured=measured
-    )
+    named, data = {system.label(settings.model): found}, name_data(settings.training)
+    draw_learning_curves(named, steps_per_epoch, path, quantity=quantity, measured=measured, data=data)
     terms = {name: points for name, points in curves_of(task.history, task.measured_kl).items() if points}
     if terms:
         draw_kl_terms(terms, steps_per_epoch, folder / "kl_terms.png", images=f"{IMAGES[measured]} images")

@@ -29,7 +29,7 @@ class CVAE(ConditionalVAE):
         *Learning Structured Output Representation using Deep Conditional Generative Models* (Sohn, Lee, Yan, 2015).
 
     Example:
-        >>> model, x = CVAE(CVAEConfig("class", 8, (32,))), torch.rand(4, 784).round()
+        >>> model, x = CVAE(CVAEConfig(8, (32,), prior="class")), torch.rand(4, 784).round()
         >>> model.bound(x, torch.arange(4)).shape, model.sample(3, labels=torch.tensor([7, 7, 1])).shape
         (torch.Size([4]), torch.Size([3, 784]))
     """
