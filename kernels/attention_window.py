@@ -20,7 +20,7 @@ from ._vecmath import exp
 
 _LEAST_LOG_VARIANCE = tl.constexpr(-60.0)
 # Numbers of a program's tiles of filters and of images, and those that a warp holds.
-_FILTERS, _IMAGE, _WARP = 512, 512, 128
+_FILTERS, _IMAGE, _WARP = 512, 1024, 256
 
 
 class _Tile(NamedTuple):
@@ -212,7 +212,8 @@ def _attention_window_bwd_kernel(
     d_centre_y, d_stride, d_precision, total = zero, zero, zero, zero
     for start in range(0, width, BLOCK_W):
         column = start + tl.arange(0, BLOCK_W)
-        weights, d_x, square_x = _weigh(column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype)
+        pixel = column[None, :]
+        weights, _d_x, _square_x = _weigh(pixel, nearest_x[:, None], offset_x[:, None], precision, width, dtype)
         weights = weights * (1.0 / total_x)[:, None]
         d_weights = tl.zeros((BLOCK_P, BLOCK_W), dtype)
         for n in range(0, points):
@@ -243,7 +244,9 @@ def _attention_window_bwd_kernel(
             d_stride += d_mu * _place(n, points, dtype)
             d_precision -= 0.5 * (d_squares - sum_y * squares_y)
             total += sum_y
-        parts = weights * d_weights
+        # Again, since registers are scarce in the loop.
+        weights, d_x, square_x = _weigh(pixel, nearest_x[:, None], offset_x[:, None], precision, width, dtype)
+        parts = weights * (1.0 / total_x)[:, None] * d_weights
         sums += tl.sum(parts, 1)
         linear += tl.sum(parts * d_x, 1)
         squares += tl.sum(parts * square_x, 1)
