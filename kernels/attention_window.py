@@ -179,7 +179,7 @@ def _attention_write_fwd_kernel(
             nearest_y, offset_y, precision, height, tl.full((), 0.0, dtype), BLOCK_H, dtype
         )
         weight, _d_y, _square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
-        image += (weight / total_y)[:, None] * tl.sum(patch[:, None] * weights, 0)[None, :]
+        image += (weight * (1.0 / total_y))[:, None] * tl.sum(patch[:, None] * weights, 0)[None, :]
     inside = (row < height)[:, None] & (column < width)[None, :]
     at = m * height * width + row[:, None] * width + column[None, :]
     tl.store(image_ptr + at, image.to(out_dtype), inside)
@@ -212,12 +212,14 @@ def _attention_window_bwd_kernel(
     d_centre_y, d_stride, d_precision, total = zero, zero, zero, zero
     for start in range(0, width, BLOCK_W):
         column = start + tl.arange(0, BLOCK_W)
-        weights, d_x, square_x = _weigh(column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype)
-        weights = weights / total_x[:, None]
+        pixel = column[None, :]
+        weights, _d_x, _square_x = _weigh(pixel, nearest_x[:, None], offset_x[:, None], precision, width, dtype)
+        weights = weights * (1.0 / total_x)[:, None]
         d_weights = tl.zeros((BLOCK_P, BLOCK_W), dtype)
         for n in range(0, points):
             nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
             total_y, linear_y, squares_y = _moments(nearest_y, offset_y, precision, height, zero, BLOCK_H, dtype)
+            inverse_y = 1.0 / total_y
             sum_y, d_linear, d_squares = zero, zero, zero
             for k in tl.static_range(1 + HAS_OTHER):
                 image_ptr = (x_ptr if k == 0 else other_ptr) + m * height * width
@@ -230,7 +232,7 @@ def _attention_window_bwd_kernel(
                     inside = (row < height)[:, None] & (column < width)[None, :]
                     tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
                     weight, d, square = _weigh(row, nearest_y, offset_y, precision, height, dtype)
-                    weight = weight / total_y
+                    weight = weight * inverse_y
                     line += tl.sum(weight[:, None] * tile, 0)
                     part = weight * tl.sum(tile * spread[None, :], 1)
                     sum_y += tl.sum(part, 0)
@@ -242,7 +244,9 @@ def _attention_window_bwd_kernel(
             d_stride += d_mu * _place(n, points, dtype)
             d_precision -= 0.5 * (d_squares - sum_y * squares_y)
             total += sum_y
-        parts = weights * d_weights
+        # Again, since registers are scarce in the loop.
+        weights, d_x, square_x = _weigh(pixel, nearest_x[:, None], offset_x[:, None], precision, width, dtype)
+        parts = weights * (1.0 / total_x)[:, None] * d_weights
         sums += tl.sum(parts, 1)
         linear += tl.sum(parts * d_x, 1)
         squares += tl.sum(parts * square_x, 1)

@@ -34,7 +34,7 @@ def _write_inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 
 def _filter_axis(centre: Tensor, stride: Tensor, variance: Tensor, points: int, size: int) -> Tensor:
-    options = {"dtype": centre.dtype, "device": centre.device}
+    options: dict[str, Any] = {"dtype": centre.dtype, "device": centre.device}
     mu = centre[:, None] + (torch.arange(points, **options) - 0.5 * (points - 1)) * stride[:, None]
     distance = torch.arange(1, size + 1, **options) - mu[..., None]
     return torch.softmax(distance.square() / (-2.0 * variance[:, None, None]), -1)
@@ -43,8 +43,8 @@ def _filter_axis(centre: Tensor, stride: Tensor, variance: Tensor, points: int, 
 def _filter_both(window: Tensor, points: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
     g_x, g_y, log_variance, log_stride, log_gain = window.unbind(-1)
     stride, variance = (side - 1) / (points - 1) * log_stride.exp(), log_variance.exp()
-    axes = (_filter_axis((side + 1) / 2 * (g + 1), stride, variance, points, side) for g in (g_y, g_x))
-    return *axes, log_gain.exp()[:, None, None]
+    filter_y, filter_x = (_filter_axis((side + 1) / 2 * (g + 1), stride, variance, points, side) for g in (g_y, g_x))
+    return filter_y, filter_x, log_gain.exp()[:, None, None]
 
 
 def _read(x: Tensor, other: Tensor, window: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ def attention_read(images: Tensor | Sequence[Tensor], window: Tensor, points: in
         True
     """
     alone = isinstance(images, Tensor) or not isinstance(images, Sequence)
-    given = [images] if alone else list(images)
+    given: list[Any] = [images] if alone else list(images)
     if not 1 <= len(given) <= 2:
         raise ValueError(f"images must be one tensor or two, got {len(given)}")
     of_images = ["images"] if alone else [f"images[{k}]" for k in range(len(given))]

@@ -12,7 +12,7 @@ Rows of both matrices sum to 1. Half-precision inputs are computed in float32.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def axis_filters(centre: Tensor, stride: Tensor, precision: Tensor, points: int,
     Pixels are counted from the nearest one of each point. The weights are those of the plain formula, and exponents
     far from the image do not cancel.
     """
-    options = {"dtype": centre.dtype, "device": centre.device}
+    options: dict[str, Any] = {"dtype": centre.dtype, "device": centre.device}
     places = torch.arange(points, **options) - 0.5 * (points - 1)
     mu = (centre.unsqueeze(-1) + places * stride.unsqueeze(-1)).unsqueeze(-1)
     nearest = mu.detach().round().clamp(1, size)
