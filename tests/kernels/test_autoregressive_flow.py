@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastvae.kernels import autoregressive_flow as kernels
+from fastvae.kernels import autoregressive_flow_gradients
 from fastvae.ops._network import structure_fields
 from fastvae.ops.autoregressive_flow import FWD, autoregressive_flow
 from fastvae.reference.affine_flow import KINDS
@@ -43,6 +44,12 @@ def test_dtypes(name, dtype):
     check(lambda: form.problem("flow", form.tensors((9,))), "triton", dtype)
 
 
+@pytest.mark.parametrize("kind", ["gated", "exp", "location_only"])
+def test_shares(kind):
+    form = network(6, (21, 18), params=params_of(kind), context=True, layout="interleaved")
+    check(lambda: form.problem("flow", form.tensors((5,)), kind, log_det_map=True), "triton", torch.float32)
+
+
 @pytest.mark.parametrize("batch", [(0,), (), (2, 3)])
 def test_batches(batch):
     form = NETWORKS["everything"]
@@ -52,7 +59,7 @@ def test_batches(batch):
 @pytest.mark.parametrize("weight_scale", [False, True])
 def test_rows_that_are_split(weight_scale, monkeypatch):
     """Parts of gradients are summed, those of biases too; with four layers the weights take two launches."""
-    monkeypatch.setattr(kernels, "_LEAST_ROWS", 16)
+    monkeypatch.setattr(autoregressive_flow_gradients, "_LEAST_ROWS", 16)
     form = network(5, (9, 8, 7), weight_scale=weight_scale)
     check(lambda: form.problem("flow", form.tensors((40,))), "triton", torch.float32)
 
@@ -69,7 +76,7 @@ def test_only_some_gradients_wanted(wanted):
 
 
 def test_weights_are_multiplied_only_for_their_gradients(monkeypatch):
-    monkeypatch.setattr(kernels, "_multiply_all_gradients", lambda *_: pytest.fail("nobody asked for them"))
+    monkeypatch.setattr(kernels, "multiply_all_gradients", lambda *_: pytest.fail("nobody asked for them"))
     form = NETWORKS["plain"]
     z, *weights = form.tensors((4,))
     out, _ = form.problem("flow", [z, *(t.detach() for t in weights)]).outputs("triton")
@@ -112,8 +119,8 @@ def test_gains_go_through_norms():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["plain", "residual", "everything"])
-@pytest.mark.parametrize("kind", [None, "gated"])
-def test_shapes_of_the_op_are_those_of_the_launcher(kind, name, dtype):
+@pytest.mark.parametrize(("kind", "shares"), [(None, False), ("gated", False), ("gated", True)])
+def test_shapes_of_the_op_are_those_of_the_launcher(kind, shares, name, dtype):
     """What a compiler is told of the GPU's op: all but the numbers."""
     form = NETWORKS[name]
     z, term, (weights, biases, scales, *_) = form.unpack([t.detach().to(dtype) for t in form.tensors((7,))])
@@ -122,8 +129,8 @@ def test_shapes_of_the_op_are_those_of_the_launcher(kind, name, dtype):
     fields, degrees = structure_fields(form.structure, kind), form.structure.degree_tensors()
     with FakeTensorMode() as mode:
         there = [torch.empty_like(mode.from_tensor(t), device="cuda") for t in (z, *tensors, *degrees)]
-        told = FWD.dispatched(there[0], there[1 : -len(degrees)], present, there[-len(degrees) :], fields, True)
-    launched = FWD.triton(z, tensors, present, degrees, fields, True)
+        told = FWD.dispatched(there[0], there[1 : -len(degrees)], present, there[-len(degrees) :], fields, True, shares)
+    launched = FWD.triton(z, tensors, present, degrees, fields, True, shares)
     assert [(t.shape, t.dtype) for t in told] == [(t.shape, t.dtype) for t in launched]
     assert all(t.is_cuda for t in told)
 
