@@ -175,10 +175,11 @@ def step_gradients(
 
 def _rebuild_step(ctx: Any) -> Differentiable:
     def step(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        if ctx.call.kind is None:
+        *network, kind, log_det_map = others
+        if kind is None:
             # Without a step there is no log-determinant: the kernels hand out an empty one.
-            return reference.masked_network(x, *others[:-1]), x.new_zeros(0)
-        return reference.autoregressive_flow(x, *others)
+            return reference.masked_network(x, *network), x.new_zeros(0)
+        return reference.autoregressive_flow(x, *network, kind, log_det_map)
 
     return rebuild_network(ctx, step)
 
