@@ -175,11 +175,11 @@ def step_gradients(
 
 def _rebuild_step(ctx: Any) -> Differentiable:
     def step(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        *network, kind, log_det_map = others
-        if kind is None:
+        if ctx.call.kind is None:
+            *network, _kind, _log_det_map = others
             # Without a step there is no log-determinant: the kernels hand out an empty one.
             return reference.masked_network(x, *network), x.new_zeros(0)
-        return reference.autoregressive_flow(x, *network, kind, log_det_map)
+        return reference.autoregressive_flow(x, *others)
 
     return rebuild_network(ctx, step)
 
