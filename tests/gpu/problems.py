@@ -52,10 +52,8 @@ def _classes(each: bool) -> Problem:
 
 
 def _merged(kl: str) -> Problem:
-    inputs, noise = (
-        [(scale * torch.randn(5, 34)).requires_grad_() for scale in (1.0, 0.5, 1.0, 0.5)],
-        torch.randn(5, 34),
-    )
+    inputs = [(scale * torch.randn(5, 34)).requires_grad_() for scale in (1.0, 0.5, 1.0, 0.5)]
+    noise = torch.randn(5, 34)
     return Problem(lambda impl, p: F.gaussian_merge_rsample(*p, kl=kl, eps=noise.to(p[0]), impl=impl), inputs)
 
 
