@@ -10,9 +10,9 @@ import torch
 
 from fastvae.recipes import RecipeError
 from fastvae.recipes.data.moons import LabelledPoints, make_moons
+from fastvae.recipes.data.noise import Noise
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMSettings, ADGMTrainConfig
 from fastvae.recipes.systems.adgm.model import ADGM
-from fastvae.recipes.systems.adgm.noise import Noise
 from fastvae.recipes.systems.adgm.statistics import measure_moments
 from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from tests.recipes.adgm_support import KINDS, draw_noise, make_exact, make_model, moments
