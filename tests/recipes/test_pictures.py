@@ -1,5 +1,7 @@
 """The pictures: written, not blank, and every image in its place."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from matplotlib.image import imread
@@ -9,6 +11,8 @@ from fastvae.recipes.pictures import curves
 from fastvae.recipes.pictures.curves import draw_learning_curves
 from fastvae.recipes.pictures.grids import draw_reconstructions, draw_samples, tile
 from fastvae.recipes.pictures.latents import draw_manifold
+from fastvae.recipes.systems.catalogue import CATALOGUE
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig
 from fastvae.recipes.systems.vae.model import VAE
 
@@ -77,6 +81,13 @@ def test_title_of_learning_curves_says_the_data(data, title, tmp_path, monkeypat
     named = {"quantity": "error", "measured": "valid", "data": data}
     draw_learning_curves({"any": history}, 10, tmp_path / "curves.png", **named)
     assert drawn[0].axes[0].get_title() == f"{title}: errors of classification"
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_data_has_a_title(name):
+    training = getattr(find_system(name).settings(), "training", None)
+    choices = get_args(get_type_hints(type(training)).get("data"))
+    assert set(choices) <= curves.DATA.keys()
 
 
 @pytest.mark.parametrize("epochs", [1, 12])
