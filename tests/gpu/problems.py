@@ -14,6 +14,7 @@ from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, no
 from tests.support.networks import network
 from tests.support.oracle import Problem
 from tests.support.units import unit_problem
+from tests.support.windows import window_problem, written_problem
 
 
 def _gaussian(stem: str, entry: str, dense: bool = False, samples: tuple[int, ...] = ()) -> Callable[[], Problem]:
@@ -51,6 +52,8 @@ def _classes(each: bool) -> Problem:
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "attention_window": lambda: window_problem((6,), 3, (28, 28), images=2),
+    "attention_window, written": lambda: written_problem((6,), 5, (28, 30)),
     "bernoulli": lambda: unit_problem((5,), 34),
     "bernoulli, pairs": lambda: unit_problem((5,), 34, (3,), True),
     "diag_gaussian": _gaussian("diag_gaussian", "rsample"),

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .grids import save
 
-__all__ = ["draw_learning_curves"]
+__all__ = ["IMAGES", "draw_learning_curves"]
 
 # Name, unit and title by the end of a quantity's name.
 QUANTITIES = {

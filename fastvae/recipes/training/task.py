@@ -100,7 +100,8 @@ class EpochTask(ImageTask):
         latent_features: columns of the noise that one image takes.
         terms: names of the quantities that a training step adds to ``epoch_terms``; the first is the one that
             learning curves show, such as ``"train_elbo"``.
-        measured: name of the quantity that the tests log, such as ``"test_elbo"``.
+        measured: name of the quantity that the tests log, such as ``"test_elbo"``. Beside it they log a KL term for
+            each of the model's ``kl_names``, where it has some, such as ``"test_kl"``; see :meth:`record_bound`.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class EpochTask(ImageTask):
         super().__init__(config, latent_features, settings.impl)
         self.save_hyperparameters({"recipe": name, "model": settings.as_dict(), "training": to_plain(config)})
         self.model, self.folder, self.terms, self.measured = model, folder, tuple(terms), measured
+        part = measured.partition("_")[0]
+        self.measured_kl = tuple(f"{part}_{name}" for name in getattr(model, "kl_names", ()))
         self.history: list[dict[str, float]] = []
 
     @property
@@ -151,7 +154,9 @@ class EpochTask(ImageTask):
         self.log_dict({name: value.float() for name, value in means.items()})
         found: dict[str, Tensor] = {"loss": loss, **means}
         if (self.current_epoch + 1) % self.config.check_every == 0:
-            found[self.measured] = self.check_finite(self.measured, self.trainer.callback_metrics[self.measured])
+            logged = self.trainer.callback_metrics
+            found[self.measured] = self.check_finite(self.measured, logged[self.measured])
+            found |= {name: logged[name] for name in self.measured_kl if name in logged}
         self.history.append(
             {"epoch": self.current_epoch + 1, "step": self.global_step}
             | {name: value.item() for name, value in found.items()}
@@ -163,6 +168,19 @@ class EpochTask(ImageTask):
         if self.global_rank == 0:
             write_metrics(self.history, self.columns(), self.folder / "metrics.csv")
 
+    def record_bound(self, log_p_x: Tensor, kl: Tensor, x: Tensor) -> None:
+        """Logs the bound of the images ``x`` of a test, and its KL terms.
+
+        Args:
+            log_p_x: log p(x | z), ``(N,)``, nats.
+            kl: a term for each of the model's ``kl_names``, ``(N, T)``, nats.
+            x: the images.
+        """
+        found = {self.measured: log_p_x - kl.sum(-1), **dict(zip(self.measured_kl, kl.unbind(-1), strict=True))}
+        for name, value in found.items():
+            shown = name == self.measured
+            self.log(name, value.mean(), prog_bar=shown, sync_dist=True, batch_size=len(x))
+
     def one_cycle(self, step: int) -> float:
         """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
         progress = step / max(self.steps, 1)
@@ -170,7 +188,7 @@ class EpochTask(ImageTask):
 
     def columns(self) -> tuple[str, ...]:
         """The quantities of an epoch, by which ``metrics.csv`` has its columns."""
-        return ("epoch", "step", "loss", *self.terms, self.measured, "learning_rate", "seconds")
+        return ("epoch", "step", "loss", *self.terms, self.measured, *self.measured_kl, "learning_rate", "seconds")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history

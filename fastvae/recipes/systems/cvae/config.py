@@ -8,7 +8,7 @@ from typing import Literal
 from ...class_models.config import Activation, ConditionalConfig
 from ...evaluation.config import EvaluationConfig
 from ...settings import option
-from ...training.config import TrainConfig
+from ...training.config import WarmupConfig
 
 __all__ = ["CVAEConfig", "CVAESettings", "CVAETrainConfig"]
 
@@ -32,7 +32,7 @@ class CVAEConfig(ConditionalConfig):
 
 
 @dataclass(frozen=True)
-class CVAETrainConfig(TrainConfig):
+class CVAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:
