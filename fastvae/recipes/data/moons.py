@@ -12,8 +12,8 @@ __all__ = ["MOONS_NOISE", "LabelledPoints", "make_moons"]
 
 # The standard deviation of a point's distance from its half circle.
 MOONS_NOISE = 0.1
-# Labels are in the middle halves of the thirds of a moon, equally many in each.
-PARTS, MIDDLE = 3, 0.5
+# Where the labels of a moon are, equally many in each part: shares of the way along its half circle.
+PARTS = ((0.05, 0.2), (0.425, 0.575), (0.8, 0.95))
 # The test's grid: points along a half circle, and how many standard deviations they are beside it.
 ALONG, BESIDE = 100, (-2.0, -1.0, 0.0, 1.0, 2.0)
 
@@ -69,7 +69,7 @@ def make_moons(count: int = 1000, *, noise: float = MOONS_NOISE, seed: int = 0) 
         seed: of the training points.
 
     Returns:
-        The pair ``(train, test)``. Labels are spread along a moon: the middle half of each third has equally many, if
+        The pair ``(train, test)``. Near both ends and in the middle of a moon equally many points have a label, if
         their number allows it. The test points are a grid over both moons, up to twice ``noise`` beside the half
         circles.
 
@@ -84,8 +84,9 @@ def make_moons(count: int = 1000, *, noise: float = MOONS_NOISE, seed: int = 0) 
     random, labels = np.random.RandomState(seed), np.arange(count) % 2
     angles = random.uniform(0.0, np.pi, count)
     train = bend(angles, noise * random.standard_normal(count), labels)
-    place = angles * (PARTS / np.pi)
-    parts = np.where(np.abs(place % 1.0 - 0.5) < 0.5 * MIDDLE, place.astype(np.int64), -1)
+    parts = np.full(count, -1)
+    for part, (begin, end) in enumerate(PARTS):
+        parts[(begin * np.pi <= angles) & (angles < end * np.pi)] = part
     grid = np.meshgrid(np.linspace(0.0, np.pi, ALONG), noise * np.array(BESIDE), np.arange(2), indexing="ij")
     angle, distance, of_grid = (part.ravel() for part in grid)
     test = bend(angle, distance, of_grid)
