@@ -140,15 +140,15 @@ def affine_flow_bwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, kind, inverse, shares in (
-        (torch.float32, 512, "gated", False, False),
-        (torch.float32, 512, "gated", False, True),
+        (torch.float32, 1024, "gated", False, False),
+        (torch.float32, 1024, "gated", False, True),
         (torch.float32, 63, "exp", True, False),
-        (torch.bfloat16, 512, "gated", True, False),
+        (torch.bfloat16, 1024, "gated", True, False),
         (torch.bfloat16, 64, "exp", False, False),
         (torch.float64, 64, "softplus", False, False),
     ):
         options = (", inverse" if inverse else "") + (", shares" if shares else "")
-        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {kind}{options}"
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {kind}{options}"
         # Shift and scale logit are halves of a network's output.
         z, params = meta(n, d, dtype=dtype), meta(n, 2 * d, dtype=dtype)
         inputs = (z, params[:, :d], params[:, d:])

@@ -15,6 +15,9 @@ IMAGE = torch.zeros(1, 2, 4, 4)
 CALLS = {
     "diag_gaussian_rsample": lambda i: F.diag_gaussian_rsample(Z, Z, (i(3),), row_offset=i(2)),
     "diag_gaussian_rsample_with_kl": lambda i: F.diag_gaussian_rsample_with_kl(Z, Z, (i(3),), row_offset=i(2)),
+    "attention_filters": lambda i: F.attention_filters(torch.zeros(2, 5), i(3), (i(4), i(5))),
+    "attention_read": lambda i: F.attention_read(torch.zeros(2, 4, 5), torch.zeros(2, 5), i(3)),
+    "attention_write": lambda i: F.attention_write(torch.zeros(2, 3, 3), torch.zeros(2, 5), (i(4), i(5))),
     "bernoulli_sample": lambda i: F.bernoulli_sample(Z, (i(3),), row_offset=i(2)),
     "tril_gaussian_rsample": lambda i: F.tril_gaussian_rsample(Z, Z, torch.zeros(2, 6), (i(3),), row_offset=i(2)),
     "masked_conv2d": lambda i: F.masked_conv2d(

@@ -58,12 +58,14 @@ struct type_caster<std::vector<double>> : checked_list_caster<double> {};
 namespace fastvae {
 
 // Each adds the functions of its file to the module.
+void bind_attention_window(nanobind::module_& m);
 void bind_bernoulli(nanobind::module_& m);
 void bind_flows(nanobind::module_& m);
 void bind_gaussian_merge(nanobind::module_& m);
 void bind_gaussians(nanobind::module_& m);
 void bind_images(nanobind::module_& m);
 void bind_layers(nanobind::module_& m);
+void bind_linear_tril_gaussian(nanobind::module_& m);
 void bind_looks(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 

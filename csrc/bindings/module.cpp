@@ -39,12 +39,14 @@ void set_isa(const std::string& isa) {
 }  // namespace
 
 NB_MODULE(_C, m) {
+  bind_attention_window(m);
   bind_gaussian_merge(m);
   bind_bernoulli(m);
   bind_gaussians(m);
   bind_flows(m);
   bind_images(m);
   bind_layers(m);
+  bind_linear_tril_gaussian(m);
   bind_looks(m);
   bind_sampler(m);
   m.def("isa", [] { return std::string(current().isa); });

@@ -102,6 +102,32 @@ def _linear_bernoulli_bwd(
     return 2 * products * h.shape[0] * weight.numel()
 
 
+def _linear_tril_gaussian_fwd(
+    h: Tensor, weight: Tensor, bias: Any, noise: Any, latents: int, *_: Any, **__: Any
+) -> int:
+    """The layer, and the factor with the noise."""
+    return 2 * h.shape[0] * weight.numel() + _triangles(h.shape[0], latents)
+
+
+def _linear_tril_gaussian_bwd(
+    d_z: Any,
+    d_log_q: Any,
+    d_kl: Any,
+    h: Tensor,
+    weight: Tensor,
+    bias: Any,
+    kept: Any,
+    latents: int,
+    scale: Any,
+    lower: Any,
+    upper: Any,
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    """The products for h and for the weight, and an outer product for the factor."""
+    return 2 * (needs[0] + needs[1]) * h.shape[0] * weight.numel() + _triangles(h.shape[0], latents)
+
+
 def _latent_gradient_fwd(z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any) -> int:
     """A product forward and one back for each layer."""
     return 4 * z.shape[0] * sum(weight.numel() for weight in layers[: len(has_bias)])
@@ -175,8 +201,40 @@ def _tril_gaussian_log_prob_bwd(d_log_q: Any, eps: Tensor, *_: Any, **__: Any) -
     return _triangles(math.prod(eps.shape[:-1]), eps.shape[-1], count=2)
 
 
+def _patches(windows: int, points: int, height: int, width: int) -> int:
+    """The products with both filters of one patch for each window."""
+    return 2 * windows * points * width * (height + points)
+
+
+def _attention_read_fwd(x: Tensor, other: Tensor | None, window: Any, points: int, **_: Any) -> int:
+    return _patches((1 if other is None else 2) * x.shape[0], points, *x.shape[1:])
+
+
+def _attention_read_bwd(
+    d_patches: Tensor, x: Tensor, other: Tensor | None, window: Any, needs: Sequence[bool], **_: Any
+) -> int:
+    """Images are written; for the filters of both sides the patch is spread, the image read, and each multiplied."""
+    of_images = needs[0] + (needs[1] and other is not None)
+    images, points = d_patches.shape[1:3]
+    passes = of_images + (2 * images if needs[2] else 0)
+    return passes * _patches(x.shape[0], points, *x.shape[1:])
+
+
+def _attention_write_fwd(patch: Tensor, window: Any, height: int, width: int, **_: Any) -> int:
+    return _patches(patch.shape[0], patch.shape[-1], height, width)
+
+
+def _attention_write_bwd(d_image: Tensor, patch: Tensor, window: Any, needs: Sequence[bool], **_: Any) -> int:
+    """As of what is read, with one image."""
+    return (needs[0] + 2 * needs[1]) * _patches(patch.shape[0], patch.shape[-1], *d_image.shape[1:])
+
+
 FLOP_FORMULAS.update(
     {
+        "attention_read_fwd": _attention_read_fwd,
+        "attention_read_bwd": _attention_read_bwd,
+        "attention_write_fwd": _attention_write_fwd,
+        "attention_write_bwd": _attention_write_bwd,
         "masked_linear_fwd": _masked_linear_fwd,
         "masked_linear_bwd": _masked_linear_bwd,
         "autoregressive_flow_fwd": _network_fwd,
@@ -185,6 +243,8 @@ FLOP_FORMULAS.update(
         "autoregressive_inverse_bwd": _inverse_bwd,
         "linear_bernoulli_fwd": _linear_bernoulli_fwd,
         "linear_bernoulli_bwd": _linear_bernoulli_bwd,
+        "linear_tril_gaussian_fwd": _linear_tril_gaussian_fwd,
+        "linear_tril_gaussian_bwd": _linear_tril_gaussian_bwd,
         "mlp_bernoulli_fwd": _mlp_bernoulli_fwd,
         "latent_gradient_fwd": _latent_gradient_fwd,
         "latent_gradient_bwd": _latent_gradient_bwd,

@@ -20,6 +20,7 @@ from .surface_decoders import (
     latent_gradient,
     latent_hessian_product,
     linear_bernoulli_log_prob,
+    linear_tril_gaussian_rsample_with_kl,
     mlp_bernoulli_log_prob,
 )
 
@@ -115,6 +116,35 @@ def diag_gaussian_log_prob(draw: Draw) -> Problem:
 
 def diag_gaussian_kl(draw: Draw) -> Problem:
     return Problem(lambda _, *t: F.diag_gaussian_kl(*t), _gaussian(draw, draw.choice((2, 4)))[0])
+
+
+def _windows(draw: Draw, count: int, sizes: tuple[int, int]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Images or patches, and the windows on them, of batches that broadcast."""
+    batch = draw.batch()
+    others = batch if draw.chance(0.8) else tuple(1 if draw.chance(0.4) else size for size in batch)
+    return [draw.tensor(*batch, *sizes) for _ in range(count)], draw.tensor(*others, 5)
+
+
+def attention_filters(draw: Draw) -> Problem:
+    points, size = draw.some(), (draw.some(), draw.some())
+    return Problem(lambda _, w: F.attention_filters(w, points, size), [_windows(draw, 0, size)[1]])
+
+
+def attention_read(draw: Draw) -> Problem:
+    points, count, alone = draw.size(zero=0.02), draw.choice((1, 2)), draw.chance(0.7)
+    images, window = _windows(draw, count, (draw.size(zero=0.02), draw.size(zero=0.02)))
+
+    def call(_, *tensors):
+        given = tensors[0] if count == 1 and alone else tensors[:-1]
+        return F.attention_read(given, tensors[-1], points)
+
+    return Problem(call, [*images, window], ill_conditioned=draw.hostile)
+
+
+def attention_write(draw: Draw) -> Problem:
+    points, size = draw.size(zero=0.02), (draw.size(zero=0.02), draw.size(zero=0.02))
+    (patch,), window = _windows(draw, 1, (points, points))
+    return Problem(lambda _, *t: F.attention_write(*t, size), [patch, window], ill_conditioned=draw.hostile)
 
 
 def gaussian_merge(draw: Draw) -> Problem:
@@ -357,6 +387,9 @@ FUNCTIONS = {
     for name, make in (
         ("diag_gaussian_rsample", diag_gaussian_rsample),
         ("diag_gaussian_rsample_with_kl", diag_gaussian_rsample_with_kl),
+        ("attention_filters", attention_filters),
+        ("attention_read", attention_read),
+        ("attention_write", attention_write),
         ("bernoulli_sample", bernoulli_sample),
         ("diag_gaussian_log_prob", diag_gaussian_log_prob),
         ("diag_gaussian_kl", diag_gaussian_kl),
@@ -375,6 +408,7 @@ FUNCTIONS = {
         ("latent_gradient", latent_gradient),
         ("latent_hessian_product", latent_hessian_product),
         ("linear_bernoulli_log_prob", linear_bernoulli_log_prob),
+        ("linear_tril_gaussian_rsample_with_kl", linear_tril_gaussian_rsample_with_kl),
         ("logistic_mixture_log_prob", logistic_mixture_log_prob),
         ("logistic_mixture_sample", logistic_mixture_sample),
         ("discretized_logistic_log_prob", discretized_logistic_log_prob),

@@ -258,10 +258,33 @@ def test_latent_gradient():
     assert flops == {"latent_hessian_product_fwd": 2 * once}
 
 
+def test_attention_window():
+    x, other, window = (
+        torch.randn(2, N, 8, 9),
+        torch.randn(N, 8, 9).requires_grad_(),
+        torch.zeros(N, 5).requires_grad_(),
+    )
+    once = 2 * N * 3 * 9 * (8 + 3)
+    flops = count_flops(lambda: backward(F.attention_read((x[0], other), window, 3)))
+    # One image has no gradient.
+    assert flops == {"attention_read_fwd": 2 * once, "attention_read_bwd": 5 * once}
+    flops = count_flops(lambda: backward(F.attention_write(other[:, :3, :3], window, (8, 9))))
+    assert flops == {"attention_write_fwd": once, "attention_write_bwd": 3 * once}
+
+
 def test_mlp_bernoulli():
     z, weights, x = torch.randn(20, N, D), [torch.randn(7, D), torch.randn(11, 7)], torch.rand(N, 11)
     flops = count_flops(lambda: F.mlp_bernoulli_log_prob(z, weights, [None, torch.ones(11)], x))
     assert flops == {"mlp_bernoulli_fwd": 2 * 20 * N * (7 * D + 11 * 7)}
+
+
+def test_linear_tril_gaussian():
+    h, weight = torch.randn(20, D, requires_grad=True), torch.randn(27, D, requires_grad=True)
+    once, triangle = 2 * 20 * 27 * D, 20 * 6 * 5
+    flops = count_flops(lambda: backward(F.linear_tril_gaussian_rsample_with_kl(h, weight, None)))
+    assert flops == {"linear_tril_gaussian_fwd": once + triangle, "linear_tril_gaussian_bwd": 2 * once + triangle}
+    flops = count_flops(lambda: backward(F.linear_tril_gaussian_rsample_with_kl(h.detach(), weight, None)))
+    assert flops["linear_tril_gaussian_bwd"] == once + triangle
 
 
 @pytest.mark.parametrize(("most", "products"), [(1 << 20, 2), (0, 3)])

@@ -18,6 +18,7 @@ from tests.support.long_sums import (
     factor,
     flow,
     gaussian,
+    gaussian_head,
     latent,
     layer,
     likelihood,
@@ -28,6 +29,7 @@ from tests.support.masked_layers import norm_problem, spread
 from tests.support.mixtures import problem as mixture
 from tests.support.oracle import Problem, run_with_gradients
 from tests.support.units import unit_problem
+from tests.support.windows import window_problem, written_problem
 
 THREADS = (1, 2, 3, 5)
 
@@ -45,6 +47,8 @@ SPLIT = {
     "tril_gaussian, many densities": lambda: density(
         F.tril_gaussian_log_prob, 300, *gaussian(20, 30), factor(20, 30, False)
     ),
+    "attention_window, two images": lambda: window_problem((300,), 2, (28, 28), images=2),
+    "attention_window, written": lambda: written_problem((300,), 5, (28, 28)),
     "bernoulli, many rows": lambda: unit_problem((3000,), 70, (2,), True),
     "affine_flow, many rows": lambda: pointwise(F.affine_flow, *[(3000, 70)] * 3, kind="gated"),
     "masked_linear, few rows": lambda: layer(70, 300, 400),
@@ -56,6 +60,8 @@ SPLIT = {
     "class_linear, few rows": lambda: classes(100, 10, 300, each=False),
     "class_linear, cells": lambda: classes(300, 7, 120, each=True),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
+    "linear_tril_gaussian, few rows": lambda: gaussian_head(70, 300, 30),
+    "linear_tril_gaussian, many rows": lambda: gaussian_head(1500, 20, 12),
     "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),
     "latent_gradient, parts": lambda: latent(3, (30, 600, 700, 900)),
@@ -123,4 +129,4 @@ def test_every_op_is_here():
     """The sampler has a test of its own, and draws images."""
     stems = {path.stem for path in (Path(F.__file__).parent / "reference").glob("[!_]*.py")}
     covered = {name.split(",")[0] for name in PROBLEMS | SPLIT}
-    assert stems - covered <= {"causal_sampler", "made", "philox"}
+    assert stems - covered <= {"bounds", "causal_sampler", "made", "philox"}

@@ -21,6 +21,7 @@ from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMEvaluationConfig, ADGMTrainConfig
 from fastvae.recipes.systems.cvae.config import CVAEConfig, CVAETrainConfig
+from fastvae.recipes.systems.draw.config import DRAWConfig, DRAWTrainConfig
 from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.iaf_vae.config import IAFTrainConfig, IAFVAEConfig
 from fastvae.recipes.systems.iwae.config import IWAEConfig, IWAETrainConfig
@@ -66,6 +67,11 @@ LVAES = {
     "lvae, ladder": (LVAEConfig(latent_features=(4, 3, 2), hidden_features=(8, 6, 5)), {"kl_warmup": 1.0}),
     "lvae, bottom-up": (LVAEConfig("bottom-up", (4, 3), (8, 6)), {}),
 }
+GLIMPSES = {"latent_features": 3, "hidden_features": 6}
+DRAWS = {
+    "draw": (DRAWConfig(3, write_points=3, **GLIMPSES), {"free_bits": 0.5}),
+    "draw, without attention": (DRAWConfig(2, "none", **GLIMPSES), {"kl_warmup": 1.0}),
+}
 PIXELCNNS = {
     "pixelcnn, gated": (PixelCNNConfig(**PIXELS), {}),
     "pixelcnn, plain": (PixelCNNConfig("plain", head_maps=3, **PIXELS), {"data": "dynamic", "add_validation": True}),
@@ -81,7 +87,7 @@ PIXELVAES = {
 OF_SPOTS = {"latent_features": 2, "hidden_features": (6, 5), "classes": 3, "data_features": 16}
 CVAES = {
     "cvae": (CVAEConfig(**OF_SPOTS), {}),
-    "cvae, priors of classes": (CVAEConfig("class", **OF_SPOTS), {"seed": 2}),
+    "cvae, priors of classes": (CVAEConfig(**OF_SPOTS, prior="class"), {"seed": 2}),
 }
 CLASSIFIERS = {
     "m2": (M2Config(**OF_SPOTS), M2TrainConfig),
@@ -212,6 +218,12 @@ def lvae(model, changes, folder):
     return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
 
 
+def draw(model, changes, folder):
+    training = DRAWTrainConfig(epochs=2, batch_size=60, **changes)
+    watch, run = train("draw", model, training, folder)
+    return gather(watch, run.model, run.model.sample(8, generator=generator()), run.figures)
+
+
 def pixelcnn(model, changes, folder):
     training = PixelTrainConfig(epochs=2, batch_size=50, average_decay=0.8, **changes)
     watch, run = train("pixelcnn", model, training, folder)
@@ -278,6 +290,7 @@ def cases():
         (hvi, HVIS),
         (iwae, IWAES),
         (lvae, LVAES),
+        (draw, DRAWS),
         (pixelcnn, PIXELCNNS),
         (pixelvae, PIXELVAES),
         (cvae, CVAES),

@@ -31,6 +31,8 @@ OPTIONS = {
     "hvi": "--network dense --leapfrog 1 --latent 3 --hidden 8 --momentum 4 --batch-size 60 --samples 2",
     "iwae": "--layers 2 --latent 3 2 --hidden 8 6 --k 3 --objective dreg --batch-size 60 --samples 2",
     "lvae": "--latent 3 2 --hidden 8 6 --batch-size 60 --samples 2",
+    "draw": "--data digits --data-features 64 --glimpses 2 --latent 3 --hidden 8 --read 2 --write 2 --batch-size 300 "
+    "--samples 2",
     "pixelcnn": "--layers 2 --maps 4 --filter 3 --batch-size 50",
     "pixelvae": "--latent-features 3 --encoder-maps 2 3 4 --layers 2 --maps 4 --batch-size 50 --samples 2",
     "vat": "--data digits --data-features 64 --hidden 8 --batch-size 300 --labels 20",

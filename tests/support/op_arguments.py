@@ -16,7 +16,15 @@ def op_arguments() -> dict[str, tuple]:
     z, per_row, per_sample = (torch.randn(s, device=KERNEL) for s in ((k, n, d), (n,), (k, n)))
     seed = torch.tensor(7, device=KERNEL)
     packed, dense = (tril_input((n,), d, dense).to(KERNEL) for dense in (False, True))
+    images, patches = torch.randn(2, n, 4, 5, device=KERNEL), torch.randn(n, 2, 3, 3, device=KERNEL)
+    window = 0.5 * torch.randn(n, 5, device=KERNEL)
     arguments = {
+        "attention_read_fwd": (images[0].clone(), None, window, 3),
+        "attention_read_fwd of two images": (*images.clone(), window, 2),
+        "attention_read_bwd": (patches[:, :1].clone(), images[0].clone(), None, window, [True, False, True]),
+        "attention_read_bwd of two images": (patches, *images.clone(), window, [False, True, True]),
+        "attention_write_fwd": (patches[:, 0].clone(), window, 4, 5),
+        "attention_write_bwd": (images[0].clone(), patches[:, 0].clone(), window, [True, True]),
         "bernoulli_fwd": (mu, seed, (k, n, d), 0, False),
         "bernoulli_fwd pairs": (mu, seed, (2, k, n, d), 0, True),
         "bernoulli_bwd": (per_sample, (z > 0).to(z), mu),
@@ -100,6 +108,10 @@ def network_arguments() -> dict[str, tuple]:
     decoder = ([torch.randn(s, device=KERNEL) for s in ((7, 4), (5, 7), (7,))], [True, False], data, 1)
     decoder = (*decoder, "silu", "bernoulli")
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
+    # Rows of a whole block: in `kept`, too, lanes without a sample are undefined.
+    h_gaussian, of_gaussian, bias_of_gaussian, eps = (torch.randn(s) for s in ((n, 4), (9, 4), 9, (n, d)))
+    head, kept_gaussian = (d, 0.5, -7.0, 7.0), torch.rand(n * (3 * d + 3))
+    gaussian = (h_gaussian, of_gaussian, bias_of_gaussian)
     rows, cells, classes = (torch.randn(s, device=KERNEL) for s in ((3, 5), (3, 4, 5), (4, 5)))
     return {
         "class_linear_fwd": (rows, None, classes, "softplus", True),
@@ -108,6 +120,12 @@ def network_arguments() -> dict[str, tuple]:
         "class_linear_bwd cells": (cells, cells.clone(), "silu", [True, True, True]),
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
+        "linear_tril_gaussian_fwd": (*gaussian, torch.tensor(7), *head, 0, False, True),
+        "linear_tril_gaussian_fwd of dimensions": (*gaussian, eps, *head, 0, True, False),
+        "linear_tril_gaussian_bwd": (eps, eps[:, 0].clone(), None, *gaussian, kept_gaussian, *head, [True] * 3),
+        "linear_tril_gaussian_bwd of dimensions": (
+            *(eps, None, eps.clone(), *gaussian, kept_gaussian, *head, [True, False, True]),
+        ),
         "mlp_bernoulli_fwd": (h, *decoder[:-1]),
         "latent_gradient_fwd": (h, *decoder),
         "latent_gradient_bwd": (per_row, h.clone(), h, *decoder),

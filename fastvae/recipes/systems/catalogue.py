@@ -59,6 +59,13 @@ CATALOGUE = {
         "binarised MNIST; then print test ELBO with the divergence of each level and importance-sampled log p(x), and "
         "draw.",
     ),
+    "draw": Entry(
+        "Gregor et al. 2015",
+        "DRAW: a recurrent VAE that reads and draws an image in glimpses, on MNIST",
+        "Train DRAW, with windows of attention or without, on dynamically binarised MNIST, on static binarised MNIST "
+        "or on the digits of scikit-learn; then print test ELBO with the divergence of each glimpse and "
+        "importance-sampled log p(x), and draw samples, reconstructions, and canvases with their windows.",
+    ),
     "pixelcnn": Entry(
         "van den Oord et al. 2016",
         "a PixelCNN or gated PixelCNN, on static binarised MNIST",
@@ -107,7 +114,8 @@ CATALOGUE = {
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",
         "Fit a diagonal Gaussian, a full-covariance Gaussian and an inverse autoregressive flow to densities on the "
-        "plane, by maximising the evidence lower bound; print the bounds and draw the fits.",
+        "plane, by maximising the evidence lower bound; print the bounds and draw the fits. With --figure four-points "
+        "fit a VAE of four data points, with factorised and with flow posteriors.",
     ),
     "vat": Entry(
         "Miyato et al. 2018",

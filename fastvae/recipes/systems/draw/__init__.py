@@ -1,0 +1,1 @@
+"""DRAW: a recurrent variational auto-encoder that draws an image in glimpses."""
