@@ -20,7 +20,7 @@ from ._vecmath import exp
 
 _LEAST_LOG_VARIANCE = tl.constexpr(-60.0)
 # Numbers of a program's tiles of filters and of images, and those that a warp holds.
-_FILTERS, _IMAGE, _WARP = 512, 512, 256
+_FILTERS, _IMAGE, _WARP = 512, 512, 128
 
 
 class _Tile(NamedTuple):
