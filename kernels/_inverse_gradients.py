@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..structure import MadeStructure
 from ..structure.kept_activations import NetworkForm
-from .autoregressive_flow import Gradients, autoregressive_flow_bwd, autoregressive_flow_fwd
+from .autoregressive_flow import autoregressive_flow_bwd, autoregressive_flow_fwd
+from .autoregressive_flow_gradients import Gradients
 from .autoregressive_inverse import autoregressive_inverse_solve
 
 

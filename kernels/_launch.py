@@ -1,14 +1,15 @@
-"""How kernels are launched: compiled kernels that are remembered, the device guard, and the recording of launches.
+"""How kernels are launched: plans, compiled kernels that they remember, the device guard, the recording of launches.
 
-Triton looks for the compiled kernel at each launch, which takes longer than a small kernel runs. `launch` remembers it
-by a key that is finer than Triton's and made faster. From the second time on it calls the launcher of the compiled
-kernel itself. Triton launches where this is not possible: in its interpreter, and while hooks watch launches.
+Triton looks for the compiled kernel at each launch, which takes longer than a small kernel runs. A `Plan` holds what
+launches for the same sizes and types share, and the compiled kernel. From the second time on it hands the launcher of
+the compiled kernel addresses: it looks at nothing else. Triton launches where this is not possible: in its interpreter,
+and while hooks watch launches.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,27 +38,27 @@ class AotCase(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    """A compiled kernel: `run(programs, 1, 1, stream, *before, *arguments, *constants)`.
+    """A compiled kernel: `run(programs, 1, 1, stream, *before, *addresses, *after)`.
 
-    With `as_one` the arguments and constants are one tuple. `kernel` is kept since keys hold its identity.
+    With `as_one` the addresses and what comes after them are one tuple.
     """
 
-    kernel: Any
     run: Callable[..., Any]
-    before: tuple[Any, ...]
-    constants: tuple[Any, ...]
-    as_one: bool
     get_stream: Callable[[Any], int]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    as_one: bool
 
 
 _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
 _capability: int | None = None
 _rules: list[Any] = []
-_known: dict[tuple[Any, ...], _Compiled] = {}
+_plans: dict[tuple[Any, ...], Plan] = {}
 # Sizes that differ from call to call make new keys.
 _MOST_KNOWN = 4096
 _VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+_runtime = triton.knobs.runtime if hasattr(triton, "knobs") else None
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
@@ -84,11 +85,11 @@ def _capability_of(device: int) -> int:
     return 10 * major + minor
 
 
-def capability() -> int:
+def capability(device: int) -> int:
     """Compute capability of the NVIDIA GPU that launches are for, such as 90; 0 for others."""
     if _capability is not None:
         return _capability
-    return _capability_of(_current_device()) if _has_gpu() else 0
+    return _capability_of(device) if device >= 0 and _has_gpu() else 0
 
 
 def forget_rules() -> None:
@@ -97,92 +98,131 @@ def forget_rules() -> None:
         rule.cache_clear()
 
 
-def _set_warp_size(threads: int) -> None:
-    global _warp_size
-    if threads != _warp_size:
-        _warp_size = threads
+def _set_target(threads_per_warp: int, of_capability: int | None) -> None:
+    global _warp_size, _capability
+    if (threads_per_warp, of_capability) != (_warp_size, _capability):
+        _warp_size, _capability = threads_per_warp, of_capability
         forget_rules()
 
 
 @contextmanager
 def record_launches(threads_per_warp: int, of_capability: int = 0) -> Iterator[list[Launch]]:
     """Collects launches instead of making them, so that AOT compiles exactly what launchers would launch."""
-    global _recorded, _capability
+    global _recorded
     launches: list[Launch] = []
-    before = _warp_size
-    _set_warp_size(threads_per_warp)
-    _recorded, _capability = launches, of_capability
+    before = _warp_size, _capability
+    _set_target(threads_per_warp, of_capability)
+    _recorded = launches
     try:
         yield launches
     finally:
-        _recorded, _capability = None, None
-        _set_warp_size(before)
+        _recorded = None
+        _set_target(*before)
+
+
+class Plan:
+    """A kernel, the number of its programs, and its arguments that are no tensors, which come last.
+
+    Rules make plans, see `by_shape`. What a rule is called with must determine the device, the dtypes of the tensors,
+    and which of them are None: launches look at addresses alone.
+    """
+
+    __slots__ = ("_compiled", "_dtypes", "_hooks", "device", "kernel", "meta", "numbers", "programs")
+
+    def __init__(self, device: int, kernel: Any, programs: int, numbers: Sequence[Any], **meta: Any) -> None:
+        """`device` as `Tensor.get_device` says it."""
+        self.device, self.kernel, self.programs, self.numbers, self.meta = device, kernel, programs, numbers, meta
+        self._hooks = getattr(kernel, "pre_run_hooks", None)
+        self._dtypes: tuple[torch.dtype | None, ...] | None = None
+        # By the last bits of addresses, 0 where 16 divides all.
+        self._compiled: dict[Any, _Compiled] = {}
+
+    def launch(self, *tensors: Tensor | None) -> None:
+        """Runs the kernel on the plan's device; launches nothing if there are no programs."""
+        if _recorded is not None:
+            _recorded.append(Launch(self.kernel, self.programs, (*tensors, *self.numbers), self.meta))
+            return
+        # Launchers take addresses. To find one in a tensor takes them twice as long.
+        addresses, all_bits = [], 0
+        for t in tensors:
+            if t is None:
+                addresses.append(0)
+            else:
+                address = t.data_ptr()
+                addresses.append(address)
+                all_bits |= address
+        # What Triton compiles for besides: which addresses 16 does not divide.
+        misaligned: Any = all_bits & 15
+        if misaligned:
+            misaligned = tuple([address & 15 for address in addresses])
+        known, device = self._compiled.get(misaligned), self.device
+        try:
+            # Only Triton's own launch calls hooks.
+            watched = _runtime.launch_enter_hook.calls or _runtime.launch_exit_hook.calls or self._hooks
+        except AttributeError:
+            # Someone put a function in the place of Triton's chain of hooks, or it is Triton 3.4, which has no chains.
+            watched = True
+        if known is None or watched or (device >= 0 and device != _current_device()):
+            self._launch_by_triton(tensors, misaligned)
+            return
+        run, get_stream, before, after, as_one = known
+        if as_one:
+            run(self.programs, 1, 1, get_stream(device), *before, (*addresses, *after))
+        else:
+            run(self.programs, 1, 1, get_stream(device), *before, *addresses, *after)
+
+    def _launch_by_triton(self, tensors: tuple[Tensor | None, ...], misaligned: Any) -> None:
+        if self.programs == 0:
+            return
+        if self.device >= 0 and self.device != _current_device():
+            with torch.cuda.device(self.device):
+                self.launch(*tensors)
+            return
+        self._check(tensors)
+        compiled = self.kernel[(self.programs,)](*tensors, *self.numbers, **self.meta)
+        if misaligned not in self._compiled:
+            self._remember(misaligned, compiled, len(tensors))
+
+    def _check(self, tensors: tuple[Tensor | None, ...]) -> None:
+        """The interpreter checks each launch, so that tests find a plan whose rule does not determine dtypes."""
+        dtypes = tuple([None if t is None else t.dtype for t in tensors])
+        if self._dtypes not in (None, dtypes):
+            raise RuntimeError(f"a plan of {self.kernel} must have tensors of {self._dtypes}, not of {dtypes}")
+        self._dtypes = dtypes
+
+    def _remember(self, misaligned: Any, compiled: Any, tensors: int) -> None:
+        """Keeps what Triton compiled, if it shows how it is run."""
+        names = getattr(self.kernel, "arg_names", ())[tensors + len(self.numbers) :]
+        shown = all(hasattr(compiled, name) for name in ("run", "function", "packed_metadata"))
+        if not shown or _runtime is None or any(name not in self.meta for name in names):
+            return
+        run, before, as_one = _launcher_of(compiled)
+        get_stream = triton.runtime.driver.active.get_current_stream
+        after = (*self.numbers, *[self.meta[name] for name in names])
+        self._compiled[misaligned] = _Compiled(run, get_stream, before, after, as_one)
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
-    """Runs `programs` instances of `kernel` on the device of the first argument; launches nothing if it is 0."""
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, programs, args, meta))
-        return
-    if programs == 0:
-        return
-    device = args[0].device
-    index = device.index
-    if device.type == "cuda" and index != _current_device():
-        with torch.cuda.device(device):
-            launch(kernel, programs, *args, **meta)
-        return
-    # Triton chooses by dtypes, by addresses and integers that 16 divides, by integers that are 1, and by constants.
-    values, choice, misaligned = list(args), [id(kernel), index, *meta, *meta.values()], 0
-    for place, value in enumerate(args):
-        if isinstance(value, Tensor):
-            # Launchers take addresses. To find one in a tensor takes them twice as long.
-            values[place] = address = value.data_ptr()
-            choice.append(value.dtype)
-            misaligned = misaligned << 1 | (address & 15 != 0)
-        else:
-            choice.append(value)
-    choice.append(misaligned)
-    try:
-        known = _known.get(key := tuple(choice))
-    except TypeError:
-        # An argument that has no hash, such as the descriptor of a tensor.
-        kernel[(programs,)](*args, **meta)
-        return
-    if known is None or _is_watched(kernel):
-        _remember(key, kernel, kernel[(programs,)](*args, **meta), len(args), meta)
-    elif known.as_one:
-        stream = known.get_stream(index)
-        known.run(programs, 1, 1, stream, *known.before, (*values, *known.constants))
-    else:
-        known.run(programs, 1, 1, known.get_stream(index), *known.before, *values, *known.constants)
-
-
-def _is_watched(kernel: Any) -> bool:
-    """Whether hooks want to see launches: only Triton's own launch calls them."""
-    runtime = triton.knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-    return bool(kernel.pre_run_hooks or getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
-
-
-def _remember(key: tuple[Any, ...], kernel: Any, compiled: Any, arguments: int, meta: dict[str, Any]) -> None:
-    """Keeps what Triton compiled for `key`, if it shows how it is run."""
-    names = getattr(kernel, "arg_names", ())[arguments:]
-    shown = all(hasattr(compiled, name) for name in ("run", "function", "packed_metadata"))
-    if not shown or not hasattr(triton, "knobs") or any(name not in meta for name in names):
-        return
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    run, before, as_one = _launcher_of(compiled)
-    get_stream = triton.runtime.driver.active.get_current_stream
-    _known[key] = _Compiled(kernel, run, before, tuple([meta[name] for name in names]), as_one, get_stream)
+    """A launch without a rule: the plan is looked for by all arguments, which takes longer than the launch itself."""
+    tensors = [a for a in args if a is None or isinstance(a, Tensor)]
+    numbers = args[len(tensors) :]
+    device = args[0].get_device()
+    choice = (id(kernel), programs, device, numbers, *meta, *meta.values())
+    key = (*choice, *[None if t is None else t.dtype for t in tensors])
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _MOST_KNOWN:
+            _plans.clear()
+        # A plan keeps the kernel, since keys hold its identity.
+        plan = _plans[key] = Plan(device, kernel, programs, numbers, **meta)
+    plan.launch(*tensors)
 
 
 def _launcher_of(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
     """What runs a compiled kernel, its arguments between the stream and the kernel's own, and whether those are one.
 
     Triton's launcher is a Python object around a function in C, which is called itself where its arguments are known.
-    No hook is passed: see `_is_watched`.
+    No hook is passed: see `Plan`.
     """
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     needs_memory = getattr(run, "global_scratch_size", 1) or getattr(run, "profile_scratch_size", 1)

@@ -81,24 +81,23 @@ def launch_options(warps: int, stages: int = 3, registers: int = _ALL_REGISTERS)
     return options if warp_size() == 64 else options | {"maxnreg": registers}
 
 
+@by_shape
 def product_options(
-    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str = "identity", adds: bool = False
+    tile: MatrixTile,
+    dtype: torch.dtype,
+    sizes: Sequence[int],
+    device: int,
+    activation: str = "identity",
+    adds: bool = False,
 ) -> dict[str, int]:
     """Options by which two programs share a multiprocessor of Hopper, so that one multiplies while the other begins or
     ends; where registers do not suffice, those for one program.
 
     `sizes` are those of contiguous rows: whole vectors need few registers.
     """
-    return _choose_options(tile, dtype, sizes, activation, adds, capability())
-
-
-@by_shape
-def _choose_options(
-    tile: MatrixTile, dtype: torch.dtype, sizes: Sequence[int], activation: str, adds: bool, of_capability: int
-) -> dict[str, int]:
     vectors = all(size % 16 == 0 for size in sizes)
     short = tile.columns < WIDE_COLUMNS or (activation in _SHORT_ACTIVATIONS and not adds)
-    shared = of_capability == 90 and dtype.itemsize == 2 and vectors and short
+    shared = capability(device) == 90 and dtype.itemsize == 2 and vectors and short
     return launch_options(tile.warps, tile.stages, _SHARED_REGISTERS if shared else _ALL_REGISTERS)
 
 

@@ -128,13 +128,13 @@ def affine_flow_bwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, kind, inverse in (
-        (torch.float32, 512, "gated", False),
+        (torch.float32, 1024, "gated", False),
         (torch.float32, 63, "exp", True),
-        (torch.bfloat16, 512, "gated", True),
+        (torch.bfloat16, 1024, "gated", True),
         (torch.bfloat16, 64, "exp", False),
         (torch.float64, 64, "softplus", False),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {kind}{', inverse' if inverse else ''}"
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {kind}{', inverse' if inverse else ''}"
         # Shift and scale logit are halves of a network's output.
         z, params = meta(n, d, dtype=dtype), meta(n, 2 * d, dtype=dtype)
         inputs = (z, params[:, :d], params[:, d:])

@@ -338,7 +338,7 @@ def aot_cases() -> list[AotCase]:
         widths = [len(layer) for layer in structure.degrees]
         weights = [meta(widths[i + 1], widths[i], dtype=dtype) for i in range(len(widths) - 1)]
         vectors = [meta(width, dtype=dtype) for width in widths[1:]]
-        n, name = 4096, f"{str(dtype)[6:]}, {d}, {kind}{', residual' if residual else ''}"
+        n, name = 1024, f"{str(dtype)[6:]}, {d}, {kind}{', residual' if residual else ''}"
         z, context = meta(n, d, dtype=dtype), meta(n, widths[1], dtype=dtype)
         network = (context, weights, vectors, [None] * len(weights), structure, kind)
         d_log_det = meta(n, dtype=compute_dtype(dtype))

@@ -182,15 +182,15 @@ def bernoulli_bwd(d_log_q: Tensor, b: Tensor, logits: Tensor) -> Tensor:
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, given, antithetic in (
-        (torch.float32, 512, False, False),
+        (torch.float32, 1024, False, False),
         (torch.float32, 200, False, True),
         (torch.float32, 63, True, False),
-        (torch.bfloat16, 512, False, True),
+        (torch.bfloat16, 1024, False, True),
         (torch.float16, 1, False, False),
-        (torch.float64, 512, True, False),
+        (torch.float64, 1024, True, False),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {'uniforms' if given else 'seed'}{', pairs' * antithetic}"
-        draws, samples = (1, 1) if d == 512 else (4, 8 if antithetic else 4)
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {'uniforms' if given else 'seed'}{', pairs' * antithetic}"
+        draws, samples = (1, 1) if d == 1024 else (4, 8 if antithetic else 4)
         logits, noise = meta(n, d, dtype=dtype), meta_noise(draws, n, d, given=given)
         upstream = meta(samples, n, dtype=compute_dtype(dtype)), meta(samples, n, d, dtype=dtype), logits
         cases += [

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._gaussian_kl import kl_part, load_d_kl
-from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
+from ._launch import AotCase, Plan, by_shape, compute_dtype, launch, meta, meta_noise
 from ._philox import in_layout_of, noise_quarters, noise_source
 from ._tiles import BLOCK_TERMS, ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points
 from ._vecmath import HALF_LOG_2PI, exp
@@ -189,16 +189,31 @@ def _fwd(
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
-    quarter, vector = quarter_layout(mu.dtype, d)
+    sizes, strides = (n, samples, row_offset, d), (mu.stride(0), log_sigma.stride(0))
+    plan = _plan_fwd(mu.get_device(), mu.dtype, sizes, strides, noise.ndim > 0, 0 if kl is None else kl.ndim)
+    plan.launch(z, log_q, kl, mu, log_sigma, noise)
+    return z, log_q
+
+
+@by_shape
+def _plan_fwd(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int],
+    strides: tuple[int, int],
+    given: bool,
+    kl_dimensions: int,
+) -> Plan:
+    """`kl_dimensions` is 1 for divergences of rows, 2 for those of dimensions, and 0 without."""
+    n, samples, _, d = sizes
+    quarter, vector = quarter_layout(dtype, d)
     tile = point_tile(samples, n, quarter, vector)
-    launch(
-        _diag_gaussian_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
-        z, log_q, kl, mu, log_sigma, noise,
-        n, samples, row_offset, d, quarter // vector, mu.stride(0), log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, HAS_KL=kl is not None, BY_DIMENSION=kl is not None and kl.ndim == 2, VECTOR=vector,
+    return Plan(
+        device, _diag_gaussian_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
+        (*sizes, quarter // vector, *strides),
+        GIVEN=given, HAS_KL=kl_dimensions > 0, BY_DIMENSION=kl_dimensions == 2, VECTOR=vector,
         BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return z, log_q
 
 
 def _bwd(
@@ -213,16 +228,31 @@ def _bwd(
     """The gradients of one sample, d_z (1, N, D); that of mu is d_z itself and not written without d_kl."""
     n, d = log_sigma.shape
     d_mu, d_log_sigma = None if mu is None else mu.new_empty((n, d)), log_sigma.new_empty((n, d))
-    quarter, vector = quarter_layout(log_sigma.dtype, d)
-    tile = row_tile(n, quarter, vector)
-    launch(
-        _diag_gaussian_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
-        d_log_sigma, d_mu, d_z, d_log_q, d_kl, mu, log_sigma, noise,
-        n, row_offset, d, quarter // vector, _row_stride(mu), log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
-        VECTOR=vector, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    sizes, strides = (n, row_offset, d), (_row_stride(mu), log_sigma.stride(0))
+    kl_dimensions, device = 0 if d_kl is None else d_kl.ndim, log_sigma.get_device()
+    plan = _plan_bwd(device, log_sigma.dtype, sizes, strides, noise.ndim > 0, kl_dimensions)
+    plan.launch(d_log_sigma, d_mu, d_z, d_log_q, d_kl, mu, log_sigma, noise)
     return d_mu, d_log_sigma
+
+
+@by_shape
+def _plan_bwd(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    strides: tuple[int, int],
+    given: bool,
+    kl_dimensions: int,
+) -> Plan:
+    n, _, d = sizes
+    quarter, vector = quarter_layout(dtype, d)
+    tile = row_tile(n, quarter, vector)
+    return Plan(
+        device, _diag_gaussian_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
+        (*sizes, quarter // vector, *strides),
+        GIVEN=given, HAS_KL=kl_dimensions > 0, BY_DIMENSION=kl_dimensions == 2, VECTOR=vector,
+        BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def _bwd_samples(
@@ -290,14 +320,14 @@ def diag_gaussian_with_kl_bwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, given in (
-        (torch.float32, 512, False),
+        (torch.float32, 1024, False),
         (torch.float32, 63, True),
-        (torch.bfloat16, 512, False),
+        (torch.bfloat16, 1024, False),
         (torch.float16, 1, False),
-        (torch.float64, 512, True),
+        (torch.float64, 1024, True),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, D = {d}, {'eps' if given else 'seed'}"
-        samples = 1 if d == 512 else 8
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {'eps' if given else 'seed'}"
+        samples = 1 if d == 1024 else 8
         parameter, noise = meta(n, d, dtype=dtype), meta_noise(8, n, d, given=given)
         d_log_q = meta(8, n, dtype=compute_dtype(dtype))
         upstream = (meta(8, n, d, dtype=dtype), d_log_q, parameter, noise, 0)
@@ -308,12 +338,12 @@ def aot_cases() -> list[AotCase]:
         ]
     # With the divergence: of one sample and of several, of rows and of dimensions.
     for dtype, d, samples, by_dimension in (
-        (torch.float32, 512, 1, False),
+        (torch.float32, 1024, 1, False),
         (torch.float32, 63, 8, True),
-        (torch.bfloat16, 512, 1, True),
-        (torch.float64, 512, 8, False),
+        (torch.bfloat16, 1024, 1, True),
+        (torch.float64, 1024, 8, False),
     ):
-        n, kind = 4096, "kl of each dimension" if by_dimension else "kl"
+        n, kind = 65536, "kl of each dimension" if by_dimension else "kl"
         name = f"{str(dtype)[6:]}, D = {d}, {kind}"
         parameter, seed, wide = meta(n, d, dtype=dtype), meta(dtype=torch.int64), compute_dtype(dtype)
         d_kl = meta(*(n, d)[: 1 + by_dimension], dtype=wide)

@@ -235,8 +235,8 @@ def diag_gaussian_kl_prior_bwd(
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype, d, samples in ((torch.float32, 512, 8), (torch.bfloat16, 512, 1), (torch.float64, 63, 8)):
-        n, name = 4096, f"{str(dtype)[6:]}, D = {d}"
+    for dtype, d, samples in ((torch.float32, 1024, 8), (torch.bfloat16, 1024, 1), (torch.float64, 63, 8)):
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}"
         parameter, z = meta(n, d, dtype=dtype), meta(samples, n, d, dtype=dtype)
         d_log_q = meta(samples, n, dtype=compute_dtype(dtype))
         cases += [

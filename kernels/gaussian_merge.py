@@ -221,12 +221,12 @@ def gaussian_merge_bwd(
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, d, samples, given, by_dimension in (
-        (torch.float32, 512, 1, False, False),
+        (torch.float32, 1024, 1, False, False),
         (torch.float32, 63, 8, True, True),
         (torch.bfloat16, 96, 1, False, True),
-        (torch.float64, 512, 8, False, False),
+        (torch.float64, 1024, 8, False, False),
     ):
-        n, wide = 4096, compute_dtype(dtype)
+        n, wide = 65536, compute_dtype(dtype)
         name = f"{str(dtype)[6:]}, D = {d}, {'kl of each dimension' if by_dimension else 'kl'}"
         parameters = *(meta(n, d, dtype=dtype),) * 2, *(meta(samples * n, d, dtype=dtype),) * 2
         noise = meta_noise(samples, n, d, given=given)

@@ -286,12 +286,12 @@ def aot_cases() -> list[AotCase]:
         (torch.float64, 3, 5, False),
     ):
         maps = (10 if channels == 3 else 3) * components
-        x, params = meta(16, channels, 32, 32, dtype=compute_dtype(dtype)), meta(16, maps, 32, 32, dtype=dtype)
+        x, params = meta(256, channels, 32, 32, dtype=compute_dtype(dtype)), meta(256, maps, 32, 32, dtype=dtype)
         if last:
             x, params = (t.to(memory_format=torch.channels_last) for t in (x, params))
         name = f"{str(dtype)[6:]}, C = {channels}, K = {components}{', last' if last else ''}"
         cases += [
             AotCase(name, logistic_mixture_fwd, (x, params, 256)),
-            AotCase(name, logistic_mixture_bwd, (meta(16, dtype=compute_dtype(dtype)), x, params, 256)),
+            AotCase(name, logistic_mixture_bwd, (meta(256, dtype=compute_dtype(dtype)), x, params, 256)),
         ]
     return cases

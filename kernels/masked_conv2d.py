@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
 from ._division import index_type
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, launch, meta
 from ._matrix import WIDE_COLUMNS, MatrixTile, in_tf32, matrix_tile, precision, product_options
 from ._tiles import ceil_div, next_power_of_2
 
@@ -209,14 +209,16 @@ def conv_tile(rows: int, columns: int, inner: int, dtype: torch.dtype, channels_
     )
 
 
-def conv_options(tile: MatrixTile, x: Tensor, y: Tensor, activation: str = "identity") -> dict[str, int]:
+def conv_options(
+    tile: MatrixTile,
+    dtype: torch.dtype,
+    channels: tuple[int, int],
+    channels_last: bool,
+    device: int,
+    activation: str = "identity",
+) -> dict[str, int]:
     """Only where channels are last, the channels of a pixel are a contiguous row."""
-    rows = (x.shape[1], y.shape[1]) if both_channels_last(x, y) else (1, 1)
-    return product_options(tile, x.dtype, rows, activation)
-
-
-def both_channels_last(x: Tensor, y: Tensor) -> bool:
-    return x.stride(1) == 1 and y.stride(1) == 1
+    return product_options(tile, dtype, channels if channels_last else (1, 1), device, activation)
 
 
 def folds(channels: int) -> bool:
@@ -246,20 +248,47 @@ def sum_over_taps(
     keep: bool,
 ) -> None:
     """Runs `_masked_conv2d_fwd_kernel` on x and packed weights; writes y, and with `keep` pre."""
-    n, outputs, out_height, out_width = y.shape
-    pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
-    fold = folds(n_in)
+    images = _Images(x.get_device(), x.dtype, x.shape, x.stride(), y.shape, y.stride())
+    multiplied, has_bias = precision(x.dtype), bias is not None
+    plan = _plan(images, multiplied, packed[1:], taps, groups, begin, step, activation, has_bias, keep)
+    plan.launch(y, pre, x, packed.weights, bias)
+
+
+class _Images(NamedTuple):
+    device: int
+    dtype: torch.dtype
+    of_x: Sequence[int]
+    x_strides: Sequence[int]
+    of_y: Sequence[int]
+    y_strides: Sequence[int]
+
+
+@by_shape
+def _plan(
+    images: _Images,
+    multiplied: str,
+    weight_strides: Sequence[int],
+    taps: Taps,
+    groups: int,
+    begin: tuple[int, int],
+    step: tuple[int, int],
+    activation: str,
+    has_bias: bool,
+    keep: bool,
+) -> Plan:
+    device, dtype, (_, inputs, height, width), x_strides, (n, outputs, out_height, out_width), y_strides = images
+    pixels, n_in, n_out = n * out_height * out_width, inputs // groups, outputs // groups
+    fold, channels_last = folds(n_in), x_strides[1] == 1 and y_strides[1] == 1
     inner = n_in * taps.count if fold else n_in
-    tile = conv_tile(pixels * groups, n_out, inner, x.dtype, both_channels_last(x, y))
-    launch(
-        _masked_conv2d_fwd_kernel, groups * tile.programs(pixels, n_out),
-        y, pre, x, packed.weights, bias,
-        pixels, out_height, out_width, x.shape[2], x.shape[3], n_in, n_out, taps.first, taps.count, *begin, *step,
-        *x.stride(), *y.stride(), *packed[1:],
+    tile = conv_tile(pixels * groups, n_out, inner, dtype, channels_last)
+    sizes = pixels, out_height, out_width, height, width, n_in, n_out
+    return Plan(
+        device, _masked_conv2d_fwd_kernel, groups * tile.programs(pixels, n_out),
+        (*sizes, taps.first, taps.count, *begin, *step, *x_strides, *y_strides, *weight_strides),
         KERNEL_WIDTH=taps.kernel_width, FOLD=fold, IN_BLOCKS=ceil_div(n_in, tile.inner), RAGGED=n_in % tile.inner > 0,
-        ACTIVATION=activation, HAS_BIAS=bias is not None, KEEP=keep, PRECISION=precision(x.dtype),
+        ACTIVATION=activation, HAS_BIAS=has_bias, KEEP=keep, PRECISION=multiplied,
         INDEX=index_type(pixels), BLOCK_P=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
-        **conv_options(tile, x, y, activation),
+        **conv_options(tile, dtype, (inputs, outputs), channels_last, device, activation),
     )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ from ._matrix import in_tf32, precision, split_products
 from ._tiles import ceil_div, next_power_of_2, split_sum
 from .masked_conv2d import (
     Taps,
-    both_channels_last,
     conv_options,
     conv_tile,
     folds,
@@ -253,7 +252,8 @@ def _weight_gradient(
     inner = n_in * taps.count if fold else n_in
     # Splits of the pixels, and taps, also multiply the programs.
     rows = n_out * groups * max(taps.count, 1) * max(pixels // 512, 1)
-    tile = conv_tile(rows, inner, pixels, x.dtype, both_channels_last(x, d_pre))
+    channels_last = x.stride(1) == 1 and d_pre.stride(1) == 1
+    tile = conv_tile(rows, inner, pixels, x.dtype, channels_last)
     tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))
     blocks = groups * ceil_div(n_out, tile.rows)
     blocks *= ceil_div(inner, tile.columns) * (1 if fold else taps.count)
@@ -265,7 +265,8 @@ def _weight_gradient(
         taps.first, taps.count, *begin, *step, *d_pre.stride(), *x.stride(),
         KERNEL_WIDTH=taps.kernel_width, FOLD=fold, PRECISION=precision(x.dtype),
         INDEX=index_type(max(pixels, _extent(d_pre), _extent(x))),
-        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns, **conv_options(tile, x, d_pre),
+        BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns,
+        **conv_options(tile, x.dtype, (x.shape[1], outputs), channels_last, x.get_device()),
     )  # fmt: skip
     in_degrees, out_degrees = rule or (None, None)
     launch(

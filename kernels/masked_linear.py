@@ -6,14 +6,16 @@ that count wholly, then those that count in part and need the mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
-from ._launch import AotCase, compute_dtype, launch, meta
-from ._matrix import GROUP, choose_tile, group_blocks, in_tf32, precision, product_options
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
+from ._matrix import GROUP, MatrixTile, choose_tile, group_blocks, in_tf32, precision, product_options
 from .masked_linear_gradients import masked_linear_bwd
 from .masked_norm import masked_norm_bwd, masked_norm_fwd
 from .tile_lists import row_of, tile_lists
@@ -109,19 +111,33 @@ def masked_layer(
     y = x.new_empty((n, outputs)) if y is None else y
     if pre is None:
         pre = x.new_empty((n, outputs), dtype=compute_dtype(x.dtype)) if keep else x.new_empty(0)
-    multiplied = precision(x.dtype)
-    tile = choose_tile(n, outputs, x.dtype, multiplied)
+    numbers = n, inputs, outputs, x.stride(0), weight.stride(0), 0 if addend is None else addend.stride(0)
+    has = bias is not None, weight_scale is not None, addend is not None
+    plan, tile = _plan(x.get_device(), x.dtype, precision(x.dtype), numbers, has, activation, keep)
     lists = tile_lists(in_degrees, out_degrees, 1, tile.inner, tile.columns)
-    launch(
-        _masked_linear_fwd_kernel, tile.programs(n, outputs),
-        y, pre, x, weight, bias, weight_scale, addend, lists, in_degrees, out_degrees,
-        n, inputs, outputs, x.stride(0), weight.stride(0), 0 if addend is None else addend.stride(0),
-        ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALE=weight_scale is not None,
-        HAS_ADDEND=addend is not None, KEEP=keep, PRECISION=multiplied, GROUP=GROUP,
-        BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
-        **product_options(tile, x.dtype, (inputs, outputs), activation, addend is not None),
-    )  # fmt: skip
+    plan.launch(y, pre, x, weight, bias, weight_scale, addend, lists, in_degrees, out_degrees)
     return y, pre
+
+
+@by_shape
+def _plan(
+    device: int,
+    dtype: torch.dtype,
+    multiplied: str,
+    numbers: Sequence[int],
+    has: tuple[bool, bool, bool],
+    activation: str,
+    keep: bool,
+) -> tuple[Plan, MatrixTile]:
+    n, inputs, outputs, *_ = numbers
+    tile, (has_bias, has_scale, has_addend) = choose_tile(n, outputs, dtype, multiplied), has
+    plan = Plan(
+        device, _masked_linear_fwd_kernel, tile.programs(n, outputs), numbers,
+        ACTIVATION=activation, HAS_BIAS=has_bias, HAS_SCALE=has_scale, HAS_ADDEND=has_addend, KEEP=keep,
+        PRECISION=multiplied, GROUP=GROUP, BLOCK_N=tile.rows, BLOCK_O=tile.columns, BLOCK_I=tile.inner,
+        **product_options(tile, dtype, (inputs, outputs), device, activation, has_addend),
+    )  # fmt: skip
+    return plan, tile
 
 
 def masked_linear_fwd(
@@ -149,7 +165,7 @@ def aot_cases() -> list[AotCase]:
         (torch.float16, 64, 512, "relu", False),
         (torch.float64, 64, 64, "softplus", False),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
+        n, name = 16384, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
         x, weight, vector = (meta(*shape, dtype=dtype) for shape in ((n, inputs), (outputs, inputs), (outputs,)))
         degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64))
         arguments = (x, weight, vector, vector if scaled else None, *degrees, activation, True)

@@ -5,25 +5,28 @@ Sums over rows are split among programs, whose parts are added up in a fixed ord
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._activations import through
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, launch, meta
 from ._matrix import (
     GROUP,
+    MatrixTile,
     choose_tile,
     group_blocks,
     in_tf32,
-    matrix_tile,
     precision,
     product_options,
     split_products,
     staircase_programs,
 )
 from ._tiles import ceil_div, next_power_of_2, row_tile, split_sum, vector_width
+from .masked_norm import scale_weight
 from .tile_lists import row_of, tile_lists
 
 
@@ -55,26 +58,6 @@ def _masked_linear_bwd_pre_kernel(
         total += tl.where(mask, d_pre, 0.0)
     if HAS_BIAS:
         tl.store(d_bias_ptr + split * n_out + o, tl.sum(total, 0)[None, :], o < n_out)
-
-
-@triton.jit
-def _masked_linear_scale_kernel(
-    scaled_ptr, weight_ptr, scale_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
-    """One program owns BLOCK_O rows, BLOCK_I columns.
-
-    scaled = scale (W o M), so that no product over it scales or masks.
-    """
-    dtype: tl.constexpr = tl.float64 if scaled_ptr.dtype.element_ty == tl.float64 else tl.float32
-    in_blocks = tl.cdiv(n_in, BLOCK_I)
-    o = (tl.program_id(0) // in_blocks).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)[:, None]
-    i = (tl.program_id(0) % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
-    mask = (o < n_out) & (i < n_in)
-    w = tl.load(weight_ptr + o * stride_weight + i, mask, 0.0).to(dtype)
-    w *= tl.load(scale_ptr + o, o < n_out, 0.0).to(dtype)
-    counts = tl.load(in_degrees_ptr + i, i < n_in, 0) <= tl.load(out_degrees_ptr + o, o < n_out, 0)
-    tl.store(scaled_ptr + o * n_in + i, tl.where(counts, w, 0.0).to(scaled_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -223,19 +206,6 @@ def _masked_linear_bwd_sum_kernel(
             tl.store(d_scale_ptr + out, tl.sum(total, 1).to(d_scale_ptr.dtype.element_ty), exists)
 
 
-def _scale(weight: Tensor, weight_scale: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    """scale (W o M), (O, I)."""
-    n_out, n_in = weight.shape
-    scaled = weight.new_empty((n_out, n_in))
-    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
-    launch(
-        _masked_linear_scale_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
-        scaled, weight, weight_scale, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
-        BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
-    return scaled
-
-
 def masked_layer_bwd_x(
     d_pre: Tensor,
     weight: Tensor,
@@ -252,19 +222,33 @@ def masked_layer_bwd_x(
     """
     n, (outputs, inputs) = d_pre.shape[0], weight.shape
     d_x = d_pre.new_empty((n, inputs))
-    multiplied = precision(d_pre.dtype)
-    tile = choose_tile(n, inputs, d_pre.dtype, multiplied)
+    masked = scale_weight(weight, weight_scale, in_degrees, out_degrees) if weight_scale is not None else weight
+    dtype, numbers = d_pre.dtype, (n, inputs, outputs, d_pre.stride(0), masked.stride(0))
+    has = addend is not None, weight_scale is None, None if kept is None else kept.dtype
+    plan, tile = _plan_bwd_x(d_pre.get_device(), dtype, precision(dtype), numbers, has, activation)
     lists = tile_lists(out_degrees, in_degrees, -1, tile.inner, tile.columns)
-    masked = _scale(weight, weight_scale, in_degrees, out_degrees) if weight_scale is not None else weight
-    launch(
-        _masked_linear_bwd_x_kernel, tile.programs(n, inputs),
-        d_x, d_pre, masked, kept, addend, lists, in_degrees, out_degrees,
-        n, inputs, outputs, d_pre.stride(0), masked.stride(0),
-        ACTIVATION=activation, HAS_ADDEND=addend is not None, MASKED=weight_scale is None,
-        PRECISION=multiplied, GROUP=GROUP, BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
-        **product_options(tile, d_pre.dtype, (inputs, outputs), activation, addend is not None),
-    )  # fmt: skip
+    plan.launch(d_x, d_pre, masked, kept, addend, lists, in_degrees, out_degrees)
     return d_x
+
+
+@by_shape
+def _plan_bwd_x(
+    device: int,
+    dtype: torch.dtype,
+    multiplied: str,
+    numbers: Sequence[int],
+    has: tuple[bool, bool, torch.dtype | None],
+    activation: str,
+) -> tuple[Plan, MatrixTile]:
+    n, inputs, outputs, *_ = numbers
+    tile, (has_addend, masked, _) = choose_tile(n, inputs, dtype, multiplied), has
+    plan = Plan(
+        device, _masked_linear_bwd_x_kernel, tile.programs(n, inputs), numbers,
+        ACTIVATION=activation, HAS_ADDEND=has_addend, MASKED=masked,
+        PRECISION=multiplied, GROUP=GROUP, BLOCK_N=tile.rows, BLOCK_I=tile.columns, BLOCK_O=tile.inner,
+        **product_options(tile, dtype, (inputs, outputs), device, activation, has_addend),
+    )  # fmt: skip
+    return plan, tile
 
 
 def add_parts(
@@ -281,15 +265,49 @@ def add_parts(
     """Adds up what the splits of the rows wrote: `weight_parts` (splits, O, I) and `bias_parts` (splits, O), or one."""
     outputs, inputs = weight.shape
     of_weight, of_bias = (0 if parts is None else parts.shape[0] for parts in (weight_parts, bias_parts))
-    # Few outputs for each program, so that there are many programs: each walks all inputs.
-    block = min(next_power_of_2(inputs), 512)
-    launch(
-        _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2),
+    numbers = of_weight, of_bias, inputs, outputs, weight.stride(0)
+    has = weight_parts is not None, bias_parts is not None, weight_scale is not None, d_bias is not None
+    _plan_sum(weight.get_device(), weight.dtype, numbers, has).launch(
         d_weight, d_bias, d_scale, weight_parts, weight_parts if bias_parts is None else bias_parts,
-        weight, weight_scale, in_degrees, out_degrees, of_weight, of_bias, inputs, outputs, weight.stride(0),
-        HAS_WEIGHT=weight_parts is not None, HAS_BIAS=bias_parts is not None, HAS_SCALE=weight_scale is not None,
-        BLOCK_O=2, BLOCK_I=block, num_warps=4,
+        weight, weight_scale, in_degrees, out_degrees,
     )  # fmt: skip
+
+
+@by_shape
+def _plan_sum(device: int, dtype: torch.dtype, numbers: Sequence[int], has: tuple[bool, bool, bool, bool]) -> Plan:
+    _, _, inputs, outputs, _ = numbers
+    has_weight, has_bias, has_scale, _ = has
+    # Few outputs for each program, so that there are many programs: each walks all inputs.
+    return Plan(
+        device, _masked_linear_bwd_sum_kernel, ceil_div(outputs, 2), numbers,
+        HAS_WEIGHT=has_weight, HAS_BIAS=has_bias, HAS_SCALE=has_scale,
+        BLOCK_O=2, BLOCK_I=min(next_power_of_2(inputs), 512), num_warps=4,
+    )  # fmt: skip
+
+
+@by_shape
+def _plan_bwd_weight(
+    device: int,
+    dtype: torch.dtype,
+    multiplied: str,
+    n: int,
+    inputs: int,
+    outputs: int,
+    strides: tuple[int, int],
+    has_scale: bool,
+) -> tuple[Plan, MatrixTile, int]:
+    """The last is how many splits the rows have; with one split and no scale the kernel writes the gradient itself."""
+    # Splits of the rows also multiply the programs.
+    tile = choose_tile(outputs * max(n // 512, 1), inputs, dtype, multiplied)
+    programs = staircase_programs(ceil_div(outputs, tile.rows), ceil_div(inputs, tile.columns))
+    splits, rows_per_split = split_products(n, programs, 4 * tile.inner)
+    plan = Plan(
+        device, _masked_linear_bwd_weight_kernel, splits * tile.programs(outputs, inputs),
+        (n, rows_per_split, splits, inputs, outputs, *strides),
+        PRECISION=multiplied, BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner,
+        **product_options(tile, dtype, (inputs, outputs), device),
+    )  # fmt: skip
+    return plan, tile, splits
 
 
 def masked_linear_bwd(
@@ -327,22 +345,14 @@ def masked_linear_bwd(
     d_x = masked_layer_bwd_x(d_pre, weight, weight_scale, in_degrees, out_degrees, None, None, "identity")
 
     d_weight = weight.new_empty((outputs, inputs))
-    # Splits of the rows also multiply the programs.
-    tile = matrix_tile(outputs * max(n // 512, 1), inputs, x.dtype)
+    strides = d_pre.stride(0), x.stride(0)
+    plan, tile, splits = _plan_bwd_weight(
+        x.get_device(), x.dtype, precision(x.dtype), n, inputs, outputs, strides, has_scale
+    )
     lists = tile_lists(in_degrees, out_degrees, 1, tile.columns, tile.rows)
-    blocks = tile.programs(outputs, inputs)
-    programs = staircase_programs(ceil_div(outputs, tile.rows), ceil_div(inputs, tile.columns))
-    splits, rows_per_split = split_products(n, programs, 4 * tile.inner)
     parted = has_scale or splits > 1
     weight_parts = x.new_empty((splits, outputs, inputs), dtype=dtype) if parted else d_weight
-    launch(
-        _masked_linear_bwd_weight_kernel, splits * blocks,
-        weight_parts, d_pre, x, lists, in_degrees, out_degrees,
-        n, rows_per_split, splits, inputs, outputs, d_pre.stride(0), x.stride(0),
-        PRECISION=precision(x.dtype),
-        BLOCK_O=tile.rows, BLOCK_I=tile.columns, BLOCK_N=tile.inner,
-        **product_options(tile, x.dtype, (inputs, outputs)),
-    )  # fmt: skip
+    plan.launch(weight_parts, d_pre, x, lists, in_degrees, out_degrees)
     if parted or has_bias:
         parts = weight_parts if parted else None, bias_parts if has_bias else None
         add_parts(d_weight, d_bias, d_scale, *parts, weight, weight_scale, in_degrees, out_degrees)
@@ -358,7 +368,7 @@ def aot_cases() -> list[AotCase]:
         (torch.bfloat16, 512, 512, "gelu", True),
         (torch.float64, 64, 64, "softplus", False),
     ):
-        n, name = 4096, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
+        n, name = 16384, f"{str(dtype)[6:]}, {inputs} -> {outputs}, {activation}"
         x, weight, scale = (meta(*shape, dtype=dtype) for shape in ((n, inputs), (outputs, inputs), (outputs,)))
         degrees = (meta(inputs, dtype=torch.int64), meta(outputs, dtype=torch.int64))
         d_y = meta(n, outputs, dtype=dtype)

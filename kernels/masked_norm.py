@@ -1,4 +1,4 @@
-"""Norms of the rows of a masked weight, for weight normalisation, and their gradient."""
+"""Norms of the rows of a masked weight, for weight normalisation, and their gradient; rows times their factors."""
 
 from __future__ import annotations
 
@@ -72,6 +72,26 @@ def _masked_norm_bwd_kernel(
     tl.store(d_weight_ptr + o * n_in + i, tl.where(counts, factor * w, 0.0).to(d_weight_ptr.dtype.element_ty), mask)
 
 
+@triton.jit
+def _masked_linear_scale_kernel(
+    scaled_ptr, weight_ptr, scale_ptr, in_degrees_ptr, out_degrees_ptr, n_out, n_in, stride_weight,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program owns BLOCK_O rows, BLOCK_I columns.
+
+    scaled = scale (W o M), so that no product over it scales or masks.
+    """
+    dtype: tl.constexpr = tl.float64 if scaled_ptr.dtype.element_ty == tl.float64 else tl.float32
+    in_blocks = tl.cdiv(n_in, BLOCK_I)
+    o = (tl.program_id(0) // in_blocks).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)[:, None]
+    i = (tl.program_id(0) % in_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
+    mask = (o < n_out) & (i < n_in)
+    w = tl.load(weight_ptr + o * stride_weight + i, mask, 0.0).to(dtype)
+    w *= tl.load(scale_ptr + o, o < n_out, 0.0).to(dtype)
+    counts = tl.load(in_degrees_ptr + i, i < n_in, 0) <= tl.load(out_degrees_ptr + o, o < n_out, 0)
+    tl.store(scaled_ptr + o * n_in + i, tl.where(counts, w, 0.0).to(scaled_ptr.dtype.element_ty), mask)
+
+
 def _dtype(weight: Tensor) -> tl.dtype:
     return tl.float64 if compute_dtype(weight.dtype) == torch.float64 else tl.float32
 
@@ -103,6 +123,19 @@ def masked_norm_bwd(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Te
     return d_weight
 
 
+def scale_weight(weight: Tensor, weight_scale: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """scale (W o M), (O, I)."""
+    n_out, n_in = weight.shape
+    scaled = weight.new_empty((n_out, n_in))
+    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
+    launch(
+        _masked_linear_scale_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
+        scaled, weight, weight_scale, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
+        BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return scaled
+
+
 def aot_cases() -> list[AotCase]:
     cases = []
     for dtype, n_in in ((torch.float32, 512), (torch.bfloat16, 63)):
@@ -112,5 +145,6 @@ def aot_cases() -> list[AotCase]:
         cases += [
             AotCase(name, masked_norm_fwd, (weight, *degrees)),
             AotCase(name, masked_norm_bwd, (norm, norm, weight, *degrees)),
+            AotCase(name, scale_weight, (weight, norm, *degrees)),
         ]
     return cases

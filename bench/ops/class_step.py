@@ -1,7 +1,6 @@
 """A training step of the model M2 on images without labels, beside the ways in which its users write it.
 
-The usual way gives the networks each image ten times, with each class. All have the same weights at first, ten classes
-and hidden layers of 500 and 500 units.
+All have the same weights at first, ten classes, and hidden layers of 500 and 500 units.
 """
 
 from __future__ import annotations
@@ -14,17 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import jobs
-from ..task import Case, Function, Inputs, Peer, Shape, Task, Work
-
-PIXELS, CLASSES = 784, 10
-# Images, and dimensions of z.
-SHAPES = (Shape(100, 50),)
-
-
-def _images(case: Case, generator: torch.Generator) -> Inputs:
-    uniform = torch.rand((case.shape.rows, PIXELS), device=case.device, generator=generator)
-    return ((uniform < 0.13).to(case.torch_dtype),)
+from ..class_steps import CLASSES, PIXELS, Built, make_task, take_step
+from ..task import Case, Peer
 
 
 def _model(case: Case, impl: Any) -> Any:
@@ -34,7 +24,7 @@ def _model(case: Case, impl: Any) -> Any:
     return M2(M2Config(latent_features=case.shape.columns, impl=impl)).to(case.device, case.torch_dtype)
 
 
-def _fastvae(case: Case, impl: str) -> tuple[nn.Module, jobs.Loss]:
+def _fastvae(case: Case, impl: str) -> Built:
     model = _model(case, impl)
     return model, lambda x: -model.unlabelled_bound(x).mean()
 
@@ -66,7 +56,7 @@ def _join(first: Any) -> nn.Linear:
     return layer
 
 
-def _repeated(case: Case) -> tuple[nn.Module, jobs.Loss]:
+def _repeated(case: Case) -> Built:
     model = Plain(_model(case, "reference"))
     classes = torch.eye(CLASSES, device=case.device, dtype=case.torch_dtype)
 
@@ -83,7 +73,7 @@ def _repeated(case: Case) -> tuple[nn.Module, jobs.Loss]:
     return model, loss
 
 
-def _pyro(case: Case) -> tuple[nn.Module, jobs.Loss]:
+def _pyro(case: Case) -> Built:
     pyro, infer = importlib.import_module("pyro"), importlib.import_module("pyro.infer")
     distributions = importlib.import_module("pyro.distributions")
     network = Plain(_model(case, "reference"))
@@ -109,41 +99,14 @@ def _pyro(case: Case) -> tuple[nn.Module, jobs.Loss]:
     return network, lambda x: bound.differentiable_loss(model, guide, x) / len(x)
 
 
-def _step(build: Any, *, compiled: bool = False) -> Function:
-    model, loss = jobs.build_with_seed(build)
-    return jobs.make_step(model, loss, compiled=compiled)
-
-
-def _compiled(case: Case, impl: str) -> Function:
-    """With ``"reference"`` the usual way."""
-    return _step(partial(_repeated, case) if impl == "reference" else partial(_fastvae, case, impl), compiled=True)
-
-
-def _work(case: Case) -> Work:
-    model, loss = jobs.build_with_seed(partial(_fastvae, case, "reference"))
-    return jobs.count_step(case, model, loss, _images(case, torch.Generator(case.device).manual_seed(0))[0])
-
-
-def _check(case: Case, inputs: Inputs, outputs: Any) -> str | None:
-    return jobs.check_first_loss(case, inputs, outputs, low=400.0, high=700.0)
-
-
 TASKS = (
-    Task(
-        op="class_step",
-        entry="step",
-        variant="m2",
-        modes=("step",),
-        inputs=_images,
-        fastvae=lambda case, impl: _step(partial(_fastvae, case, impl)),
-        reference=lambda case: _step(partial(_repeated, case)),
-        compiled=_compiled,
-        whole=True,
-        peers={"pyro": Peer(lambda case: _step(partial(_pyro, case)))},
-        work=_work,
-        check=_check,
-        shapes={"cpu": SHAPES, "cuda": (*SHAPES, Shape(500, 50))},
-        dtypes={"cpu": ("float32",), "cuda": ("float32",)},
-        sampled=False,
+    make_task(
+        "class_step",
+        "m2",
+        50,
+        fastvae=_fastvae,
+        repeated=_repeated,
+        most=700.0,
+        peers={"pyro": Peer(lambda case: take_step(partial(_pyro, case)))},
     ),
 )

@@ -65,6 +65,7 @@ void bind_gaussian_merge(nanobind::module_& m);
 void bind_gaussians(nanobind::module_& m);
 void bind_images(nanobind::module_& m);
 void bind_layers(nanobind::module_& m);
+void bind_linear_tril_gaussian(nanobind::module_& m);
 void bind_looks(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 

@@ -29,5 +29,13 @@ Matrix<T> rows_of(const TensorView& t) {
   return {t.as<const T>(), t.stride[0]};
 }
 
+// A layer that is not masked: the kernels need no degrees.
+inline LayerViews dense_views(nanobind::handle weight, nanobind::handle bias) {
+  LayerViews layer{view(weight), view(bias), {}, {}, {}, {}};
+  layer.in_degrees.shape[0] = layer.weight.shape[1];
+  layer.out_degrees.shape[0] = layer.weight.shape[0];
+  return layer;
+}
+
 }  // namespace
 }  // namespace fastvae

@@ -65,14 +65,6 @@ nb::object masked_norm_bwd(nb::handle d_norm, nb::handle norm, nb::handle weight
   return d_weight.tensor;
 }
 
-// A layer that is not masked: the kernels need no degrees.
-LayerViews dense_views(nb::handle weight, nb::handle bias) {
-  LayerViews layer{view(weight), view(bias), {}, {}, {}, {}};
-  layer.in_degrees.shape[0] = layer.weight.shape[1];
-  layer.out_degrees.shape[0] = layer.weight.shape[0];
-  return layer;
-}
-
 // Rows of h are samples, data points, and `inner` classes of each.
 BernoulliSizes bernoulli_sizes(const TensorView& h, const TensorView& x, int64_t inner) {
   const int64_t points = x.shape[0], rows = points * inner;

@@ -46,6 +46,7 @@ NB_MODULE(_C, m) {
   bind_flows(m);
   bind_images(m);
   bind_layers(m);
+  bind_linear_tril_gaussian(m);
   bind_looks(m);
   bind_sampler(m);
   m.def("isa", [] { return std::string(current().isa); });

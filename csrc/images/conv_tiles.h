@@ -16,13 +16,7 @@ namespace fastvae {
 namespace {
 
 // The vectors of outputs, and the pixels, of a tile; the registers hold one tile.
-#if defined(__AVX512F__)
-constexpr int kTileVectors = 4;
-#elif defined(__AVX2__)
-constexpr int kTileVectors = 2;
-#else
-constexpr int kTileVectors = 1;
-#endif
+constexpr int kTileVectors = kRegisters / 8;
 constexpr int kTilePixels = 6;
 
 // One term: how far its number is from the pixel, and its weight's tap and channel.
@@ -136,6 +130,12 @@ FASTVAE_INLINE void multiply_pixels(const typename PackedProducts<T>::Block& blo
     x += kTilePixels * pixel_stride;
     out += kTilePixels * out_stride;
   }
+  if constexpr (!kManyTiles<T>) {
+    for (int64_t p = 0; p < pixels; ++p)
+      multiply_tile<T, vectors, 1>(block, offsets, x + p * pixel_stride, pixel_stride, out + p * out_stride,
+                                   out_stride);
+    return;
+  }
   switch (pixels) {
     case 5:
       return multiply_tile<T, vectors, 5>(block, offsets, x, pixel_stride, out, out_stride);
@@ -158,16 +158,12 @@ void multiply_block(const typename PackedProducts<T>::Block& block, const int64_
   switch (block.vectors) {
     case 1:
       return multiply_pixels<T, 1>(block, offsets, x, pixel_stride, pixels, out, out_stride);
-#if defined(__AVX2__)
     case 2:
       return multiply_pixels<T, 2>(block, offsets, x, pixel_stride, pixels, out, out_stride);
-#endif
-#if defined(__AVX512F__)
-    case 3:
-      return multiply_pixels<T, 3>(block, offsets, x, pixel_stride, pixels, out, out_stride);
-    case 4:
-      return multiply_pixels<T, 4>(block, offsets, x, pixel_stride, pixels, out, out_stride);
-#endif
+  }
+  if constexpr (kTileVectors > 2) {
+    if (block.vectors == 3) return multiply_pixels<T, 3>(block, offsets, x, pixel_stride, pixels, out, out_stride);
+    multiply_pixels<T, 4>(block, offsets, x, pixel_stride, pixels, out, out_stride);
   }
 }
 
@@ -182,7 +178,8 @@ void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_
                      int64_t d_row, PixelRows extent, T* sums, int64_t sums_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
-  Vector totals[terms][vectors] = {};
+  Vector totals[terms][vectors];
+  clear(totals);
   for (int64_t r = 0; r < extent.rows; ++r) {
     const T* at[terms];
 #pragma GCC unroll 8
@@ -212,6 +209,11 @@ FASTVAE_INLINE void accumulate_terms(const int64_t* offsets, int64_t terms, cons
                                      int64_t sums_stride) {
   for (; terms >= kTilePixels; terms -= kTilePixels, offsets += kTilePixels, sums += kTilePixels * sums_stride)
     accumulate_tile<T, vectors, kTilePixels>(offsets, x, x_pixel, x_row, d, d_pixel, d_row, extent, sums, sums_stride);
+  if constexpr (!kManyTiles<T>) {
+    for (; terms > 0; --terms, ++offsets, sums += sums_stride)
+      accumulate_tile<T, vectors, 1>(offsets, x, x_pixel, x_row, d, d_pixel, d_row, extent, sums, sums_stride);
+    return;
+  }
   switch (terms) {
     case 5:
       return accumulate_tile<T, vectors, 5>(offsets, x, x_pixel, x_row, d, d_pixel, d_row, extent, sums, sums_stride);
@@ -241,13 +243,11 @@ void accumulate_products(const std::vector<int64_t>& offsets, int64_t columns, c
                                                    extent, sums + c, sums_stride);
     };
     if (vectors == 1) with(std::integral_constant<int, 1>{});
-#if defined(__AVX2__)
     if (vectors == 2) with(std::integral_constant<int, 2>{});
-#endif
-#if defined(__AVX512F__)
-    if (vectors == 3) with(std::integral_constant<int, 3>{});
-    if (vectors == 4) with(std::integral_constant<int, 4>{});
-#endif
+    if constexpr (kTileVectors > 2) {
+      if (vectors == 3) with(std::integral_constant<int, 3>{});
+      if (vectors == 4) with(std::integral_constant<int, 4>{});
+    }
   }
 }
 

@@ -19,11 +19,7 @@ constexpr int64_t kMostRows = 64;
 constexpr int64_t kGroup = 16;
 constexpr int64_t kMostParts = 8;
 
-#ifdef __AVX512F__
-constexpr int kRowsAtOnce = 4;  // by 4 outputs: 16 accumulators of 32 registers
-#else
-constexpr int kRowsAtOnce = 2;  // 8 of 16
-#endif
+constexpr int kRowsAtOnce = kRegisters / 8;  // by 4 outputs: accumulators in half of the registers
 
 // Rows of whole vectors: what is beyond a row's numbers may be read and written.
 template <class T>
@@ -64,7 +60,8 @@ FASTVAE_INLINE void dot_tile(const MaskedLayer<T>& layer, PaddedRows<T> in, int6
   typename Simd<T>::Four totals[rows] = {};
   int64_t k = 0;
   do {
-    Vector acc[rows][4] = {};
+    Vector acc[rows][4];
+    clear(acc);
     const auto add = [&](const Vector(&w)[4]) FASTVAE_INLINE_LAMBDA {
 #pragma GCC unroll 4
       for (int i = 0; i < rows; ++i) {

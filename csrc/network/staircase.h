@@ -17,12 +17,8 @@
 namespace fastvae {
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kTileVectors = 4;  // with 6 rows 24 accumulators of 32 registers
-#else
-constexpr int kTileVectors = 2;  // 12 of 16
-#endif
-constexpr int kTileRows = 6;
+constexpr int kTileVectors = kRegisters / 8;
+constexpr int kTileRows = 6;  // 24 accumulators of 32 registers, or 12 of 16
 // How many rows ahead the backward product fetches: its weights are a row's stride apart.
 constexpr int64_t kAhead = 8;
 
@@ -114,7 +110,8 @@ enum class Inputs { kDense, kSorted, kUnsorted };
 // Sums over the inputs, for `count` outputs from r on; finish(row, offset of lanes, sum) takes each vector.
 template <int count, int vectors, Inputs inputs, class T, class Finish>
 FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, const Finish& finish) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   const T* w[count];
   for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
   const int32_t* order = s.inputs.order.data();
@@ -140,7 +137,8 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
 // Sums over the outputs, for `count` inputs from k on.
 template <int count, int vectors, Inputs inputs, class T, class Finish>
 FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t k, const Finish& finish) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   int64_t column[count];
   for (int h = 0; h < count; ++h) column[h] = s.inputs.at(k + h);
   int64_t r = s.first_output[k];
@@ -178,7 +176,7 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
   int64_t lane = lanes.begin;
   for (; lane + kTileVectors * width <= lanes.end; lane += kTileVectors * width)
     tile.template operator()<count, kTileVectors>(row, lane);
-  if constexpr (kTileVectors > 2)
+  if constexpr (kTileVectors > 2 && kManyTiles<T>)
     for (; lane + 2 * width <= lanes.end; lane += 2 * width) tile.template operator()<count, 2>(row, lane);
   for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
 }
@@ -191,13 +189,14 @@ FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const
     tile_lanes<kTileRows, T>(row, lanes, tile);
     done(row, row + kTileRows);
   }
-  for (; row + 2 <= end; row += 2) {
-    tile_lanes<2, T>(row, lanes, tile);
-    done(row, row + 2);
-  }
-  if (row < end) {
+  if constexpr (kManyTiles<T>)
+    for (; row + 2 <= end; row += 2) {
+      tile_lanes<2, T>(row, lanes, tile);
+      done(row, row + 2);
+    }
+  for (; row < end; ++row) {
     tile_lanes<1, T>(row, lanes, tile);
-    done(row, end);
+    done(row, row + 1);
   }
 }
 

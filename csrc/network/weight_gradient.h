@@ -58,6 +58,20 @@ class PackedInputs {
     }
   }
 
+  // Packs all samples of a matrix with a column for each input.
+  void pack(Matrix<T> samples) const {
+    constexpr int64_t width = Simd<T>::kWidth;
+    const int64_t panels = (inputs_ + kPanel<T> - 1) / kPanel<T>;
+    parallel_ranges(panels * samples_, kPanel<T> / 4, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t first = at / samples_ * kPanel<T>;
+        for (int64_t c = 0; c < kPanel<T>; c += width)
+          store(data_.get() + at * kPanel<T> + c,
+                load_up_to(samples.row(at % samples_) + first + c, inputs_ - first - c));
+      }
+    });
+  }
+
  private:
   int64_t inputs_, samples_;
   Scratch<T> data_;
@@ -105,7 +119,8 @@ FASTVAE_INLINE void store_gradient(const Staircase<T>& s, int64_t r, int64_t fir
 template <int count, int vectors, class T>
 FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, const T* panel, int64_t r, int64_t first,
                                      PairwiseSums<T>& pairs, const GradientRows<T>& to) {
-  typename Simd<T>::Vector acc[count][vectors] = {};
+  typename Simd<T>::Vector acc[count][vectors];
+  clear(acc);
   for (int64_t block = 0; block < d_out.count();) {
     for (const int64_t end = std::min(block + kSumBlocks, d_out.count()); block < end; ++block) {
       const T* g = d_out.data + block * d_out.stride + r * kLanes;
@@ -129,6 +144,7 @@ FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const 
                                   PairwiseSums<T>& pairs, const GradientRows<T>& to) {
   const int64_t kept = s.prefix[r + count - 1] - first;
   if (kept <= 0) return store_gradient<count, 0, T>(s, r, first, nullptr, to);
+  if constexpr (!kManyTiles<T>) return gradient_vectors<count, kTileVectors>(s, d_out, panel, r, first, pairs, to);
   if constexpr (kTileVectors > 2) {
     if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, pairs, to);
     if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, pairs, to);
@@ -158,7 +174,8 @@ void sum_samples(const Staircase<T>& s, Blocks<T> blocks, int64_t begin, int64_t
   PairwiseSums<T> pairs(count_blocks(blocks.count(), kSumBlocks), width * width);
   for (int64_t r = begin; r < end; r += width) {
     const int64_t rows = std::min(width, end - r);
-    typename Simd<T>::Vector totals[1][width] = {};
+    typename Simd<T>::Vector totals[1][width];
+    clear(totals);
     for (int64_t block = 0; block < blocks.count(); ++block) {
       if (block > 0 && block % kSumBlocks == 0) pairs.push(totals);
       const T* first = blocks.data + block * blocks.stride + r * kLanes;
@@ -228,6 +245,13 @@ struct GradientOfLayer {
   bool buffered() const { return s.layer.scale || !s.inputs.sorted(); }
 
   void run(int64_t begin, int64_t end) const {
+    if (to.d_weight) write_weight(begin, end);
+    if (to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
+    fence_streams();
+  }
+
+ private:
+  void write_weight(int64_t begin, int64_t end) const {
     if (buffered()) {
       const int64_t stride = (s.layer.in + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
       const Scratch<T> buffer((end - begin) * stride);
@@ -237,8 +261,6 @@ struct GradientOfLayer {
       const bool streaming = streams(to.d_weight, s.layer.out, s.layer.in);
       weight_gradient<T>(s, d_out, in, begin, end, {to.d_weight, s.layer.in, begin, &s.outputs, true, streaming});
     }
-    if (to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
-    fence_streams();
   }
 };
 

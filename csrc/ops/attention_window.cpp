@@ -54,9 +54,10 @@ struct Grid {
   FASTVAE_INLINE Grid(const T* window, WindowExtent e) {
     const double log_variance = window[kLogVariance];
     has_variance = !(log_variance < kLeastLogVariance);
-    const DoubleVector exponents{has_variance ? -log_variance : -kLeastLogVariance, window[kLogStride],
-                                 window[kLogGain]};
-    const DoubleVector powers = exp(exponents);
+    constexpr int64_t width = Simd<double>::kWidth, numbers = std::max<int64_t>(width, 4);
+    alignas(kVectorBytes) double powers[numbers] = {has_variance ? -log_variance : -kLeastLogVariance,
+                                                    window[kLogStride], window[kLogGain]};
+    for (int64_t i = 0; i < numbers; i += width) store(powers + i, exp(load(powers + i)));
     precision = powers[0];
     stride = powers[1] * stride_unit(e);
     gain = powers[2];

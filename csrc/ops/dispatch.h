@@ -12,6 +12,7 @@
 #include "ops/gaussian_merge.h"
 #include "ops/latent_gradient.h"
 #include "ops/linear_bernoulli.h"
+#include "ops/linear_tril_gaussian.h"
 #include "ops/logistic_mixture.h"
 #include "ops/masked_conv2d.h"
 #include "ops/masked_linear.h"
@@ -21,22 +22,23 @@
 namespace fastvae {
 
 // Every op that has kernels: the structure of its functions, and its stem.
-#define FASTVAE_OPS(OP)                       \
-  OP(AffineFlow, affine_flow)                 \
-  OP(AttentionWindow, attention_window)       \
-  OP(AutoregressiveFlow, autoregressive_flow) \
-  OP(Bernoulli, bernoulli)                    \
-  OP(CausalSampler, causal_sampler)           \
-  OP(ClassLinear, class_linear)               \
-  OP(DiagGaussian, diag_gaussian)             \
-  OP(GatedActivation, gated_activation)       \
-  OP(GaussianMerge, gaussian_merge)           \
-  OP(LatentGradient, latent_gradient)         \
-  OP(LinearBernoulli, linear_bernoulli)       \
-  OP(LogisticMixture, logistic_mixture)       \
-  OP(MaskedConv2d, masked_conv2d)             \
-  OP(MaskedLinear, masked_linear)             \
-  OP(MlpBernoulli, mlp_bernoulli)             \
+#define FASTVAE_OPS(OP)                        \
+  OP(AffineFlow, affine_flow)                  \
+  OP(AttentionWindow, attention_window)        \
+  OP(AutoregressiveFlow, autoregressive_flow)  \
+  OP(Bernoulli, bernoulli)                     \
+  OP(CausalSampler, causal_sampler)            \
+  OP(ClassLinear, class_linear)                \
+  OP(DiagGaussian, diag_gaussian)              \
+  OP(GatedActivation, gated_activation)        \
+  OP(GaussianMerge, gaussian_merge)            \
+  OP(LatentGradient, latent_gradient)          \
+  OP(LinearBernoulli, linear_bernoulli)        \
+  OP(LinearTrilGaussian, linear_tril_gaussian) \
+  OP(LogisticMixture, logistic_mixture)        \
+  OP(MaskedConv2d, masked_conv2d)              \
+  OP(MaskedLinear, masked_linear)              \
+  OP(MlpBernoulli, mlp_bernoulli)              \
   OP(TrilGaussian, tril_gaussian)
 
 template <class T>

@@ -30,13 +30,20 @@ FASTVAE_INLINE typename Simd<T>::Four dot_four_rows(const T* const* rows, const 
     s2 += load(rows[2] + j) * v;
     s3 += load(rows[3] + j) * v;
   }
-  // i and the width are multiples of four, hence at most width - 1 numbers are left even of the longest row.
-  const int64_t rest = i - j;
-  // What a row does not see is not loaded for it: its product with 0 may be one of infinity.
-  s0 += load_first(rows[0] + j, rest) * load_first(x + j, rest);
-  s1 += load_first(rows[1] + j, rest + (ragged ? 1 : 0)) * load_first(x + j, rest + (ragged ? 1 : 0));
-  s2 += load_first(rows[2] + j, rest + (ragged ? 2 : 0)) * load_first(x + j, rest + (ragged ? 2 : 0));
-  s3 += load_first(rows[3] + j, rest + (ragged ? 3 : 0)) * load_first(x + j, rest + (ragged ? 3 : 0));
+  // What a row does not see is not loaded for it: its product with 0 may be one of infinity. i is a multiple of four,
+  // and a vector of two numbers may be left.
+  const auto add_rest = [&](typename Simd<T>::Vector& sum, const T* row, int64_t end) FASTVAE_INLINE_LAMBDA {
+    int64_t k = j;
+    if (width < 4 && k + width <= end) {
+      sum += load(row + k) * load(x + k);
+      k += width;
+    }
+    sum += load_first(row + k, end - k) * load_first(x + k, end - k);
+  };
+  add_rest(s0, rows[0], i);
+  add_rest(s1, rows[1], i + (ragged ? 1 : 0));
+  add_rest(s2, rows[2], i + (ragged ? 2 : 0));
+  add_rest(s3, rows[3], i + (ragged ? 3 : 0));
   return sum_each<T>(s0, s1, s2, s3);
 }
 

@@ -16,11 +16,7 @@ namespace {
 constexpr int kFactorRows = 8;
 // The tile of a gradient that registers hold.
 constexpr int kGradientRows = 6;
-#ifdef __AVX512F__
-constexpr int kGradientVectors = 4;
-#else
-constexpr int kGradientVectors = 2;
-#endif
+constexpr int kGradientVectors = kRegisters / 8;
 
 // Whether a Gaussian has samples enough to fill vectors. It depends on the shape alone: so do all bits.
 template <class T>
@@ -50,7 +46,8 @@ void multiply_samples(Tril<const T> tril, int64_t n, const T* mu, const T* sigma
   for (; i + kFactorRows <= d; i += kFactorRows) {
     const T* rows[kFactorRows];
     for (int h = 0; h < kFactorRows; ++h) rows[h] = tril.row(n, i + h);
-    Vector sums[kFactorRows][1] = {};
+    Vector sums[kFactorRows][1];
+    clear(sums);
     TileBlocks<T, kFactorRows, 1> blocks;
     for (int64_t j = 0; j < i;) {
       for (const int64_t stop = std::min(i, blocks.end()); j < stop; ++j) {
@@ -71,7 +68,8 @@ void multiply_samples(Tril<const T> tril, int64_t n, const T* mu, const T* sigma
   }
   for (; i < d; ++i) {
     const T* row = tril.row(n, i);
-    Vector sums[1][1] = {};
+    Vector sums[1][1];
+    clear(sums);
     TileBlocks<T, 1, 1> blocks;
     for (int64_t j = 0; j < i;) {
       for (const int64_t stop = std::min(i, blocks.end()); j < stop; ++j) sums[0][0] += row[j] * load(in + j * width);
@@ -143,7 +141,8 @@ template <int vectors, bool shrinks, class T>
 void write_gradient_tile(const PackedSamples<T>& samples, Tril<T> d_tril, int64_t n, int64_t i, int64_t j, int64_t d,
                          T sign, Shrinkage<T> shrinkage, PairwiseSums<T>& pairs) {
   constexpr int64_t width = Simd<T>::kWidth;
-  typename Simd<T>::Vector sums[kGradientRows][vectors] = {};
+  typename Simd<T>::Vector sums[kGradientRows][vectors];
+  clear(sums);
   samples.sum_tile(i, j, pairs, sums);
   for (int64_t h = 0; h < kGradientRows && i + h < d; ++h)
     for (int64_t c = 0; c < vectors; ++c) {

@@ -14,15 +14,25 @@
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace fastvae {
 namespace {
 
-#ifdef __AVX512F__
+// The size of a vector register: compilers keep wider vectors in memory.
+#if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
 #else
-constexpr int kVectorBytes = 32;  // two registers without AVX
+constexpr int kVectorBytes = 16;
+#endif
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
 #endif
 
 using U64 = uint64_t __attribute__((vector_size(kVectorBytes)));
@@ -32,12 +42,21 @@ using I32 = int32_t __attribute__((vector_size(kVectorBytes)));
 using FloatVector = float __attribute__((vector_size(kVectorBytes)));
 using DoubleVector = double __attribute__((vector_size(kVectorBytes)));
 
+// Whether tiles of many sizes are compiled, for what whole tiles leave. In float64, which serves to check gradients,
+// the smallest ones do it: their code would be a tenth of a wheel.
+template <class T>
+constexpr bool kManyTiles = sizeof(T) == sizeof(float);
+
 // 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
 FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
 #if defined(__AVX512F__)
   return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
   return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (U64)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#elif defined(__ARM_NEON)
+  return (U64)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
 #else
   return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
 #endif
@@ -47,8 +66,10 @@ FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
 FASTVAE_INLINE U32 low_halves(U64 a, U64 b) {
 #ifdef __AVX512F__
   return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-#else
+#elif defined(__AVX2__)
   return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+  return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6);
 #endif
 }
 
@@ -60,6 +81,15 @@ struct Simd {
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
   typedef T Four __attribute__((vector_size(4 * sizeof(T))));
 };
+
+// Zeros in registers. Of an initialiser GCC makes a string instruction, whose start costs as much as many products.
+template <int rows, int vectors, class Vector>
+FASTVAE_INLINE void clear(Vector (&sums)[rows][vectors]) {
+#pragma GCC unroll 8
+  for (int h = 0; h < rows; ++h)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) sums[h][v] = Vector{};
+}
 
 template <class T>
 FASTVAE_INLINE typename Simd<T>::Vector load(const T* p) {
@@ -89,7 +119,8 @@ FASTVAE_INLINE void fence_streams() {
 #endif
 }
 
-// The first count numbers at p, then zeros. Nothing behind them is read: it may be NaN, or no memory at all.
+// The first count numbers at p, fewer than a vector has, then zeros. Nothing behind them is read: it may be NaN, or no
+// memory at all.
 FASTVAE_INLINE FloatVector load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)
   return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
@@ -97,9 +128,15 @@ FASTVAE_INLINE FloatVector load_first(const float* p, int64_t count) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return (FloatVector)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
 #else
-  FloatVector v{};
-  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
-  return v;
+  // A pair and a number: a loop over lanes would go through memory.
+  if (count & 2) {
+    typename Simd<double>::Vector pair{};
+    __builtin_memcpy(&pair, p, 2 * sizeof(float));
+    FloatVector v = (FloatVector)pair;
+    if (count & 1) v[2] = p[2];
+    return v;
+  }
+  return count & 1 ? FloatVector{p[0]} : FloatVector{};
 #endif
 }
 
@@ -110,9 +147,7 @@ FASTVAE_INLINE DoubleVector load_first(const double* p, int64_t count) {
   const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
   return (DoubleVector)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
 #else
-  DoubleVector v{};
-  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
-  return v;
+  return count & 1 ? DoubleVector{p[0]} : DoubleVector{};
 #endif
 }
 
@@ -124,7 +159,8 @@ FASTVAE_INLINE void store_first(float* p, FloatVector v, int64_t count) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes), (__m256)v);
 #else
-  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  if (count & 2) __builtin_memcpy(p, &v, 2 * sizeof(float));
+  if (count & 1) p[count & 2] = count & 2 ? v[2] : v[0];
 #endif
 }
 
@@ -135,7 +171,7 @@ FASTVAE_INLINE void store_first(double* p, DoubleVector v, int64_t count) {
   const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
   _mm256_maskstore_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes), (__m256d)v);
 #else
-  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  if (count & 1) p[0] = v[0];
 #endif
 }
 
@@ -190,6 +226,10 @@ FASTVAE_INLINE FloatVector square_root(FloatVector v) {
   return (FloatVector)_mm512_sqrt_ps((__m512)v);
 #elif defined(__AVX2__)
   return (FloatVector)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__)
+  return (FloatVector)_mm_sqrt_ps((__m128)v);
+#elif defined(__ARM_NEON)
+  return (FloatVector)vsqrtq_f32((float32x4_t)v);
 #else
   for (int i = 0; i < Simd<float>::kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
@@ -202,11 +242,14 @@ FASTVAE_INLINE Simd<float>::Four fold_to_four(FloatVector v) {
   const Eight half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
   return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-#else
+#elif defined(__AVX2__)
   return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  return v;
 #endif
 }
 
+#ifdef __AVX2__
 FASTVAE_INLINE Simd<double>::Four fold_to_four(DoubleVector v) {
 #ifdef __AVX512F__
   return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
@@ -214,21 +257,32 @@ FASTVAE_INLINE Simd<double>::Four fold_to_four(DoubleVector v) {
   return v;
 #endif
 }
+#endif
 
 // The sums of four vectors, each in its own lane.
 template <class T>
 FASTVAE_INLINE typename Simd<T>::Four sum_each(typename Simd<T>::Vector a, typename Simd<T>::Vector b,
                                                typename Simd<T>::Vector c, typename Simd<T>::Vector d) {
-  const auto fa = fold_to_four(a), fb = fold_to_four(b), fc = fold_to_four(c), fd = fold_to_four(d);
-  const auto ab = __builtin_shufflevector(fa, fb, 0, 4, 2, 6) + __builtin_shufflevector(fa, fb, 1, 5, 3, 7);
-  const auto cd = __builtin_shufflevector(fc, fd, 0, 4, 2, 6) + __builtin_shufflevector(fc, fd, 1, 5, 3, 7);
-  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  if constexpr (Simd<T>::kWidth == 2) {
+    const auto ab = __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+    const auto cd = __builtin_shufflevector(c, d, 0, 2) + __builtin_shufflevector(c, d, 1, 3);
+    return __builtin_shufflevector(ab, cd, 0, 1, 2, 3);
+  } else {
+    const auto fa = fold_to_four(a), fb = fold_to_four(b), fc = fold_to_four(c), fd = fold_to_four(d);
+    const auto ab = __builtin_shufflevector(fa, fb, 0, 4, 2, 6) + __builtin_shufflevector(fa, fb, 1, 5, 3, 7);
+    const auto cd = __builtin_shufflevector(fc, fd, 0, 4, 2, 6) + __builtin_shufflevector(fc, fd, 1, 5, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  }
 }
 
 template <class T>
 FASTVAE_INLINE T sum(typename Simd<T>::Vector v) {
-  const auto four = fold_to_four(v);
-  return (four[0] + four[2]) + (four[1] + four[3]);
+  if constexpr (Simd<T>::kWidth == 2) {
+    return v[0] + v[1];
+  } else {
+    const auto four = fold_to_four(v);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+  }
 }
 
 // Numbers of a row that are added one after another in each lane of a vector; longer rows are summed up by such blocks.

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ..distributions import DiagonalGaussian, TriangularGaussian
-from ..ops._library import needs_grad
+from ..ops._checks import check_log_sigma_bounds
+from ..ops.linear_tril_gaussian import linear_tril_gaussian_rsample_with_kl
+from ..reference.bounds import bound
 from ..structure.integers import integers
+from ._hooks import has_hooks, has_hooks_on_all
 from ._refusals import check_linear
 from ._start import Start, start_as, start_of
 
@@ -53,51 +55,7 @@ def bound_log_sigma(log_sigma: Tensor, bounds: tuple[float, float] | None = (-7.
     """
     if bounds is None:
         return log_sigma
-    lower, upper = _check_bounds(bounds)
-    if forward_ad._current_level >= 0 or (torch._C._get_tracing_state() is not None and not needs_grad(log_sigma)):
-        return log_sigma.clamp(lower, upper)
-    if torch._C._are_functorch_transforms_active():
-        return _TransformableBound.apply(log_sigma, lower, upper)
-    return _BoundLogSigma.apply(log_sigma, lower, upper)
-
-
-def _check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    try:
-        lower, upper = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
-        raise ValueError(f"log_sigma_bounds must be a pair of numbers or None, got {bounds!r}") from None
-    if not lower < upper:
-        raise ValueError(f"log_sigma_bounds must be increasing, got {bounds!r}")
-    return lower, upper
-
-
-class _BoundLogSigma(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, log_sigma: Tensor, lower: float, upper: float) -> Tensor:
-        bounded = log_sigma.clamp(lower, upper)
-        ctx.save_for_backward(log_sigma, bounded)
-        return bounded
-
-    @staticmethod
-    def backward(ctx: Any, d_bounded: Tensor) -> Any:
-        log_sigma, bounded = ctx.saved_tensors
-        leads_away = (log_sigma - bounded) * d_bounded < 0
-        return d_bounded.masked_fill(leads_away, 0.0), None, None
-
-
-class _TransformableBound(torch.autograd.Function):
-    """The same for torch.func. Its form of a Function costs more at each call."""
-
-    generate_vmap_rule = True
-    backward = _BoundLogSigma.backward
-
-    @staticmethod
-    def forward(log_sigma: Tensor, lower: float, upper: float) -> Tensor:
-        return log_sigma.clamp(lower, upper)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
+    return bound(log_sigma, *check_log_sigma_bounds(bounds))
 
 
 class _Parameters(nn.Linear):
@@ -131,7 +89,7 @@ class _GaussianHead(nn.Module):
         extra_parameters = int(extra_parameters)
         self.in_features = in_features
         self.latent_features = latent_features
-        self.log_sigma_bounds = None if log_sigma_bounds is None else _check_bounds(log_sigma_bounds)
+        self.log_sigma_bounds = None if log_sigma_bounds is None else check_log_sigma_bounds(log_sigma_bounds)
         self.impl = impl
         self._sizes = [latent_features, latent_features, extra_parameters]
         self.linear = self._kind_of_layer(in_features, sum(self._sizes), device=device, dtype=dtype)
@@ -140,12 +98,15 @@ class _GaussianHead(nn.Module):
         """Draws the initial weights again."""
         self.linear.reset_parameters()
 
-    def _split(self, features: Tensor) -> list[Tensor]:
+    def _check(self, features: Tensor) -> None:
         if not isinstance(features, Tensor):
             raise TypeError(f"features must be a tensor, got {type(features).__name__}")
         if features.dim() == 0 or features.shape[-1] != self.in_features:
             raise ValueError(f"features must have shape (*, {self.in_features}), got {tuple(features.shape)}")
         check_linear("features", features, self.linear)
+
+    def _split(self, features: Tensor) -> list[Tensor]:
+        self._check(features)
         mu, log_sigma, extra = self.linear(features).split(self._sizes, -1)
         return [mu, bound_log_sigma(log_sigma, self.log_sigma_bounds), extra]
 
@@ -281,6 +242,51 @@ class TriangularGaussianHead(_GaussianHead):
 
     def forward(self, features: Tensor) -> TriangularGaussian:
         return TriangularGaussian(*self.posterior_parameters(features), impl=self.impl)
+
+    def rsample_with_kl(
+        self, features: Tensor, *, tril_scale: float = 1.0, kl: str = "sum", **noise: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One sample of each posterior with its log-density and divergence from N(0, I).
+
+        The result is that of ``head(features).rsample_with_kl()`` but for rounding. The entries below the diagonal,
+        the largest output of the layer, are used as they are made.
+
+        Args:
+            features: ``(*, in_features)``.
+            tril_scale: factor on the entries below the diagonal.
+            kl: ``"sum"`` or ``"dimensions"``, see :func:`fastvae.functional.tril_gaussian_rsample_with_kl`.
+            noise: ``eps``, ``generator`` or ``row_offset`` of
+                :func:`fastvae.functional.linear_tril_gaussian_rsample_with_kl`.
+
+        Returns:
+            ``z``, ``(*, D)``; ``log_q``, ``(*)``; and the divergence, ``(*)`` or ``(*, D)``.
+        """
+        linear = self.linear
+        if not self._is_plain():
+            mu, log_sigma, tril = self.posterior_parameters(features)
+            return TriangularGaussian(mu, log_sigma, tril_scale * tril, impl=self.impl).rsample_with_kl(kl=kl, **noise)
+        self._check(features)
+        return linear_tril_gaussian_rsample_with_kl(
+            features,
+            linear.weight,
+            linear.bias,
+            tril_scale=tril_scale,
+            log_sigma_bounds=self.log_sigma_bounds,
+            kl=kl,
+            impl=self.impl,
+            **noise,
+        )
+
+    def _is_plain(self) -> bool:
+        """Whether nobody changes what the layer computes or what the class makes of it."""
+        linear, own = self.linear, type(self)
+        return (
+            type(linear) is _Parameters
+            and "forward" not in linear.__dict__
+            and own.posterior_parameters is TriangularGaussianHead.posterior_parameters
+            and own._split is _GaussianHead._split
+            and not (has_hooks(linear) or has_hooks_on_all())
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, tril_init_scale={self.tril_init_scale}"

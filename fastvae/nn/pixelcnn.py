@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..likelihoods.pixels import resolve
 from ..precision import is_integral
+from ..sampling.compiled import enrol, sample_in_graph
 from ..sampling.sampler import CausalSampler
 from ..structure.convolution import pair
 from ..structure.integers import integer, integers
@@ -36,8 +37,9 @@ class PixelNetwork(nn.Module):
         likelihood the integers. Networks in half precision take images in float32, too.
     """
 
-    # A slot, which is no part of the module's state: samplers compare a network's attributes from call to call.
-    __slots__ = ("_read",)
+    # Slots, which are no part of the module's state: samplers compare a network's attributes from call to call.
+    __slots__ = ("_number", "_read")
+    _number: str
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class PixelNetwork(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
+        object.__setattr__(self, "_number", enrol(self))
         in_channels, hidden_channels, _ = integers(
             1, in_channels=in_channels, hidden_channels=hidden_channels, num_layers=num_layers
         )
@@ -137,6 +140,11 @@ class PixelNetwork(nn.Module):
         Raises:
             ValueError: sizes that do not fit, a temperature that is not positive, or given pixels out of range.
         """
+        if torch.compiler.is_compiling():
+            return sample_in_graph(
+                self._number, self, n, self.in_channels, image_size, context=context, given=given,
+                temperature=temperature, generator=generator,
+            )[0]  # fmt: skip
         images: Tensor = self._sampler().sample(
             n, image_size, context=context, given=given, temperature=temperature, generator=generator
         )
@@ -153,6 +161,10 @@ class PixelNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        object.__setattr__(self, "_number", enrol(self))
 
     def extra_repr(self) -> str:
         return f"parameter_channels={self.parameter_channels}, num_colors={self.num_colors}"

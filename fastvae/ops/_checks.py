@@ -196,19 +196,32 @@ def check_sample_size(shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> 
         )
 
 
-def check_noise(eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """``eps``, checked; half-precision parameters may come with float32 noise."""
+def check_noise(
+    eps: Tensor, mu: Tensor, shape: tuple[int, ...], generator: torch.Generator | None, name: str = "mu"
+) -> Tensor:
+    """``eps``, checked; half-precision parameters may come with float32 noise. Errors call ``mu`` by ``name``."""
     if generator is not None:
         raise ValueError("eps and generator exclude each other: eps is the noise that generator would draw")
     if not isinstance(eps, Tensor):
         raise TypeError(f"eps must be a tensor, got {type(eps).__name__}")
     if eps.dtype not in (mu.dtype, torch.float32):
-        raise TypeError(f"eps must have the dtype of mu, {mu.dtype}, or float32, got {eps.dtype}")
+        raise TypeError(f"eps must have the dtype of {name}, {mu.dtype}, or float32, got {eps.dtype}")
     if eps.device != mu.device:
-        raise ValueError(f"eps must be on the device of mu, {mu.device}; it is on {eps.device}")
+        raise ValueError(f"eps must be on the device of {name}, {mu.device}; it is on {eps.device}")
     if eps.shape != shape:
         raise ValueError(f"eps must have the shape of the sample, {shape}, got {tuple(eps.shape)}")
     return eps
+
+
+def check_log_sigma_bounds(bounds: Sequence[float]) -> tuple[float, float]:
+    """The smallest and the largest log-sigma."""
+    try:
+        lower, upper = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"log_sigma_bounds must be a pair of numbers or None, got {bounds!r}") from None
+    if not lower < upper:
+        raise ValueError(f"log_sigma_bounds must be increasing, got {bounds!r}")
+    return lower, upper
 
 
 def check_row_offset(row_offset: int) -> int:

@@ -102,6 +102,32 @@ def _linear_bernoulli_bwd(
     return 2 * products * h.shape[0] * weight.numel()
 
 
+def _linear_tril_gaussian_fwd(
+    h: Tensor, weight: Tensor, bias: Any, noise: Any, latents: int, *_: Any, **__: Any
+) -> int:
+    """The layer, and the factor with the noise."""
+    return 2 * h.shape[0] * weight.numel() + _triangles(h.shape[0], latents)
+
+
+def _linear_tril_gaussian_bwd(
+    d_z: Any,
+    d_log_q: Any,
+    d_kl: Any,
+    h: Tensor,
+    weight: Tensor,
+    bias: Any,
+    kept: Any,
+    latents: int,
+    scale: Any,
+    lower: Any,
+    upper: Any,
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    """The products for h and for the weight, and an outer product for the factor."""
+    return 2 * (needs[0] + needs[1]) * h.shape[0] * weight.numel() + _triangles(h.shape[0], latents)
+
+
 def _latent_gradient_fwd(z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any) -> int:
     """A product forward and one back for each layer."""
     return 4 * z.shape[0] * sum(weight.numel() for weight in layers[: len(has_bias)])
@@ -217,6 +243,8 @@ FLOP_FORMULAS.update(
         "autoregressive_inverse_bwd": _inverse_bwd,
         "linear_bernoulli_fwd": _linear_bernoulli_fwd,
         "linear_bernoulli_bwd": _linear_bernoulli_bwd,
+        "linear_tril_gaussian_fwd": _linear_tril_gaussian_fwd,
+        "linear_tril_gaussian_bwd": _linear_tril_gaussian_bwd,
         "mlp_bernoulli_fwd": _mlp_bernoulli_fwd,
         "latent_gradient_fwd": _latent_gradient_fwd,
         "latent_gradient_bwd": _latent_gradient_bwd,

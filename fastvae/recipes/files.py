@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -129,12 +130,15 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain data as JSON; numbers that are not finite become null.
+    """Writes plain data as JSON, a list of numbers in one line; numbers that are not finite become null.
 
     Raises:
         RecipeError: the file cannot be written.
     """
-    replace_file(path, (json.dumps(to_finite(value), indent=2, allow_nan=False) + "\n").encode())
+    text = json.dumps(to_finite(value), indent=2, allow_nan=False)
+    # Strings of JSON contain no line breaks, so that these are of lists.
+    text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+    replace_file(path, (text + "\n").encode())
 
 
 def to_finite(value: Any) -> Any:

@@ -15,11 +15,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from .. import backend
 from ..likelihoods.pixels import PixelLikelihood, resolve
 from ..ops.causal_sampler import causal_sampler
-from ..precision import compute_dtype, is_integral, keep_full_precision
+from ..precision import is_integral, keep_full_precision
 from ..rng import draw_seed, philox_uniform
 from ..structure.integers import integer, integers
 from ..structure.sampling_plan import Binding, Plan
 from .binding import bind
+from .compiled import enrol, like_of, sample_in_graph
 from .graph import Recording, forms, record
 from .snapshot import Snapshot
 from .trace import lower
@@ -161,8 +162,12 @@ class CausalSampler:
             raise ValueError(f"impl must be one of {', '.join(map(repr, backend.IMPLEMENTATIONS))}, got {impl!r}")
         self.network, self.in_channels, self.impl = network, integer("in_channels", in_channels, 1), impl
         self.likelihood = resolve(likelihood)
+        self._number = enrol(self)
         self._reading: _Reading | None = None
         self._read(checks_mode=False)
+
+    def _sampler(self) -> CausalSampler:
+        return self
 
     def _sizes(self) -> tuple[int, int, bool]:
         outputs = self.likelihood.parameter_channels(self.in_channels)
@@ -186,6 +191,10 @@ class CausalSampler:
     def __getstate__(self) -> dict[str, Any]:
         """A copy reads its own network."""
         return self.__dict__ | {"_reading": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._number = enrol(self)
 
     # Sampling
 
@@ -250,6 +259,27 @@ class CausalSampler:
         row_offset: int,
         with_parameters: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        if torch.compiler.is_compiling():
+            wanted = self.likelihood.parameter_channels(self.in_channels) if with_parameters else 0
+            return sample_in_graph(
+                self._number, self.network, n, self.in_channels, image_size, context=context, given=given,
+                temperature=temperature, generator=generator, row_offset=row_offset, parameters=wanted,
+            )  # fmt: skip
+        return self._draw(generator, n, image_size, context, given, temperature, row_offset, with_parameters)
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        source: Tensor | torch.Generator | None,
+        n: int,
+        image_size: int | Sequence[int],
+        context: Any,
+        given: Tensor | None,
+        temperature: float,
+        row_offset: int,
+        with_parameters: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``source`` is the seed, or where it comes from."""
         n, size = integer("n", n, 0), _image_size(image_size)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
@@ -261,7 +291,8 @@ class CausalSampler:
             known, given = self._check_given(given, images)
             images.copy_(torch.where(known, given, 0.0))
         plan, binding = self._bind(images, context)
-        uniforms = self.uniforms(n, size, generator=generator, row_offset=row_offset)
+        seed = source if isinstance(source, Tensor) else draw_seed(like.device, source)
+        uniforms = self._uniforms(seed, n, size, row_offset)
         parameters = like.new_empty(n, plan.parameter_channels, *size) if with_parameters else None
         with keep_full_precision(like.device.type):
             causal_sampler(
@@ -279,9 +310,12 @@ class CausalSampler:
         row_offset: int = 0,
     ) -> Tensor:
         """The uniform numbers that :meth:`sample` takes, ``(n, H * W * columns)``: those of a pixel together."""
-        like, (height, width) = self._like(), _image_size(image_size)
+        return self._uniforms(draw_seed(self._like().device, generator), n, image_size, row_offset)
+
+    def _uniforms(self, seed: Tensor, n: int, image_size: int | Sequence[int], row_offset: int) -> Tensor:
+        height, width = _image_size(image_size)
         columns = height * width * self.likelihood.columns(self.in_channels)
-        return philox_uniform(draw_seed(like.device, generator), n, columns, row_offset).to(like.dtype)
+        return philox_uniform(seed, n, columns, row_offset).to(self._like().dtype)
 
     # Finished images
 
@@ -317,10 +351,7 @@ class CausalSampler:
     # What a call needs
 
     def _like(self) -> Tensor:
-        """An empty tensor of the device and dtype that the network is computed in."""
-        tensors = (t for t in self.network.parameters() if t.is_floating_point())
-        first = next(tensors, torch.empty(0))
-        return torch.empty(0, dtype=compute_dtype(first.dtype), device=first.device)
+        return like_of(self.network)
 
     def _check_images(self, name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
         if not isinstance(x, Tensor) or x.is_complex():

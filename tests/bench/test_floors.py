@@ -115,5 +115,6 @@ def test_table(monkeypatch):
     assert floor_table.build_table([row]).splitlines()[2].endswith("| 299 µs |")
 
 
-def test_figures_belong_to_floors():
-    assert set(gpu_figures.FIGURES) <= {gpu_figures.name_case(floor.case) for floor in floors.FLOORS}
+def test_every_floor_has_a_prediction():
+    assert set(gpu_figures.FIGURES) == {gpu_figures.name_case(floor.case) for floor in floors.FLOORS}
+    assert all(0 < figure.low <= figure.high for figure in gpu_figures.FIGURES.values())

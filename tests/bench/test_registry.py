@@ -42,6 +42,7 @@ def test_stems_of_the_library_are_registered():
         "gated_activation",
         "gated_stack",
         "latent_gradient",
+        "linear_tril_gaussian",
         "logistic_mixture",
         "masked_conv2d",
         "masked_linear",

@@ -1,4 +1,4 @@
-// The likelihood behind a dense layer, and a decoder's derivatives to its input.
+// The likelihood or the Gaussian behind a dense layer, and a decoder's derivatives to its input.
 #include <array>
 
 #include "base/codes.h"
@@ -42,6 +42,54 @@ int check_bernoulli(const char* type, double tolerance) {
                       sizes.inner, in, out);
         failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) {
           return run_bernoulli(kernels, layer, h.get(), x.get(), upstream.get(), sizes);
+        });
+      }
+  return failures;
+}
+
+// With a seed or normals; of which gradients there are, each gets its turn.
+template <class T>
+std::vector<T> run_head(const Kernels<T>& kernels, const GaussianHead<T>& head, const T* h, const T* eps,
+                        const T* upstream, int64_t rows) {
+  Results<T> r;
+  const auto& gaussian = kernels.linear_tril_gaussian;
+  const int64_t d = head.latents, in = head.layer.in, out = head.layer.out, seed = 5;
+  auto z = r.array(rows * d), log_q = r.array(rows), kl = r.array(rows * d), d_h = r.array(rows * in);
+  auto d_weight = r.array(out * in), d_bias = r.array(out), kept = r.array(gaussian.kept_count(rows, d));
+  for (bool each : {false, true})
+    for (bool given : {false, true}) {
+      const NoiseSource<T> noise{given ? nullptr : &seed, given ? eps : nullptr, 3};
+      gaussian.fwd(head, {h, in}, noise, z.get(), log_q.get(), {kl.get(), each}, nullptr, rows);
+      gaussian.fwd(head, {h, in}, noise, z.get(), log_q.get(), {kl.get(), each}, kept.get(), rows);
+      r.keep(z, rows * d);
+      r.keep(log_q, rows);
+      r.keep(kl, each ? rows * d : rows);
+      gaussian.bwd(head, {h, in}, kept.get(), upstream, given ? upstream : nullptr, {each ? upstream : nullptr, each},
+                   each ? d_h.get() : nullptr, {given ? d_weight.get() : nullptr, d_bias.get(), nullptr}, rows);
+      if (each) r.keep(d_h, rows * in);
+      if (given) r.keep(d_weight, out * in);
+      r.keep(d_bias, out);
+    }
+  return r.values;
+}
+
+template <class T>
+int check_heads(const char* type, double tolerance) {
+  int failures = 0;
+  for (int64_t rows : {0, 1, 16, 65, 600})
+    for (int64_t in : {1, 19})
+      for (int64_t d : {1, 2, 17, 70}) {
+        if (rows > 65 && d > 17) continue;
+        const int64_t out = d * (d + 3) / 2;
+        const auto h = random_array<T>(rows * in), weight = random_array<T>(in * out), bias = random_array<T>(out);
+        const auto eps = random_array<T>(rows * d), upstream = random_array<T>(rows * d);
+        const T* const of_bias = d == 2 ? nullptr : bias.get();
+        const GaussianHead<T> head{
+            {weight.get(), of_bias, nullptr, nullptr, nullptr, nullptr, in, out, in}, d, T(-0.2), T(0.3), T(0.5)};
+        char name[96];
+        std::snprintf(name, sizeof(name), "%s head %ld x %ld, %ld dimensions", type, rows, in, d);
+        failures += compare<T>(name, tolerance, [&](const Kernels<T>& kernels) {
+          return run_head(kernels, head, h.get(), eps.get(), upstream.get(), rows);
         });
       }
   return failures;
@@ -158,8 +206,9 @@ int check_latent(const char* type, double tolerance) {
 
 int check_decoders() {
   return check_bernoulli<float>("float", 2e-3) + check_bernoulli<double>("double", 1e-5) +
-         check_latent<float>("float", 2e-3) + check_latent<double>("double", 1e-5) +
-         check_classes<float>("float", 2e-3) + check_classes<double>("double", 1e-5);
+         check_latent<float>("float", 2e-3) + check_latent<double>("double", 1e-5) + check_heads<float>("float", 2e-3) +
+         check_heads<double>("double", 1e-5) + check_classes<float>("float", 2e-3) +
+         check_classes<double>("double", 1e-5);
 }
 
 }  // namespace fastvae

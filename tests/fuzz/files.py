@@ -243,8 +243,8 @@ def _write_large(path: Path, rows: int) -> None:
 
 def evaluation(case: str, folder: Path) -> None:
     draw, settings, path = Draw(case), {"samples": 5, "model": "0123456789abcdef"}, folder / "work"
-    parts = torch.rand(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sound = {name: {first: Chunk(*parts) for first in (0, 3)} for name in ("test", "valid")}
+    numbers = torch.rand(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sound = {name: {first: Chunk(*numbers.split((3, 3, 6))) for first in (0, 3)} for name in ("test", "valid")}
     write_chunks(path, settings, sound)
     data = path.read_bytes()
     mended = draw.chance(0.6)

@@ -50,6 +50,8 @@ SOURCES = {
     "latent_hessian_product_fwd": "latent_hessian_product",
     "linear_bernoulli_bwd": "linear_bernoulli_log_prob",
     "linear_bernoulli_fwd": "linear_bernoulli_log_prob",
+    "linear_tril_gaussian_bwd": "linear_tril_gaussian_rsample_with_kl",
+    "linear_tril_gaussian_fwd": "linear_tril_gaussian_rsample_with_kl",
     "logistic_mixture_bwd": "logistic_mixture_log_prob",
     "logistic_mixture_fwd": "logistic_mixture_log_prob",
     "mlp_bernoulli_fwd": "mlp_bernoulli_log_prob",

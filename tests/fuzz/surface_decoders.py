@@ -1,4 +1,4 @@
-"""Random calls of the functions that take a decoder's layers."""
+"""Random calls of the functions that take the layers of an encoder or a decoder."""
 
 from __future__ import annotations
 
@@ -24,6 +24,29 @@ def linear_bernoulli_log_prob(draw: Draw) -> Problem:
     return Problem(
         lambda _, h, w, *b: F.linear_bernoulli_log_prob(h, w, b[0] if b else None, x.to(h)), [h, weight, *bias]
     )
+
+
+def linear_tril_gaussian_rsample_with_kl(draw: Draw) -> Problem:
+    batch, features, latents = (draw.size(2), draw.size(70)), draw.size(9), draw.some(9)
+    if draw.tame:  # the kernel takes no fewer rows
+        batch = (2, draw.choice((9, 16, 40)))
+    outputs = latents * (latents + 3) // 2
+    tensors = [draw.tensor(*batch, features), draw.tensor(outputs, features, scale=0.2)]
+    tensors += [draw.tensor(outputs)] if draw.chance(0.7) else []
+    options = {
+        "tril_scale": draw.choice((1.0, 0.0, 0.1, -3.0)),
+        "log_sigma_bounds": draw.choice((None, (-7.0, 7.0), (-0.1, 0.1))),
+        "kl": draw.choice(("sum", "dimensions")),
+    }
+    seed, given = draw.rng.randrange(2**40), draw.chance(0.6)
+    eps = draw.values((*batch, latents), 1.0) if given else None
+
+    def call(_, h, weight, *bias):
+        noise = {"generator": torch.Generator().manual_seed(seed)} if eps is None else {"eps": eps.to(h)}
+        return F.linear_tril_gaussian_rsample_with_kl(h, weight, bias[0] if bias else None, **options, **noise)
+
+    # A seed gives the reference other noise.
+    return Problem(call, tensors, compared=given)
 
 
 def _decoder(draw: Draw):

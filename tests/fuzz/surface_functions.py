@@ -20,6 +20,7 @@ from .surface_decoders import (
     latent_gradient,
     latent_hessian_product,
     linear_bernoulli_log_prob,
+    linear_tril_gaussian_rsample_with_kl,
     mlp_bernoulli_log_prob,
 )
 
@@ -407,6 +408,7 @@ FUNCTIONS = {
         ("latent_gradient", latent_gradient),
         ("latent_hessian_product", latent_hessian_product),
         ("linear_bernoulli_log_prob", linear_bernoulli_log_prob),
+        ("linear_tril_gaussian_rsample_with_kl", linear_tril_gaussian_rsample_with_kl),
         ("logistic_mixture_log_prob", logistic_mixture_log_prob),
         ("logistic_mixture_sample", logistic_mixture_sample),
         ("discretized_logistic_log_prob", discretized_logistic_log_prob),

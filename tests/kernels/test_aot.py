@@ -8,19 +8,24 @@ import fcntl
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._pytree import tree_leaves
 
+from bench import floors
 from fastvae.kernels import aot
 
 ROOT = Path(__file__).parents[2]
 GPU_TRITON = ROOT / "build" / "triton-3.6.0"
 COMPILERS = {"installed": ("--brief",), "3.6.0": ("--triton", str(GPU_TRITON), "--targets", "sm_90")}
-# What is 128 bits wide for contiguous float32 rows of 512: loads and stores; loads alone where sums are stored.
+WIDE = re.compile(r"D = (512|1024)\b")
+# What is 128 bits wide for contiguous rows of so many numbers: loads and stores; loads alone where sums are stored.
 TILES = {
     "_bernoulli_fwd_kernel",
     "_bernoulli_bwd_kernel",
@@ -59,6 +64,16 @@ MATRIX = {
     "_masked_linear_bwd_weight_kernel": "1920 -> 1920",
 }
 HALF = ("bfloat16", "float16")
+# What the largest floor of an op takes: points, parameters or images.
+LARGEST = {
+    "diag_gaussian": (65536, 1024),
+    "tril_gaussian": (4096, 256),
+    "masked_linear": (16384, 1920),
+    "autoregressive_flow": (16384, 64),
+    "autoregressive_inverse": (1024, 64),
+    "masked_conv2d": (128, 128, 32, 32),
+    "causal_sampler": (64, 1, 1, 28),
+}
 # Rules that kernels break, by compiler where one alone makes them do so, and why. A kernel that keeps its rule fails.
 _LONG_ACTIVATION = "with gelu its widest tile needs more than 128 registers of each thread"
 _IMAGES = "pixels of images that are not channels last need more than 128 registers of each thread"
@@ -128,6 +143,18 @@ def test_every_kernel_compiles_for_every_target(rows, compiler):
     assert compiled == {(kernel, target) for kernel in kernels for target in targets}
 
 
+@pytest.mark.parametrize("op", [op for op in floors.list_ops() if op != "training_step"])
+def test_cases_have_the_shapes_of_the_floors(op):
+    """So that the report's waves are those of what is measured."""
+    wanted = {(floor.case.dtype, LARGEST[op]) for floor in floors.select(op) if floor.timer == "events"}
+    stems = [stem for stem in aot.stems() if stem in (op, f"{op}_gradients")]
+    for stem in stems:
+        arguments = [argument for case in aot.cases(stem) for argument in tree_leaves(case.args)]
+        tensors = [t for t in arguments if isinstance(t, torch.Tensor)]
+        found = {(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in tensors}
+        assert wanted <= found, stem
+
+
 @by_compiler
 def test_triton_is_the_one_that_was_asked_for(rows, compiler):
     assert {row["triton"] for row in rows} == {version("triton") if compiler == "installed" else compiler}
@@ -149,7 +176,7 @@ def test_no_local_memory(rows, compiler):
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_wide_accesses(reports, target):
     _, rows = reports["installed"]
-    aligned = [row for row in rows if row["target"] == target and "D = 512" in row["case"]]
+    aligned = [row for row in rows if row["target"] == target and WIDE.search(row["case"])]
     left_out = NARROW_HALVES if target != aot.TARGETS[0] else set()
     assert {row["kernel"] for row in aligned} >= (TILES | SUMS) - left_out
     narrow = [row for row in aligned if row["kernel"] in TILES | SUMS and not row["loads_128"]]
@@ -162,7 +189,7 @@ def test_rows_are_coalesced_16_bytes_a_thread(hopper):
     aligned = [
         (row, request)
         for row in hopper
-        if row["kernel"] in TILES | SUMS and row["case"].startswith("float32, D = 512")
+        if row["kernel"] in TILES | SUMS and row["case"].startswith("float32, ") and WIDE.search(row["case"])
         for request in row["requests"]
     ]
     assert {row["kernel"] for row, _ in aligned} == TILES | SUMS
@@ -230,7 +257,9 @@ def test_loops_are_free_of_calls_and_wide_divisions(hopper, compiler):
 def test_noise_needs_no_shared_memory(hopper):
     """Drawn in the layout of the loads: see `in_layout_of`. The forward pass reduces, the backward pass does not."""
     (row,) = [
-        row for row in hopper if (row["kernel"], row["case"]) == ("_diag_gaussian_bwd_kernel", "float32, D = 512, seed")
+        row
+        for row in hopper
+        if (row["kernel"], row["case"]) == ("_diag_gaussian_bwd_kernel", "float32, D = 1024, seed")
     ]
     assert row["shared"] == 0
 

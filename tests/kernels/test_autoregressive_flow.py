@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastvae.kernels import autoregressive_flow as kernels
+from fastvae.kernels import autoregressive_flow_gradients as gradients
 from fastvae.ops._network import structure_fields
 from fastvae.ops.autoregressive_flow import FWD, autoregressive_flow
 from fastvae.reference.affine_flow import KINDS
@@ -52,7 +52,7 @@ def test_batches(batch):
 @pytest.mark.parametrize("weight_scale", [False, True])
 def test_rows_that_are_split(weight_scale, monkeypatch):
     """Parts of gradients are summed, those of biases too; with four layers the weights take two launches."""
-    monkeypatch.setattr(kernels, "_LEAST_ROWS", 16)
+    monkeypatch.setattr(gradients, "_LEAST_ROWS", 16)
     form = network(5, (9, 8, 7), weight_scale=weight_scale)
     check(lambda: form.problem("flow", form.tensors((40,))), "triton", torch.float32)
 
@@ -69,7 +69,7 @@ def test_only_some_gradients_wanted(wanted):
 
 
 def test_weights_are_multiplied_only_for_their_gradients(monkeypatch):
-    monkeypatch.setattr(kernels, "_multiply_all_gradients", lambda *_: pytest.fail("nobody asked for them"))
+    monkeypatch.setattr(gradients, "_multiply_all_gradients", lambda *_: pytest.fail("nobody asked for them"))
     form = NETWORKS["plain"]
     z, *weights = form.tensors((4,))
     out, _ = form.problem("flow", [z, *(t.detach() for t in weights)]).outputs("triton")

@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 
 from fastvae.kernels import masked_conv2d, masked_conv2d_gradients
+from fastvae.kernels._launch import forget_rules
 from fastvae.kernels._matrix import MatrixTile
 from fastvae.kernels.masked_conv2d import Taps, conv_tile, masked_conv2d_fwd, pack
 from fastvae.kernels.masked_conv2d_gradients import masked_conv2d_bwd
@@ -154,6 +155,7 @@ def test_the_type_of_indices_does_not_matter(monkeypatch, inputs):
     expected = made.to(torch.float32).launch()
     for module in (masked_conv2d, masked_conv2d_gradients):
         monkeypatch.setattr(module, "index_type", lambda _: tl.int64)
+    forget_rules()
     torch.testing.assert_close(made.launch(), expected, rtol=0, atol=0)
 
 

@@ -154,7 +154,7 @@ def test_two_programs_share_a_multiprocessor_where_registers_suffice():
 
     def registers(capability=90, dtype=torch.bfloat16, sizes=(1920, 1920), **more):
         with record_launches(32, capability):
-            return product_options(tile, dtype, sizes, **more)["maxnreg"]
+            return product_options(tile, dtype, sizes, 0, **more)["maxnreg"]
 
     assert registers() == registers(activation="elu") == 128
     others = ({"capability": 80}, {"dtype": torch.float32}, {"sizes": (1920, 65)}, {"activation": "tanh"})

@@ -24,12 +24,12 @@ def parameters(shift):
     return [(mu + shift).requires_grad_(), (log_sigma + 0.5 * shift).requires_grad_(), SLOPE.clone().requires_grad_()]
 
 
-def log_weights(mu, log_sigma, slope, shape, generator, detach):
+def log_weights(mu, log_sigma, slope, shape, generator, detach, beta=1.0):
     z = DiagonalGaussian(mu, log_sigma).rsample_with_log_prob(shape, generator=generator)[0]
     if detach:
         mu, log_sigma = mu.detach(), log_sigma.detach()
     log_p_x = -0.5 * ((X - slope * z) / SIGMA_X).square() - math.log(SIGMA_X * math.sqrt(2.0 * math.pi))
-    return log_p_x.sum(-1) + standard_normal_log_prob(z) - DiagonalGaussian(mu, log_sigma).log_prob(z), z
+    return log_p_x.sum(-1) + beta * (standard_normal_log_prob(z) - DiagonalGaussian(mu, log_sigma).log_prob(z)), z
 
 
 def bounds_of(given, shape, seed):
@@ -55,21 +55,21 @@ def generator_of(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("samples", [1, 5])
-def test_expectation_is_that_of_the_usual_gradient(samples):
+@pytest.mark.parametrize(("samples", "beta"), [(1, 1.0), (5, 1.0), (5, 0.3), (2, 0.0)])
+def test_expectation_is_that_of_the_usual_gradient(samples, beta):
     draws = 40_000
     difference = []
     for detach in (True, False):
         mu, log_sigma, slope = parameters(0.3)
         rows = [t.expand(draws, 3).clone().detach().requires_grad_() for t in (mu, log_sigma)]
-        log_w, z = log_weights(*rows, slope, (samples,), generator_of(3 + detach), detach)
-        bound = dreg_bound(log_w, [z]) if detach else iwae_bound(log_w)
+        log_w, z = log_weights(*rows, slope, (samples,), generator_of(3 + detach), detach, beta)
+        bound = dreg_bound(log_w, [z], beta=beta) if detach else iwae_bound(log_w)
         difference.append(torch.cat(torch.autograd.grad(bound.sum(), rows), 1))
     ours, usual = difference
     error = ((ours.var(0) + usual.var(0)) / draws).sqrt()
     assert ((ours.mean(0) - usual.mean(0)).abs() / error).max() < 4
     assert (ours.mean(0).abs() / error).max() > 20
-    assert samples == 1 or (ours.var(0) < usual.var(0)).all()
+    assert samples == 1 or beta == 0 or (ours.var(0) < usual.var(0)).all()
 
 
 def test_gradient_is_zero_at_the_exact_posterior():
@@ -105,3 +105,5 @@ def test_bad_input():
         dreg_bound(torch.zeros(0, 2), [])
     with pytest.raises(TypeError, match=r"paths\[0\]"):
         dreg_bound(log_w, [torch.zeros(3, 2, 4, dtype=torch.int64)])
+    with pytest.raises(ValueError, match="beta must be finite, got nan"):
+        dreg_bound(log_w, [], beta=math.nan)

@@ -278,6 +278,15 @@ def test_mlp_bernoulli():
     assert flops == {"mlp_bernoulli_fwd": 2 * 20 * N * (7 * D + 11 * 7)}
 
 
+def test_linear_tril_gaussian():
+    h, weight = torch.randn(20, D, requires_grad=True), torch.randn(27, D, requires_grad=True)
+    once, triangle = 2 * 20 * 27 * D, 20 * 6 * 5
+    flops = count_flops(lambda: backward(F.linear_tril_gaussian_rsample_with_kl(h, weight, None)))
+    assert flops == {"linear_tril_gaussian_fwd": once + triangle, "linear_tril_gaussian_bwd": 2 * once + triangle}
+    flops = count_flops(lambda: backward(F.linear_tril_gaussian_rsample_with_kl(h.detach(), weight, None)))
+    assert flops["linear_tril_gaussian_bwd"] == once + triangle
+
+
 @pytest.mark.parametrize(("most", "products"), [(1 << 20, 2), (0, 3)])
 def test_linear_bernoulli(most, products, monkeypatch):
     monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", most)

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastvae.ops._library import TRITON_MODULES
+from tests.gpu.problems import PROBLEMS
 from tests.support.op_arguments import KERNEL, in_dtype, op_arguments
 
 OPS = [name.removeprefix("fastvae::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvae::")]
@@ -34,6 +35,11 @@ def test_triton_launchers_exist(name, module):
 def test_each_op_is_registered_for_both_devices(name):
     for key in ("CPU", "CUDA", "Meta"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{name}", key), key
+
+
+def test_every_launcher_has_a_problem_for_gpus():
+    stems = {re.sub("_(density|gradients)$", "", module) for module in filter(None, TRITON_MODULES.values())}
+    assert {re.split("[ ,]", name)[0] for name in PROBLEMS} == {stem for stem in stems if not stem.startswith("_")}
 
 
 def test_only_a_decoder_alone_has_no_launcher():

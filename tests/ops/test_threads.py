@@ -18,6 +18,7 @@ from tests.support.long_sums import (
     factor,
     flow,
     gaussian,
+    gaussian_head,
     latent,
     layer,
     likelihood,
@@ -59,6 +60,8 @@ SPLIT = {
     "class_linear, few rows": lambda: classes(100, 10, 300, each=False),
     "class_linear, cells": lambda: classes(300, 7, 120, each=True),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
+    "linear_tril_gaussian, few rows": lambda: gaussian_head(70, 300, 30),
+    "linear_tril_gaussian, many rows": lambda: gaussian_head(1500, 20, 12),
     "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),
     "latent_gradient, parts": lambda: latent(3, (30, 600, 700, 900)),
@@ -126,4 +129,4 @@ def test_every_op_is_here():
     """The sampler has a test of its own, and draws images."""
     stems = {path.stem for path in (Path(F.__file__).parent / "reference").glob("[!_]*.py")}
     covered = {name.split(",")[0] for name in PROBLEMS | SPLIT}
-    assert stems - covered <= {"causal_sampler", "made", "philox"}
+    assert stems - covered <= {"bounds", "causal_sampler", "made", "philox"}

@@ -87,6 +87,7 @@ def _validate(monkeypatch):
 WITH_CONSTANTS = {
     "class_linear", "class_linear of labels",
     "latent_gradient", "latent_hessian_product", "linear_bernoulli_log_prob", "masked_linear",
+    "linear_tril_gaussian_rsample_with_kl", "TriangularGaussianHead sampled",
     "mlp_bernoulli_log_prob", "masked_linear with factors", "masked_conv2d",
 }  # fmt: skip
 LOOKING = {"DiagonalGaussian kl", "TriangularGaussian kl to torch's"}
@@ -137,7 +138,7 @@ def test_a_fake_tensor_among_real_ones(subject):
 
 
 # torch.func.functionalize has no rule for a torch.autograd.Function, as the bound of log-sigma is one.
-CUSTOM_FUNCTIONS = {"DiagonalGaussianHead", "TriangularGaussianHead"}
+CUSTOM_FUNCTIONS = {"DiagonalGaussianHead", "TriangularGaussianHead", "TriangularGaussianHead sampled"}
 
 
 def unwrap(functional):

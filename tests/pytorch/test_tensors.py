@@ -23,6 +23,7 @@ TORCH_FIRST = {
     "class_linear of labels | 0",
     "class_linear of labels | 1",
     "linear_bernoulli_log_prob | 0",  # WEIGHT.to(h)
+    "linear_tril_gaussian_rsample_with_kl | 0",
     "mlp_bernoulli_log_prob | 0",
     "latent_gradient | 0",
     "latent_hessian_product | 0",

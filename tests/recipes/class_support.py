@@ -9,14 +9,19 @@ from fastvae.recipes.data.published_weights import HEAD, M1_ARRAYS
 from fastvae.recipes.evaluation.config import EvaluationConfig
 from fastvae.recipes.systems.cvae.config import CVAEConfig, CVAETrainConfig
 from fastvae.recipes.systems.m1m2.config import M1M2Config, M1M2TrainConfig
-from fastvae.recipes.systems.m2.config import M2Config, M2TrainConfig
+from fastvae.recipes.systems.m2.config import M2Config, M2EvaluationConfig, M2TrainConfig
 
 PIXELS, M1_LATENT, M1_HIDDEN = 64, 6, 12
 DIGITS = {"data": "digits", "batch_size": 300}
 LABELLED = {"labels": 20, "labelled_batch_size": 10, "average_decay": 0.8}
-FEW = SemiSupervisedConfig(samples=3, log_p_images=900, image_chunk=300)
+EVALUATION = {"samples": 3, "log_p_images": 900, "image_chunk": 300}
+FEW = SemiSupervisedConfig(**EVALUATION)
 SMALL = {
-    "m2": (M2Config(2, (12, 8), data_features=PIXELS), partial(M2TrainConfig, **DIGITS, **LABELLED), FEW),
+    "m2": (
+        M2Config(2, (12, 8), data_features=PIXELS),
+        partial(M2TrainConfig, **DIGITS, **LABELLED),
+        M2EvaluationConfig(**EVALUATION),
+    ),
     "m1m2": (
         M1M2Config(2, (8,), data_features=PIXELS, m1_latent=M1_LATENT, m1_hidden=(M1_HIDDEN, M1_HIDDEN)),
         partial(M1M2TrainConfig, **DIGITS, **LABELLED),
@@ -25,7 +30,7 @@ SMALL = {
     "cvae": (
         CVAEConfig(latent_features=2, hidden_features=(12, 8), data_features=PIXELS),
         partial(CVAETrainConfig, **DIGITS),
-        EvaluationConfig(samples=3, log_p_images=900, image_chunk=300),
+        EvaluationConfig(**EVALUATION),
     ),
 }
 

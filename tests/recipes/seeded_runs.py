@@ -87,7 +87,7 @@ PIXELVAES = {
 OF_SPOTS = {"latent_features": 2, "hidden_features": (6, 5), "classes": 3, "data_features": 16}
 CVAES = {
     "cvae": (CVAEConfig(**OF_SPOTS), {}),
-    "cvae, priors of classes": (CVAEConfig("class", **OF_SPOTS), {"seed": 2}),
+    "cvae, priors of classes": (CVAEConfig(**OF_SPOTS, prior="class"), {"seed": 2}),
 }
 CLASSIFIERS = {
     "m2": (M2Config(**OF_SPOTS), M2TrainConfig),

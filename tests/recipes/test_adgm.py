@@ -10,9 +10,9 @@ import torch
 
 from fastvae.recipes import RecipeError
 from fastvae.recipes.data.moons import LabelledPoints, make_moons
+from fastvae.recipes.data.noise import Noise
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMSettings, ADGMTrainConfig
 from fastvae.recipes.systems.adgm.model import ADGM
-from fastvae.recipes.systems.adgm.noise import Noise
 from fastvae.recipes.systems.adgm.statistics import measure_moments
 from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from tests.recipes.adgm_support import KINDS, draw_noise, make_exact, make_model, moments
@@ -226,6 +226,24 @@ def test_moons():
         LabelledPoints(np.zeros(2, np.float32), np.zeros(2, int), 2)
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(3,\)"):
         LabelledPoints(np.zeros((2, 2), np.float32), np.zeros(3, int), 2)
+
+
+def test_labels_of_moons_are_spread_along_them():
+    train = make_moons(400, noise=0.0).train
+    centre = np.array([[-0.5, -0.25], [0.5, 0.25]])[train.labels]
+    way = (train.images - centre) * np.where(train.labels == 1, -1.0, 1.0)[:, None]
+    share = np.arctan2(way[:, 1], way[:, 0]) / np.pi
+    for seed in range(5):
+        rows = train.draw_labelled(12, seed)
+        assert np.bincount(train.labels[rows]).tolist() == [6, 6]
+        for label in (0, 1):
+            places = np.sort(share[rows][train.labels[rows] == label])
+            assert all(0.049 < place < 0.201 for place in places[:2])
+            assert all(0.424 < place < 0.576 for place in places[2:4])
+            assert all(0.799 < place < 0.951 for place in places[4:])
+    assert set(train.draw_labelled(6, 1)) < set(train.draw_labelled(12, 1))
+    assert train.draw_labelled(6, 1).tolist() != train.draw_labelled(6, 2).tolist()
+    assert np.bincount(train.labels[train.draw_labelled(4, 0)]).tolist() == [2, 2]
 
 
 DIGITS = {"data": "digits", "labels": 100, "epochs": 8, "average_decay": 0.5, "learning_rate": 3e-3}

@@ -331,7 +331,9 @@ def test_files_have_the_permissions_of_new_files(tmp_path):
 
 def test_json_has_null_for_what_is_not_finite(tmp_path):
     files.write_json(tmp_path / "f.json", {"a": [float("nan"), 1.5], "b": (float("-inf"), True, "x")})
-    assert (tmp_path / "f.json").read_text().split() == '{ "a": [ null, 1.5 ], "b": [ null, true, "x" ] }'.split()
+    text = (tmp_path / "f.json").read_text()
+    assert '"a": [null, 1.5],\n' in text
+    assert text.split() == '{ "a": [null, 1.5], "b": [ null, true, "x" ] }'.split()
 
 
 def test_what_a_killed_run_left_is_removed(tiny, tmp_path):

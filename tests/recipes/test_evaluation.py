@@ -99,11 +99,12 @@ def test_progress_moves_with_every_chunk_of_samples(progress, tiny, monkeypatch)
     monkeypatch.setattr(tqdm, "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
     assert evaluate(model, x, **FEW, progress=progress) == expected
-    (bar,) = Bar.made
-    assert bar.disable != progress
-    # Three chunks of images, each with a bound and ceil(7 / 3) chunks of samples.
-    assert bar.n == bar.total == 3 * (1 + 3)
-    assert max(bar.moves) == 1
+    bounds, samples = Bar.made
+    assert bounds.disable == samples.disable != progress
+    # Three chunks of images, each with ceil(7 / 3) chunks of samples.
+    assert bounds.n == bounds.total == 3
+    assert samples.n == samples.total == 3 * 3
+    assert max(bounds.moves + samples.moves) == 1
 
 
 def test_progress_in_the_terminal(tiny, capsys):
@@ -111,7 +112,7 @@ def test_progress_in_the_terminal(tiny, capsys):
     evaluate(model, x, **FEW)
     assert capsys.readouterr().err == ""
     evaluate(model, x, **FEW, progress=True)
-    assert "evaluating" in capsys.readouterr().err
+    assert "bound of test images" in capsys.readouterr().err
 
 
 # Processes

@@ -7,8 +7,8 @@ import torch
 
 from fastvae.distributions import DiagonalGaussian
 from fastvae.objectives import standard_normal_log_prob
+from fastvae.recipes.leapfrog import leapfrog
 from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
-from fastvae.recipes.systems.hvi.layers import leapfrog
 from fastvae.recipes.systems.hvi.model import HVI, Encoded
 
 CONFIGS = {
@@ -61,7 +61,8 @@ def test_leapfrog_keeps_the_volume():
 def test_gradient_of_the_decoder(model, x):
     z = torch.randn(2, 4, 3, generator=seeded(), dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(model.decoder.log_prob(x, z).sum(), z, create_graph=True)
-    found = model.decoder.gradient(x, z)
+    log_p_x, found = model.decoder.gradient(x, z)
+    torch.testing.assert_close(log_p_x, model.decoder.log_prob(x, z))
     torch.testing.assert_close(found, expected)
     direction = torch.randn_like(z)
     weights = [p for p in model.decoder.parameters() if p is not model.decoder.last_bias]
@@ -72,7 +73,9 @@ def test_gradient_of_the_decoder(model, x):
     ):
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
-        torch.testing.assert_close(model.decoder.gradient(x, z.detach()), expected.detach())
+        log_p_x, found = model.decoder.gradient(x, z.detach())
+    assert not log_p_x.requires_grad
+    torch.testing.assert_close(found, expected.detach())
 
 
 def test_bound_by_hand(model, x):
@@ -94,6 +97,16 @@ def test_bound_by_hand(model, x):
     torch.testing.assert_close(model.log_weights(x, encoded, 6, eps=eps), bound)
     log_p_x, kl = model.measure(x, encoded, eps=eps[0])
     torch.testing.assert_close(log_p_x - kl[:, 0], bound[0])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_steps_share_the_gradient_where_they_meet(steps, x, monkeypatch):
+    model = HVI(HVIConfig("dense", steps, 3, hidden_features=(8,), momentum_features=5)).double()
+    asked, gradient = [], model.decoder.gradient
+    monkeypatch.setattr(model.decoder, "gradient", lambda x, z: asked.append(z) or gradient(x, z))
+    drawn = model.draw(model.encode(x), generator=seeded())
+    assert len(asked) == (steps + 1 if steps else 0)
+    torch.testing.assert_close(drawn.log_p_x, model.decoder.log_prob(x, drawn.z))
 
 
 def joint_gradient(model, x, z):
@@ -134,7 +147,7 @@ class Linear(torch.nn.Module):
         return DiagonalGaussian(self.b * z, self.s.log().expand_as(z)).log_prob(x.expand_as(z))
 
     def gradient(self, x, z):
-        return self.b * (x - self.b * z) / self.s.square()
+        return self.log_prob(x, z), self.b * (x - self.b * z) / self.s.square()
 
 
 def test_exact_reverse_model_gives_log_p():

@@ -15,7 +15,7 @@ from fastvae.recipes.data.semi_supervised import (
     SemiSupervisedRows,
     check_pixels,
 )
-from fastvae.recipes.evaluation.classification import count_classes, measure_classes
+from fastvae.recipes.evaluation.classification import count_classes, measure_classes, predict_classes
 from fastvae.recipes.training.labelled_config import LabelledAveragedTrainConfig, LabelledTrainConfig
 from tests.recipes.labelled_support import Linear, LinearConfig, LinearSettings, LinearSystem, spots
 from tests.recipes.training_support import assert_same_run, metrics, train_on_one_and_two_processes
@@ -181,8 +181,10 @@ def test_confusion_and_its_error():
 class Guess(Linear):
     """A model that draws its classes."""
 
-    def predict(self, x, *, generator=None):
-        return torch.randint(0, self.config.classes, (len(x),), generator=generator)
+    def predict(self, x, *, noise):
+        rows = len(x) if noise.rows is None else noise.rows
+        found = torch.randint(0, self.config.classes, (rows,), generator=noise.generator)
+        return found[noise.first : noise.first + len(x)]
 
 
 def test_drawn_classes_do_not_depend_on_what_was_measured_before():
@@ -191,6 +193,24 @@ def test_drawn_classes_do_not_depend_on_what_was_measured_before():
     first = measure_classes(model, x, parts.y_test, 3, **options)
     assert measure_classes(model, x, parts.y_test, 3, **options) == first
     assert measure_classes(model, x, parts.y_test, 3, seed=1, **options) != first
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_error_in_training_does_not_depend_on_the_chunks(world_size, tmp_path, monkeypatch):
+    """Each number of processes has chunks of its own."""
+    model, labels, found = Guess(LinearConfig()), np.arange(30) % 3, torch.zeros(30, dtype=torch.bool)
+    task = LinearSystem().make_task(model, TRAINING, tmp_path)
+    for rank in range(world_size):
+        chunks = LabelledChunks(torch.zeros(30, 16), labels, 16, rank=rank, world_size=world_size)
+        for index in range(len(chunks)):
+            x, y, first, rows = chunks[index]
+            logged = {}
+            monkeypatch.setattr(task, "log", lambda name, value, logged=logged, **_: logged.update({name: value}))
+            task.validation_step((x, y, first, rows), index)
+            drawn = predict_classes(model, torch.zeros(30, 16), TRAINING.seed)[first : first + len(x)]
+            assert logged["test_error"] == pytest.approx(100.0 * (drawn != y).double().mean().item())
+            found[first : first + len(x)] = True
+    assert found.all()
 
 
 def test_settings_are_checked():

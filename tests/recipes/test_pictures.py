@@ -1,13 +1,24 @@
 """The pictures: written, not blank, and every image in its place."""
 
+import math
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from matplotlib.image import imread
 
 from fastvae.recipes.data.batches import binarize_fixed
+from fastvae.recipes.evaluation.units import Units
+from fastvae.recipes.pictures import curves
 from fastvae.recipes.pictures.curves import draw_learning_curves
+from fastvae.recipes.pictures.divergences import draw_kl_terms, draw_units
 from fastvae.recipes.pictures.grids import draw_reconstructions, draw_samples, tile
+from fastvae.recipes.pictures.importance import bounds_by_samples, draw_bounds_by_samples
 from fastvae.recipes.pictures.latents import draw_manifold
+from fastvae.recipes.systems.catalogue import CATALOGUE
+from fastvae.recipes.systems.iwae.config import IWAEConfig
+from fastvae.recipes.systems.iwae.model import IWAE
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig
 from fastvae.recipes.systems.vae.model import VAE
 
@@ -68,6 +79,23 @@ def test_manifold_needs_a_plane(models, tmp_path):
         draw_manifold(models["diagonal"], tmp_path / "manifold.png")
 
 
+@pytest.mark.parametrize(("data", "title"), [("digits", "Digits of scikit-learn"), ("emoji", "emoji")])
+def test_title_of_learning_curves_says_the_data(data, title, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
+    history = {"train_error": [(9, 3.0)], "valid_error": [(9, 4.0)]}
+    named = {"quantity": "error", "measured": "valid", "data": data}
+    draw_learning_curves({"any": history}, 10, tmp_path / "curves.png", **named)
+    assert drawn[0].axes[0].get_title() == f"{title}: errors of classification"
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_data_has_a_title(name):
+    training = getattr(find_system(name).settings(), "training", None)
+    choices = get_args(get_type_hints(type(training)).get("data"))
+    assert set(choices) <= curves.DATA.keys()
+
+
 @pytest.mark.parametrize("epochs", [1, 12])
 def test_learning_curves(epochs, tmp_path):
     history = {
@@ -77,3 +105,31 @@ def test_learning_curves(epochs, tmp_path):
     path = tmp_path / "learning_curves.png"
     draw_learning_curves({"diagonal": history, "triangular": history}, 10, path)
     assert_picture(path)
+
+
+@pytest.mark.parametrize(("sizes", "epochs"), [((3,), 1), ((120, 8, 2), 5)])
+def test_divergences(sizes, epochs, tmp_path):
+    rows = tuple(tuple(1.0 / (1 + unit) for unit in range(size)) for size in sizes)
+    variances = tuple(tuple(float(unit % 2) for unit in range(size)) for size in sizes)
+    active = tuple(size // 2 for size in sizes)
+    draw_units(Units(sizes, active, rows, rows, variances), tmp_path / "units.png")
+    names = ["test_kl"] if len(sizes) == 1 else [f"test_kl{i}" for i in range(1, 4)]
+    terms = {
+        name: [(10 * epoch + 9, 10.0**-i * (epoch + 1)) for epoch in range(epochs)] for i, name in enumerate(names)
+    }
+    draw_kl_terms(terms, 10, tmp_path / "kl_terms.png")
+    for name in ("units", "kl_terms"):
+        assert_picture(tmp_path / f"{name}.png")
+
+
+def test_bounds_by_samples(tmp_path):
+    """Of weights whose mean is known, and by hand of four."""
+    log_w = torch.tensor([[0.0], [1.0], [-1.0], [0.5]], dtype=torch.float64)
+    found = {size: bound.item() for size, bound in bounds_by_samples(log_w).items()}
+    pairs = [math.log(0.5 + 0.5 * math.e), math.log(0.5 * math.exp(-1) + 0.5 * math.exp(0.5))]
+    expected = {1: 0.125, 2: sum(pairs) / 2, 4: math.log(sum(map(math.exp, (0, 1, -1, 0.5))) / 4)}
+    assert found == pytest.approx(expected)
+    assert found[1] < found[2] < found[4]
+    model, x = IWAE(IWAEConfig(1, (3,), (8,), data_features=16)), torch.rand(5, 16).round()
+    draw_bounds_by_samples("IWAE", model, x, tmp_path / "bounds.png", samples=8, chunk=3)
+    assert_picture(tmp_path / "bounds.png")

@@ -194,7 +194,7 @@ def test_estimate_of_log_p_is_above_the_bound(tiny):
     # A posterior far from the true one, which a decoder that hardly looks at z has close to the prior.
     model.vector_head.linear.bias[:3] = 1.5
     x = binarize_fixed(static_images(tiny).x_test)
-    figures = evaluate(model, x, samples=200, sample_chunk=50, log_p_images=40, passes="separate")
+    figures = evaluate(model, x, samples=200, sample_chunk=50, log_p_images=40)
     assert figures.kl > 3
     assert figures.log_p > figures.elbo + 2
     assert 1 <= figures.effective_samples <= 200

@@ -60,7 +60,7 @@ def test_what_a_run_leaves_behind(images, tmp_path):
     model, config = load("pixelvae", found.checkpoint)
     assert (model.config, config) == (SMALL, replace(SHORT, epochs=4))
     x, valid = binarize_fixed(images.x_test), binarize_fixed(images.x_valid)
-    again = evaluate(model, x, valid=valid, samples=3, log_p_images=20, passes="separate")
+    again = evaluate(model, x, valid=valid, samples=3, log_p_images=20)
     assert (again.elbo, again.log_p) == (found.figures.elbo, found.figures.log_p)
 
 

@@ -9,8 +9,9 @@ import torch
 from matplotlib.image import imread
 
 from fastvae.recipes.cli import main as cli
-from fastvae.recipes.systems.posterior2d.config import FITS, Posterior2dConfig
+from fastvae.recipes.systems.posterior2d.config import FITS, FITS_OF_POINTS, Posterior2dConfig
 from fastvae.recipes.systems.posterior2d.densities import DENSITIES, grid, log_normalizer
+from fastvae.recipes.systems.posterior2d.four_points import FourPoints
 from fastvae.recipes.systems.posterior2d.model import Posterior2d
 from fastvae.recipes.systems.posterior2d.pictures import CELLS, SHOWN, density_of
 from fastvae.recipes.systems.posterior2d.system import format_table
@@ -122,9 +123,68 @@ def test_command(tmp_path, capsys):
         for fit in row["posteriors"].values():
             assert fit["gap"] == pytest.approx(row["log_normalizer"] - fit["bound"])
             assert f"{fit['bound']:.3f}" in printed
-    pixels = imread(out / "posteriors.png")[..., :3]
-    assert min(pixels.shape[:2]) > 600
-    assert 0.01 < (pixels < 0.9).any(-1).mean() < 0.99
+    for name, least in (("posteriors", 600), ("trajectories", 400)):
+        pixels = imread(out / f"{name}.png")[..., :3]
+        assert min(pixels.shape[:2]) > least
+        assert 0.01 < (pixels < 0.9).any(-1).mean() < 0.99
+
+
+def exact_bound(model):
+    """Of the VAE of four data points with Gaussian posteriors, by quadrature."""
+    axis = torch.linspace(-7, 7, 701, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)[:, None]
+    log_q = torch.distributions.Normal(model.mu, model.log_sigma.exp()).log_prob(z).sum(-1)
+    log_p_z = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    log_p_x = torch.distributions.Bernoulli(logits=model.decoder(z)).log_prob(torch.eye(4, dtype=z.dtype)).sum(-1)
+    return (log_q.exp() * (log_p_x + log_p_z - log_q)).sum(0) * (axis[1] - axis[0]) ** 2
+
+
+@torch.no_grad()
+def test_bound_of_four_points():
+    torch.manual_seed(0)
+    model = FourPoints("diagonal", width=8).double()
+    model.mu.normal_()
+    z, terms = model.weigh(40_000, torch.Generator().manual_seed(1))
+    assert z.shape == (40_000, 2)
+    # Samples of the four data points take turns.
+    terms = terms.unflatten(0, (-1, 4))
+    error = terms.std(0) / 100
+    assert ((terms.mean(0) - exact_bound(model)).abs() < 4 * error).all()
+
+
+def test_flow_of_four_points_has_a_log_density():
+    model = FourPoints("iaf", depth=2, width=8).double()
+    z, terms = model.weigh(10)
+    assert z.shape == (12, 2)
+    base, log_det = model.flow.inverse(z.view(3, 4, 2), model.context)
+    normal = torch.distributions.Normal
+    log_q = normal(model.mu, model.log_sigma.exp()).log_prob(base).sum(-1) + log_det
+    log_p_x = torch.distributions.Bernoulli(logits=model.decoder(z.view(3, 4, 2))).log_prob(model.data).sum(-1)
+    expected = log_p_x + normal(0.0, 1.0).log_prob(z).sum(-1).view(3, 4) - log_q
+    torch.testing.assert_close(terms.view(3, 4), expected)
+
+
+def test_four_points_on_the_command_line(tmp_path, capsys):
+    out = tmp_path / "out"
+    options = "--figure four-points --width 8 --depth 1 --steps 60 --learning-rate 0.03 --samples 4000 --no-progress"
+    where = ["--out", str(out), "--device", "cpu"]
+    assert cli.main(["train", "posterior2d", *options.split(), *where, "--limit-epochs", "1"]) == 0
+    assert cli.main(["train", "posterior2d", *options.split(), *where, "--resume", str(out / "last.ckpt")]) == 0
+    row = json.loads((out / "result.json").read_text())["densities"]["four_points"]
+    assert row["log_normalizer"] == pytest.approx(-math.log(4))
+    assert list(row["posteriors"]) == list(FITS_OF_POINTS)
+    # A decoder that ignores z has pixels of 1/4.
+    assert all(-2.4 < fit["bound"] < -math.log(4) for fit in row["posteriors"].values())
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(out / "last.ckpt"), "--device", "cpu"]) == 0
+    assert "four_points" in capsys.readouterr().out
+    assert cli.main(["sample", str(out / "last.ckpt"), "-o", str(tmp_path / "s.png"), "--count", "50"]) == 0
+    for path in (out / "posteriors.png", tmp_path / "s.png"):
+        pixels = imread(path)[..., :3]
+        assert min(pixels.shape[:2]) > 400
+        assert (pixels < 0.9).any(-1).mean() > 0.005
+    with pytest.raises(ValueError, match="kind must be one of diagonal, iaf, got 'triangular'"):
+        FourPoints("triangular")
 
 
 def test_table_lines_are_even():

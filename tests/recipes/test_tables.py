@@ -6,8 +6,10 @@ import pytest
 
 from fastvae.recipes import RecipeError
 from fastvae.recipes.cli import main as cli
+from fastvae.recipes.pictures.errors import ErrorCurves
 from fastvae.recipes.systems.catalogue import CATALOGUE
 from fastvae.recipes.systems.loading import find_system
+from fastvae.recipes.uses.errors_of_runs import gather_errors
 from fastvae.recipes.uses.tables import TABLES, flatten, read_result, write_table
 
 
@@ -69,6 +71,59 @@ def test_command(tmp_path, capsys):
     assert "| VAT | 2.12 | 3.00 ± 0.17 | 1 | 3 | 2 |" in out.read_text()
     assert cli.main(["table", "one"]) == 0
     assert "| LVAE |" in capsys.readouterr().out
+
+
+def test_other_labels_and_other_data_have_lines_of_their_own():
+    runs = [
+        result("m2", error=error, standard_error=0.1, labels=labels, data=data)
+        for error, labels, data in ((9.0, 100, "mnist"), (4.0, 600, "mnist"), (3.0, 600, "mnist"), (20.0, 20, "digits"))
+    ]
+    lines = write_table(TABLES["ssl"], runs)
+    assert cells(lines, "M2")[:2] == ["11.97", "9.00 ± 0.10"]
+    assert cells(lines, "M2, labels 600") == ["", "3.50 ± 0.71", "2", "3", "2"]
+    assert cells(lines, "M2, labels 20, data digits")[:2] == ["", "20.00 ± 0.10"]
+
+
+def keep(folder, name, found, metrics=""):
+    path = folder / name
+    path.mkdir()
+    (path / "result.json").write_text(json.dumps(found))
+    if metrics:
+        (path / "metrics.csv").write_text(metrics)
+    return path
+
+
+def test_errors_against_labels(tmp_path):
+    epochs = "epoch,train_error,test_error\n1,0,20.5\n2,0,\n3,0,7.25\n"
+    folders = [
+        keep(tmp_path, "a", result("vat", error=7.0, labels=100, data="mnist"), epochs),
+        keep(tmp_path, "b", result("vat", error=9.0, labels=100, data="mnist")),
+        keep(tmp_path, "c", result("vat", error=3.0, labels=600, data="mnist")),
+        keep(tmp_path, "d", result("m1", error=3.0, errors=[2.0, 4.0, 6.0], labels=100, classifier="svm")),
+        keep(tmp_path, "e", result("vat", error=1.0, labels=20, data="digits")),
+    ]
+    found = gather_errors(folders)
+    assert list(found) == ["VAT", "M1 + SVM", "VAT, digits"]
+    assert found["VAT"].by_labels == [(100, 8.0, pytest.approx(2**0.5)), (600, 3.0, 0.0)]
+    assert found["VAT"].by_epoch == [[(1, 20.5), (3, 7.25)]]
+    assert found["VAT"].published == (100, 2.12)
+    assert found["M1 + SVM"] == ErrorCurves([(100, 4.0, 2.0)], [])
+    assert found["VAT, digits"].published is None
+    path = tmp_path / "errors.png"
+    assert cli.main(["table", "ssl", *map(str, folders), "--picture", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_that_cannot_be(tmp_path, capsys):
+    for words in (["ssl"], ["one", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            cli.main(["table", *words, "--picture", str(tmp_path / "p.png")])
+        assert "picture must be of one or more runs of the table ssl" in " ".join(capsys.readouterr().err.split())
+    bad = keep(tmp_path, "bad", result("vat", error=1.0, labels=20), "epoch,test_error\n1,x\n")
+    with pytest.raises(RecipeError, match=r"metrics\.csv must be the metrics.csv of a finished run"):
+        gather_errors([bad])
+    with pytest.raises(RecipeError, match="must have a result with an error and a number of labels"):
+        gather_errors([keep(tmp_path, "none", result("vat", error=1.0))])
 
 
 def test_what_is_no_run(tmp_path, capsys):

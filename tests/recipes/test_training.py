@@ -67,28 +67,31 @@ def test_seed_decides_the_losses(tiny, tmp_path):
 
 
 class Bounds(L.Callback):
-    """What the model's bound was called with."""
+    """What the model's bound, loss and measure were called with."""
 
     def __init__(self):
         self.calls = []
 
     def on_train_start(self, trainer, task):
-        bound = task.model.bound
+        for name in ("bound", "loss", "measure"):
+            setattr(task.model, name, self.watch(task, name, getattr(task.model, name)))
 
-        def record(x, **options):
+    def watch(self, task, name, function):
+        def record(*arguments, **options):
             generator = options.get("generator")
-            self.calls.append(options | {"training": task.training, "seed": generator and generator.initial_seed()})
-            return bound(x, **options)
+            seed = generator and generator.initial_seed()
+            self.calls.append(options | {"name": name, "training": task.training, "seed": seed})
+            return function(*arguments, **options)
 
-        task.model.bound = record
+        return record
 
 
 def test_kl_warmup_starts_without_kl(tiny, tmp_path):
     bounds = Bounds()
     run(tiny, tmp_path, VAETrainConfig(epochs=2, batch_size=60, kl_warmup=1.0), callbacks=[bounds])
-    betas = [call["beta"] for call in bounds.calls if call["training"]]
+    betas = [call.get("beta", 1.0) for call in bounds.calls if call["training"]]
     assert betas == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
-    assert all("beta" not in call for call in bounds.calls if not call["training"])
+    assert {call["name"] for call in bounds.calls if not call["training"]} == {"measure"}
 
 
 def test_noise_is_new_in_every_step_and_the_same_in_every_test(tiny, tmp_path):

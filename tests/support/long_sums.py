@@ -79,6 +79,17 @@ def likelihood(samples: int, points: int, pixels: int, features: int) -> Problem
     return Problem(call, inputs)
 
 
+def gaussian_head(rows: int, features: int, latents: int) -> Problem:
+    weight = torch.rand(latents * (latents + 3) // 2, features) / features
+    inputs = [positive(rows, features), weight.requires_grad_()]
+    eps = torch.rand(rows, latents)
+
+    def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
+        return F.linear_tril_gaussian_rsample_with_kl(*p, None, tril_scale=0.1, eps=eps.to(p[0]), impl=impl)
+
+    return Problem(call, inputs)
+
+
 def decoder_likelihood(rows: int, widths: tuple[int, ...]) -> Problem:
     """Values alone: what is differentiated runs layer by layer."""
     decoder, x = Decoder(widths, "tanh"), (torch.rand(rows, widths[-1]) < 0.9).float()
@@ -144,6 +155,7 @@ ROWS: dict[str, Callable[[], Problem]] = {
     "class_linear, classes": lambda: classes(3, 20000, 24, each=False),
     "linear_bernoulli": lambda: likelihood(300, 100, 40, 20),
     "linear_bernoulli, few points": lambda: likelihood(8000, 4, 40, 20),
+    "linear_tril_gaussian": lambda: gaussian_head(20000, 24, 4),
     "masked_conv2d, groups": lambda: convolution(8, 12, 28, 60, groups=2),
     "masked_conv2d, one image": lambda: convolution(8, 12, 40, 1),
     "masked_conv2d, small images": lambda: convolution(3, 5, 7, 1000, activation="gelu"),
@@ -168,6 +180,8 @@ FEATURES: dict[str, Callable[[], Problem]] = {
     "masked_linear, wide outputs": lambda: layer(64, 30, 5000),
     "linear_bernoulli, wide": lambda: likelihood(2, 10, 30, 5000),
     "linear_bernoulli, many pixels": lambda: likelihood(2, 10, 5000, 30),
+    "linear_tril_gaussian, wide": lambda: gaussian_head(3, 4, 600),
+    "linear_tril_gaussian, wide inputs": lambda: gaussian_head(64, 5000, 4),
     "mlp_bernoulli, wide": lambda: decoder_likelihood(70, (20, 5000, 30)),
     "mlp_bernoulli, many pixels": lambda: decoder_likelihood(70, (20, 30, 9000)),
     "latent_gradient, wide": lambda: latent(3, (20, 5000, 30)),

@@ -72,6 +72,7 @@ AS_GOOD = {
     "tril_gaussian_bwd": {"log_sigma without its last row", "log_sigma twice as long"},
     "linear_bernoulli_fwd": {"h twice as long", "x without its last row"},
     "linear_bernoulli_bwd": {"x without its last row"},
+    "linear_tril_gaussian_fwd": {"h without its last row", "h twice as long"},
     "mlp_bernoulli_fwd": {"z twice as long", "x without its last row"},
     "latent_gradient_fwd": {"z twice as long", "x without its last row"},
     "latent_gradient_bwd": {"x without its last row"},

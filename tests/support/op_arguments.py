@@ -108,6 +108,10 @@ def network_arguments() -> dict[str, tuple]:
     decoder = ([torch.randn(s, device=KERNEL) for s in ((7, 4), (5, 7), (7,))], [True, False], data, 1)
     decoder = (*decoder, "silu", "bernoulli")
     layer = (weight, bias, None, in_degrees, out_degrees, "silu")
+    # Rows of a whole block: in `kept`, too, lanes without a sample are undefined.
+    h_gaussian, of_gaussian, bias_of_gaussian, eps = (torch.randn(s) for s in ((n, 4), (9, 4), 9, (n, d)))
+    head, kept_gaussian = (d, 0.5, -7.0, 7.0), torch.rand(n * (3 * d + 3))
+    gaussian = (h_gaussian, of_gaussian, bias_of_gaussian)
     rows, cells, classes = (torch.randn(s, device=KERNEL) for s in ((3, 5), (3, 4, 5), (4, 5)))
     return {
         "class_linear_fwd": (rows, None, classes, "softplus", True),
@@ -116,6 +120,12 @@ def network_arguments() -> dict[str, tuple]:
         "class_linear_bwd cells": (cells, cells.clone(), "silu", [True, True, True]),
         "linear_bernoulli_fwd": (h, weight_there, bias_there, data, 1, True),
         "linear_bernoulli_bwd": (per_row, h, weight_there, bias_there, data, None, 1, [True] * 3),
+        "linear_tril_gaussian_fwd": (*gaussian, torch.tensor(7), *head, 0, False, True),
+        "linear_tril_gaussian_fwd of dimensions": (*gaussian, eps, *head, 0, True, False),
+        "linear_tril_gaussian_bwd": (eps, eps[:, 0].clone(), None, *gaussian, kept_gaussian, *head, [True] * 3),
+        "linear_tril_gaussian_bwd of dimensions": (
+            *(eps, None, eps.clone(), *gaussian, kept_gaussian, *head, [True, False, True]),
+        ),
         "mlp_bernoulli_fwd": (h, *decoder[:-1]),
         "latent_gradient_fwd": (h, *decoder),
         "latent_gradient_bwd": (per_row, h.clone(), h, *decoder),

@@ -83,6 +83,10 @@ def operations() -> dict[str, Operation]:
             lambda x, w, v: F.class_linear(x, w, v, activation="silu"),
             *(torch.randn(shape) for shape in ((300, 8), (200, 8), (200, 9))),
         ),
+        "linear_tril_gaussian": with_gradients(
+            lambda h, w, b: F.linear_tril_gaussian_rsample_with_kl(h, w, b, generator=torch.Generator().manual_seed(1)),
+            *(torch.randn(rows, 32), torch.randn(560, 32) / 16, torch.randn(560) / 4),
+        ),
         "logistic_mixture": with_gradients(
             lambda p: F.logistic_mixture_log_prob(levels, p), mixtures.parameters(8, 3, 5, 32, 32)
         ),

@@ -114,6 +114,8 @@ DEGREES = torch.tensor([1, 2, 3]), torch.tensor([0, 0, 1, 2, 2])
 SCALE = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.7])
 BITS = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
 WEIGHT = 0.5 * torch.randn(5, D, generator=torch.Generator().manual_seed(1))
+TRIANGLE = 0.5 * torch.randn(9, D, generator=torch.Generator().manual_seed(3))
+SPREAD, NOISE = torch.linspace(-1.0, 2.0, 16)[:, None], torch.linspace(-1.5, 2.0, 16 * D).sin().view(16, D)
 KERNEL = 0.3 * torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(2))
 
 
@@ -141,6 +143,14 @@ def class_linear_of_labels(x: Tensor, z: Tensor) -> Tensor:
 def linear_bernoulli_log_prob(h: Tensor) -> Tensor:
     weight = WEIGHT.to(h)
     return F.linear_bernoulli_log_prob(h, weight, weight[:, 0], BITS.to(h))
+
+
+def linear_tril_gaussian(h: Tensor) -> tuple[Tensor, ...]:
+    """Of as many rows as the kernel takes."""
+    weight, many = TRIANGLE.to(h), h.unsqueeze(-2) * SPREAD.to(h)
+    return F.linear_tril_gaussian_rsample_with_kl(
+        many, weight, weight[:, 0], tril_scale=0.5, eps=NOISE.to(h).expand_as(many)
+    )
 
 
 def mlp_bernoulli_log_prob(z: Tensor) -> Tensor:
@@ -215,6 +225,7 @@ FUNCTIONS = [
     function("class_linear", class_linear, VECTOR, VECTOR),
     function("class_linear of labels", class_linear_of_labels, VECTOR, VECTOR),
     function("linear_bernoulli_log_prob", linear_bernoulli_log_prob, VECTOR),
+    function("linear_tril_gaussian_rsample_with_kl", linear_tril_gaussian, VECTOR),
     function("mlp_bernoulli_log_prob", mlp_bernoulli_log_prob, VECTOR),
     function("latent_gradient", latent_gradient, VECTOR),
     function("latent_hessian_product", latent_hessian_product, VECTOR, VECTOR),
@@ -297,6 +308,8 @@ LAYERS = [
     layer("DiagonalGaussianHead", lambda: Posterior(layers.DiagonalGaussianHead(D, 2)), VECTOR),
     layer("TriangularGaussianHead", lambda: Posterior(layers.TriangularGaussianHead(D, 3, tril_init_scale=1.0)),
           VECTOR),
+    layer("TriangularGaussianHead sampled", lambda: Sampled(layers.TriangularGaussianHead(D, 3, tril_init_scale=1.0)),
+          VECTOR),
 ]  # fmt: skip
 
 
@@ -310,6 +323,18 @@ class Posterior(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         q = self.head(features)
         return q.log_prob(torch.zeros_like(q.mean)), *self.head.posterior_parameters(features)
+
+
+class Sampled(nn.Module):
+    """A sample in one call with the layer, of as many rows as the kernel takes."""
+
+    def __init__(self, head: layers.TriangularGaussianHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        many = features.unsqueeze(-2) * SPREAD.to(features)
+        return self.head.rsample_with_kl(many, kl="dimensions", eps=NOISE.to(features).expand_as(many))
 
 
 def distribution(name: str, call: Callable[..., object], *inputs: Callable[[int], Tensor], **more: object) -> Subject:

@@ -20,7 +20,7 @@ from ..settings import check_whole, option
 __all__ = ["SemiSupervisedConfig", "SemiSupervisedFigures", "describe_semi_supervised", "evaluate_semi_supervised"]
 
 # The passes of the evaluation, and the streams of their noise.
-PASSES = {"bounds": 4, "samples": 5}
+PASSES = {"bounds": 4, "samples": 5, "classes": 6}
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class SemiSupervisedFigures(ClassFigures):
     """Errors in %, and means over test images in nats.
 
     ``error`` is that of q(y | x); ``posterior_error`` that of p(y | x) by importance samples, on ``log_p_images``
-    images. ``kl_terms`` are the divergences of z and of y.
+    images, of what ``posterior_of`` names. ``kl_terms`` are the divergences of z and of y.
     """
 
     posterior_error: float
     posterior_standard_error: float
+    posterior_of: str
     elbo: float
     elbo_error: float
     kl_terms: tuple[float, ...]
@@ -72,6 +73,8 @@ def evaluate_semi_supervised(
     labels: np.ndarray,
     config: SemiSupervisedConfig,
     *,
+    intensities: Tensor | None = None,
+    kind: str = "binary images",
     seed: int = 0,
     progress: bool = False,
     job: Job = ALONE,
@@ -85,6 +88,8 @@ def evaluate_semi_supervised(
         x: the data of the test images, ``(N, features)``.
         labels: their classes, ``(N,)``.
         config: the settings of the evaluation.
+        intensities: the test images that p(y | x) is given, ``(N, features)``; ``x`` if None.
+        kind: the name of ``x``.
         seed: of the noise.
         progress: whether to show progress bars.
         job: the processes that share the chunks, and the file that keeps those that are done.
@@ -96,7 +101,7 @@ def evaluate_semi_supervised(
 
     count = min(config.log_p_images, len(x))
     kept = {"samples": config.samples, "log_p_images": count, "image_chunk": config.image_chunk, "seed": seed}
-    kept["sample_chunk"] = config.sample_chunk
+    kept |= {"sample_chunk": config.sample_chunk, "intensities": intensities is not None}
     ledger = job.open(lambda: kept | identify(model, x, None))
     parameter, together = next(model.parameters()), job.processes.count
 
@@ -130,17 +135,24 @@ def evaluate_semi_supervised(
         estimate = torch.stack([joint.value(), joint.effective_sample_size()], 1)
         return estimate, of_classes.argmax(-1, keepdim=True)
 
+    @torch.no_grad()
+    def measure_classes(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        found = model.infer_classes(rows, config.samples, sample_chunk=config.sample_chunk, generator=generator)
+        return found[:, :0], found.argmax(-1, keepdim=True)
+
     classes = model.config.classes
     bounds = scan("bounds", x, measure_bound)
     elbo, kl_terms, elbo_error = mean_bound(bounds)
     by_q = count_classes(to_classes(bounds), labels, classes)
     samples = scan("samples", spread(x, count), measure_samples)
-    by_p = count_classes(to_classes(samples), spread(torch.from_numpy(labels), count).numpy(), classes)
+    found = samples if intensities is None else scan("classes", spread(intensities, count), measure_classes)
+    by_p = count_classes(to_classes(found), spread(torch.from_numpy(labels), count).numpy(), classes)
     log_p, effective = torch.cat([chunk.bound for chunk in samples]).unbind(1)
     return SemiSupervisedFigures(
         **vars(by_q),
         posterior_error=by_p.error,
         posterior_standard_error=by_p.standard_error,
+        posterior_of=kind if intensities is None else "intensities",
         elbo=elbo,
         elbo_error=elbo_error,
         kl_terms=kl_terms,
@@ -163,7 +175,7 @@ def describe_semi_supervised(figures: SemiSupervisedFigures) -> list[str]:
     return [
         f"{describe_classes(figures)[0]}, by q(y | x)",
         f"test error {figures.posterior_error:.2f} % ({how}), standard error {figures.posterior_standard_error:.2f}, "
-        "by p(y | x)",
+        f"by p(y | x) of {figures.posterior_of}",
         f"test ELBO  {figures.elbo:.2f} nats, of which KL {terms} ({figures.test_images} images), standard error "
         f"{figures.elbo_error:.2f}",
         f"log p(x)   {figures.log_p:.2f} nats ({how}; {figures.effective_samples:.1f} effective samples), standard "

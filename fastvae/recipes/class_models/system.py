@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..evaluation.bounds import spread
-from ..evaluation.job import ALONE, Job
 from ..labelled_system import LabelledSystem
 from ..pictures.grids import draw_grid
-from .figures import SemiSupervisedConfig, SemiSupervisedFigures, describe_semi_supervised, evaluate_semi_supervised
+from .figures import SemiSupervisedFigures, describe_semi_supervised
 
 __all__ = ["ClassSamples", "SemiSupervisedSystem", "check_labels", "draw_classes", "draw_transfer"]
 
@@ -45,19 +44,6 @@ def check_labels(labels: Tensor | None, count: int, classes: int) -> Tensor | No
 
 class SemiSupervisedSystem(ClassSamples, LabelledSystem):
     """A system whose model is a :class:`~fastvae.recipes.class_models.semi_supervised.SemiSupervisedVAE`."""
-
-    def evaluate(
-        self,
-        model: Any,
-        images: Any,
-        config: SemiSupervisedConfig,
-        *,
-        seed: int = 0,
-        progress: bool = False,
-        job: Job = ALONE,
-    ) -> SemiSupervisedFigures:
-        x = self.test_images(images, seed)
-        return evaluate_semi_supervised(model, x, images.y_test, config, seed=seed, progress=progress, job=job)
 
     def describe(self, figures: SemiSupervisedFigures) -> list[str]:
         return describe_semi_supervised(figures)

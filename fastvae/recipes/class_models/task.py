@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ... import backend
 from ..data.batches import NOISE, stream_seed
+from ..data.noise import share_noise
 from ..data.semi_supervised import SemiSupervisedBatch
 from ..training.labelled_task import TERM, TESTED, ClassErrors
 from ..training.task import AveragedTask
@@ -88,10 +88,12 @@ class SemiSupervisedTask(ClassErrors, AveragedTask):
             features: columns of the noise; those of the latents if None.
         """
         generator = torch.Generator(x.device).manual_seed(stream_seed(self.config.seed, NOISE, self.global_step, part))
-        first = self.global_rank * len(x)
-        if backend.resolve(self.impl, x) != "reference":
-            return {"generator": generator, "row_offset": first * max(copies, 1)}
-        rows, columns = len(x) * self.trainer.world_size, self.latent_features if features is None else features
-        shape = (rows, copies, columns) if copies else (rows, columns)
-        joint = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
-        return {"eps": joint[first : first + len(x)]}
+        columns = self.latent_features if features is None else features
+        return share_noise(
+            x,
+            (copies, columns) if copies else (columns,),
+            self.impl,
+            generator=generator,
+            first=self.global_rank * len(x),
+            rows=len(x) * self.trainer.world_size,
+        )

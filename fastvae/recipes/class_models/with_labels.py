@@ -35,6 +35,15 @@ class WithLabels:
         found: tuple[Tensor, Tensor] = self.model.measure(x[:, :-1], posterior, labels=x[:, -1].long(), **noise)
         return found
 
+    def measure_units(self, x: Tensor, posterior: Any, **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        found: tuple[Tensor, list[Tensor]]
+        found = self.model.measure_units(x[:, :-1], posterior, labels=x[:, -1].long(), **noise)
+        return found
+
+    def average_units(self, posterior: Any, samples: int, **noise: Any) -> list[Tensor]:
+        found: list[Tensor] = self.model.average_units(posterior, samples, **noise)
+        return found
+
     def log_weights(self, x: Tensor, posterior: Any, samples: int, **noise: Any) -> Tensor:
         found: Tensor = self.model.log_weights(x[:, :-1], posterior, samples, labels=x[:, -1].long(), **noise)
         return found

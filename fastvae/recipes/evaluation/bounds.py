@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..errors import RecipeError
 from .chunks import Chunk
 from .job import ALONE, Job
 from .scan import LatentModel, scan
+from .units import Units, summarise_units
 
 __all__ = ["Figures", "LatentModel", "Likelihoods", "check_figures", "evaluate", "evaluate_exact", "spread"]
 
@@ -24,19 +25,24 @@ __all__ = ["Figures", "LatentModel", "Likelihoods", "check_figures", "evaluate",
 class Figures:
     """Means over test images, nats: the bound, its KL part and terms, and the importance-sampled log p(x).
 
-    ``*_error`` are standard errors over images. ``valid_elbo`` is the bound of the validation images.
+    A KL term belongs to a layer of latents, from below. ``effective_samples`` is the mean effective sample size of the
+    importance weights of an image, between 1 and K = ``samples``. ``log_p_images`` are spread evenly over the test
+    images. ``*_error`` are standard errors over images. ``valid_elbo`` is the bound of the validation images.
     """
 
     elbo: float
     elbo_error: float
     kl: float
     kl_terms: tuple[float, ...]
+    kl_terms_error: tuple[float, ...]
     elbo_images: int
     log_p: float
     log_p_error: float
     log_p_images: int
     samples: int
     effective_samples: float
+    effective_samples_error: float
+    units: Units
     valid_elbo: float | None = None
     sampled_images_per_second: float | None = None
 
@@ -63,11 +69,10 @@ def evaluate(
     seed: int = 0,
     image_chunk: int = 100,
     sample_chunk: int = 32,
-    passes: Literal["joint", "separate"] = "joint",
     progress: bool = False,
     job: Job = ALONE,
 ) -> Figures:
-    """Bound and importance-sampled log p(x) of a trained model, in the memory of one chunk of images and samples.
+    """Bound, units and log p(x) by importance samples of a trained model, in the memory of one chunk of both.
 
     The noise of a chunk of images is a function of the seed and its first image. An evaluation that is shared out to
     processes, or interrupted and continued, therefore has the figures of one that is not.
@@ -77,48 +82,48 @@ def evaluate(
         x: binary test images ``(N, pixels)``.
         valid: validation images, whose bound is measured, too.
         samples: number K of importance samples.
-        log_p_images: how many test images log p(x) is estimated on.
+        log_p_images: how many test images log p(x) is estimated on; they are spread evenly over all.
         seed: of the posterior noise.
         image_chunk: images at a time.
         sample_chunk: samples of each image at a time.
-        passes: ``"joint"``: one pass, in which log p(x) is estimated on the first images; ``"separate"``: bounds first,
-            then log p(x) on images spread evenly over all.
         progress: whether to show progress bars.
         job: the processes that share the chunks, and the file that keeps those that are done.
 
     Returns:
-        The means. The bound takes one sample of each image.
+        The means. The bound takes one sample of each image. A model that does not know its units has no figures of
+        them.
 
     Raises:
         RecipeError: the file of ``job`` is damaged, of another evaluation, or cannot be written.
     """
-    separate, count = passes == "separate", min(log_p_images, len(x))
-    importance: dict[str, Any] = {"samples": samples, "sample_chunk": sample_chunk, "estimated": count}
-    how: dict[str, Any] = {"chunk": image_chunk, "seed": seed, "progress": progress}
-    settings = importance | {"seed": seed, "image_chunk": image_chunk, "passes": passes}
+    count = min(log_p_images, len(x))
+    importance: dict[str, Any] = {"samples": samples, "sample_chunk": sample_chunk}
+    settings = importance | {"log_p_images": count, "seed": seed, "image_chunk": image_chunk}
     ledger = job.open(lambda: settings | identify(model, x, valid))
+    how: dict[str, Any] = {"chunk": image_chunk, "seed": seed, "progress": progress}
     valid_elbo = None
     if valid is not None:
         valid_elbo = mean_bound(scan(model, valid, ledger, "valid", what="bound of valid images", **how))[0]
-    if separate:
-        measured = scan(model, x, ledger, "test", what="bound of test images", **how)
-        how |= {"what": f"log p(x), K = {samples}", "bound": False}
-        estimated = scan(model, spread(x, count), ledger, "log p", **importance, **how)
-    else:
-        measured = estimated = scan(model, x, ledger, "test", **importance, **how)
+    measured = scan(model, x, ledger, "test", units=True, what="bound of test images", **how)
+    what = f"log p(x), K = {samples}"
+    estimated = scan(model, spread(x, count), ledger, "log p", what=what, **importance, **how)
     elbo, kl_terms, elbo_error = mean_bound(measured)
-    log_p, effective = torch.cat([chunk.estimate for chunk in estimated if chunk.estimate.shape[1]])[:count].unbind(1)
+    terms = torch.cat([chunk.bound[:, 1:] for chunk in measured])
+    log_p, effective = torch.cat([chunk.estimate for chunk in estimated]).unbind(1)
     return Figures(
         elbo=elbo,
         elbo_error=elbo_error,
         kl=sum(kl_terms),
         kl_terms=kl_terms,
+        kl_terms_error=tuple(standard_error(term) for term in terms.unbind(1)),
         elbo_images=len(x),
         log_p=float(log_p.mean()),
         log_p_error=standard_error(log_p),
         log_p_images=count,
         samples=samples,
         effective_samples=float(effective.mean()),
+        effective_samples_error=standard_error(effective),
+        units=summarise_units(measured),
         valid_elbo=valid_elbo,
     )
 

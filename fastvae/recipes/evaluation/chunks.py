@@ -32,10 +32,13 @@ class Chunk(NamedTuple):
     Args:
         bound: log p(x | z) and the KL terms, ``(N, 1 + T)``, nats.
         estimate: log p(x), nats, and the effective sample size, ``(N, 2)``.
+        units: sums over the images of what each of U latent units does, ``(6, U)``, see
+            :func:`fastvae.recipes.evaluation.units.measure_units`.
     """
 
     bound: Tensor
     estimate: Tensor
+    units: Tensor = torch.empty(6, 0, dtype=torch.float64)
 
 
 # By the name of the pass, then by the first image.
@@ -118,7 +121,9 @@ def to_chunk(parts: Any) -> Chunk:
     Raises:
         TypeError, ValueError: it is none.
     """
-    bound, estimate = (torch.tensor(part, dtype=torch.float64) for part in parts)
+    bound, estimate, units = (torch.tensor(part, dtype=torch.float64) for part in parts)
     if bound.dim() != 2 or estimate.dim() != 2 or len(bound) != len(estimate):
-        raise ValueError(f"a chunk must be two matrices of as many rows, got {bound.shape} and {estimate.shape}")
-    return Chunk(bound, estimate)
+        raise ValueError(f"a chunk must begin with two matrices of as many rows, got {bound.shape}, {estimate.shape}")
+    if units.dim() != 2 or len(units) != 6:
+        raise ValueError(f"a chunk must end with a matrix of 6 rows, got {units.shape}")
+    return Chunk(bound, estimate, units)

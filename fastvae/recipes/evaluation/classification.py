@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import EVALUATION, stream_seed
+from ..data.noise import Noise
 from ..settings import check_whole
 from .bounds import identify
 from .chunks import Chunk
@@ -56,23 +57,27 @@ class ClassFigures:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def predict_classes(model: Any, x: Tensor, seed: int = 0, first: int = 0) -> Tensor:
+def predict_classes(
+    model: Any, x: Tensor, seed: int = 0, *, chunk: int = 0, first: int = 0, rows: int | None = None
+) -> Tensor:
     """The classes int64 ``(N,)`` of images ``(N, pixels)``.
 
-    A model has ``predict(x, *, generator)``, which returns classes, or ``class_logits(x)``, which returns
-    ``(N, classes)``.
+    A model has ``predict(x, *, noise)``, which returns classes and takes a :class:`~fastvae.recipes.data.noise.Noise`,
+    or ``class_logits(x)``, which returns ``(N, classes)``.
 
     Args:
         model: the model.
         x: the images, on its device.
         seed: of the noise that ``predict`` draws.
-        first: the number of the first image, on which the noise depends.
+        chunk: of images whose noise is that of one draw; a number for each.
+        first: the number of the first image in its chunk.
+        rows: images of the chunk; N if None.
     """
     with torch.no_grad():
         if not hasattr(model, "predict"):
             return model.class_logits(x).argmax(1)
-        generator = torch.Generator(x.device).manual_seed(stream_seed(seed, EVALUATION, first, NUMBER))
-        found: Tensor = model.predict(x, generator=generator)
+        generator = torch.Generator(x.device).manual_seed(stream_seed(seed, EVALUATION, chunk, NUMBER))
+        found: Tensor = model.predict(x, noise=Noise(generator, first, rows))
         return found
 
 
@@ -109,7 +114,7 @@ def measure_classes(
     done, together = ledger.find(CLASSES), job.processes.count
 
     def measure(first: int) -> Chunk:
-        found = predict_classes(model, x[first : first + image_chunk].to(parameter), seed, first)
+        found = predict_classes(model, x[first : first + image_chunk].to(parameter), seed, chunk=first)
         column = found.double().cpu()[:, None]
         return Chunk(column, column[:, :0])
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...likelihoods import bernoulli_log_prob
 from ...objectives import free_bits, monte_carlo_elbo, standard_normal_log_prob
-from ..flow_posterior import draw_by_dimension, normal_by_dimension
+from ..flow_posterior import FlowPosterior, draw_by_dimension, normal_by_dimension
 from ..flow_prior import FlowPrior
 
 __all__ = ["OneLatent"]
@@ -20,6 +20,7 @@ class OneLatent(nn.Module):
 
     config: Any
     prior: FlowPrior | None
+    kl_names = ("kl",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +36,10 @@ class OneLatent(nn.Module):
         """log p(x | z), ``(*, N)``, nats, of binary images ``(N, pixels)`` and latents ``(*, N, D)``."""
         return bernoulli_log_prob(x, self.decode(z))
 
+    def log_density(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z) in training, ``(*)``, nats."""
+        return bernoulli_log_prob(x, self.decode(z))
+
     def measure(self, x: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]:
         """log p(x | z) of one sample, ``(N,)``, and the KL divergence, ``(N, 1)``, nats.
 
@@ -46,6 +51,17 @@ class OneLatent(nn.Module):
         q = self.encode(x) if posterior is None else posterior
         z, kl = self.draw_with_kl(q, **noise)
         return self.log_likelihood(x, z), kl[:, None]
+
+    def measure_units(self, x: Tensor, posterior: Any, **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        """log p(x | z) of one sample, ``(N,)``, and the part of every dimension in the divergence, ``(N, D)``, nats."""
+        z, kl = self.draw_with_kl(posterior, kl="dimensions", **noise)
+        return self.log_likelihood(x, z), [kl]
+
+    def average_units(self, posterior: Any, samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every dimension under q, ``(N, D)``: exact, or that of samples where q is a flow."""
+        if isinstance(posterior, FlowPosterior):
+            return [posterior.rsample_with_log_prob((samples,), **noise)[0].mean(0)]
+        return [posterior.mu]
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), ``(*)``, nats, of latents ``(*, D)``."""
@@ -70,6 +86,10 @@ class OneLatent(nn.Module):
             return z, log_q - self.log_prior(z)
         z, log_q = draw_by_dimension(q, **noise)
         return z, log_q - (normal_by_dimension(z) if self.prior is None else self.prior.log_prob_by_dimension(z))
+
+    def draw(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """As :meth:`draw_with_kl`, for the posterior of images ``(N, pixels)``."""
+        return self.draw_with_kl(self.encode(x), **options)
 
     def loss(
         self,
@@ -99,13 +119,12 @@ class OneLatent(nn.Module):
             all_processes: whether the mean of the KL divergence is one over all processes.
             noise: as of the posterior's ``rsample_with_kl``.
         """
-        q = self.encode(x)
         if minimum == 0:
-            z, kl = self.draw_with_kl(q, sampled=sampled, **noise)
-            log_p_x, kl = bernoulli_log_prob(x, self.decode(z)).mean(), kl.mean()
+            z, kl = self.draw(x, sampled=sampled, **noise)
+            log_p_x, kl = self.log_density(x, z).mean(), kl.mean()
             return beta * kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
-        z, parts = self.draw_with_kl(q, kl="dimensions", sampled=sampled, **noise)
-        log_p_x = bernoulli_log_prob(x, self.decode(z)).mean()
+        z, parts = self.draw(x, kl="dimensions", sampled=sampled, **noise)
+        log_p_x = self.log_density(x, z).mean()
         groups = num_groups or parts.shape[-1]
         floor = minimum * parts.shape[-1] / groups
         kl = parts.detach().sum(-1).mean()

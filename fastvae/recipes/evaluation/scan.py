@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from ...objectives import LogMeanExp, importance_log_prob
 from ..data.batches import EVALUATION, stream_seed
 from .chunks import Chunk
 from .job import Ledger
+from .units import has_units, measure_units
 
 __all__ = ["LatentModel", "scan"]
 
@@ -24,7 +25,8 @@ class LatentModel(Protocol):
 
     ``encode`` returns a posterior of any kind. ``measure`` returns log p(x | z) of one sample, ``(N,)``, and the KL
     terms, ``(N, T)``; a model without latents has T = 0. ``log_weights`` returns log p(x, z) - log q(z | x) of new
-    samples, ``(samples, N)``. ``noise`` is ``generator``, ``row_offset`` or ``eps``.
+    samples, ``(samples, N)``. ``noise`` is ``generator``, ``row_offset`` or ``eps``. Figures of single units need a
+    :class:`~fastvae.recipes.evaluation.units.HasUnits`.
     """
 
     def encode(self, x: Tensor) -> Any: ...
@@ -42,8 +44,7 @@ def scan(
     name: str,
     *,
     chunk: int,
-    bound: bool = True,
-    estimated: int = 0,
+    units: bool = False,
     samples: int = 0,
     sample_chunk: int = 1,
     seed: int = 0,
@@ -52,14 +53,15 @@ def scan(
 ) -> list[Chunk]:
     """Passes over images ``(N, pixels)`` once; the noise of a chunk is a function of seed, pass and first image.
 
+    It measures log p(x | z) and the KL terms or, with ``samples``, estimates log p(x).
+
     Args:
         model: its device is used.
         x: binary images.
         ledger: the chunks that are done, which it takes the others in.
         name: of the pass, one of :data:`PASSES`.
         chunk: images at a time.
-        bound: whether to measure log p(x | z) and the KL terms.
-        estimated: how many of the first images log p(x) is estimated on.
+        units: whether to measure the units of a model that knows them.
         samples: number K of importance samples.
         sample_chunk: samples of each image at a time.
         seed: of the noise.
@@ -72,15 +74,15 @@ def scan(
     done, together = ledger.find(name), ledger.job.processes.count
     left = [first for first in firsts if first not in done]
 
-    def count_steps(some: Iterable[int]) -> int:
-        draws = -(-samples // sample_chunk)
-        return sum(bound + draws * (first < estimated) for first in some)
+    def count_steps(some: Sized) -> int:
+        return len(some) * (-(-samples // sample_chunk) if samples else 1)
 
     def measure(first: int) -> Chunk:
         rows = x[first : first + chunk].to(parameter)
         generator = torch.Generator(rows.device).manual_seed(stream_seed(seed, EVALUATION, first, PASSES.index(name)))
-        drawn = samples if first < estimated else 0
-        return measure_chunk(model, rows, generator, bound, drawn, sample_chunk, lambda: bar.update())
+        if samples:
+            return estimate_chunk(model, rows, generator, samples, sample_chunk, lambda: bar.update())
+        return measure_chunk(model, rows, generator, units)
 
     steps = count_steps(firsts)
     with tqdm(
@@ -93,30 +95,33 @@ def scan(
     return [done[first] for first in firsts]
 
 
-def measure_chunk(
+def measure_chunk(model: LatentModel, rows: Tensor, generator: torch.Generator, units: bool) -> Chunk:
+    """log p(x | z) and the KL terms of the images ``rows`` and, if asked for, what the units do."""
+    posterior, nothing = model.encode(rows), rows.new_empty(len(rows), 0).double().cpu()
+    if units and has_units(model):
+        log_p_x, kl, sums = measure_units(model, rows, posterior, generator)
+        return Chunk(torch.cat([log_p_x[:, None], kl], 1).cpu(), nothing, sums.cpu())
+    log_p_x, kl = model.measure(rows, posterior, generator=generator)
+    return Chunk(torch.cat([log_p_x[:, None], kl], 1).double().cpu(), nothing)
+
+
+def estimate_chunk(
     model: LatentModel,
     rows: Tensor,
     generator: torch.Generator,
-    bound: bool,
     samples: int,
     sample_chunk: int,
     advance: Callable[[], Any],
 ) -> Chunk:
-    """What is found of the images ``rows``; ``advance`` is called after the bound and after every chunk of samples."""
+    """log p(x) of the images ``rows`` and the effective sample size; ``advance`` is called after every chunk."""
     posterior = model.encode(rows)
-    measured = estimate = rows.new_empty(len(rows), 0)
-    if bound:
-        log_p_x, kl = model.measure(rows, posterior, generator=generator)
-        measured = torch.cat([log_p_x[:, None], kl], 1)
+
+    def log_weights(count: int) -> Tensor:
+        log_w = model.log_weights(rows, posterior, count, generator=generator)
         advance()
-    if samples:
+        return log_w
 
-        def log_weights(count: int) -> Tensor:
-            log_w = model.log_weights(rows, posterior, count, generator=generator)
-            advance()
-            return log_w
-
-        accumulator = LogMeanExp()
-        log_p = importance_log_prob(log_weights, samples, sample_chunk, accumulator=accumulator)
-        estimate = torch.stack([log_p, accumulator.effective_sample_size()], 1)
-    return Chunk(measured.double().cpu(), estimate.double().cpu())
+    accumulator = LogMeanExp()
+    log_p = importance_log_prob(log_weights, samples, sample_chunk, accumulator=accumulator)
+    found = torch.stack([log_p, accumulator.effective_sample_size()], 1).double().cpu()
+    return Chunk(found[:, :0], found)

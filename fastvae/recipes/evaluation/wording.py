@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from .bounds import Figures, Likelihoods
 from .speed import SAMPLED
+from .units import Units
 
 __all__ = ["describe_figures", "describe_likelihoods"]
 
 
 def describe_figures(figures: Figures, *, bound: str = "test ELBO", images: str = "images") -> list[str]:
-    """The bound, log p(x), and the speed of sampling where it was measured.
+    """The bound, log p(x), the units and the speed of sampling where they were measured.
 
     Args:
         figures: of a model with latents.
         bound: the name of the bound.
         images: the name of the images.
     """
-    terms = " + ".join(f"{term:.2f}" for term in figures.kl_terms)
+    terms = " + ".join(
+        f"{term:.2f} ± {error:.2f}" for term, error in zip(figures.kl_terms, figures.kl_terms_error, strict=True)
+    )
     lines = [
         f"{bound:<10} {figures.elbo:.2f} nats, of which KL {terms} ({figures.elbo_images} {images}), "
         f"standard error {figures.elbo_error:.2f}",
         f"log p(x)   {figures.log_p:.2f} nats (K = {figures.samples}, {figures.log_p_images} {images}; "
-        f"{figures.effective_samples:.1f} effective samples), standard error {figures.log_p_error:.2f}",
+        f"{figures.effective_samples:.1f} ± {figures.effective_samples_error:.1f} effective samples), standard error "
+        f"{figures.log_p_error:.2f}",
     ]
-    return lines + describe_speed(figures.sampled_images_per_second)
+    return lines + describe_units(figures.units) + describe_speed(figures.sampled_images_per_second)
+
+
+def describe_units(units: Units) -> list[str]:
+    """How many units of each layer are active, and their KL parts."""
+    if not units.number:
+        return []
+    counts = ", ".join(f"{active} of {number}" for active, number in zip(units.active, units.number, strict=True))
+    kl = list(chain(*units.kl))
+    return [f"units      {counts} active, KL of a unit {min(kl):.2f} to {max(kl):.2f} nats"]
 
 
 def describe_likelihoods(figures: Likelihoods) -> list[str]:

@@ -11,13 +11,22 @@ from matplotlib.ticker import MaxNLocator
 
 from .grids import save
 
-__all__ = ["draw_learning_curves"]
+__all__ = ["IMAGES", "draw_learning_curves"]
 
 # Name, unit and title by the end of a quantity's name.
 QUANTITIES = {
-    "elbo": ("ELBO", "nats", "Binarised MNIST: evidence lower bound"),
-    "log_p": ("log p(x)", "nats", "Binarised MNIST: log-likelihood"),
-    "error": ("error", "%", "Errors of classification"),
+    "elbo": ("ELBO", "nats", "evidence lower bound"),
+    "log_p": ("log p(x)", "nats", "log-likelihood"),
+    "error": ("error", "%", "errors of classification"),
+}
+# What a title calls the data of a training by their name in its settings.
+DATA = {
+    "dynamic": "Binarised MNIST",
+    "static": "MNIST, binarised once",
+    "mnist": "MNIST",
+    "digits": "Digits of scikit-learn",
+    "frey": "Frey faces",
+    "moons": "Half moons",
 }
 IMAGES = {"test": "test", "valid": "validation"}
 COLORS = ("#1f6fb4", "#d1571b", "#3b8f4a", "#7a4fa3")
@@ -30,6 +39,7 @@ def draw_learning_curves(
     *,
     quantity: str = "elbo",
     measured: str = "test",
+    data: str = "dynamic",
 ) -> None:
     """Training and test ELBO against the epoch, one colour a model.
 
@@ -39,6 +49,7 @@ def draw_learning_curves(
         path: the PNG file.
         quantity: ``"elbo"``, ``"log_p"`` or ``"error"``, which ends the names of the curves.
         measured: ``"test"`` or ``"valid"``, which begins the name of the second.
+        data: the name of the data in the settings of the training, or a name for the title.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -62,7 +73,7 @@ def draw_learning_curves(
     axes.set_xlabel("epoch")
     short, unit, title = QUANTITIES[quantity]
     axes.set_ylabel(f"{short} ({unit})")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(f"{DATA.get(data, data)}: {title}", fontsize=11)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right" if quantity == "error" else "lower right")

@@ -114,7 +114,8 @@ CATALOGUE = {
         "Rezende, Mohamed 2015",
         "three posteriors fitted to awkward densities on the plane, and drawn",
         "Fit a diagonal Gaussian, a full-covariance Gaussian and an inverse autoregressive flow to densities on the "
-        "plane, by maximising the evidence lower bound; print the bounds and draw the fits.",
+        "plane, by maximising the evidence lower bound; print the bounds and draw the fits. With --figure four-points "
+        "fit a VAE of four data points, with factorised and with flow posteriors.",
     ),
     "vat": Entry(
         "Miyato et al. 2018",

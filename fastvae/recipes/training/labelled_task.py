@@ -28,8 +28,9 @@ class ClassErrors(EpochTask):
         return 100.0 * (logits.detach().argmax(1) != y).double().mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor, int, int], batch_index: int) -> None:
-        x, y, first, _ = batch
-        wrong = predict_classes(self.final_model, x, self.config.seed, first) != y
+        x, y, first, rows = batch
+        # One draw for all test images, whose chunks differ with the number of processes.
+        wrong = predict_classes(self.final_model, x, self.config.seed, first=first, rows=rows) != y
         error = 100.0 * wrong.to(torch.float64 if x.dtype == torch.float64 else torch.float32).mean()
         self.log(TESTED, error, prog_bar=True, sync_dist=True, batch_size=len(x))
 

@@ -14,8 +14,10 @@ import torch
 
 from ..data.loaders import ImageBatches, Images
 from ..evaluation.bounds import check_figures
+from ..evaluation.units import Units
 from ..files import write_json
-from ..pictures.curves import draw_learning_curves
+from ..pictures.curves import IMAGES, draw_learning_curves
+from ..pictures.divergences import draw_kl_terms, draw_units
 from ..settings import to_plain
 from .checkpoints import CHECKPOINT, Named
 from .folder import leads, run_folder
@@ -77,7 +79,8 @@ def run(
 
     ``folder`` gets ``config.json``, ``last.ckpt``, ``metrics.csv`` with a line for each epoch, ``logs`` (CSV) and,
     where it is installed, ``tensorboard`` with the losses of single steps; after the last epoch
-    ``result.json``, ``learning_curves.png`` and the system's own pictures. Each file is replaced whole or not at all.
+    ``result.json``, ``learning_curves.png``, ``kl_terms.png`` and ``units.png`` where the model has latents, and the
+    system's own pictures. Each file is replaced whole or not at all.
 
     Args:
         system: the system to train.
@@ -146,6 +149,9 @@ def finish_run(
     write_json(folder / "result.json", result | describe_machine(settings.model.impl, device))
     check_figures(figures)
     draw_all(system, settings, model, task, images, folder)
+    units = getattr(figures, "units", None)
+    if isinstance(units, Units) and units.number:
+        draw_units(units, folder / "units.png")
     return figures
 
 
@@ -157,7 +163,7 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "epochs": len(task.history),
         "seed": config.seed,
         "binarization_seed": 0,
-        "data": getattr(config, "data", "dynamic"),
+        "data": name_data(config),
         "train_images": len(images.x_train),
         "images_per_second": speed.images_per_second,
         "seconds": sum(row["seconds"] for row in task.history),
@@ -166,6 +172,11 @@ def describe(name: str, settings: Any, task: Any, images: Images, speed: Speed) 
         "source": images.source,
         "command": shlex.join(sys.argv),
     } | {name: getattr(config, name) for name in ("labels", "label_seed") if hasattr(config, name)}
+
+
+def name_data(config: Any) -> str:
+    """The name of the data of a training."""
+    return str(getattr(config, "data", "dynamic"))
 
 
 def settings_to_plain(settings: Any) -> dict[str, Any]:
@@ -179,11 +190,14 @@ def draw_all(system: Trainable, settings: Any, model: Any, task: Any, images: An
     drawn.load_state_dict(model.state_dict())
     system.draw_run(drawn, images, folder)
     found = curves_of(task.history, (task.terms[0], task.measured))
-    if found[task.measured]:
-        measured, _, quantity = task.measured.partition("_")
-        first = task.history[0]
-        steps_per_epoch = int(first["step"] // first["epoch"])
-        path = folder / "learning_curves.png"
-        draw_learning_curves(
-            {system.label(settings.model): found}, steps_per_epoch, path, quantity=quantity, measured=measured
-        )
+    if not found[task.measured]:
+        return
+    measured, _, quantity = task.measured.partition("_")
+    first = task.history[0]
+    steps_per_epoch = int(first["step"] // first["epoch"])
+    path = folder / "learning_curves.png"
+    named, data = {system.label(settings.model): found}, name_data(settings.training)
+    draw_learning_curves(named, steps_per_epoch, path, quantity=quantity, measured=measured, data=data)
+    terms = {name: points for name, points in curves_of(task.history, task.measured_kl).items() if points}
+    if terms:
+        draw_kl_terms(terms, steps_per_epoch, folder / "kl_terms.png", images=f"{IMAGES[measured]} images")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ... import backend
 from ..data.batches import EVALUATION, NOISE, BinarizedImages, JointBatches, stream_seed
+from ..data.noise import share_noise
 from ..errors import RecipeError
 from ..settings import to_plain
 from .config import AveragedTrainConfig, TrainConfig
@@ -50,10 +50,7 @@ class ImageTask(L.LightningModule):
     def joint_noise(self, x: Tensor, seed: int, first: int, rows: int) -> dict[str, Any]:
         """The noise of ``x``, which begins at row ``first`` of a joint batch of ``rows`` rows."""
         generator = torch.Generator(x.device).manual_seed(seed)
-        if backend.resolve(self.impl, x) != "reference":
-            return {"generator": generator, "row_offset": first}
-        joint = torch.randn((rows, self.latent_features), dtype=x.dtype, device=x.device, generator=generator)
-        return {"eps": joint[first : first + len(x)]}
+        return share_noise(x, (self.latent_features,), self.impl, generator=generator, first=first, rows=rows)
 
     def record_loss(self, loss: Tensor, x: Tensor) -> Tensor:
         """Adds the loss to the epoch's, and shows it now and then."""
@@ -103,7 +100,8 @@ class EpochTask(ImageTask):
         latent_features: columns of the noise that one image takes.
         terms: names of the quantities that a training step adds to ``epoch_terms``; the first is the one that
             learning curves show, such as ``"train_elbo"``.
-        measured: name of the quantity that the tests log, such as ``"test_elbo"``.
+        measured: name of the quantity that the tests log, such as ``"test_elbo"``. Beside it they log a KL term for
+            each of the model's ``kl_names``, where it has some, such as ``"test_kl"``; see :meth:`record_bound`.
     """
 
     def __init__(
@@ -121,6 +119,8 @@ class EpochTask(ImageTask):
         super().__init__(config, latent_features, settings.impl)
         self.save_hyperparameters({"recipe": name, "model": settings.as_dict(), "training": to_plain(config)})
         self.model, self.folder, self.terms, self.measured = model, folder, tuple(terms), measured
+        part = measured.partition("_")[0]
+        self.measured_kl = tuple(f"{part}_{name}" for name in getattr(model, "kl_names", ()))
         self.history: list[dict[str, float]] = []
 
     @property
@@ -154,7 +154,9 @@ class EpochTask(ImageTask):
         self.log_dict({name: value.float() for name, value in means.items()})
         found: dict[str, Tensor] = {"loss": loss, **means}
         if (self.current_epoch + 1) % self.config.check_every == 0:
-            found[self.measured] = self.check_finite(self.measured, self.trainer.callback_metrics[self.measured])
+            logged = self.trainer.callback_metrics
+            found[self.measured] = self.check_finite(self.measured, logged[self.measured])
+            found |= {name: logged[name] for name in self.measured_kl if name in logged}
         self.history.append(
             {"epoch": self.current_epoch + 1, "step": self.global_step}
             | {name: value.item() for name, value in found.items()}
@@ -166,6 +168,19 @@ class EpochTask(ImageTask):
         if self.global_rank == 0:
             write_metrics(self.history, self.columns(), self.folder / "metrics.csv")
 
+    def record_bound(self, log_p_x: Tensor, kl: Tensor, x: Tensor) -> None:
+        """Logs the bound of the images ``x`` of a test, and its KL terms.
+
+        Args:
+            log_p_x: log p(x | z), ``(N,)``, nats.
+            kl: a term for each of the model's ``kl_names``, ``(N, T)``, nats.
+            x: the images.
+        """
+        found = {self.measured: log_p_x - kl.sum(-1), **dict(zip(self.measured_kl, kl.unbind(-1), strict=True))}
+        for name, value in found.items():
+            shown = name == self.measured
+            self.log(name, value.mean(), prog_bar=shown, sync_dist=True, batch_size=len(x))
+
     def one_cycle(self, step: int) -> float:
         """Share of the peak learning rate: a linear rise in the first tenth of the steps, then half a cosine."""
         progress = step / max(self.steps, 1)
@@ -173,7 +188,7 @@ class EpochTask(ImageTask):
 
     def columns(self) -> tuple[str, ...]:
         """The quantities of an epoch, by which ``metrics.csv`` has its columns."""
-        return ("epoch", "step", "loss", *self.terms, self.measured, "learning_rate", "seconds")
+        return ("epoch", "step", "loss", *self.terms, self.measured, *self.measured_kl, "learning_rate", "seconds")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history

@@ -7,13 +7,13 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
 
-__all__ = ["TABLES", "Line", "Table", "read_result", "write_table"]
+__all__ = ["TABLES", "Line", "Table", "flatten", "read_result", "sort_runs", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ class Table:
         columns: names of the figures in results, with the head of their column and the name of their standard error.
         lines: the systems.
         repeated: what differs between runs of one line, whose figures are averaged; other lines have their best run.
+        usual: settings of the published runs, with their values; runs with others have lines of their own.
     """
 
     title: str
     columns: Mapping[str, tuple[str, str]]
     lines: tuple[Line, ...]
     repeated: str | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
 
 def flow(depth: int, width: int) -> dict[str, Any]:
@@ -75,6 +77,7 @@ TABLES = {
             Line("SDGM", "adgm", ("1.32 ± 0.07",), {"kind": "sdgm"}),
         ),
         repeated="label_seed",
+        usual={"labels": 100, "data": "mnist"},
     ),
     "one": Table(
         "Dynamically binarised MNIST, test images, nats",
@@ -120,6 +123,36 @@ def read_result(folder: Path) -> dict[str, Any]:
     return found
 
 
+def sort_runs(table: Table, results: Sequence[Mapping[str, Any]]) -> list[tuple[Line, list[Mapping[str, Any]]]]:
+    """The lines with their runs. Runs with other than the usual settings have lines below, without published figures.
+
+    Raises:
+        RecipeError: a run belongs to no line of the table.
+    """
+    runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {line.name: {"": []} for line in table.lines}
+    for result in results:
+        line = next((line for line in table.lines if line.holds(result)), None)
+        if line is None:
+            names = ", ".join(dict.fromkeys(line.recipe for line in table.lines))
+            raise RecipeError(
+                f"a run of {result['recipe']} is on no line of this table, whose lines are of {names}, some with "
+                "settings of their own"
+            )
+        runs[line.name].setdefault(_name_unusual(table, result), []).append(result)
+    found = []
+    for line in table.lines:
+        found.append((line, runs[line.name].pop("")))
+        for other in sorted(runs[line.name]):
+            name = f"{line.name}, {other}"
+            found.append((replace(line, name=name, published=("",) * len(line.published)), runs[line.name][other]))
+    return found
+
+
+def _name_unusual(table: Table, result: Mapping[str, Any]) -> str:
+    found = flatten(result)
+    return ", ".join(f"{name} {found[name]}" for name, value in table.usual.items() if found.get(name, value) != value)
+
+
 def write_table(table: Table, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table in Markdown: a line for each system, those without a run too, and the commands below.
 
@@ -130,22 +163,13 @@ def write_table(table: Table, results: Sequence[Mapping[str, Any]]) -> list[str]
     Raises:
         RecipeError: a run belongs to no line of the table.
     """
-    of_line: dict[str, list[Mapping[str, Any]]] = {line.name: [] for line in table.lines}
-    for result in results:
-        line = next((line for line in table.lines if line.holds(result)), None)
-        if line is None:
-            names = ", ".join(dict.fromkeys(line.recipe for line in table.lines))
-            raise RecipeError(
-                f"a run of {result['recipe']} is on no line of this table, whose lines are of {names}, some with "
-                "settings of their own"
-            )
-        of_line[line.name].append(result)
+    of_line = sort_runs(table, results)
     heads = [head for head, _ in table.columns.values()]
     columns = ["system", *(f"{head}, {whose}" for head in heads for whose in ("published", "here"))]
     columns += ["runs", "epochs", "minutes"]
     lines = [f"**{table.title}**", "", _row(columns), _row(["---"] * len(columns))]
-    for line in table.lines:
-        runs = of_line[line.name]
+    commands = []
+    for line, runs in of_line:
         cells = [line.name]
         chosen = runs if table.repeated else _best(runs, table)
         for published, (name, (_, error)) in zip(line.published, table.columns.items(), strict=True):
@@ -154,10 +178,7 @@ def write_table(table: Table, results: Sequence[Mapping[str, Any]]) -> list[str]
         epochs = sorted({run["epochs"] for run in chosen if "epochs" in run})
         cells += [str(len(chosen)) if chosen else "", ", ".join(map(str, epochs)), *(f"{m:.0f}" for m in minutes)]
         lines.append(_row(cells + [""] * (len(columns) - len(cells))))
-        of_line[line.name] = chosen
-    commands = [
-        f"- {name}: `{_command(run['command'])}`" for name, runs in of_line.items() for run in runs if "command" in run
-    ]
+        commands += [f"- {line.name}: `{_command(run['command'])}`" for run in chosen if "command" in run]
     return [*lines, "", *commands] if commands else lines
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ...data.batches import EVALUATION, stream_seed
+from ...data.noise import Noise
 from ...evaluation.bounds import identify, mean_bound
 from ...evaluation.chunks import Chunk
 from ...evaluation.classification import ClassFigures, count_classes, describe_classes
 from ...evaluation.job import ALONE, Job
 from .config import ADGMEvaluationConfig
 from .model import ADGM
-from .noise import Noise
 
 __all__ = ["ADGMFigures", "describe_adgm", "evaluate_adgm"]
 

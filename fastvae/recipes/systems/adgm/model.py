@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from .... import functional as F
 from ....distributions import DiagonalGaussian
 from ....objectives import class_bound
+from ...data.noise import Noise
 from .config import ADGMConfig
 from .networks import ClassNetwork, Network, make_head
-from .noise import Noise
 from .statistics import BatchStatistics
 
 __all__ = ["ADGM", "Terms", "TrainingBounds"]
@@ -257,9 +257,9 @@ class ADGM(nn.Module):
         a, _ = self.draw_a(x, samples, noise)
         return self.logits_given_a(x, a).softmax(-1).mean(1)
 
-    def predict(self, x: Tensor, *, samples: int = 10, generator: torch.Generator | None = None) -> Tensor:
+    def predict(self, x: Tensor, *, samples: int = 10, noise: Noise = NO_NOISE) -> Tensor:
         """The likeliest class of each image, int64 ``(N,)``."""
-        return self.class_probabilities(x, samples=samples, noise=Noise(generator)).argmax(-1)
+        return self.class_probabilities(x, samples=samples, noise=noise).argmax(-1)
 
     @torch.no_grad()
     def start_at(self, pixel_means: Tensor) -> None:

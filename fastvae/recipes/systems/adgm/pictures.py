@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...data.labelled import LabelledImages
+from ...data.noise import Noise
 from ...pictures.grids import draw_grid, save
 from .model import ADGM
-from .noise import Noise
 
 __all__ = ["draw_auxiliary", "draw_class_samples", "draw_points", "draw_regions"]
 

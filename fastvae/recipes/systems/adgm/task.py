@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ....objectives import LinearSchedule
-from ...data.batches import EVALUATION, NOISE, stream_seed
+from ...data.batches import NOISE, stream_seed
+from ...data.noise import Noise
 from ...data.semi_supervised import SemiSupervisedBatch
 from ...training.labelled_task import TERM, TESTED, ClassErrors
 from ...training.task import AveragedTask
 from .config import ADGMTrainConfig
 from .model import ADGM
-from .noise import Noise
 
 __all__ = ["ADGMTask"]
 
@@ -79,14 +79,6 @@ class ADGMTask(ClassErrors, AveragedTask):
             terms = [self.count_errors(found.logits.softmax(-1).mean(1), y_l), unlabelled, labelled, log_q]
             self.epoch_terms += torch.stack([term.to(self.epoch_terms) for term in terms])
         return self.record_loss(loss, x_u)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor, int, int], batch_index: int) -> None:
-        x, y, first, rows = batch
-        generator = torch.Generator(x.device).manual_seed(stream_seed(self.config.seed, EVALUATION, 0))
-        model = cast(ADGM, self.final_model)
-        found = model.class_probabilities(x, noise=Noise(generator, first, rows)).argmax(1)
-        error = 100.0 * (found != y).to(x.dtype).mean()
-        self.log(TESTED, error, prog_bar=True, sync_dist=True, batch_size=len(x))
 
     def penalty(self) -> Tensor | float:
         """Minus the log-density of the weights under their prior, without its constant."""

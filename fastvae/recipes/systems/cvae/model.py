@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .... import functional as F
 from ....distributions import DiagonalGaussian
 from ...class_models.conditional import ConditionalVAE
+from ...evaluation.units import kl_by_unit
 from .config import CVAEConfig
 
 __all__ = ["CVAE"]
@@ -28,12 +29,13 @@ class CVAE(ConditionalVAE):
         *Learning Structured Output Representation using Deep Conditional Generative Models* (Sohn, Lee, Yan, 2015).
 
     Example:
-        >>> model, x = CVAE(CVAEConfig("class", 8, (32,))), torch.rand(4, 784).round()
+        >>> model, x = CVAE(CVAEConfig(8, (32,), prior="class")), torch.rand(4, 784).round()
         >>> model.bound(x, torch.arange(4)).shape, model.sample(3, labels=torch.tensor([7, 7, 1])).shape
         (torch.Size([4]), torch.Size([3, 784]))
     """
 
     config: CVAEConfig
+    kl_names = ("kl",)
 
     def __init__(self, config: CVAEConfig) -> None:
         super().__init__(config, config.data_features, config.data_features)
@@ -85,6 +87,19 @@ class CVAE(ConditionalVAE):
         q = self.encode(x, labels) if posterior is None else posterior
         z, kl = self.sample_posterior(q, labels, **noise)
         return self.log_likelihood(x, z, labels), kl[:, None]
+
+    def measure_units(
+        self, x: Tensor, posterior: DiagonalGaussian, *, labels: Tensor, **noise: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every dimension in the divergence, ``(N, D)``."""
+        z, _ = posterior.rsample_with_log_prob(**noise)
+        zeros = torch.zeros_like(posterior.mu)
+        prior = (zeros, zeros) if self.prior is None else self.prior_parameters(labels)
+        return self.log_likelihood(x, z, labels), [kl_by_unit(posterior.mu, posterior.log_sigma, *prior)]
+
+    def average_units(self, posterior: DiagonalGaussian, samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every dimension under q, ``(N, D)``; it is exact."""
+        return [posterior.mu]
 
     def log_weights(
         self, x: Tensor, posterior: DiagonalGaussian, samples: int, *, labels: Tensor, **noise: Any

@@ -40,11 +40,11 @@ class CVAETask(EpochTask):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, labels = batch
-        loss = -self.model.bound(x, labels, **self.step_noise(x)).mean()
-        self.epoch_terms -= loss.detach()
-        return self.record_loss(loss, x)
+        beta = self.config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
+        log_p_x, kl = self.model.measure(x, labels=labels, **self.step_noise(x))
+        self.epoch_terms += (log_p_x - kl[:, 0]).detach().mean()
+        return self.record_loss(-(log_p_x - beta * kl[:, 0]).mean(), x)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, int, int], batch_index: int) -> None:
         x, labels, first, rows = batch
-        bound = self.model.bound(x, labels, **self.test_noise(x, first, rows)).mean()
-        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.model.measure(x, labels=labels, **self.test_noise(x, first, rows)), x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from .... import functional as F
 from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead
 
-__all__ = ["ConvDecoder", "ConvEncoder", "DenseDecoder", "DenseEncoder", "Momentum", "leapfrog"]
+__all__ = ["ConvDecoder", "ConvEncoder", "DenseDecoder", "DenseEncoder", "Momentum"]
 
 SIDE, SMALL = 28, 4
 
@@ -61,13 +61,14 @@ class ConvDecoder(nn.Module):
         """log p(x | z), ``(*, N)``, nats."""
         return bernoulli_log_prob(x, self(z))
 
-    def gradient(self, x: Tensor, z: Tensor) -> Tensor:
-        """The gradient of log p(x | z) to z, which autograd can differentiate where ``z`` can."""
+    def gradient(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z), ``(*, N)``, and its gradient to z, which autograd can differentiate where ``z`` can."""
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             at = z.view_as(z) if z.requires_grad and keep else z.detach().requires_grad_()
-            (found,) = torch.autograd.grad(self.log_prob(x, at).sum(), at, create_graph=keep)
-        return found
+            log_p_x = self.log_prob(x, at)
+            (found,) = torch.autograd.grad(log_p_x.sum(), at, create_graph=keep)
+        return log_p_x if keep else log_p_x.detach(), found
 
 
 class DenseEncoder(nn.Sequential):
@@ -105,9 +106,9 @@ class DenseDecoder(nn.Module):
         """log p(x | z), ``(*, N)``, nats."""
         return F.mlp_bernoulli_log_prob(z, *self._parameters_of_layers(), x, activation="elu", impl=self.impl)
 
-    def gradient(self, x: Tensor, z: Tensor) -> Tensor:
-        """The gradient of log p(x | z) to z, which autograd can differentiate."""
-        return F.latent_gradient(z, *self._parameters_of_layers(), x, activation="elu", impl=self.impl)[1]
+    def gradient(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z), ``(*, N)``, and its gradient to z, which autograd can differentiate."""
+        return F.latent_gradient(z, *self._parameters_of_layers(), x, activation="elu", impl=self.impl)
 
 
 class Momentum(nn.Module):
@@ -116,6 +117,7 @@ class Momentum(nn.Module):
     def __init__(self, in_features: int, latent_features: int, hidden_features: int, impl: str) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(in_features + latent_features, hidden_features), nn.Softplus())
+        self.in_features = in_features
         self.head = DiagonalGaussianHead(hidden_features, latent_features, impl=impl)
         # The momentum starts as N(0, I), whatever the image.
         nn.init.zeros_(self.head.linear.weight)
@@ -123,26 +125,9 @@ class Momentum(nn.Module):
 
     def forward(self, features: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-sigma, each of the shape of ``z``; ``features`` ``(N, in)`` belong to every sample."""
-        q = self.head(self.hidden(torch.cat([features.expand(*z.shape[:-1], -1), z], -1)))
+        linear = cast(nn.Linear, self.hidden[0])
+        of_features, of_latents = linear.weight.split([self.in_features, z.shape[-1]], 1)
+        # The features of an image serve all its samples.
+        joint = nn.functional.linear(features, of_features, linear.bias) + nn.functional.linear(z, of_latents)
+        q = self.head(self.hidden[1](joint))
         return q.mu, q.log_sigma
-
-
-def leapfrog(
-    z: Tensor, v: Tensor, gradient: Callable[[Tensor], Tensor], step_size: Tensor, mass: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""One step of Hamiltonian dynamics, reversible and of unit volume.
-
-    .. math::
-        v_{1/2} = v + \tfrac\epsilon2 \nabla \log p(z), \quad z' = z + \epsilon\, v_{1/2} / m, \quad
-        v' = v_{1/2} + \tfrac\epsilon2 \nabla \log p(z')
-
-    Args:
-        z: positions, ``(*, D)``.
-        v: momenta, ``(*, D)``.
-        gradient: of the log-density at positions.
-        step_size: epsilon of each dimension, ``(D,)``.
-        mass: m of each dimension, ``(D,)``.
-    """
-    v = v + 0.5 * step_size * gradient(z)
-    z = z + step_size * v / mass
-    return z, v + 0.5 * step_size * gradient(z)

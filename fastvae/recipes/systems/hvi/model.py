@@ -12,10 +12,13 @@ from .... import functional as F
 from ....distributions import DiagonalGaussian
 from ....nn import DiagonalGaussianHead
 from ....objectives import monte_carlo_elbo, standard_normal_log_prob
+from ...evaluation.units import log_prob_by_unit
+from ...flow_posterior import normal_by_dimension
+from ...leapfrog import leapfrog
 from .config import HVIConfig
-from .layers import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, Momentum, leapfrog
+from .layers import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, Momentum
 
-__all__ = ["HVI", "Encoded"]
+__all__ = ["HVI", "Drawn", "Encoded", "JointGradient"]
 
 # Step sizes lie between 0 and this.
 MOST_STEP = 0.5
@@ -27,6 +30,40 @@ class Encoded(NamedTuple):
     x: Tensor
     features: Tensor
     start: DiagonalGaussian
+
+
+class Drawn(NamedTuple):
+    """Samples after all steps.
+
+    Args:
+        z: the latents, ``(*sample_shape, N, D)``.
+        cost: of drawing them, ``(*sample_shape, N)``, nats, in the place of a log-density: log q(z0) and, of each step,
+            log q(v') - log r(v).
+        log_p_x: log p(x | z), ``(*sample_shape, N)``, nats.
+    """
+
+    z: Tensor
+    cost: Tensor
+    log_p_x: Tensor
+
+
+class JointGradient:
+    """The gradient of log p(x, z) to z. It is kept until it is asked for elsewhere: a step begins where one ended.
+
+    Args:
+        decoder: of the model.
+        x: the images.
+    """
+
+    def __init__(self, decoder: ConvDecoder | DenseDecoder, x: Tensor) -> None:
+        self.decoder, self.x = decoder, x
+        self.at: Tensor | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if z is not self.at:
+            self.log_p_x, gradient = self.decoder.gradient(self.x, z)
+            self.at, self.value = z, gradient - z
+        return self.value
 
 
 class HVI(nn.Module):
@@ -98,35 +135,44 @@ class HVI(nn.Module):
         logits: Tensor = self.decoder(z)
         return logits
 
-    def draw(self, encoded: Encoded, sample_shape: Sequence[int] = (), **noise: Any) -> tuple[Tensor, Tensor]:
-        """The latents after all steps, ``(*sample_shape, N, D)``, and the cost of drawing them, ``(*sample_shape, N)``.
-
-        The cost is log q(z0) and, of each step, log q(v') - log r(v), nats, in the place of a log-density.
+    def draw(self, encoded: Encoded, sample_shape: Sequence[int] = (), *, by_unit: bool = False, **noise: Any) -> Drawn:
+        """Samples after all steps.
 
         Args:
             encoded: what :meth:`encode` returned.
             sample_shape: of the samples of every image.
+            by_unit: whether the cost has a part for every dimension, ``(*sample_shape, N, D)``.
             noise: ``generator`` and ``row_offset``, or ``eps``, ``(*sample_shape, N, noise_features)``.
         """
         first, *of_steps = self._split_noise(noise)
         z, cost = encoded.start.rsample_with_log_prob(sample_shape, **first)
+        if by_unit:
+            cost = log_prob_by_unit(z, encoded.start.mu, encoded.start.log_sigma)
+        gradient = JointGradient(self.decoder, encoded.x)
         for t, of_step in enumerate(of_steps):
             eps = of_step.get("eps")
             if eps is None:
                 zeros = z.new_zeros(len(encoded.x), z.shape[-1])
                 normal = DiagonalGaussian(zeros, zeros, impl=self.config.impl)
                 eps = normal.rsample_with_log_prob(sample_shape, **of_step)[0]
-            z, more = self.move(encoded, z, eps, t)
+            z, more = self.move(encoded, z, eps, t, gradient, by_unit=by_unit)
             cost = cost + more
-        return z, cost
+        return Drawn(z, cost, gradient.log_p_x if of_steps else self.decoder.log_prob(encoded.x, z))
 
-    def move(self, encoded: Encoded, z: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def move(
+        self, encoded: Encoded, z: Tensor, eps: Tensor, t: int, gradient: JointGradient, *, by_unit: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The latents after step ``t``, 0, 1, ..., and what it adds to their cost, given the momentum's noise."""
-        impl = self.config.impl
-        v, log_q = F.diag_gaussian_rsample(*self.momenta[t](encoded.features, z), eps=eps, impl=impl)
+        impl, momentum = self.config.impl, self.momenta[t](encoded.features, z)
+        v, log_q = F.diag_gaussian_rsample(*momentum, eps=eps, impl=impl)
+        if by_unit:
+            log_q = log_prob_by_unit(v, *momentum)
         step_size, mass = MOST_STEP * self.step_logits[t].sigmoid(), self.log_mass[t].exp()
-        z, v = leapfrog(z, v, lambda at: self.decoder.gradient(encoded.x, at) - at, step_size, mass)
-        return z, log_q - F.diag_gaussian_log_prob(v, *self.reverse[t](encoded.features, z), impl=impl)
+        z, v = leapfrog(z, v, gradient, step_size, mass)
+        reverse = self.reverse[t](encoded.features, z)
+        if by_unit:
+            return z, log_q - log_prob_by_unit(v, *reverse)
+        return z, log_q - F.diag_gaussian_log_prob(v, *reverse, impl=impl)
 
     def _split_noise(self, noise: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The noise of the latents, then of each step's momentum."""
@@ -143,13 +189,22 @@ class HVI(nn.Module):
             posterior: what :meth:`encode` returned for them; computed if None.
             noise: as of :meth:`draw`.
         """
-        z, cost = self.draw(self.encode(x) if posterior is None else posterior, **noise)
-        return self.decoder.log_prob(x, z), (cost - standard_normal_log_prob(z))[:, None]
+        z, cost, log_p_x = self.draw(self.encode(x) if posterior is None else posterior, **noise)
+        return log_p_x, (cost - standard_normal_log_prob(z))[:, None]
+
+    def measure_units(self, x: Tensor, posterior: Encoded, **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every dimension in the cost, ``(N, D)``."""
+        z, cost, log_p_x = self.draw(posterior, by_unit=True, **noise)
+        return log_p_x, [cost - normal_by_dimension(z)]
+
+    def average_units(self, posterior: Encoded, samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every dimension after all steps, ``(N, D)``, over samples."""
+        return [self.draw(posterior, (samples,), **noise).z.mean(0)]
 
     def log_weights(self, x: Tensor, posterior: Encoded, samples: int, **noise: Any) -> Tensor:
         """The bound's terms of new samples, log-weights of momenta and latents, ``(samples, N)``, nats."""
-        z, cost = self.draw(posterior, (samples,), **noise)
-        return monte_carlo_elbo(self.decoder.log_prob(x, z), standard_normal_log_prob(z), cost)
+        z, cost, log_p_x = self.draw(posterior, (samples,), **noise)
+        return monte_carlo_elbo(log_p_x, standard_normal_log_prob(z), cost)
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -162,4 +217,4 @@ class HVI(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Means ``(N, 784)`` of p(x | z), each with a z from the posterior after all steps."""
-        return self.decode(self.draw(self.encode(x), generator=generator)[0]).sigmoid()
+        return self.decode(self.draw(self.encode(x), generator=generator).z).sigmoid()

@@ -65,5 +65,4 @@ class IAFTask(AveragedTask):
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch
-        bound = self.averaged.bound(x, **self.test_noise(x, first, rows)).mean()
-        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.averaged.measure(x, **self.test_noise(x, first, rows)), x)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...evaluation.config import EvaluationConfig
 from ...settings import Implementation, check_choices, check_sizes, check_whole, option, to_plain
-from ...training.config import TrainConfig
+from ...training.config import WarmupConfig
 
 __all__ = ["IWAEConfig", "IWAESettings", "IWAETrainConfig"]
 
@@ -56,8 +56,10 @@ class IWAEConfig:
 
 
 @dataclass(frozen=True)
-class IWAETrainConfig(TrainConfig):
+class IWAETrainConfig(WarmupConfig):
     """How to train it, as plain data.
+
+    A warm-up weights log p(z) - log q(z | x) in every sample's log-weight.
 
     Args:
         importance_samples: samples K of each image in the bound.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,18 @@ from .... import functional as F
 from ....distributions import DiagonalGaussian
 from ....nn import DiagonalGaussianHead
 from ....objectives import monte_carlo_elbo, standard_normal_log_prob
+from ...evaluation.units import log_prob_by_unit
 from .config import IWAEConfig
 
 __all__ = ["IWAE"]
+
+
+class Terms(NamedTuple):
+    """Of samples: log p(x | z1), log p(z) and log q(z | x) of all layers, nats."""
+
+    log_p_x: Tensor
+    log_p_z: Tensor
+    log_q: Tensor
 
 
 class GaussianBlock(nn.Module):
@@ -123,18 +132,35 @@ class IWAE(nn.Module):
             posterior: what :meth:`encode` returned for them; computed if None.
             noise: ``generator`` and ``row_offset``, or ``eps``, ``(*sample_shape, N, D)`` with all layers' dimensions.
         """
-        q = self.encode(x) if posterior is None else posterior
+        log_p_x, kl = self.measure_units(x, self.encode(x) if posterior is None else posterior, **noise)
+        return log_p_x, torch.stack([of_layer.sum(-1) for of_layer in kl], -1)
+
+    def measure_units(self, x: Tensor, posterior: DiagonalGaussian, **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every unit in the divergence of its layer, ``(N, D)`` each."""
         first, second = self._split_noise(noise)
         if self.config.layers == 1:
-            z, _, kl = q.rsample_with_kl(**first)
-            return self.log_likelihood(x, z), kl[:, None]
-        z, log_q = q.rsample_with_log_prob(**first)
-        above, _, kl = self.encoders[1](z).rsample_with_kl(eps=self._draw_second(z, (), second))
-        terms = torch.stack([log_q - self.priors[0](above).log_prob(z), kl], -1)
-        return self.log_likelihood(x, z), terms
+            z, _, kl = posterior.rsample_with_kl(kl="dimensions", **first)
+            return self.log_likelihood(x, z), [kl]
+        z, _ = posterior.rsample_with_log_prob(**first)
+        eps = self._draw_second(z, (), second)
+        above, _, kl = self.encoders[1](z).rsample_with_kl(eps=eps, kl="dimensions")
+        prior = self.priors[0](above)
+        log_q = log_prob_by_unit(z, posterior.mu, posterior.log_sigma)
+        return self.log_likelihood(x, z), [log_q - log_prob_by_unit(z, prior.mu, prior.log_sigma), kl]
+
+    def average_units(self, posterior: DiagonalGaussian, samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every unit under q, ``(N, D)`` of each layer; the upper one's over samples of the lower."""
+        if self.config.layers == 1:
+            return [posterior.mu]
+        z, _ = posterior.rsample_with_log_prob((samples,), **noise)
+        return [posterior.mu, self.encoders[1](z).mu.mean(0)]
 
     def log_weights(self, x: Tensor, posterior: DiagonalGaussian, samples: int, **noise: Any) -> Tensor:
         """log p(x, z) - log q(z | x) of new samples z, ``(samples, N)``, nats; arguments as of :meth:`measure`."""
+        return monte_carlo_elbo(*self.weigh(x, posterior, samples, **noise))
+
+    def weigh(self, x: Tensor, posterior: DiagonalGaussian, samples: int, **noise: Any) -> Terms:
+        """The terms of new samples' log-weights, ``(samples, N)`` each, nats; arguments as of :meth:`measure`."""
         first, second = self._split_noise(noise)
         z, log_q = posterior.rsample_with_log_prob((samples,), **first)
         latents = [z]
@@ -143,14 +169,14 @@ class IWAE(nn.Module):
             above, more = self.encoders[1](z).rsample_with_log_prob(eps=eps)
             latents.append(above)
             log_q = log_q + more
-        return monte_carlo_elbo(self.log_likelihood(x, z), self.log_prior(latents), log_q)
+        return Terms(self.log_likelihood(x, z), self.log_prior(latents), log_q)
 
-    def log_weights_by_path(
+    def weigh_by_path(
         self, x: Tensor, posterior: DiagonalGaussian, samples: int, **noise: Any
-    ) -> tuple[Tensor, list[Tensor]]:
-        """As :meth:`log_weights`, with the paths that :func:`~fastvae.objectives.dreg_bound` weights.
+    ) -> tuple[Terms, list[Tensor]]:
+        """As :meth:`weigh`, with the paths that :func:`~fastvae.objectives.dreg_bound` weights.
 
-        The log-weights depend on the encoders' parameters through the paths alone. The upper latents pass through the
+        They depend on the encoders' parameters through the paths alone. The upper latents pass through the
         upper encoder twice: with detached weights, where the gradient goes on to the lower latents, and with detached
         lower latents, where it ends in the weights. Only the second is a path.
         """
@@ -167,7 +193,7 @@ class IWAE(nn.Module):
             latents.append(above + (path - path.detach()))
             paths.append(path)
             log_q = log_q + fixed.log_prob(latents[1])
-        return monte_carlo_elbo(self.log_likelihood(x, z), self.log_prior(latents), log_q), paths
+        return Terms(self.log_likelihood(x, z), self.log_prior(latents), log_q), paths
 
     def _split_noise(self, noise: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if "eps" not in noise or self.config.layers == 1:

@@ -6,13 +6,19 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...evaluation.bounds import spread
 from ...latent_system import LatentSystem
 from ...pictures.grids import draw_means
+from ...pictures.importance import draw_bounds_by_samples
 from .config import IWAEConfig, IWAESettings, IWAETrainConfig
 from .model import IWAE
 from .task import IWAETask
 
 __all__ = ["SYSTEM", "IWAESystem"]
+
+
+# Test images whose bounds are drawn.
+SHOWN = 100
 
 
 class IWAESystem(LatentSystem):
@@ -31,7 +37,9 @@ class IWAESystem(LatentSystem):
         return f"IWAE, {config.layers} stochastic layer{'s' if config.layers > 1 else ''}"
 
     def draw(self, model: IWAE, x: Tensor, folder: Path) -> None:
-        draw_means(self.label(model.config), model, x[:12], folder)
+        name = self.label(model.config)
+        draw_means(name, model, x[:12], folder)
+        draw_bounds_by_samples(name, model, spread(x, SHOWN), folder / "bounds_by_samples.png")
 
 
 SYSTEM = IWAESystem()

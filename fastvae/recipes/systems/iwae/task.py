@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ....objectives import dreg_bound, iwae_bound
+from ....objectives import dreg_bound, iwae_bound, monte_carlo_elbo
 from ...training.rates import half_cosine
 from ...training.task import EpochTask
 from .config import IWAETrainConfig
@@ -17,14 +17,29 @@ from .model import IWAE
 __all__ = ["IWAETask", "training_bounds"]
 
 
-def training_bounds(model: IWAE, x: Tensor, samples: int, objective: str, **noise: Any) -> tuple[Tensor, Tensor]:
-    """The bound of an objective for each of binary images ``(N, pixels)``, and the ELBO: ``(N,)`` each, nats."""
+def training_bounds(
+    model: IWAE, x: Tensor, samples: int, objective: str, *, beta: float = 1.0, **noise: Any
+) -> tuple[Tensor, Tensor]:
+    """The bound of an objective for each of binary images ``(N, pixels)``, and the ELBO: ``(N,)`` each, nats.
+
+    Args:
+        model: the model.
+        x: the images.
+        samples: of each image.
+        objective: ``"iwae"``, ``"dreg"`` or ``"vae"``.
+        beta: weight of log p(z) - log q(z | x) in the bound; the ELBO has weight 1.
+        noise: as of the model's ``log_weights``.
+    """
     if objective == "dreg":
-        log_w, paths = model.log_weights_by_path(x, model.encode(x), samples, **noise)
-        return dreg_bound(log_w, paths), log_w.detach().mean(0)
-    log_w = model.log_weights(x, model.encode(x), samples, **noise)
-    elbo = log_w.mean(0)
-    return (elbo if objective == "vae" else iwae_bound(log_w)), elbo.detach()
+        terms, paths = model.weigh_by_path(x, model.encode(x), samples, **noise)
+    else:
+        terms, paths = model.weigh(x, model.encode(x), samples, **noise), []
+    log_w = monte_carlo_elbo(*terms, beta=beta)
+    with torch.no_grad():
+        elbo = (log_w if beta == 1 else monte_carlo_elbo(*terms)).mean(0)
+    if objective == "dreg":
+        return dreg_bound(log_w, paths, beta=beta), elbo
+    return (log_w.mean(0) if objective == "vae" else iwae_bound(log_w)), elbo
 
 
 class IWAETask(EpochTask):
@@ -65,6 +80,7 @@ class IWAETask(EpochTask):
         if "eps" in noise:
             noise["eps"] = noise["eps"].unflatten(1, (self.config.importance_samples, -1)).transpose(0, 1)
         config = self.config
+        noise["beta"] = config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
         bound, elbo = training_bounds(self.model, x, config.importance_samples, config.objective, **noise)
         loss = -bound.mean()
         self.epoch_terms += torch.stack([elbo.mean(), -loss.detach()])
@@ -75,5 +91,4 @@ class IWAETask(EpochTask):
         noise = self.test_noise(x, first, rows)
         if "eps" in noise:
             noise["eps"] = noise["eps"][:, : sum(self.model.config.latent_features)]
-        log_p_x, kl = self.model.measure(x, **noise)
-        self.log("test_elbo", (log_p_x - kl.sum(-1)).mean(), prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.model.measure(x, **noise), x)

@@ -4,58 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
+from ...class_models.config import ClassifierConfig
 from ...evaluation.classification import ClassConfig
-from ...settings import (
-    Implementation,
-    check_choices,
-    check_positive,
-    check_share,
-    check_sizes,
-    check_whole,
-    option,
-    to_plain,
-)
+from ...settings import check_positive, check_share, check_whole, option
 from ...training.labelled_config import LabelledTrainConfig
 
 __all__ = ["LadderConfig", "LadderSettings", "LadderTrainConfig"]
 
 
 @dataclass(frozen=True)
-class LadderConfig:
+class LadderConfig(ClassifierConfig):
     """What defines the network, as plain data.
 
     Args:
-        hidden_features: widths of the hidden layers.
-        data_features: number of pixels.
-        classes: how many there are.
         noise: standard deviation of what is added to the input and to every normalised layer.
-        impl: the model uses no op that has implementations.
-
-    Raises:
-        ValueError: a value is out of its range.
     """
 
     hidden_features: tuple[int, ...] = option("hidden", (1000, 500, 250, 250, 250))
-    data_features: int = 784
-    classes: int = 10
     noise: float = 0.3
-    impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_sizes(self, "hidden_features")
-        check_whole(self, data_features=1, classes=2)
+        super().__post_init__()
         check_positive(self, "noise", zero=True)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Of all layers, from the input to the classes."""
         return (self.data_features, *self.hidden_features, self.classes)
-
-    def as_dict(self) -> dict[str, Any]:
-        return to_plain(self)
 
 
 @dataclass(frozen=True)

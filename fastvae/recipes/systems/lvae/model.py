@@ -12,7 +12,9 @@ from torch.nn.functional import leaky_relu, softplus
 from .... import functional as F
 from ....distributions import DiagonalGaussian
 from ....objectives import monte_carlo_elbo, standard_normal_log_prob
+from ....reference.gaussian_merge import merge
 from ...batch_statistics import CollectedBatchNorm
+from ...evaluation.units import kl_by_unit, log_prob_by_unit
 from .config import LVAEConfig
 
 __all__ = ["LVAE"]
@@ -209,6 +211,35 @@ class LVAE(nn.Module):
         """
         drawn = self.draw(self.encode(x) if posterior is None else posterior, **noise)
         return self.log_likelihood(x, drawn.latents[0]), torch.stack(drawn.kl, -1)
+
+    def measure_units(self, x: Tensor, posterior: Sequence[Parameters], **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every unit in the divergence of its level, ``(N, D)`` each."""
+        latents = self.draw(posterior, **noise).latents
+        top = torch.zeros_like(latents[-1])
+        priors = [*map(self.prior_of, range(len(self.down)), latents[1:]), (top, top)]
+        given = self._infer(posterior, latents, priors)
+        if self.config.inference == "ladder":
+            return self.log_likelihood(x, latents[0]), [kl_by_unit(*q, *p) for q, p in zip(given, priors, strict=True)]
+        found = [
+            log_prob_by_unit(z, *q) - log_prob_by_unit(z, *p) for z, q, p in zip(latents, given, priors, strict=True)
+        ]
+        return self.log_likelihood(x, latents[0]), found
+
+    def average_units(self, posterior: Sequence[Parameters], samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every unit under q, ``(N, D)`` of each level, over samples of the levels that it is given."""
+        latents = self.draw(posterior, (samples,), **noise).latents
+        priors = list(map(self.prior_of, range(len(self.down)), latents[1:]))
+        return [mu.mean(0) if mu.dim() == 3 else mu for mu, _ in self._infer(posterior, latents, priors)]
+
+    def _infer(
+        self, posterior: Sequence[Parameters], latents: Sequence[Tensor], priors: Sequence[Parameters]
+    ) -> list[Parameters]:
+        """q of each level given the samples that it depends on."""
+        if self.config.inference == "ladder":
+            merged = [merge(*q, *p) for q, p in zip(posterior[:-1], priors, strict=False)]
+            return [*merged, posterior[-1]]
+        above = [head(block(z)) for head, block, z in zip(self.up_heads[1:], self.up[1:], latents, strict=False)]
+        return [posterior[0], *above]
 
     def log_weights(self, x: Tensor, posterior: Sequence[Parameters], samples: int, **noise: Any) -> Tensor:
         """log p(x, z) - log q(z | x) of new samples z, ``(samples, N)``, nats; arguments as of :meth:`measure`."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...evaluation.config import EvaluationConfig
 from ...settings import Implementation, check_choices, check_positive, check_sizes, check_whole, option, to_plain
-from ...training.config import AveragedTrainConfig
+from ...training.config import AveragedTrainConfig, WarmupConfig
 
 __all__ = ["M1Config", "M1Settings", "M1TrainConfig"]
 
@@ -45,7 +45,7 @@ class M1Config:
 
 
 @dataclass(frozen=True)
-class M1TrainConfig(AveragedTrainConfig):
+class M1TrainConfig(AveragedTrainConfig, WarmupConfig):
     """How to train it, as plain data.
 
     Args:

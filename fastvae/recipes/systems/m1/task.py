@@ -45,11 +45,11 @@ class M1Task(AveragedTask):
         return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
-        loss = -self.model.bound(x, **self.step_noise(x)).mean()
-        self.epoch_terms -= loss.detach()
-        return self.record_loss(loss, x)
+        beta = self.config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
+        log_p_x, kl = self.model.measure(x, **self.step_noise(x))
+        self.epoch_terms += (log_p_x - kl[:, 0]).detach().mean()
+        return self.record_loss(-(log_p_x - beta * kl[:, 0]).mean(), x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch
-        bound = self.averaged.bound(x, **self.test_noise(x, first, rows)).mean()
-        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.averaged.measure(x, **self.test_noise(x, first, rows)), x)

@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from ...class_models.config import Activation, SemiSupervisedTrainConfig
+from ...class_models.config import ConditionalConfig, SemiSupervisedTrainConfig
 from ...class_models.figures import SemiSupervisedConfig
-from ...settings import Implementation, check_choices, check_sizes, check_whole, option, to_plain
+from ...settings import check_sizes, check_whole, option
 
 __all__ = ["M1M2Config", "M1M2Settings", "M1M2TrainConfig"]
 
 
 @dataclass(frozen=True)
-class M1M2Config:
-    """What defines the model, as plain data.
+class M1M2Config(ConditionalConfig):
+    """What defines the model, as plain data: z is z2, and the data of M2 are z1, the latents of M1.
 
     Args:
-        latent_features: dimensions of z2.
         hidden_features: widths of the hidden layers of q(z2 | z1, y) and q(y | z1); those of p(z1 | y, z2) mirror them.
             The paper has 300 for 100 labels, and 500 for more.
-        activation: between these layers.
-        classes: how many there are.
-        data_features: number of pixels.
-        m1_latent: dimensions of z1, M1's latents.
+        m1_latent: dimensions of z1.
         m1_hidden: widths of the hidden layers of M1's encoder; its decoder mirrors them.
-        impl: implementation of the library's ops, see :mod:`fastvae.backend`.
-
-    Raises:
-        ValueError: a value is not one of its choices, or a size is below 1.
 
     Example:
         >>> M1M2Config().as_dict()["m1_hidden"]
         [500, 500]
     """
 
-    latent_features: int = option("latent", 50)
     hidden_features: tuple[int, ...] = option("hidden", (300,))
-    activation: Activation = "softplus"
-    classes: int = 10
-    data_features: int = 784
     m1_latent: int = 50
     m1_hidden: tuple[int, ...] = (500, 500)
-    impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole(self, latent_features=1, classes=2, data_features=1, m1_latent=1)
-        check_sizes(self, "hidden_features")
+        super().__post_init__()
+        check_whole(self, m1_latent=1)
         check_sizes(self, "m1_hidden")
-
-    def as_dict(self) -> dict[str, Any]:
-        return to_plain(self)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class M1M2System(SemiSupervisedSystem):
         job: Job = ALONE,
     ) -> SemiSupervisedFigures:
         means = encode_all(model, self.test_images(images)).mean
-        how: dict[str, Any] = {"seed": seed, "progress": progress, "job": job}
+        how: dict[str, Any] = {"kind": "features", "seed": seed, "progress": progress, "job": job}
         return evaluate_semi_supervised(model.second, means, images.y_test, config, **how)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...class_models.figures import SemiSupervisedFigures, evaluate_semi_supervised
 from ...class_models.system import SemiSupervisedSystem
 from ...data.published_weights import read_m2_weights
-from .config import M2Config, M2Settings, M2TrainConfig
+from ...data.semi_supervised import prepare_test_images
+from ...evaluation.job import ALONE, Job
+from .config import M2Config, M2EvaluationConfig, M2Settings, M2TrainConfig
 from .model import M2
 from .task import M2Task
 
@@ -34,6 +38,21 @@ class M2System(SemiSupervisedSystem):
         config = M2Config(latents, widths, classes=classes, data_features=pixels)
         classifier = M2(config).classifier.state_dict(prefix="classifier.")
         return config, weights | {name: torch.zeros_like(value) for name, value in classifier.items()}
+
+    def evaluate(
+        self,
+        model: M2,
+        images: Any,
+        config: M2EvaluationConfig,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+        job: Job = ALONE,
+    ) -> SemiSupervisedFigures:
+        x = self.test_images(images, seed)
+        of_classes = prepare_test_images(images.x_test, False) if config.posterior_of == "intensities" else None
+        how: dict[str, Any] = {"intensities": of_classes, "seed": seed, "progress": progress, "job": job}
+        return evaluate_semi_supervised(model, x, images.y_test, config, **how)
 
     def make_task(self, model: M2, config: M2TrainConfig, folder: Path) -> M2Task:
         return M2Task(self.name, model, config, folder)

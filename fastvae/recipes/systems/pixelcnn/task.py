@@ -81,9 +81,8 @@ class PixelTask(AveragedTask):
     def validation_step(self, batch: tuple[Any, ...], batch_index: int) -> None:
         *images, first, rows = batch
         x, labels = split_labels(images)
-        log_p_x, kl = cast(PixelModel, self.averaged).measure(x, **labels, **self.test_noise(x, first, rows))
-        bound = (log_p_x - kl.sum(-1)).mean()
-        self.log(self.measured, bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+        model = cast(PixelModel, self.averaged)
+        self.record_bound(*model.measure(x, **labels, **self.test_noise(x, first, rows)), x)
 
 
 def split_labels(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from ....nn import DiagonalGaussianHead
 from ....nn.gaussian import bound_log_sigma
 from ....nn.pixelcnn import PixelNetwork
 from ....objectives import standard_normal_log_prob
+from ...evaluation.units import kl_by_unit
 from ..pixelcnn.layers import SIDE, make_network, to_images
 from .config import PixelVAEConfig
 from .layers import MAP_SIDE, bottom_encoder, top_encoder, upsampler_of_map, upsampler_of_vector
@@ -155,6 +156,21 @@ class PixelVAE(nn.Module):
         if len(terms) < len(posteriors):
             terms.append(kl_divergence(posteriors[-1], self.normal))
         return torch.stack(terms, -1)
+
+    def measure_units(
+        self, x: Tensor, posterior: Sequence[DiagonalGaussian], **noise: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every dimension in the divergence of its latent, ``(N, D)`` each."""
+        latents, _ = self.draw(posterior, **noise)
+        zeros = torch.zeros_like(latents[-1])
+        priors = [] if self.prior is None else [self.prior.predict(self.as_map(latents[0]), self._above(latents))]
+        priors += [(zeros, zeros)] * (len(posterior) - len(priors))
+        parts = [kl_by_unit(q.mu, q.log_sigma, *p) for q, p in zip(posterior, priors, strict=True)]
+        return self.log_likelihood(x, latents[0]), parts
+
+    def average_units(self, posterior: Sequence[DiagonalGaussian], samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every dimension under q, ``(N, D)`` of each latent; it is exact."""
+        return [q.mu for q in posterior]
 
     @staticmethod
     def _above(latents: Sequence[Tensor]) -> Tensor | None:

@@ -119,5 +119,9 @@ class GaussianPrior(GatedPixelCNN):
             z: a sample, ``(N, C, H, W)``.
             context: the context c.
         """
-        prior_mu, prior_log_sigma = self.likelihood.moments(self(z, context))
-        return F.diag_gaussian_kl(mu, log_sigma, prior_mu.flatten(1), prior_log_sigma.flatten(1), impl=self.impl)
+        return F.diag_gaussian_kl(mu, log_sigma, *self.predict(z, context), impl=self.impl)
+
+    def predict(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-sigma of each number of z given those before it, ``(N, C H W)`` each."""
+        mu, log_sigma = self.likelihood.moments(self(z, context))
+        return mu.flatten(1), log_sigma.flatten(1)

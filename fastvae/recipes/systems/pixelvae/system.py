@@ -43,9 +43,7 @@ class PixelVAESystem(PixelSystem):
         job: Job = ALONE,
     ) -> Figures:
         x, valid = binarize_fixed(images.x_test, seed), binarize_fixed(images.x_valid, seed)
-        figures = evaluate(
-            model, x, valid=valid, **asdict(config), seed=seed, passes="separate", progress=progress, job=job
-        )
+        figures = evaluate(model, x, valid=valid, **asdict(config), seed=seed, progress=progress, job=job)
         if not job.processes.leads:
             return figures
         speed = measure_sampling(model.sample, next(model.parameters()).device)

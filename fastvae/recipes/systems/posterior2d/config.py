@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from ...settings import Implementation, check_choices, check_positive, check_whole, to_plain
 
-__all__ = ["FITS", "Density", "Posterior2dConfig", "Posterior2dSettings"]
+__all__ = ["FITS", "FITS_OF_POINTS", "FOUR_POINTS", "Density", "Posterior2dConfig", "Posterior2dSettings"]
 
 FITS = ("diagonal", "triangular", "iaf")
+# The VAE of four data points, in the place of a density, and the posteriors that it is fitted with.
+FOUR_POINTS, FITS_OF_POINTS = "four_points", ("diagonal", "iaf")
 Density = Literal["ring", "banana", "crescents", "ridge"]
 
 
@@ -29,6 +31,9 @@ class Posterior2dConfig:
             also starts at the diagonal one's fit. The flow is fitted once.
         seed: of weights and noise.
         impl: implementation of every op, see :mod:`fastvae.backend`.
+        figure: ``"densities"``, fits to densities, or ``"four-points"``: a VAE of four data points with latents in the
+            plane, whose posteriors together fill the prior as well as they can, once with factorised Gaussians and
+            once with flows.
 
     Raises:
         ValueError: a name is unknown or a number out of its range.
@@ -44,6 +49,7 @@ class Posterior2dConfig:
     starts: int = 5
     seed: int = 0
     impl: Implementation = "auto"
+    figure: Literal["densities", "four-points"] = "densities"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -51,6 +57,13 @@ class Posterior2dConfig:
             raise ValueError("densities must name one or more densities, got none")
         check_whole(self, depth=1, width=1, steps=1, batch_size=1, samples=1, starts=1, seed=0)
         check_positive(self, "learning_rate")
+
+    @property
+    def problems(self) -> dict[str, tuple[str, ...]]:
+        """The densities, or the VAE in their place, and the posteriors of each."""
+        if self.figure == "four-points":
+            return {FOUR_POINTS: FITS_OF_POINTS}
+        return dict.fromkeys(self.densities, FITS)
 
     def as_dict(self) -> dict[str, Any]:
         return to_plain(self)

@@ -15,21 +15,27 @@ from tqdm import tqdm
 from ...errors import RecipeError
 from ...training.checkpoints import CHECKPOINT, read_checkpoint, write_checkpoint
 from ...training.history import write_metrics
-from .config import FITS, Posterior2dConfig
+from .config import FITS, FOUR_POINTS, Posterior2dConfig
 from .densities import DENSITIES, log_normalizer
+from .four_points import LARGEST_BOUND
 from .model import Posterior2d
-from .task import fit_posterior
+from .task import fit_four_points, fit_posterior
 
-__all__ = ["Fits", "Posterior2dFigures"]
+__all__ = ["Fits", "Posterior2dFigures", "find_limit"]
 
 COLUMNS = ("epoch", "density", "posterior", "log_normalizer", "bound", "standard_error", "gap", "seconds")
+
+
+def find_limit(name: str) -> float:
+    """The largest bound: the logarithm of a density's integral, or that of the VAE in its place; nats."""
+    return LARGEST_BOUND if name == FOUR_POINTS else log_normalizer(DENSITIES[name])
 
 
 @dataclass(frozen=True)
 class Posterior2dFigures:
     """For each density the logarithm of its integral; for each posterior bound, standard error and gap; nats.
 
-    The gap is the divergence KL(q || p).
+    The gap is the divergence KL(q || p). Of the VAE of four data points the largest bound is in the integral's place.
     """
 
     densities: dict[str, Any]
@@ -46,8 +52,8 @@ class Fits:
     def add(self, density: str, kind: str, config: Posterior2dConfig, *, device: torch.device, progress: bool) -> None:
         """Fits a posterior of this kind to a density."""
         start = self.diagonal(density, config) if kind == "triangular" else None
-        began, log_z = time.perf_counter(), log_normalizer(DENSITIES[density])
-        total = config.steps * (1 if kind == "iaf" else config.starts + (start is not None))
+        began, log_z, once = time.perf_counter(), find_limit(density), kind == "iaf" or density == FOUR_POINTS
+        total = config.steps * (1 if once else config.starts + (start is not None))
         with tqdm(total=total, desc=f"{density}, {kind}", disable=not progress, leave=False) as bar:
 
             def each_step(bound: float) -> None:
@@ -55,7 +61,11 @@ class Fits:
                 if bar.n % 50 == 0:
                     bar.set_postfix(bound=f"{bound:.3f}")
 
-            fit = fit_posterior(kind, DENSITIES[density], config, device=device, start=start, each_step=each_step)
+            how: dict[str, Any] = {"device": device, "each_step": each_step}
+            if density == FOUR_POINTS:
+                fit = fit_four_points(kind, config, **how)
+            else:
+                fit = fit_posterior(kind, DENSITIES[density], config, start=start, **how)
         weights = fit.posterior.state_dict().items()
         self.weights |= {f"model.{density}.{kind}.{name}": value.cpu() for name, value in weights}
         self.samples.setdefault(density, {})[kind] = fit.samples

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ....distributions import DiagonalGaussian, TriangularGaussian
 from ....nn import InverseAutoregressiveFlow
-from .config import FITS, Posterior2dConfig
+from .config import FITS, FOUR_POINTS, Posterior2dConfig
+from .four_points import FourPoints
 
 __all__ = ["Posterior2d", "Posteriors2d"]
 
@@ -58,7 +61,7 @@ class Posterior2d(nn.Module):
 
 
 class Posteriors2d(nn.ModuleDict):
-    """A posterior of each kind for each density: ``posteriors[density][kind]``.
+    """A posterior of each kind for each density, or a VAE in its place: ``posteriors[density][kind]``.
 
     Args:
         config: the densities, sizes and implementation.
@@ -67,6 +70,7 @@ class Posteriors2d(nn.ModuleDict):
     def __init__(self, config: Posterior2dConfig) -> None:
         super().__init__()
         self.config = config
-        for density in config.densities:
-            kinds = {kind: Posterior2d(kind, depth=config.depth, width=config.width, impl=config.impl) for kind in FITS}
-            self[density] = nn.ModuleDict(kinds)
+        for name, kinds in config.problems.items():
+            make = FourPoints if name == FOUR_POINTS else Posterior2d
+            how: dict[str, Any] = {"depth": config.depth, "width": config.width, "impl": config.impl}
+            self[name] = nn.ModuleDict({kind: make(kind, **how) for kind in kinds})

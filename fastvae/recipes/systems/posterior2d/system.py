@@ -18,12 +18,12 @@ from ...training.folder import run_folder
 from ...training.history import describe_machine
 from ...training.run import Run
 from ...training.trainer import Speed, device_of
-from .config import FITS, Posterior2dConfig, Posterior2dSettings
-from .densities import DENSITIES, log_normalizer
-from .fits import Fits, Posterior2dFigures
+from .config import FOUR_POINTS, Posterior2dConfig, Posterior2dSettings
+from .densities import DENSITIES
+from .fits import Fits, Posterior2dFigures, find_limit
 from .model import Posteriors2d
-from .pictures import draw_posteriors
-from .task import measure_fit
+from .pictures import draw_four_points, draw_posteriors, draw_trajectories
+from .task import measure_fit, weigh_problem
 
 __all__ = ["SYSTEM", "Posterior2dSystem", "format_table"]
 
@@ -49,7 +49,8 @@ class Posterior2dSystem(System):
         overwrite: bool = False,
         **options: Any,
     ) -> Run:
-        """Fits; writes ``config.json``, ``metrics.csv``, ``last.ckpt``, ``result.json`` and ``posteriors.png``.
+        """Fits; writes ``config.json``, ``metrics.csv``, ``last.ckpt``, ``result.json``, ``posteriors.png`` and, of
+        densities, ``trajectories.png``.
 
         Args:
             settings: the densities and how to fit them.
@@ -66,7 +67,7 @@ class Posterior2dSystem(System):
         """
         config, device = settings.model, device_of(accelerator)
         check_folder(folder)
-        planned = [(density, kind) for density in config.densities for kind in FITS]
+        planned = [(density, kind) for density, kinds in config.problems.items() for kind in kinds]
         plain = {"model": config.as_dict(), "training": {"epochs": len(planned)}}
         with run_folder(folder, resume, plain, system=self, overwrite=overwrite) as done:
             write_json(folder / "config.json", {"recipe": self.name, "model": plain["model"]})
@@ -82,7 +83,12 @@ class Posterior2dSystem(System):
                 result = {"recipe": self.name, "densities": figures.densities, "config": plain["model"]}
                 result["seconds"] = sum(row["seconds"] for row in fits.history)
                 write_json(folder / "result.json", result | describe_machine(config.impl, device))
-                draw_posteriors(fits.samples, figures.densities, folder / "posteriors.png")
+                draw_fits(fits.samples, figures.densities, folder / "posteriors.png")
+                starts = {
+                    density: fits.samples[density]["diagonal"] for density in fits.samples if density in DENSITIES
+                }
+                if starts:
+                    draw_trajectories(starts, folder / "trajectories.png", seed=config.seed)
             return Run(model, folder / CHECKPOINT, len(fits.history), len(planned), Speed(), fits.history, figures)
 
     def read_settings(self, path: Path) -> Posterior2dSettings:
@@ -117,16 +123,17 @@ class Posterior2dSystem(System):
         generator = torch.Generator(device).manual_seed(seed)
         found: dict[str, Any] = {}
         for density, kinds in model.items():
-            log_z = log_normalizer(DENSITIES[density])
+            log_z = find_limit(density)
             found[density] = {"log_normalizer": log_z, "posteriors": {}}
             for kind, posterior in cast(Any, kinds).items():
-                fit = measure_fit(posterior, DENSITIES[density], model.config.samples, generator)
+                fit = measure_fit(posterior, weigh_problem(density, posterior), model.config.samples, generator)
                 row = {"bound": fit.bound, "standard_error": fit.standard_error, "gap": log_z - fit.bound}
                 found[density]["posteriors"][kind] = row
         return Posterior2dFigures(found)
 
     def describe(self, figures: Posterior2dFigures) -> list[str]:
-        return format_table(figures.densities, FITS).splitlines()
+        kinds = next(iter(figures.densities.values()))["posteriors"]
+        return format_table(figures.densities, list(kinds)).splitlines()
 
     @torch.no_grad()
     def draw_samples(
@@ -135,12 +142,20 @@ class Posterior2dSystem(System):
         generator = torch.Generator().manual_seed(seed)
         samples = {
             density: {
-                kind: posterior.rsample_with_log_prob(count, generator)[0]
+                kind: weigh_problem(density, posterior)(count, generator)[0]
                 for kind, posterior in cast(Any, kinds).items()
             }
             for density, kinds in model.items()
         }
-        draw_posteriors(samples, self.evaluate(model, None, None, seed=seed).densities, path)
+        draw_fits(samples, self.evaluate(model, None, None, seed=seed).densities, path)
+
+
+def draw_fits(samples: Mapping[str, Mapping[str, Tensor]], results: Mapping[str, Any], path: Path) -> None:
+    """Draws samples by density and kind, or those of the VAE of four data points."""
+    if FOUR_POINTS in samples:
+        draw_four_points(samples[FOUR_POINTS], results[FOUR_POINTS], path)
+    else:
+        draw_posteriors(samples, results, path)
 
 
 def format_table(results: Mapping[str, Any], kinds: Sequence[str]) -> str:

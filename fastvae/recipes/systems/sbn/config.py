@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...evaluation.config import EvaluationConfig
 from ...settings import Implementation, check_choices, check_positive, check_share, check_whole, option, to_plain
-from ...training.config import TrainConfig
+from ...training.config import WarmupConfig
 
 __all__ = ["ESTIMATORS", "OF_SEVERAL_SAMPLES", "SBNConfig", "SBNSettings", "SBNTrainConfig"]
 
@@ -51,8 +51,10 @@ class SBNConfig:
 
 
 @dataclass(frozen=True)
-class SBNTrainConfig(TrainConfig):
+class SBNTrainConfig(WarmupConfig):
     """How to train it, as plain data.
+
+    A warm-up weights log p(b) - log q(b | x) in the signal of every estimator.
 
     Args:
         estimator: of the encoder's gradient: the score function alone (``"reinforce"``), less the running mean of

@@ -65,6 +65,10 @@ class SBN(nn.Module):
         self.decoders = nn.ModuleList(_make_map([above, *hidden, below]) for below, above in pairs)
         self.prior_logits = nn.Parameter(torch.zeros(config.latent_features))
 
+    @property
+    def kl_names(self) -> tuple[str, ...]:
+        return ("kl",) if len(self.encoders) == 1 else ("kl1", "kl2")
+
     def encode(self, x: Tensor) -> Tensor:
         """Logits of the first layer of units, ``(N, D)``, of binary images ``(N, pixels)``."""
         return cast(Tensor, self.encoders[0](2.0 * x - 1.0))
@@ -124,9 +128,13 @@ class SBN(nn.Module):
         h, last = decoder[:-1](2.0 * b - 1.0), cast(nn.Linear, decoder[-1])
         return F.linear_bernoulli_log_prob(h, last.weight, last.bias, x, impl=self.config.impl)
 
+    def log_prior(self, layers: Sequence[Tensor]) -> Tensor:
+        """log p(b) of all layers, ``(*, N)``, nats."""
+        return torch.stack(self.log_priors(layers)).sum(0)
+
     def log_joint(self, x: Tensor, layers: Sequence[Tensor]) -> Tensor:
         """log p(x, b), ``(*, N)``, nats."""
-        return self.log_likelihood(x, layers[0]) + torch.stack(self.log_priors(layers)).sum(0)
+        return self.log_likelihood(x, layers[0]) + self.log_prior(layers)
 
     @torch.no_grad()
     def start_at(self, pixel_means: Tensor) -> None:
@@ -142,6 +150,27 @@ class SBN(nn.Module):
         priors = self.log_priors(latents.layers)
         terms = [log_q - log_p for log_q, log_p in zip(latents.log_q, priors, strict=True)]
         return self.log_likelihood(x, latents.layers[0]), torch.stack(terms, -1)
+
+    def measure_units(self, x: Tensor, posterior: Tensor, **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every unit in the term of its layer, ``(N, D)`` each."""
+        layers = self.draw_latents(posterior, **noise).layers
+        of_prior = itertools.islice(self.decoders, 1, None)
+        priors = [decoder(2.0 * above - 1.0) for decoder, above in zip(of_prior, layers[1:], strict=True)]
+        of_posterior = itertools.islice(self.encoders, 1, None)
+        above = [encoder(2.0 * below - 1.0) for encoder, below in zip(of_posterior, layers, strict=False)]
+        found = [
+            _log_prob_by_unit(b, q) - _log_prob_by_unit(b, p)
+            for b, q, p in zip(layers, [posterior, *above], [*priors, self.prior_logits], strict=True)
+        ]
+        return self.log_likelihood(x, layers[0]), found
+
+    def average_units(self, posterior: Tensor, samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every unit under q, ``(N, D)`` of each layer; the upper one's over samples of the lower."""
+        found = [posterior.sigmoid()]
+        for encoder in itertools.islice(self.encoders, 1, None):
+            b, _ = self.draw(posterior, (samples,), **noise)
+            found.append(encoder(2.0 * b - 1.0).sigmoid().mean(0))
+        return found
 
     def log_weights(self, x: Tensor, posterior: Tensor, samples: int, **noise: Any) -> Tensor:
         """log p(x, b) - log q(b | x) of new samples, ``(samples, N)``, nats."""
@@ -161,6 +190,10 @@ class SBN(nn.Module):
         """Means ``(N, pixels)`` of p(x | b), each with units b ~ q(b | x)."""
         b, _ = self.draw(self.encode(x), generator=generator)
         return cast(Tensor, self.decoders[0](2.0 * b - 1.0)).sigmoid()
+
+
+def _log_prob_by_unit(b: Tensor, logits: Tensor) -> Tensor:
+    return b * logits - TF.softplus(logits)
 
 
 def _make_map(widths: Sequence[int]) -> nn.Sequential:

@@ -61,7 +61,7 @@ def draw_variances(runs: Mapping[str, Rows], path: Path) -> None:
 
 
 def _draw(runs: Mapping[str, Rows], path: Path, lines: Mapping[str, str], quantity: str, title: str) -> Any:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4 if len(runs) == 1 else 8.0, 4.2), layout="constrained")
     axes = figure.subplots()
     for i, (name, rows) in enumerate(runs.items()):
         for j, (column, style) in enumerate(lines.items()):
@@ -75,7 +75,10 @@ def _draw(runs: Mapping[str, Rows], path: Path, lines: Mapping[str, str], quanti
     axes.set_ylabel(quantity)
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if len(runs) > 1:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axes.legend(frameon=False)
     return axes
 
 

@@ -51,9 +51,7 @@ class SBNSystem(System):
         job: Job = ALONE,
     ) -> Figures:
         x, valid = binarize_fixed(images.x_test, seed), binarize_fixed(images.x_valid, seed)
-        return evaluate(
-            model, x, valid=valid, **asdict(config), seed=seed, passes="separate", progress=progress, job=job
-        )
+        return evaluate(model, x, valid=valid, **asdict(config), seed=seed, progress=progress, job=job)
 
     def describe(self, figures: Figures) -> list[str]:
         return describe_figures(figures, images="test images")

@@ -52,7 +52,8 @@ class SBNTask(EpochTask):
         if self.global_step == 0:
             x = self.fixed.to(self.model.prior_logits)
             noise = self.joint_noise(x, stream_seed(self.config.seed, EVALUATION, 2), 0, len(x))
-            estimate(self.model, x, self.config, self.baselines, **noise)
+            beta = self.config.kl_weight(1, self.trainer.num_training_batches)
+            estimate(self.model, x, self.config, self.baselines, beta=beta, **noise)
 
     def joint_noise(self, x: Tensor, seed: int, first: int, rows: int) -> dict[str, Any]:
         return {"generator": torch.Generator(x.device).manual_seed(seed), "row_offset": first}
@@ -61,14 +62,15 @@ class SBNTask(EpochTask):
         return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
+        beta = self.config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
         if batch_index == self.trainer.num_training_batches - 1:
             # The terms are means over the steps of an epoch.
-            self.epoch_terms[1] += self.measure_variance() * self.trainer.num_training_batches
-        found = estimate(self.model, x, self.config, self.baselines, **self.step_noise(x))
+            self.epoch_terms[1] += self.measure_variance(beta) * self.trainer.num_training_batches
+        found = estimate(self.model, x, self.config, self.baselines, beta=beta, **self.step_noise(x))
         self.epoch_terms[0] += found.elbo.mean()
         return self.record_loss(found.baseline_loss - found.objective.mean(), x)
 
-    def measure_variance(self) -> Tensor:
+    def measure_variance(self, beta: float) -> Tensor:
         """The variance of the encoder's gradient, summed over its weights, for fixed images and the present weights."""
         x, weights = self.fixed.to(self.model.prior_logits), list(self.model.encoders.parameters())
         self.baselines.eval()
@@ -76,14 +78,12 @@ class SBNTask(EpochTask):
         for i in range(_ESTIMATES):
             noise = self.joint_noise(x, stream_seed(self.config.seed, EVALUATION, 1, self.global_step, i), 0, len(x))
             with torch.enable_grad():
-                objective = estimate(self.model, x, self.config, self.baselines, **noise).objective.mean()
-                found = torch.autograd.grad(objective, weights)
+                made = estimate(self.model, x, self.config, self.baselines, beta=beta, **noise)
+                found = torch.autograd.grad(made.objective.mean(), weights)
             gradients.append(torch.cat([g.flatten() for g in found]))
         self.baselines.train()
         return torch.stack(gradients).var(0).sum()
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch
-        log_p_x, kl = self.model.measure(x, **self.test_noise(x, first, rows))
-        bound = (log_p_x - kl.sum(-1)).mean()
-        self.log("valid_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.model.measure(x, **self.test_noise(x, first, rows)), x)

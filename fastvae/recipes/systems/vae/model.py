@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .... import functional as F
 from ....distributions import DiagonalGaussian, TriangularGaussian
-from ....likelihoods import bernoulli_log_prob
 from ....nn import DiagonalGaussianHead, InverseAutoregressiveFlow, TriangularGaussianHead
 from ....nn.gaussian import bound_log_sigma
 from ....objectives import elbo, monte_carlo_elbo
@@ -80,6 +79,13 @@ class VAE(OneLatent):
         mu, log_sigma, tril = self.head.posterior_parameters(features)
         return TriangularGaussian(mu, log_sigma, self.config.tril_scale * tril, impl=self.config.impl)
 
+    def draw(self, x: Tensor, *, kl: str = "sum", sampled: bool = False, **noise: Any) -> tuple[Tensor, Tensor]:
+        """As of the class above; full covariance is drawn as its parameters are made."""
+        if self.config.posterior != "triangular" or self.prior is not None or sampled:
+            return super().draw(x, kl=kl, sampled=sampled, **noise)
+        z, _, found = self.head.rsample_with_kl(self.encoder(x), tril_scale=self.config.tril_scale, kl=kl, **noise)
+        return z, found
+
     def decode(self, z: Tensor) -> Tensor:
         """Logits ``(*, pixels)`` of the means of p(x | z)."""
         return self.to_logits(self.decoder(z))
@@ -91,10 +97,9 @@ class VAE(OneLatent):
         return F.mlp_bernoulli_log_prob(z, weights, biases, x, activation=self.config.activation, impl=self.config.impl)
 
     def log_density(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) in training, ``(*)``, nats."""
+        hidden, last = self.decoder(z), self.to_logits
         if self.to_log_sigma is None:
-            return bernoulli_log_prob(x, self.decode(z))
-        hidden = self.decoder(z)
+            return F.linear_bernoulli_log_prob(hidden, last.weight, last.bias, x, impl=self.config.impl)
         log_sigma = bound_log_sigma(self.to_log_sigma(hidden))
         error = (x - self.to_logits(hidden).sigmoid()) * (-log_sigma).exp()
         return -(0.5 * error.square() + log_sigma + HALF_LOG_TWO_PI).sum(-1)
@@ -133,10 +138,9 @@ class VAE(OneLatent):
             beta: weight of the KL term.
             noise: ``generator``, ``row_offset`` or ``eps`` of the posterior's ``rsample_with_kl``.
         """
-        q = self.encode(x)
         if self.config.kl == "analytic":
-            z, kl = self.draw_with_kl(q, **noise)
+            z, kl = self.draw(x, **noise)
             return elbo(self.log_density(x, z), kl, beta=beta)
-        z, log_q = q.rsample_with_log_prob(**noise)
+        z, log_q = self.encode(x).rsample_with_log_prob(**noise)
         log_p_x = self.log_density(x, z)
         return monte_carlo_elbo(log_p_x, self.log_prior(z), log_q, beta=beta)

@@ -46,17 +46,16 @@ class VAETask(EpochTask):
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         config, noise = self.config, self.step_noise(x)
         beta = config.kl_weight(self.global_step + 1, self.trainer.num_training_batches)
-        if config.free_bits > 0:
+        if config.free_bits > 0 or beta != 1.0:
             sampled, several = self.model.config.kl == "monte-carlo", self.trainer.world_size > 1
             groups: dict[str, Any] = {"num_groups": config.free_bits_groups, "all_processes": several}
             loss, bound, _ = self.model.loss(x, config.free_bits, beta=beta, sampled=sampled, **groups, **noise)
             self.epoch_terms += bound
         else:
-            loss = -self.model.bound(x, beta=beta, **noise).mean()
+            loss = -self.model.bound(x, **noise).mean()
             self.epoch_terms -= loss.detach()
         return self.record_loss(loss, x)
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch
-        bound = self.model.bound(x, **self.test_noise(x, first, rows)).mean()
-        self.log("test_elbo", bound, prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.model.measure(x, **self.test_noise(x, first, rows)), x)

@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from ...class_models.config import ClassifierConfig
 from ...evaluation.classification import ClassConfig
-from ...settings import (
-    Implementation,
-    check_choices,
-    check_positive,
-    check_share,
-    check_sizes,
-    check_whole,
-    option,
-    to_plain,
-)
+from ...settings import check_positive, check_share, check_whole
 from ...training.labelled_config import LabelledTrainConfig
 
 __all__ = ["VATConfig", "VATSettings", "VATTrainConfig"]
 
 
 @dataclass(frozen=True)
-class VATConfig:
+class VATConfig(ClassifierConfig):
     """What defines the classifier and its smoothness, as plain data.
 
     Args:
-        hidden_features: widths of the hidden layers.
-        data_features: number of pixels.
-        classes: how many there are.
         epsilon: length of the perturbation that a prediction shall withstand.
         xi: length of the step at which the power iteration takes its gradient. Rounding spoils a small one in
             float32.
         power_iterations: how often the direction of the perturbation is improved.
-        impl: the model uses no op that has implementations.
-
-    Raises:
-        ValueError: a value is out of its range.
     """
 
-    hidden_features: tuple[int, ...] = option("hidden", (1200, 1200))
-    data_features: int = 784
-    classes: int = 10
     epsilon: float = 0.3
     xi: float = 1e-2
     power_iterations: int = 1
-    impl: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_sizes(self, "hidden_features")
-        check_whole(self, data_features=1, classes=2, power_iterations=1)
+        super().__post_init__()
+        check_whole(self, power_iterations=1)
         check_positive(self, "epsilon", "xi")
-
-    def as_dict(self) -> dict[str, Any]:
-        return to_plain(self)
 
 
 @dataclass(frozen=True)
