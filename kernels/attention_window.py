@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, by_shape, launch, meta
+from ._launch import AotCase, by_shape, compute_dtype, launch, meta
 from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
 
 _LEAST_LOG_VARIANCE = tl.constexpr(-60.0)
 # Numbers of a program's tiles of filters and of images, and those that a warp holds.
-_FILTERS, _IMAGE, _WARP = 512, 1024, 256
+_FILTERS, _IMAGE, _WARP = 512, 512, 128
 
 
 class _Tile(NamedTuple):
@@ -102,19 +102,31 @@ def _column_moments(nearest, offset, precision, size, BLOCK_P: tl.constexpr, BLO
 
 
 @triton.jit
+def _own_row(x_ptr, other_ptr, points, size, HAS_OTHER: tl.constexpr):
+    """A program's row of points, its window, and its image of `size` numbers. Images of a window follow each other."""
+    n = tl.program_id(0) % points
+    place = (tl.program_id(0) // points).to(tl.int64)
+    m = place // (1 + HAS_OTHER)
+    image_ptr = x_ptr
+    if HAS_OTHER:
+        if place % 2 == 1:
+            image_ptr = other_ptr
+    return n, m, image_ptr + m * size
+
+
+@triton.jit
 def _attention_read_fwd_kernel(
     patches_ptr, x_ptr, other_ptr, window_ptr, points, height, width, stride_window,
     HAS_OTHER: tl.constexpr, INVERSE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """One program owns a row of points of one window, on both images.
+    """One program owns a row of points of one window on one image.
 
     patch[n, :] = gain F_Y[n] x F_X^T; INVERSE divides by the gain.
     """
     out_dtype: tl.constexpr = patches_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
-    n = tl.program_id(0) % points
-    m = (tl.program_id(0) // points).to(tl.int64)
+    n, m, image_ptr = _own_row(x_ptr, other_ptr, points, height * width, HAS_OTHER)
     centre_x, centre_y, stride, precision, gain = _load_grid(
         window_ptr + m * stride_window, points, height, width, dtype
     )
@@ -125,25 +137,23 @@ def _attention_read_fwd_kernel(
         nearest_y, offset_y, precision, height, tl.full((), 0.0, dtype), BLOCK_H, dtype
     )
     total_x, _linear_x, _squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
-    factor = (1.0 / gain if INVERSE else gain) / (total_y * total_x)
-    for k in tl.static_range(1 + HAS_OTHER):
-        image_ptr = (x_ptr if k == 0 else other_ptr) + m * height * width
-        found = tl.zeros((BLOCK_P,), dtype)
-        for start in range(0, width, BLOCK_W):
-            column = start + tl.arange(0, BLOCK_W)
-            line = tl.zeros((BLOCK_W,), dtype)
-            for first in range(0, height, BLOCK_H):
-                row = first + tl.arange(0, BLOCK_H)
-                inside = (row < height)[:, None] & (column < width)[None, :]
-                tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
-                weight, _d_y, _square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
-                line += tl.sum(weight[:, None] * tile, 0)
-            weights, _d_x, _square_x = _weigh(
-                column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype
-            )
-            found += tl.sum(weights * line[None, :], 1)
-        place = ((m * (1 + HAS_OTHER) + k) * points + n) * points + column_point
-        tl.store(patches_ptr + place, (factor * found).to(out_dtype), column_point < points)
+    found = tl.zeros((BLOCK_P,), dtype)
+    for start in range(0, width, BLOCK_W):
+        column = start + tl.arange(0, BLOCK_W)
+        line = tl.zeros((BLOCK_W,), dtype)
+        for first in range(0, height, BLOCK_H):
+            row = first + tl.arange(0, BLOCK_H)
+            inside = (row < height)[:, None] & (column < width)[None, :]
+            tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
+            weight, _d_y, _square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
+            line += tl.sum(weight[:, None] * tile, 0)
+        weights, _d_x, _square_x = _weigh(
+            column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype
+        )
+        found += tl.sum(weights * line[None, :], 1)
+    found *= (1.0 / gain if INVERSE else gain) / (total_y * total_x)
+    patch_ptr = patches_ptr + tl.program_id(0).to(tl.int64) * points
+    tl.store(patch_ptr + column_point, found.to(out_dtype), column_point < points)
 
 
 @triton.jit
@@ -187,89 +197,74 @@ def _attention_write_fwd_kernel(
 
 @triton.jit
 def _attention_window_bwd_kernel(
-    d_window_ptr, patches_ptr, x_ptr, other_ptr, window_ptr, points, height, width, stride_window,
+    parts_ptr, patches_ptr, x_ptr, other_ptr, window_ptr, points, height, width, stride_window,
     HAS_OTHER: tl.constexpr, INVERSE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """One program owns one window.
+    """One program owns a row of points of one window on one image.
 
-    The gradient of the sum over images of gain <patch, F_Y x F_X^T>; INVERSE divides by the gain. Of what is read, the
-    patches are upstream gradients; of what is written, the image is one.
+    Its part of the gradient of the sum over images of gain <patch, F_Y x F_X^T>; INVERSE divides by the gain. Of what
+    is read, the patches are upstream gradients; of what is written, the image is one.
     """
-    out_dtype: tl.constexpr = d_window_ptr.dtype.element_ty
-    dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
-    m = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = parts_ptr.dtype.element_ty
+    n, m, image_ptr = _own_row(x_ptr, other_ptr, points, height * width, HAS_OTHER)
     window_ptr += m * stride_window
     centre_x, centre_y, stride, precision, gain = _load_grid(window_ptr, points, height, width, dtype)
-    has_variance = tl.load(window_ptr + 2).to(dtype) >= _LEAST_LOG_VARIANCE
     column_point = tl.arange(0, BLOCK_P)
     there = column_point < points
+    nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
     nearest_x, offset_x = _locate(column_point, centre_x, stride, points, width, dtype)
-    total_x, linear_x, squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
-    sums = tl.zeros((BLOCK_P,), dtype)
-    linear, squares = sums, sums
     zero = tl.full((), 0.0, dtype)
-    d_centre_y, d_stride, d_precision, total = zero, zero, zero, zero
+    total_y, linear_y, squares_y = _moments(nearest_y, offset_y, precision, height, zero, BLOCK_H, dtype)
+    total_x, linear_x, squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
+    inverse_y = 1.0 / total_y
+    patch_ptr = patches_ptr + tl.program_id(0).to(tl.int64) * points
+    patch = tl.load(patch_ptr + column_point, there, 0.0).to(dtype) * (1.0 / total_x)
+    sum_y, d_linear_y, d_squares_y = zero, zero, zero
+    sum_x = tl.zeros((BLOCK_P,), dtype)
+    d_linear_x, d_squares_x = sum_x, sum_x
     for start in range(0, width, BLOCK_W):
         column = start + tl.arange(0, BLOCK_W)
-        pixel = column[None, :]
-        weights, _d_x, _square_x = _weigh(pixel, nearest_x[:, None], offset_x[:, None], precision, width, dtype)
-        weights = weights * (1.0 / total_x)[:, None]
-        d_weights = tl.zeros((BLOCK_P, BLOCK_W), dtype)
-        for n in range(0, points):
-            nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
-            total_y, linear_y, squares_y = _moments(nearest_y, offset_y, precision, height, zero, BLOCK_H, dtype)
-            inverse_y = 1.0 / total_y
-            sum_y, d_linear, d_squares = zero, zero, zero
-            for k in tl.static_range(1 + HAS_OTHER):
-                image_ptr = (x_ptr if k == 0 else other_ptr) + m * height * width
-                patch_ptr = patches_ptr + ((m * (1 + HAS_OTHER) + k) * points + n) * points
-                patch = tl.load(patch_ptr + column_point, there, 0.0).to(dtype)
-                spread = tl.sum(patch[:, None] * weights, 0)
-                line = tl.zeros((BLOCK_W,), dtype)
-                for first in range(0, height, BLOCK_H):
-                    row = first + tl.arange(0, BLOCK_H)
-                    inside = (row < height)[:, None] & (column < width)[None, :]
-                    tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
-                    weight, d, square = _weigh(row, nearest_y, offset_y, precision, height, dtype)
-                    weight = weight * inverse_y
-                    line += tl.sum(weight[:, None] * tile, 0)
-                    part = weight * tl.sum(tile * spread[None, :], 1)
-                    sum_y += tl.sum(part, 0)
-                    d_linear += tl.sum(part * d, 0)
-                    d_squares += tl.sum(part * square, 0)
-                d_weights += patch[:, None] * line[None, :]
-            d_mu = precision * (d_linear - sum_y * linear_y)
-            d_centre_y += d_mu
-            d_stride += d_mu * _place(n, points, dtype)
-            d_precision -= 0.5 * (d_squares - sum_y * squares_y)
-            total += sum_y
-        # Again, since registers are scarce in the loop.
-        weights, d_x, square_x = _weigh(pixel, nearest_x[:, None], offset_x[:, None], precision, width, dtype)
-        parts = weights * (1.0 / total_x)[:, None] * d_weights
-        sums += tl.sum(parts, 1)
-        linear += tl.sum(parts * d_x, 1)
-        squares += tl.sum(parts * square_x, 1)
-    d_mu = tl.where(there, precision * (linear - sums * linear_x), 0.0)
-    d_stride += tl.sum(d_mu * _place(column_point, points, dtype), 0)
-    d_precision -= 0.5 * tl.sum(tl.where(there, squares - sums * squares_x, 0.0), 0)
+        weights, d_x, square_x = _weigh(column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype)
+        weights = patch[:, None] * weights
+        spread = tl.sum(weights, 0) * inverse_y
+        line = tl.zeros((BLOCK_W,), dtype)
+        for first in range(0, height, BLOCK_H):
+            row = first + tl.arange(0, BLOCK_H)
+            inside = (row < height)[:, None] & (column < width)[None, :]
+            tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
+            weight, d_y, square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
+            line += tl.sum(weight[:, None] * tile, 0)
+            part = weight * tl.sum(tile * spread[None, :], 1)
+            sum_y += tl.sum(part, 0)
+            d_linear_y += tl.sum(part * d_y, 0)
+            d_squares_y += tl.sum(part * square_y, 0)
+        parts = weights * (line * inverse_y)[None, :]
+        sum_x += tl.sum(parts, 1)
+        d_linear_x += tl.sum(parts * d_x, 1)
+        d_squares_x += tl.sum(parts * square_x, 1)
+    d_mu_x = tl.where(there, precision * (d_linear_x - sum_x * linear_x), 0.0)
+    d_mu_y = precision * (d_linear_y - sum_y * linear_y)
+    d_stride = tl.sum(d_mu_x * _place(column_point, points, dtype), 0) + d_mu_y * _place(n, points, dtype)
+    d_variance = tl.sum(tl.where(there, d_squares_x - sum_x * squares_x, 0.0), 0) + d_squares_y - sum_y * squares_y
+    has_variance = tl.load(window_ptr + 2).to(dtype) >= _LEAST_LOG_VARIANCE
     factor = 1.0 / gain if INVERSE else gain
-    d_variance = tl.where(has_variance, -precision * d_precision, 0.0)
-    d_window_ptr += m * 5
-    tl.store(d_window_ptr, (factor * 0.5 * tl.cast(width + 1, dtype) * tl.sum(d_mu, 0)).to(out_dtype))
-    tl.store(d_window_ptr + 1, (factor * 0.5 * tl.cast(height + 1, dtype) * d_centre_y).to(out_dtype))
-    tl.store(d_window_ptr + 2, (factor * d_variance).to(out_dtype))
-    tl.store(d_window_ptr + 3, (factor * stride * d_stride).to(out_dtype))
-    tl.store(d_window_ptr + 4, (-factor * total if INVERSE else factor * total).to(out_dtype))
+    parts_ptr += tl.program_id(0).to(tl.int64) * 5
+    tl.store(parts_ptr, factor * 0.5 * tl.cast(width + 1, dtype) * tl.sum(d_mu_x, 0))
+    tl.store(parts_ptr + 1, factor * 0.5 * tl.cast(height + 1, dtype) * d_mu_y)
+    tl.store(parts_ptr + 2, tl.where(has_variance, factor * 0.5 * precision * d_variance, 0.0))
+    tl.store(parts_ptr + 3, factor * stride * d_stride)
+    tl.store(parts_ptr + 4, -factor * sum_y if INVERSE else factor * sum_y)
 
 
 def _read(x: Tensor, other: Tensor | None, window: Tensor, points: int, *, inverse: bool) -> Tensor:
     m, height, width = x.shape
-    patches = x.new_empty((m, 1 if other is None else 2, points, points))
+    images = 1 if other is None else 2
+    patches = x.new_empty((m, images, points, points))
     tile = _tile(points, height, width)
     launch(
-        _attention_read_fwd_kernel, m * points, patches, x, other, window, points, height, width, window.stride(0),
-        HAS_OTHER=other is not None, INVERSE=inverse,
+        _attention_read_fwd_kernel, m * images * points, patches, x, other, window, points, height, width,
+        window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
         BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return patches
@@ -290,15 +285,15 @@ def _write(patches: Tensor, k: int, window: Tensor, height: int, width: int, *, 
 
 def _window_gradient(patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, *, inverse: bool) -> Tensor:
     m, height, width = x.shape
-    points = patches.shape[-1]
-    d_window = window.new_empty((m, window.shape[1]))
+    images, points = patches.shape[1:3]
+    parts = window.new_empty((m, images * points, window.shape[1]), dtype=compute_dtype(window.dtype))
     tile = _tile(points, height, width)
     launch(
-        _attention_window_bwd_kernel, m, d_window, patches, x, other, window, points, height, width, window.stride(0),
-        HAS_OTHER=other is not None, INVERSE=inverse,
+        _attention_window_bwd_kernel, m * images * points, parts, patches, x, other, window, points, height, width,
+        window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
         BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return d_window
+    return parts.sum(1).to(window.dtype)
 
 
 def attention_read_fwd(x: Tensor, other: Tensor | None, window: Tensor, points: int) -> Tensor:

@@ -189,13 +189,14 @@ FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const
     tile_lanes<kTileRows, T>(row, lanes, tile);
     done(row, row + kTileRows);
   }
-  for (; row + 2 <= end; row += 2) {
-    tile_lanes<2, T>(row, lanes, tile);
-    done(row, row + 2);
-  }
-  if (row < end) {
+  if constexpr (kManyTiles<T>)
+    for (; row + 2 <= end; row += 2) {
+      tile_lanes<2, T>(row, lanes, tile);
+      done(row, row + 2);
+    }
+  for (; row < end; ++row) {
     tile_lanes<1, T>(row, lanes, tile);
-    done(row, end);
+    done(row, row + 1);
   }
 }
 

@@ -144,6 +144,7 @@ FASTVAE_INLINE void gradient_tile(const Staircase<T>& s, Blocks<T> d_out, const 
                                   PairwiseSums<T>& pairs, const GradientRows<T>& to) {
   const int64_t kept = s.prefix[r + count - 1] - first;
   if (kept <= 0) return store_gradient<count, 0, T>(s, r, first, nullptr, to);
+  if constexpr (!kManyTiles<T>) return gradient_vectors<count, kTileVectors>(s, d_out, panel, r, first, pairs, to);
   if constexpr (kTileVectors > 2) {
     if (kept > 3 * Simd<T>::kWidth) return gradient_vectors<count, 4>(s, d_out, panel, r, first, pairs, to);
     if (kept > 2 * Simd<T>::kWidth) return gradient_vectors<count, 3>(s, d_out, panel, r, first, pairs, to);

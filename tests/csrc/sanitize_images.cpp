@@ -119,6 +119,36 @@ std::vector<T> run_mixture(const Kernels<T>& kernels, MixtureSizes sizes, bool c
   return r.values;
 }
 
+// What windows read of two images and write, and all gradients; the numbers serve as images, patches and windows.
+template <class T>
+std::vector<T> run_window(const Kernels<T>& kernels, WindowExtent e, const T* numbers) {
+  const int64_t pixels = e.windows * e.height * e.width, of_patch = e.windows * e.points * e.points, stride = 6;
+  const auto copy = [&](int64_t count, int64_t from) {
+    auto array = std::make_unique<T[]>(count);
+    std::copy_n(numbers + from, count, array.get());
+    return array;
+  };
+  const auto x = copy(pixels, 0), other = copy(pixels, 7), patches = copy(2 * of_patch, 3);
+  const auto windows = copy(e.windows * stride, 5);
+  const Matrix<T> window{windows.get(), stride};
+  Results<T> r;
+  auto read = r.array(2 * of_patch), image = r.array(pixels), d_other = r.array(pixels), d_patch = r.array(of_patch);
+  auto d_window = r.array(e.windows * 5);
+  const auto& op = kernels.attention_window;
+  op.read_fwd({x.get(), other.get()}, window, read.get(), e);
+  r.keep(read, 2 * of_patch);
+  T* const d_images[] = {nullptr, d_other.get()};
+  op.read_bwd(patches.get(), {x.get(), other.get()}, window, d_images, d_window.get(), e);
+  r.keep(d_other, pixels);
+  r.keep(d_window, e.windows * 5);
+  op.write_fwd(patches.get(), window, image.get(), e);
+  r.keep(image, pixels);
+  op.write_bwd(x.get(), patches.get(), window, d_patch.get(), d_window.get(), e);
+  r.keep(d_patch, of_patch);
+  r.keep(d_window, e.windows * 5);
+  return r.values;
+}
+
 template <class T>
 int check_type(const char* type, double tolerance) {
   int failures = 0;
@@ -145,6 +175,13 @@ int check_type(const char* type, double tolerance) {
                     channels_last);
       failures += compare<T>(name, tolerance,
                              [&](const Kernels<T>& k) { return run_mixture(k, sizes, channels_last, numbers.get()); });
+    }
+    for (const WindowExtent& extent : {WindowExtent{3, 2, 28, 28}, WindowExtent{2, 5, 3, 67}, WindowExtent{1, 1, 1, 1},
+                                       WindowExtent{0, 2, 4, 4}, WindowExtent{2, 7, 33, 16}}) {
+      std::snprintf(name, sizeof(name), "%s window n=%ld h=%ld w=%ld", type, extent.points, extent.height,
+                    extent.width);
+      failures +=
+          compare<T>(name, tolerance, [&](const Kernels<T>& k) { return run_window(k, extent, numbers.get()); });
     }
     for (int64_t kind : {0, 1})
       for (bool conditioned : {false, true})

@@ -9,6 +9,7 @@ import torch
 import fastvae.functional as F
 from tests.support import mixtures
 from tests.support.convolutions import Form
+from tests.support.decoders import Decoder
 from tests.support.gaussians import problems
 from tests.support.masked_layers import DEGREES, layer_inputs, layer_problem, norm_problem
 from tests.support.networks import network
@@ -51,6 +52,26 @@ def _classes(each: bool) -> Problem:
     return Problem(call, inputs)
 
 
+def _merged(kl: str) -> Problem:
+    inputs = [(scale * torch.randn(5, 34)).requires_grad_() for scale in (1.0, 0.5, 1.0, 0.5)]
+    noise = torch.randn(5, 34)
+    return Problem(lambda impl, p: F.gaussian_merge_rsample(*p, kl=kl, eps=noise.to(p[0]), impl=impl), inputs)
+
+
+def _dense_decoder(entry: str) -> Problem:
+    """A layer's log-likelihood, or that of two layers with its gradient to the latents."""
+    decoder, x = Decoder((6, 34) if entry == "layer" else (6, 20, 34)), torch.rand(5, 34) < 0.4
+    inputs = [torch.randn(5, 6), *decoder.tensors]
+
+    def call(impl: str, p: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        data = x.to(p[0].device)
+        if entry == "layer":
+            return (F.linear_bernoulli_log_prob(*p, data, impl=impl),)
+        return F.latent_gradient(p[0], *decoder.split(p[1:]), data, **decoder.named, impl=impl)
+
+    return Problem(call, [t.requires_grad_() for t in inputs])
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "attention_window": lambda: window_problem((6,), 3, (28, 28), images=2),
     "attention_window, written": lambda: written_problem((6,), 5, (28, 30)),
@@ -68,6 +89,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "tril_gaussian kl": _gaussian("tril_gaussian", "kl", True),
     "masked_linear": _layer,
     "masked_linear norm": lambda: norm_problem(torch.randn(40, 48, requires_grad=True), DEGREES["staircase"](48, 40)),
+    "gaussian_merge": lambda: _merged("sum"),
+    "gaussian_merge, dimensions": lambda: _merged("dimensions"),
+    "linear_bernoulli": lambda: _dense_decoder("layer"),
+    "latent_gradient": lambda: _dense_decoder("gradient"),
     "class_linear": lambda: _classes(False),
     "class_linear, cells": lambda: _classes(True),
     "affine_flow": lambda: _affine(False),

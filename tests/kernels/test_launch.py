@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from fastvae.kernels import _launch
+from fastvae.kernels import _launch, aot
 from fastvae.kernels._launch import Plan, by_shape, launch, record_launches, warp_size
 from fastvae.kernels._tiles import row_tile
 from tests.support.processes import run_module
@@ -208,6 +209,16 @@ def test_rules_are_forgotten_for_devices_with_other_warps():
         assert row_tile(4096, 4096, 1).columns == 64
     assert rule(2) == 2 * before
     assert row_tile(4096, 4096, 1).columns == before
+
+
+@pytest.mark.parametrize("stem", aot.stems())
+def test_tensors_come_first_in_every_kernel(stem):
+    """Launches and plans rely on it."""
+    module = importlib.import_module(f"fastvae.kernels.{stem}")
+    for name, kernel in vars(module).items():
+        if name.endswith("_kernel"):
+            are_tensors = [argument.endswith("_ptr") for argument in kernel.arg_names]
+            assert are_tensors == sorted(are_tensors, reverse=True), name
 
 
 def test_memory_of_launches_is_bounded(gpu, kernel, monkeypatch):

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastvae.ops._library import TRITON_MODULES
+from tests.gpu.problems import PROBLEMS
 from tests.support.op_arguments import KERNEL, in_dtype, op_arguments
 
 OPS = [name.removeprefix("fastvae::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvae::")]
@@ -36,8 +37,14 @@ def test_each_op_is_registered_for_both_devices(name):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{name}", key), key
 
 
-def test_only_a_decoder_alone_has_no_launcher():
-    assert WITHOUT_A_LAUNCHER == ["mlp_bernoulli_fwd"]
+def test_every_launcher_has_a_problem_for_gpus():
+    stems = {re.sub("_(density|gradients)$", "", module) for module in filter(None, TRITON_MODULES.values())}
+    assert {re.split("[ ,]", name)[0] for name in PROBLEMS} == {stem for stem in stems if not stem.startswith("_")}
+
+
+def test_all_others_have_a_launcher():
+    without = {"linear_tril_gaussian_fwd", "linear_tril_gaussian_bwd", "mlp_bernoulli_fwd"}
+    assert set(WITHOUT_A_LAUNCHER) == without
 
 
 def test_an_op_without_a_launcher_says_on_a_gpu_what_to_call():

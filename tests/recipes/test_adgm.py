@@ -228,6 +228,24 @@ def test_moons():
         LabelledPoints(np.zeros((2, 2), np.float32), np.zeros(3, int), 2)
 
 
+def test_labels_of_moons_are_spread_along_them():
+    train = make_moons(400, noise=0.0).train
+    centre = np.array([[-0.5, -0.25], [0.5, 0.25]])[train.labels]
+    way = (train.images - centre) * np.where(train.labels == 1, -1.0, 1.0)[:, None]
+    share = np.arctan2(way[:, 1], way[:, 0]) / np.pi
+    for seed in range(5):
+        rows = train.draw_labelled(12, seed)
+        assert np.bincount(train.labels[rows]).tolist() == [6, 6]
+        for label in (0, 1):
+            places = np.sort(share[rows][train.labels[rows] == label])
+            assert all(0.049 < place < 0.201 for place in places[:2])
+            assert all(0.424 < place < 0.576 for place in places[2:4])
+            assert all(0.799 < place < 0.951 for place in places[4:])
+    assert set(train.draw_labelled(6, 1)) < set(train.draw_labelled(12, 1))
+    assert train.draw_labelled(6, 1).tolist() != train.draw_labelled(6, 2).tolist()
+    assert np.bincount(train.labels[train.draw_labelled(4, 0)]).tolist() == [2, 2]
+
+
 DIGITS = {"data": "digits", "labels": 100, "epochs": 8, "average_decay": 0.5, "learning_rate": 3e-3}
 
 
@@ -259,6 +277,18 @@ def test_points_of_the_plane(tmp_path):
     assert run.figures.test_images == 1000
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures >= {"regions.png", "auxiliary.png", "samples.png", "reconstructions.png"}
+
+
+@pytest.mark.thorough
+def test_six_labels_are_enough_for_two_moons(tmp_path):
+    """The options that the page of the systems documents."""
+    rates = {"learning_rate": 1e-2, "final_learning_rate": 3e-4, "decay_from": 0.7, "average_decay": 0.95}
+    steps = {"epochs": 150, "kl_warmup": 30, "check_every": 150, "weight_prior": 0.0}
+    run = train(
+        "adgm", ADGMConfig("adgm", 1, 1, (64, 64)), ADGMTrainConfig(data="moons", labels=6, **rates, **steps), tmp_path
+    )
+    assert run.figures.error == 0.0
+    assert run.figures.test_images == 1000
 
 
 def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):

@@ -3,12 +3,18 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from fastvae.distributions import DiagonalGaussian
 from fastvae.objectives import LogMeanExp
-from fastvae.recipes.class_models.semi_supervised import SemiSupervisedVAE
+from fastvae.recipes.class_models.figures import (
+    SemiSupervisedConfig,
+    describe_semi_supervised,
+    evaluate_semi_supervised,
+)
+from fastvae.recipes.class_models.semi_supervised import ClassPosterior, SemiSupervisedVAE
 from fastvae.recipes.systems.cvae.config import CVAEConfig
 from fastvae.recipes.systems.cvae.model import CVAE
 from fastvae.recipes.systems.m2.config import M2Config
@@ -186,3 +192,48 @@ def test_prior_of_a_class_is_what_is_drawn():
     z = model.draw_prior(torch.full((20_000,), 1), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(z.mean(0), torch.tensor([3.0, -3.0]).double(), atol=0.05, rtol=0)
     torch.testing.assert_close(z.std(0), torch.tensor([-1.0, 0.5]).exp().double(), atol=0.05, rtol=0)
+
+
+class Known:
+    """A model whose p(y | x) is certain: class 1 where the first pixel is above a half; q(y | x) is the opposite."""
+
+    config = type("Config", (), {"classes": 2})()
+
+    def __init__(self):
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def parameters(self):
+        yield self.weight
+
+    def state_dict(self):
+        return {}
+
+    def encode(self, x):
+        return ClassPosterior(None, -self.infer_classes(x, 1))
+
+    def measure(self, x, posterior, **_):
+        return torch.zeros(len(x)), torch.zeros(len(x), 2)
+
+    def infer_classes(self, x, samples, *, joint=None, **_):
+        if joint is not None:
+            joint.update(torch.zeros(samples, len(x)))
+        ink = x[:, 0] - 0.5
+        return torch.stack([-ink, ink], 1)
+
+
+def test_classes_are_inferred_of_the_intensities_where_they_are_given():
+    x = torch.zeros(30, 3)
+    labels = np.arange(30) % 2
+    intensities = torch.from_numpy(labels).float()[:, None].expand(-1, 3) * 0.6
+    intensities = intensities + torch.where(torch.arange(30)[:, None] == 4, 0.7, 0.0)
+    how = {"config": SemiSupervisedConfig(samples=2, image_chunk=7, log_p_images=30)}
+    binary = evaluate_semi_supervised(Known(), x, labels, **how)
+    assert (binary.error, binary.posterior_error, binary.posterior_of) == (50.0, 50.0, "binary images")
+    found = evaluate_semi_supervised(Known(), x, labels, **how, intensities=intensities)
+    assert found.posterior_error == pytest.approx(100 / 30)
+    assert found.posterior_of == "intensities"
+    assert found.error == binary.error
+    # The same evenly spread images, of which number 4 is none.
+    few = {"config": SemiSupervisedConfig(samples=2, image_chunk=7, log_p_images=10)}
+    assert evaluate_semi_supervised(Known(), x, labels, **few, intensities=intensities).posterior_error == 0.0
+    assert "by p(y | x) of intensities" in "\n".join(describe_semi_supervised(found))

@@ -1,6 +1,8 @@
 """The systems m2, m1m2 and cvae: training, weights of others, and what is refused."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from fastvae.distributions import DiagonalGaussian
 from fastvae.recipes import RecipeError
 from fastvae.recipes.class_models.task import LABELLED, UNLABELLED
 from fastvae.recipes.cli import main as cli
-from fastvae.recipes.data.labelled import load_labelled
+from fastvae.recipes.data.labelled import load_labelled, split_labelled
+from fastvae.recipes.data.mnist import load_mnist
 from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from fastvae.recipes.systems.m1m2.model import M1M2
 from fastvae.recipes.systems.m1m2.task import find_first_stage, read_first_stage
-from fastvae.recipes.systems.m2.config import M2TrainConfig
+from fastvae.recipes.systems.m2.config import M2EvaluationConfig, M2TrainConfig
 from tests.recipes.class_support import M1_HIDDEN, M1_LATENT, PIXELS, SMALL, arrays_of_m1, keep_m1
 from tests.recipes.training_support import metrics, train, train_on_one_and_two_processes
 
@@ -106,6 +109,21 @@ def test_weights_of_the_authors(tmp_path):
     hidden = torch.nn.functional.softplus(hidden @ weights["p_w1"].T)
     torch.testing.assert_close(model.decode(q.mu, y), hidden @ weights["p_out_w"].T)
     assert not model.class_logits(x).any()
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(
+    not (Path(os.environ.get("FASTVAE_DATA", "")) / "nips14_ssl_m2.npz").exists(),
+    reason="needs a folder with MNIST and nips14_ssl_m2.npz in $FASTVAE_DATA",
+)
+def test_errors_of_the_authors_weights():
+    system = find_system("m2")
+    config, weights = system.import_weights(Path(os.environ["FASTVAE_DATA"]) / "nips14_ssl_m2.npz")
+    model = system.make_model(config).eval()
+    model.load_state_dict(weights)
+    found = system.evaluate(model, split_labelled(load_mnist(progress=False)), M2EvaluationConfig())
+    assert (found.samples, found.log_p_images, found.posterior_of) == (20, 1000, "intensities")
+    assert found.posterior_error == pytest.approx(0.7, abs=0.4)
 
 
 # M1 + M2

@@ -1,6 +1,7 @@
 """The pictures: written, not blank, and every image in its place."""
 
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from fastvae.recipes.pictures.divergences import draw_kl_terms, draw_units
 from fastvae.recipes.pictures.grids import draw_reconstructions, draw_samples, tile
 from fastvae.recipes.pictures.importance import bounds_by_samples, draw_bounds_by_samples
 from fastvae.recipes.pictures.latents import draw_manifold
+from fastvae.recipes.systems.catalogue import CATALOGUE
 from fastvae.recipes.systems.iwae.config import IWAEConfig
 from fastvae.recipes.systems.iwae.model import IWAE
+from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.vae.config import POSTERIORS, VAEConfig
 from fastvae.recipes.systems.vae.model import VAE
 
@@ -84,6 +87,13 @@ def test_title_of_learning_curves_says_the_data(data, title, tmp_path, monkeypat
     named = {"quantity": "error", "measured": "valid", "data": data}
     draw_learning_curves({"any": history}, 10, tmp_path / "curves.png", **named)
     assert drawn[0].axes[0].get_title() == f"{title}: errors of classification"
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_data_has_a_title(name):
+    training = getattr(find_system(name).settings(), "training", None)
+    choices = get_args(get_type_hints(type(training)).get("data"))
+    assert set(choices) <= curves.DATA.keys()
 
 
 @pytest.mark.parametrize("epochs", [1, 12])

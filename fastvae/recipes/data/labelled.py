@@ -58,6 +58,10 @@ class LabelledImages:
         """Numbers of one image."""
         return int(np.prod(self.images.shape[1:]))
 
+    def draw_labelled(self, count: int, seed: int) -> np.ndarray:
+        """The rows of the images whose labels a run may see: :func:`draw_labels`."""
+        return draw_labels(self.labels, count, seed, self.classes)
+
 
 class LabelledParts(NamedTuple):
     """Training and test images with labels. It has the attributes of :class:`~fastvae.recipes.data.mnist.Mnist`."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import RecipeError
 from .batches import BinarizedImages, FixedChunks, JointBatches, binarize_fixed, stream_seed
-from .labelled import LabelledParts, draw_labels
+from .labelled import LabelledParts
 from .loaders import ImageBatches
 
 __all__ = [
@@ -170,7 +170,7 @@ class SemiSupervisedBatches(ImageBatches):
         if config.batch_size > len(train):
             raise RecipeError(f"a batch of {config.batch_size} is more than the {len(train)} images")
         try:
-            labelled = draw_labels(train.labels, config.labels, config.label_seed, train.classes)
+            labelled = train.draw_labelled(config.labels, config.label_seed)
         except ValueError as error:
             raise RecipeError(str(error)) from None
         rows = SemiSupervisedRows(labelled, len(train), config.batch_size, config.labelled_batch_size, config.seed)

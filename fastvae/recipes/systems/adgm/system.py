@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.labelled import LabelledParts, draw_labels
+from ...data.labelled import LabelledParts
 from ...data.moons import make_moons
 from ...data.semi_supervised import SemiSupervisedBatches, prepare_test_images
 from ...errors import RecipeError
@@ -80,7 +80,7 @@ class ADGMSystem(LabelledSystem):
             drawn = self.make_model(replace(settings.model, impl="auto")).eval()
             drawn.load_state_dict(found.model.state_dict())
             train, training = images.train, settings.training
-            rows = draw_labels(train.labels, training.labels, training.label_seed, train.classes)
+            rows = train.draw_labelled(training.labels, training.label_seed)
             draw_regions(drawn, train, rows, folder / "regions.png")
         return found
 

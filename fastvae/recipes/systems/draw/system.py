@@ -53,7 +53,7 @@ class DRAWSystem(System):
         job: Job = ALONE,
     ) -> Figures:
         x = self.test_images(images, seed)
-        return evaluate(model, x, **asdict(config), seed=seed, passes="separate", progress=progress, job=job)
+        return evaluate(model, x, **asdict(config), seed=seed, progress=progress, job=job)
 
     def describe(self, figures: Figures) -> list[str]:
         return describe_figures(figures, images="test images")
