@@ -40,7 +40,7 @@ def _tile(points: int, height: int, width: int) -> _Tile:
 
 @triton.jit
 def _load_grid(window_ptr, points, height, width, dtype: tl.constexpr):
-    """Centre of the columns and of the rows, distance of points, inverse variance, and gain."""
+    """Centre of the columns and of the rows, distance of points, and inverse variance."""
     centre_x = 0.5 * tl.cast(width + 1, dtype) * (tl.load(window_ptr).to(dtype) + 1.0) - 1.0
     centre_y = 0.5 * tl.cast(height + 1, dtype) * (tl.load(window_ptr + 1).to(dtype) + 1.0) - 1.0
     log_variance = tl.load(window_ptr + 2).to(dtype)
@@ -48,7 +48,13 @@ def _load_grid(window_ptr, points, height, width, dtype: tl.constexpr):
     precision = exp(-tl.where(log_variance < _LEAST_LOG_VARIANCE, _LEAST_LOG_VARIANCE, log_variance), tl.float32)
     unit = tl.cast(tl.maximum(height, width) - 1, dtype) / tl.cast(tl.maximum(points - 1, 1), dtype)
     stride = unit * exp(tl.load(window_ptr + 3).to(dtype), tl.float32)
-    return centre_x, centre_y, stride, precision, exp(tl.load(window_ptr + 4).to(dtype), tl.float32)
+    return centre_x, centre_y, stride, precision
+
+
+@triton.jit
+def _load_gain(window_ptr, INVERSE: tl.constexpr, dtype: tl.constexpr):
+    log_gain = tl.load(window_ptr + 4).to(dtype)
+    return exp(-log_gain if INVERSE else log_gain, tl.float32)
 
 
 @triton.jit
@@ -127,9 +133,7 @@ def _attention_read_fwd_kernel(
     out_dtype: tl.constexpr = patches_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
     n, m, image_ptr = _own_row(x_ptr, other_ptr, points, height * width, HAS_OTHER)
-    centre_x, centre_y, stride, precision, gain = _load_grid(
-        window_ptr + m * stride_window, points, height, width, dtype
-    )
+    centre_x, centre_y, stride, precision = _load_grid(window_ptr + m * stride_window, points, height, width, dtype)
     column_point = tl.arange(0, BLOCK_P)
     nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
     nearest_x, offset_x = _locate(column_point, centre_x, stride, points, width, dtype)
@@ -151,7 +155,7 @@ def _attention_read_fwd_kernel(
             column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype
         )
         found += tl.sum(weights * line[None, :], 1)
-    found *= (1.0 / gain if INVERSE else gain) / (total_y * total_x)
+    found *= _load_gain(window_ptr + m * stride_window, INVERSE, dtype) / (total_y * total_x)
     patch_ptr = patches_ptr + tl.program_id(0).to(tl.int64) * points
     tl.store(patch_ptr + column_point, found.to(out_dtype), column_point < points)
 
@@ -170,16 +174,14 @@ def _attention_write_fwd_kernel(
     row_blocks, column_blocks = tl.cdiv(height, BLOCK_H), tl.cdiv(width, BLOCK_W)
     block = tl.program_id(0) % (row_blocks * column_blocks)
     m = (tl.program_id(0) // (row_blocks * column_blocks)).to(tl.int64)
-    centre_x, centre_y, stride, precision, gain = _load_grid(
-        window_ptr + m * stride_window, points, height, width, dtype
-    )
+    centre_x, centre_y, stride, precision = _load_grid(window_ptr + m * stride_window, points, height, width, dtype)
     row = block // column_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
     column = block % column_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
     column_point = tl.arange(0, BLOCK_P)
     nearest_x, offset_x = _locate(column_point, centre_x, stride, points, width, dtype)
     total_x, _linear_x, _squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
     weights, _d_x, _square_x = _weigh(column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype)
-    weights = weights * ((1.0 / gain if INVERSE else gain) / total_x)[:, None]
+    weights = weights * (_load_gain(window_ptr + m * stride_window, INVERSE, dtype) / total_x)[:, None]
     image = tl.zeros((BLOCK_H, BLOCK_W), dtype)
     patch_ptr = patches_ptr + (m * images + k) * points * points + column_point
     for n in range(0, points):
@@ -209,7 +211,7 @@ def _attention_window_bwd_kernel(
     dtype: tl.constexpr = parts_ptr.dtype.element_ty
     n, m, image_ptr = _own_row(x_ptr, other_ptr, points, height * width, HAS_OTHER)
     window_ptr += m * stride_window
-    centre_x, centre_y, stride, precision, gain = _load_grid(window_ptr, points, height, width, dtype)
+    centre_x, centre_y, stride, precision = _load_grid(window_ptr, points, height, width, dtype)
     column_point = tl.arange(0, BLOCK_P)
     there = column_point < points
     nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
@@ -248,7 +250,7 @@ def _attention_window_bwd_kernel(
     d_stride = tl.sum(d_mu_x * _place(column_point, points, dtype), 0) + d_mu_y * _place(n, points, dtype)
     d_variance = tl.sum(tl.where(there, d_squares_x - sum_x * squares_x, 0.0), 0) + d_squares_y - sum_y * squares_y
     has_variance = tl.load(window_ptr + 2).to(dtype) >= _LEAST_LOG_VARIANCE
-    factor = 1.0 / gain if INVERSE else gain
+    factor = _load_gain(window_ptr, INVERSE, dtype)
     parts_ptr += tl.program_id(0).to(tl.int64) * 5
     tl.store(parts_ptr, factor * 0.5 * tl.cast(width + 1, dtype) * tl.sum(d_mu_x, 0))
     tl.store(parts_ptr + 1, factor * 0.5 * tl.cast(height + 1, dtype) * d_mu_y)
