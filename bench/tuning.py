@@ -157,7 +157,7 @@ _vary_factor = _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,)))
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "attention_window": _vary_constants(
         "attention_window", "_FILTERS", "_IMAGE", "_WARP",
-        values=((512, 512, 256), (512, 512, 128), (512, 1024, 128), (1024, 1024, 256)),
+        values=((512, 512, 256), (512, 1024, 256), (512, 1024, 128), (1024, 1024, 256)),
     ),
     "bernoulli": _vary_row_tiles,
     "diag_gaussian": _vary_row_tiles,

@@ -16,12 +16,12 @@ from ._tiles import ceil_div, row_tile, vector_width
 def _affine_flow_fwd_kernel(
     out_ptr, log_det_ptr, z_ptr, shift_ptr, scale_logit_ptr,
     n_rows, D, stride_z, stride_shift, stride_scale_logit,
-    KIND: tl.constexpr, INVERSE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr, INVERSE: tl.constexpr, SHARES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, all columns.
 
     out = a(s) z + c(s) m,  log_det = sum(log a(s));  inverse: out = (z - c(s) m) / a(s), log_det = -sum(log a(s)).
-    The backward pass keeps the inputs.
+    With SHARES log_det has the summands. The backward pass keeps the inputs.
     """
     dtype: tl.constexpr = log_det_ptr.dtype.element_ty
     out_dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -36,21 +36,26 @@ def _affine_flow_fwd_kernel(
         m = tl.load(shift_ptr + at_row * stride_shift + column, mask, 0.0).to(dtype)
         if KIND == "location_only":
             out = z - m if INVERSE else z + m
+            log_a = tl.zeros((BLOCK_N, BLOCK_D), dtype)
         else:
             s = tl.load(scale_logit_ptr + at_row * stride_scale_logit + column, mask, 0.0).to(dtype)
             log_a, a, c = scale_of(s, KIND)
             out = (z - c * m) / a if INVERSE else a * z + c * m
+        if SHARES:
+            tl.store(log_det_ptr + at_row * D + column, -log_a if INVERSE else log_a, mask)
+        elif KIND != "location_only":
             total += tl.where(mask, log_a, 0.0)
         tl.store(out_ptr + at_row * D + column, out.to(out_dtype), mask)
-    log_det = tl.sum(total, 1)
-    tl.store(log_det_ptr + row, -log_det if INVERSE else log_det, exists)
+    if not SHARES:
+        log_det = tl.sum(total, 1)
+        tl.store(log_det_ptr + row, -log_det if INVERSE else log_det, exists)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _affine_flow_bwd_kernel(
     d_z_ptr, d_shift_ptr, d_scale_logit_ptr, d_out_ptr, d_log_det_ptr, z_ptr, shift_ptr, scale_logit_ptr,
     n_rows, D, stride_d_out, stride_z, stride_shift, stride_scale_logit,
-    KIND: tl.constexpr, INVERSE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr, INVERSE: tl.constexpr, SHARES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_D columns.
 
@@ -69,7 +74,10 @@ def _affine_flow_bwd_kernel(
         d_z = d_out
         d_m = -d_out if INVERSE else d_out
     else:
-        d_log_det = tl.load(d_log_det_ptr + row, row < n_rows, 0.0)
+        if SHARES:
+            d_log_det = tl.load(d_log_det_ptr + at, mask, 0.0)
+        else:
+            d_log_det = tl.load(d_log_det_ptr + row, row < n_rows, 0.0)
         z = tl.load(z_ptr + row * stride_z + column, mask, 0.0).to(dtype)
         m = tl.load(shift_ptr + row * stride_shift + column, mask, 0.0).to(dtype)
         s = tl.load(scale_logit_ptr + row * stride_scale_logit + column, mask, 0.0).to(dtype)
@@ -93,17 +101,20 @@ def _stride(t: Tensor | None) -> int:
 
 
 def affine_flow_fwd(
-    z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool
+    z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool, log_det_map: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """z, shift, scale_logit (N, D) with contiguous columns to out (N, D) and log_det (N,), float32 or float64."""
+    """z, shift, scale_logit (N, D) with contiguous columns to out (N, D) and log_det, float32 or float64.
+
+    log_det is (N,), with `log_det_map` (N, D): each column's share.
+    """
     n, d = z.shape
-    out, log_det = z.new_empty((n, d)), z.new_empty(n, dtype=compute_dtype(z.dtype))
+    out, log_det = z.new_empty((n, d)), z.new_empty((n, d) if log_det_map else n, dtype=compute_dtype(z.dtype))
     tile = row_tile(n, d, vector_width(z.dtype, d))
     launch(
         _affine_flow_fwd_kernel, ceil_div(n, tile.rows),
         out, log_det, z, shift, scale_logit,
         n, d, z.stride(0), shift.stride(0), _stride(scale_logit),
-        KIND=kind, INVERSE=inverse, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        KIND=kind, INVERSE=inverse, SHARES=log_det_map, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return out, log_det
 
@@ -111,7 +122,7 @@ def affine_flow_fwd(
 def affine_flow_bwd(
     d_out: Tensor, d_log_det: Tensor, z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients to z, shift and scale_logit; d_out has contiguous columns, d_log_det is contiguous."""
+    """The gradients to z, shift and scale_logit; d_out has contiguous columns, d_log_det, (N,) or (N, D), all."""
     n, d = z.shape
     d_z, d_shift = z.new_empty((n, d)), z.new_empty((n, d))
     d_scale_logit = None if scale_logit is None else z.new_empty((n, d))
@@ -120,27 +131,30 @@ def affine_flow_bwd(
         _affine_flow_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
         d_z, d_shift, d_scale_logit, d_out, d_log_det, z, shift, scale_logit,
         n, d, d_out.stride(0), z.stride(0), shift.stride(0), _stride(scale_logit),
-        KIND=kind, INVERSE=inverse, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        KIND=kind, INVERSE=inverse, SHARES=d_log_det.dim() == 2,
+        BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return d_z, d_shift, d_scale_logit
 
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype, d, kind, inverse in (
-        (torch.float32, 1024, "gated", False),
-        (torch.float32, 63, "exp", True),
-        (torch.bfloat16, 1024, "gated", True),
-        (torch.bfloat16, 64, "exp", False),
-        (torch.float64, 64, "softplus", False),
+    for dtype, d, kind, inverse, shares in (
+        (torch.float32, 1024, "gated", False, False),
+        (torch.float32, 1024, "gated", False, True),
+        (torch.float32, 63, "exp", True, False),
+        (torch.bfloat16, 1024, "gated", True, False),
+        (torch.bfloat16, 64, "exp", False, False),
+        (torch.float64, 64, "softplus", False, False),
     ):
-        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {kind}{', inverse' if inverse else ''}"
+        options = (", inverse" if inverse else "") + (", shares" if shares else "")
+        n, name = 65536, f"{str(dtype)[6:]}, D = {d}, {kind}{options}"
         # Shift and scale logit are halves of a network's output.
         z, params = meta(n, d, dtype=dtype), meta(n, 2 * d, dtype=dtype)
         inputs = (z, params[:, :d], params[:, d:])
-        d_log_det = meta(n, dtype=compute_dtype(dtype))
+        d_log_det = meta(*((n, d) if shares else (n,)), dtype=compute_dtype(dtype))
         cases += [
-            AotCase(name, affine_flow_fwd, (*inputs, kind, inverse)),
+            AotCase(name, affine_flow_fwd, (*inputs, kind, inverse, shares)),
             AotCase(name, affine_flow_bwd, (z, d_log_det, *inputs, kind, inverse)),
         ]
     return cases

@@ -20,7 +20,7 @@ from ._vecmath import exp
 
 _LEAST_LOG_VARIANCE = tl.constexpr(-60.0)
 # Numbers of a program's tiles of filters and of images, and those that a warp holds.
-_FILTERS, _IMAGE, _WARP = 512, 1024, 256
+_FILTERS, _IMAGE, _WARP = 512, 512, 128
 
 
 class _Tile(NamedTuple):
@@ -40,7 +40,7 @@ def _tile(points: int, height: int, width: int) -> _Tile:
 
 @triton.jit
 def _load_grid(window_ptr, points, height, width, dtype: tl.constexpr):
-    """Centre of the columns and of the rows, distance of points, inverse variance, and gain."""
+    """Centre of the columns and of the rows, distance of points, and inverse variance."""
     centre_x = 0.5 * tl.cast(width + 1, dtype) * (tl.load(window_ptr).to(dtype) + 1.0) - 1.0
     centre_y = 0.5 * tl.cast(height + 1, dtype) * (tl.load(window_ptr + 1).to(dtype) + 1.0) - 1.0
     log_variance = tl.load(window_ptr + 2).to(dtype)
@@ -48,7 +48,13 @@ def _load_grid(window_ptr, points, height, width, dtype: tl.constexpr):
     precision = exp(-tl.where(log_variance < _LEAST_LOG_VARIANCE, _LEAST_LOG_VARIANCE, log_variance), tl.float32)
     unit = tl.cast(tl.maximum(height, width) - 1, dtype) / tl.cast(tl.maximum(points - 1, 1), dtype)
     stride = unit * exp(tl.load(window_ptr + 3).to(dtype), tl.float32)
-    return centre_x, centre_y, stride, precision, exp(tl.load(window_ptr + 4).to(dtype), tl.float32)
+    return centre_x, centre_y, stride, precision
+
+
+@triton.jit
+def _load_gain(window_ptr, INVERSE: tl.constexpr, dtype: tl.constexpr):
+    log_gain = tl.load(window_ptr + 4).to(dtype)
+    return exp(-log_gain if INVERSE else log_gain, tl.float32)
 
 
 @triton.jit
@@ -102,22 +108,32 @@ def _column_moments(nearest, offset, precision, size, BLOCK_P: tl.constexpr, BLO
 
 
 @triton.jit
+def _own_row(x_ptr, other_ptr, points, size, HAS_OTHER: tl.constexpr):
+    """A program's row of points, its window, and its image of `size` numbers. Images of a window follow each other."""
+    n = tl.program_id(0) % points
+    place = (tl.program_id(0) // points).to(tl.int64)
+    m = place // (1 + HAS_OTHER)
+    image_ptr = x_ptr
+    if HAS_OTHER:
+        if place % 2 == 1:
+            image_ptr = other_ptr
+    return n, m, image_ptr + m * size
+
+
+@triton.jit
 def _attention_read_fwd_kernel(
     patches_ptr, x_ptr, other_ptr, window_ptr, points, height, width, stride_window,
     HAS_OTHER: tl.constexpr, INVERSE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """One program owns a row of points of one window, on both images.
+    """One program owns a row of points of one window on one image.
 
     patch[n, :] = gain F_Y[n] x F_X^T; INVERSE divides by the gain.
     """
     out_dtype: tl.constexpr = patches_ptr.dtype.element_ty
     dtype: tl.constexpr = tl.float64 if out_dtype == tl.float64 else tl.float32
-    n = tl.program_id(0) % points
-    m = (tl.program_id(0) // points).to(tl.int64)
-    centre_x, centre_y, stride, precision, gain = _load_grid(
-        window_ptr + m * stride_window, points, height, width, dtype
-    )
+    n, m, image_ptr = _own_row(x_ptr, other_ptr, points, height * width, HAS_OTHER)
+    centre_x, centre_y, stride, precision = _load_grid(window_ptr + m * stride_window, points, height, width, dtype)
     column_point = tl.arange(0, BLOCK_P)
     nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
     nearest_x, offset_x = _locate(column_point, centre_x, stride, points, width, dtype)
@@ -125,25 +141,23 @@ def _attention_read_fwd_kernel(
         nearest_y, offset_y, precision, height, tl.full((), 0.0, dtype), BLOCK_H, dtype
     )
     total_x, _linear_x, _squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
-    factor = (1.0 / gain if INVERSE else gain) / (total_y * total_x)
-    for k in tl.static_range(1 + HAS_OTHER):
-        image_ptr = (x_ptr if k == 0 else other_ptr) + m * height * width
-        found = tl.zeros((BLOCK_P,), dtype)
-        for start in range(0, width, BLOCK_W):
-            column = start + tl.arange(0, BLOCK_W)
-            line = tl.zeros((BLOCK_W,), dtype)
-            for first in range(0, height, BLOCK_H):
-                row = first + tl.arange(0, BLOCK_H)
-                inside = (row < height)[:, None] & (column < width)[None, :]
-                tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
-                weight, _d_y, _square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
-                line += tl.sum(weight[:, None] * tile, 0)
-            weights, _d_x, _square_x = _weigh(
-                column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype
-            )
-            found += tl.sum(weights * line[None, :], 1)
-        place = ((m * (1 + HAS_OTHER) + k) * points + n) * points + column_point
-        tl.store(patches_ptr + place, (factor * found).to(out_dtype), column_point < points)
+    found = tl.zeros((BLOCK_P,), dtype)
+    for start in range(0, width, BLOCK_W):
+        column = start + tl.arange(0, BLOCK_W)
+        line = tl.zeros((BLOCK_W,), dtype)
+        for first in range(0, height, BLOCK_H):
+            row = first + tl.arange(0, BLOCK_H)
+            inside = (row < height)[:, None] & (column < width)[None, :]
+            tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
+            weight, _d_y, _square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
+            line += tl.sum(weight[:, None] * tile, 0)
+        weights, _d_x, _square_x = _weigh(
+            column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype
+        )
+        found += tl.sum(weights * line[None, :], 1)
+    found *= _load_gain(window_ptr + m * stride_window, INVERSE, dtype) / (total_y * total_x)
+    patch_ptr = patches_ptr + tl.program_id(0).to(tl.int64) * points
+    tl.store(patch_ptr + column_point, found.to(out_dtype), column_point < points)
 
 
 @triton.jit
@@ -160,16 +174,14 @@ def _attention_write_fwd_kernel(
     row_blocks, column_blocks = tl.cdiv(height, BLOCK_H), tl.cdiv(width, BLOCK_W)
     block = tl.program_id(0) % (row_blocks * column_blocks)
     m = (tl.program_id(0) // (row_blocks * column_blocks)).to(tl.int64)
-    centre_x, centre_y, stride, precision, gain = _load_grid(
-        window_ptr + m * stride_window, points, height, width, dtype
-    )
+    centre_x, centre_y, stride, precision = _load_grid(window_ptr + m * stride_window, points, height, width, dtype)
     row = block // column_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
     column = block % column_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
     column_point = tl.arange(0, BLOCK_P)
     nearest_x, offset_x = _locate(column_point, centre_x, stride, points, width, dtype)
     total_x, _linear_x, _squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
     weights, _d_x, _square_x = _weigh(column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype)
-    weights = weights * ((1.0 / gain if INVERSE else gain) / total_x)[:, None]
+    weights = weights * (_load_gain(window_ptr + m * stride_window, INVERSE, dtype) / total_x)[:, None]
     image = tl.zeros((BLOCK_H, BLOCK_W), dtype)
     patch_ptr = patches_ptr + (m * images + k) * points * points + column_point
     for n in range(0, points):
@@ -191,16 +203,15 @@ def _attention_window_bwd_kernel(
     HAS_OTHER: tl.constexpr, INVERSE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """One program owns a row of points of one window, on both images.
+    """One program owns a row of points of one window on one image.
 
     Its part of the gradient of the sum over images of gain <patch, F_Y x F_X^T>; INVERSE divides by the gain. Of what
     is read, the patches are upstream gradients; of what is written, the image is one.
     """
     dtype: tl.constexpr = parts_ptr.dtype.element_ty
-    n = tl.program_id(0) % points
-    m = (tl.program_id(0) // points).to(tl.int64)
+    n, m, image_ptr = _own_row(x_ptr, other_ptr, points, height * width, HAS_OTHER)
     window_ptr += m * stride_window
-    centre_x, centre_y, stride, precision, gain = _load_grid(window_ptr, points, height, width, dtype)
+    centre_x, centre_y, stride, precision = _load_grid(window_ptr, points, height, width, dtype)
     column_point = tl.arange(0, BLOCK_P)
     there = column_point < points
     nearest_y, offset_y = _locate(n, centre_y, stride, points, height, dtype)
@@ -208,42 +219,38 @@ def _attention_window_bwd_kernel(
     zero = tl.full((), 0.0, dtype)
     total_y, linear_y, squares_y = _moments(nearest_y, offset_y, precision, height, zero, BLOCK_H, dtype)
     total_x, linear_x, squares_x = _column_moments(nearest_x, offset_x, precision, width, BLOCK_P, BLOCK_W, dtype)
-    inverse_y, inverse_x = 1.0 / total_y, 1.0 / total_x
+    inverse_y = 1.0 / total_y
+    patch_ptr = patches_ptr + tl.program_id(0).to(tl.int64) * points
+    patch = tl.load(patch_ptr + column_point, there, 0.0).to(dtype) * (1.0 / total_x)
     sum_y, d_linear_y, d_squares_y = zero, zero, zero
     sum_x = tl.zeros((BLOCK_P,), dtype)
     d_linear_x, d_squares_x = sum_x, sum_x
-    for k in tl.static_range(1 + HAS_OTHER):
-        image_ptr = (x_ptr if k == 0 else other_ptr) + m * height * width
-        patch_ptr = patches_ptr + ((m * (1 + HAS_OTHER) + k) * points + n) * points
-        patch = tl.load(patch_ptr + column_point, there, 0.0).to(dtype) * inverse_x
-        for start in range(0, width, BLOCK_W):
-            column = start + tl.arange(0, BLOCK_W)
-            weights, d_x, square_x = _weigh(
-                column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype
-            )
-            weights = patch[:, None] * weights
-            spread = tl.sum(weights, 0) * inverse_y
-            line = tl.zeros((BLOCK_W,), dtype)
-            for first in range(0, height, BLOCK_H):
-                row = first + tl.arange(0, BLOCK_H)
-                inside = (row < height)[:, None] & (column < width)[None, :]
-                tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
-                weight, d_y, square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
-                line += tl.sum(weight[:, None] * tile, 0)
-                part = weight * tl.sum(tile * spread[None, :], 1)
-                sum_y += tl.sum(part, 0)
-                d_linear_y += tl.sum(part * d_y, 0)
-                d_squares_y += tl.sum(part * square_y, 0)
-            parts = weights * (line * inverse_y)[None, :]
-            sum_x += tl.sum(parts, 1)
-            d_linear_x += tl.sum(parts * d_x, 1)
-            d_squares_x += tl.sum(parts * square_x, 1)
+    for start in range(0, width, BLOCK_W):
+        column = start + tl.arange(0, BLOCK_W)
+        weights, d_x, square_x = _weigh(column[None, :], nearest_x[:, None], offset_x[:, None], precision, width, dtype)
+        weights = patch[:, None] * weights
+        spread = tl.sum(weights, 0) * inverse_y
+        line = tl.zeros((BLOCK_W,), dtype)
+        for first in range(0, height, BLOCK_H):
+            row = first + tl.arange(0, BLOCK_H)
+            inside = (row < height)[:, None] & (column < width)[None, :]
+            tile = tl.load(image_ptr + row[:, None] * width + column[None, :], inside, 0.0).to(dtype)
+            weight, d_y, square_y = _weigh(row, nearest_y, offset_y, precision, height, dtype)
+            line += tl.sum(weight[:, None] * tile, 0)
+            part = weight * tl.sum(tile * spread[None, :], 1)
+            sum_y += tl.sum(part, 0)
+            d_linear_y += tl.sum(part * d_y, 0)
+            d_squares_y += tl.sum(part * square_y, 0)
+        parts = weights * (line * inverse_y)[None, :]
+        sum_x += tl.sum(parts, 1)
+        d_linear_x += tl.sum(parts * d_x, 1)
+        d_squares_x += tl.sum(parts * square_x, 1)
     d_mu_x = tl.where(there, precision * (d_linear_x - sum_x * linear_x), 0.0)
     d_mu_y = precision * (d_linear_y - sum_y * linear_y)
     d_stride = tl.sum(d_mu_x * _place(column_point, points, dtype), 0) + d_mu_y * _place(n, points, dtype)
     d_variance = tl.sum(tl.where(there, d_squares_x - sum_x * squares_x, 0.0), 0) + d_squares_y - sum_y * squares_y
     has_variance = tl.load(window_ptr + 2).to(dtype) >= _LEAST_LOG_VARIANCE
-    factor = 1.0 / gain if INVERSE else gain
+    factor = _load_gain(window_ptr, INVERSE, dtype)
     parts_ptr += tl.program_id(0).to(tl.int64) * 5
     tl.store(parts_ptr, factor * 0.5 * tl.cast(width + 1, dtype) * tl.sum(d_mu_x, 0))
     tl.store(parts_ptr + 1, factor * 0.5 * tl.cast(height + 1, dtype) * d_mu_y)
@@ -254,11 +261,12 @@ def _attention_window_bwd_kernel(
 
 def _read(x: Tensor, other: Tensor | None, window: Tensor, points: int, *, inverse: bool) -> Tensor:
     m, height, width = x.shape
-    patches = x.new_empty((m, 1 if other is None else 2, points, points))
+    images = 1 if other is None else 2
+    patches = x.new_empty((m, images, points, points))
     tile = _tile(points, height, width)
     launch(
-        _attention_read_fwd_kernel, m * points, patches, x, other, window, points, height, width, window.stride(0),
-        HAS_OTHER=other is not None, INVERSE=inverse,
+        _attention_read_fwd_kernel, m * images * points, patches, x, other, window, points, height, width,
+        window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
         BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return patches
@@ -279,11 +287,11 @@ def _write(patches: Tensor, k: int, window: Tensor, height: int, width: int, *, 
 
 def _window_gradient(patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, *, inverse: bool) -> Tensor:
     m, height, width = x.shape
-    points = patches.shape[-1]
-    parts = window.new_empty((m, points, window.shape[1]), dtype=compute_dtype(window.dtype))
+    images, points = patches.shape[1:3]
+    parts = window.new_empty((m, images * points, window.shape[1]), dtype=compute_dtype(window.dtype))
     tile = _tile(points, height, width)
     launch(
-        _attention_window_bwd_kernel, m * points, parts, patches, x, other, window, points, height, width,
+        _attention_window_bwd_kernel, m * images * points, parts, patches, x, other, window, points, height, width,
         window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
         BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
     )  # fmt: skip

@@ -27,12 +27,12 @@ __all__ = ["aot_cases", "autoregressive_flow_bwd", "autoregressive_flow_fwd"]
 @triton.jit(do_not_specialize=["n_rows"])
 def _autoregressive_flow_fwd_kernel(
     out_ptr, log_det_ptr, z_ptr, params_ptr, n_rows, D, stride_z, stride_params, param_stride, feature_stride,
-    KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr, SHARES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, all columns.
 
     out = a(s) z + c(s) m,  log_det = sum(log a(s)), with m and s as the network's output has them.
-    The backward pass keeps z and the network's output.
+    With SHARES log_det has the summands. The backward pass keeps z and the network's output.
     """
     dtype: tl.constexpr = log_det_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -46,13 +46,18 @@ def _autoregressive_flow_fwd_kernel(
         m = tl.load(m_ptrs, mask, 0.0).to(dtype)
         if KIND == "location_only":
             out = z + m
+            log_a = tl.zeros((BLOCK_N, BLOCK_D), dtype)
         else:
             s = tl.load(m_ptrs + param_stride, mask, 0.0).to(dtype)
             log_a, a, c = scale_of(s, KIND)
             out = a * z + c * m
+        if SHARES:
+            tl.store(log_det_ptr + at_row * D + column, log_a, mask)
+        elif KIND != "location_only":
             total += tl.where(mask, log_a, 0.0)
         tl.store(out_ptr + at_row * D + column, out.to(out_ptr.dtype.element_ty), mask)
-    tl.store(log_det_ptr + row, tl.sum(total, 1), exists)
+    if not SHARES:
+        tl.store(log_det_ptr + row, tl.sum(total, 1), exists)
 
 
 def _run_layers(
@@ -89,37 +94,49 @@ def autoregressive_flow_fwd(
     degrees: Sequence[Tensor],
     form: NetworkForm,
     keep: bool,
+    log_det_map: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The step's point (N, D) and log-determinant (N,), or the network's output and nothing; what backward reads."""
+    """The step's point (N, D) and log-determinant, or the network's output and nothing; what backward reads.
+
+    The log-determinant is (N,), with `log_det_map` (N, D): each feature's share.
+    """
     (n, d), dtype = z.shape, compute_dtype(z.dtype)
     saved = z.new_empty(form.count_kept(n, z.dtype, [t.shape[0] for t in degrees]), dtype=dtype) if keep else None
     kept = None if saved is None else views_of(saved, z, degrees, form)
     params = _run_layers(z, context_term, weights, biases, weight_scales, degrees, form, kept)
     if form.kind is None:
         return params, z.new_empty(0, dtype=dtype), saved
-    out, log_det = z.new_empty((n, d)), z.new_empty(n, dtype=dtype)
-    _plan(z.get_device(), z.dtype, n, d, z.stride(0), params.stride(0), form).launch(out, log_det, z, params)
+    out, log_det = z.new_empty((n, d)), z.new_empty((n, d) if log_det_map else n, dtype=dtype)
+    plan = _plan(z.get_device(), z.dtype, n, d, z.stride(0), params.stride(0), form, log_det_map)
+    plan.launch(out, log_det, z, params)
     return out, log_det, saved
 
 
 @by_shape
 def _plan(
-    device: int, dtype: torch.dtype, n: int, d: int, stride_z: int, stride_params: int, form: NetworkForm
+    device: int,
+    dtype: torch.dtype,
+    n: int,
+    d: int,
+    stride_z: int,
+    stride_params: int,
+    form: NetworkForm,
+    shares: bool,
 ) -> Plan:
     tile = row_tile(n, d, vector_width(dtype, d))
     return Plan(
         device, _autoregressive_flow_fwd_kernel, ceil_div(n, tile.rows),
         (n, d, stride_z, stride_params, *strides_of(d, form)),
-        KIND=form.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        KIND=form.kind, SHARES=shares, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
 
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype, d, hidden, kind, activation, scaled, residual in (
-        (torch.float32, 64, (1920, 1920), "gated", "elu", False, False),
-        (torch.bfloat16, 64, (1920, 1920), "gated", "elu", False, False),
-        (torch.bfloat16, 63, (512, 512, 512), "exp", "silu", True, True),
+    for dtype, d, hidden, kind, activation, scaled, residual, shares in (
+        (torch.float32, 64, (1920, 1920), "gated", "elu", False, False, True),
+        (torch.bfloat16, 64, (1920, 1920), "gated", "elu", False, False, False),
+        (torch.bfloat16, 63, (512, 512, 512), "exp", "silu", True, True, False),
     ):
         n, widths = 16384, [d, *hidden, 2 * d]
         degrees = [meta(width, dtype=torch.int64) for width in widths]
@@ -129,5 +146,6 @@ def aot_cases() -> list[AotCase]:
         form = NetworkForm(kind, activation, residual, False)
         z = meta(n, d, dtype=dtype)
         name = f"{str(dtype)[6:]}, {d}, {kind}, {activation}{', residual' if residual else ''}"
-        cases.append(AotCase(name, autoregressive_flow_fwd, (z, None, weights, biases, scales, degrees, form, True)))
+        network = (z, None, weights, biases, scales, degrees, form)
+        cases.append(AotCase(name, autoregressive_flow_fwd, (*network, True, shares)))
     return cases

@@ -33,7 +33,7 @@ _FAR = tl.constexpr(1 << 62)
 def _autoregressive_flow_bwd_kernel(
     d_z_ptr, d_params_ptr, d_out_ptr, d_log_det_ptr, z_ptr, params_ptr,
     n_rows, D, stride_z, stride_params, param_stride, feature_stride,
-    KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr, SHARES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows, BLOCK_D columns.
 
@@ -51,7 +51,10 @@ def _autoregressive_flow_bwd_kernel(
     if KIND == "location_only":
         d_z, d_m = d_out, d_out
     else:
-        d_log_det = tl.load(d_log_det_ptr + row, row < n_rows, 0.0)
+        if SHARES:
+            d_log_det = tl.load(d_log_det_ptr + row * D + column, mask, 0.0)
+        else:
+            d_log_det = tl.load(d_log_det_ptr + row, row < n_rows, 0.0)
         z = tl.load(z_ptr + row * stride_z + column, mask, 0.0).to(dtype)
         m = tl.load(params_ptr + at_params, mask, 0.0).to(dtype)
         s = tl.load(params_ptr + at_params + param_stride, mask, 0.0).to(dtype)
@@ -274,13 +277,20 @@ def _multiply_all_gradients(
 
 @by_shape
 def _plan_affine(
-    device: int, dtype: torch.dtype, n: int, d: int, stride_z: int, stride_params: int, form: NetworkForm
+    device: int,
+    dtype: torch.dtype,
+    n: int,
+    d: int,
+    stride_z: int,
+    stride_params: int,
+    form: NetworkForm,
+    shares: bool,
 ) -> Plan:
     tile = row_tile(n, d, vector_width(dtype, d))
     return Plan(
         device, _autoregressive_flow_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
         (n, d, stride_z, stride_params, *strides_of(d, form)),
-        KIND=form.kind, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+        KIND=form.kind, SHARES=shares, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
 
 
@@ -301,7 +311,8 @@ def autoregressive_flow_bwd(
     d_z, d_params = None, d_out
     if kept.params is not None:
         d_z, d_params = z.new_empty((n, d)), z.new_empty(kept.params.shape)
-        plan = _plan_affine(z.get_device(), z.dtype, n, d, z.stride(0), d_params.stride(0), form)
+        sizes = n, d, z.stride(0), d_params.stride(0)
+        plan = _plan_affine(z.get_device(), z.dtype, *sizes, form, d_log_det.dim() == 2)
         plan.launch(d_z, d_params, d_out, d_log_det, z, kept.params)
     d_z, d_pre = _send_back(d_params, d_z, weights, weight_scales, degrees, form, kept)
     found, inputs = list[_LayerGradients](), [z, *kept.values]
@@ -317,17 +328,17 @@ def autoregressive_flow_bwd(
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype, d, hidden, kind, activation, scaled, residual in (
-        (torch.float32, 64, (1920, 1920), "gated", "elu", False, False),
-        (torch.bfloat16, 64, (1920, 1920), "gated", "elu", False, False),
-        (torch.bfloat16, 63, (512, 512, 512), "exp", "silu", True, True),
+    for dtype, d, hidden, kind, activation, scaled, residual, shares in (
+        (torch.float32, 64, (1920, 1920), "gated", "elu", False, False, True),
+        (torch.bfloat16, 64, (1920, 1920), "gated", "elu", False, False, False),
+        (torch.bfloat16, 63, (512, 512, 512), "exp", "silu", True, True, False),
     ):
         n, widths = 16384, [d, *hidden, 2 * d]
         degrees = [meta(width, dtype=torch.int64) for width in widths]
         weights = [meta(o, i, dtype=dtype) for i, o in pairwise(widths)]
         scales = [meta(o, dtype=dtype) if scaled else None for o in widths[1:]]
         form = NetworkForm(kind, activation, residual, False)
-        z, d_log_det = meta(n, d, dtype=dtype), meta(n, dtype=compute_dtype(dtype))
+        z, d_log_det = meta(n, d, dtype=dtype), meta(*((n, d) if shares else (n,)), dtype=compute_dtype(dtype))
         saved = meta(form.count_kept(n, dtype, widths), dtype=compute_dtype(dtype))
         name = f"{str(dtype)[6:]}, {d}, {kind}, {activation}{', residual' if residual else ''}"
         backward = (z, d_log_det, saved, z, weights, [True] * len(weights), scales)

@@ -71,13 +71,14 @@ struct ForwardSweep : Sweep<T, C, ROWS, THREADS> {
 };
 
 // x_i = (z_i - c(s_i) m_i) / a(s_i), log_det = -sum(log a(s_i)). Known units are the rows of `weights`, which are
-// scaled; `counts`, `feature_at` and `unit_at` are those of `sorted_units.py`.
+// scaled; `counts`, `feature_at` and `unit_at` are those of `sorted_units.py`. With `shares` log_det has the summands.
 template <class T, class C, int ROWS, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     autoregressive_inverse_fwd(T* x, C* log_det, const T* z, const T* context, const T* weights, const C* biases,
                                const int* counts, const long long* feature_at, const long long* unit_at, int n_rows,
                                int features, int layers, int params, int width, int most, int stride_z,
-                               int stride_context, int kind, int activation, int residual, int has_context) {
+                               int stride_context, int kind, int activation, int residual, int has_context,
+                               int shares) {
   extern __shared__ Chunk memory[];
   const int thread = threadIdx.x;
   const long long first_row = static_cast<long long>(blockIdx.x) * ROWS;
@@ -107,7 +108,9 @@ __global__ void __launch_bounds__(THREADS)
       if (layer < layers) {
         sweep.finish_units(place, layer, activation, residual);
       } else if (thread < ROWS) {
-        row_log_det -= sweep.finish_feature(place, kind);
+        const C log_a = sweep.finish_feature(place, kind);
+        row_log_det -= log_a;
+        if (shares && thread < rows) log_det[(first_row + thread) * features + feature_at[place]] = -log_a;
       }
       // While some threads finish units, the others find out what comes after the next part. The last one stays.
       part = following;
@@ -126,5 +129,5 @@ __global__ void __launch_bounds__(THREADS)
       round_to(sweep.points[place * ROWS + row], x[row * features + feature_at[place]]);
     }
   }
-  if (thread < rows) log_det[first_row + thread] = row_log_det;
+  if (!shares && thread < rows) log_det[first_row + thread] = row_log_det;
 }

@@ -56,19 +56,21 @@ def _autoregressive_inverse_fwd_kernel(
     x_ptr, log_det_ptr, known_ptr, z_ptr, context_ptr, weights_ptr, biases_ptr, scales_ptr, counts_ptr,
     features_ptr, first_units_ptr, n_rows, D, K, stride_z, stride_context,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, LAYERS: tl.constexpr, RESIDUAL: tl.constexpr,
-    HAS_CONTEXT: tl.constexpr, PARAMS: tl.constexpr,
+    HAS_CONTEXT: tl.constexpr, PARAMS: tl.constexpr, SHARES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows and walks the features in order.
 
     x_i = (z_i - c(s_i) m_i) / a(s_i),  log_det = -sum(log a(s_i)); then the units of degree i become known.
-    The buffer has K numbers of a row for its features, each hidden layer, and the residual stream if there is one.
+    With SHARES log_det has the summands. The buffer has K numbers of a row for its features, each hidden layer, and the
+    residual stream if there is one.
     """
     dtype: tl.constexpr = log_det_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = row < n_rows
     known_ptrs = known_ptr + row * ((LAYERS + 2 if RESIDUAL else LAYERS + 1) * K)
     log_det = tl.zeros((BLOCK_N,), dtype)
+    log_a = log_det
     for place in range(0, D):
         known = place
         for layer in tl.static_range(LAYERS):
@@ -114,10 +116,13 @@ def _autoregressive_inverse_fwd_kernel(
             log_a, a, c = scale_of(_column(params, 1, PARAMS), KIND)
             value = (value - c * m) / a
             log_det -= log_a
+        if SHARES:
+            tl.store(log_det_ptr + row * D + feature, -log_a, exists)
         tl.store(x_ptr + row * D + feature, value.to(x_ptr.dtype.element_ty), exists)
         tl.store(known_ptrs + place, value, exists)
         tl.debug_barrier()
-    tl.store(log_det_ptr + row, log_det, exists)
+    if not SHARES:
+        tl.store(log_det_ptr + row, log_det, exists)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -125,7 +130,7 @@ def _autoregressive_inverse_solve_kernel(
     lam_ptr, adjoint_ptr, d_x_ptr, d_log_det_ptr, x_ptr, params_ptr, kept_ptr, weights_ptr, counts_ptr, features_ptr,
     n_rows, D, K, stride_d_x, stride_x, stride_params, param_stride, feature_stride,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, LAYERS: tl.constexpr, RESIDUAL: tl.constexpr, PARAMS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+    SHARES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_N rows and walks the features from the last to the first.
 
@@ -138,7 +143,8 @@ def _autoregressive_inverse_solve_kernel(
     adjoint_ptrs = adjoint_ptr + row * ((LAYERS + 1) * K)
     kept_ptrs = kept_ptr + row * (LAYERS * K)
     one = tl.arange(0, 1)
-    d_log_det = tl.load(d_log_det_ptr + row, exists, 0.0)
+    if not SHARES:
+        d_log_det = tl.load(d_log_det_ptr + row, exists, 0.0)
     for step in range(0, D):
         place = D - 1 - step
         # Units of degree place + 1 feed the features that are done, and those only.
@@ -179,6 +185,8 @@ def _autoregressive_inverse_solve_kernel(
             d_log_a, d_c = slopes_of(s, a, c, KIND)
             lam = lam / a
             tl.store(adjoints, c * lam, exists)
+            if SHARES:
+                d_log_det = tl.load(d_log_det_ptr + row * D + feature, exists, 0.0)
             d_s = (a * x * lam + d_log_det) * d_log_a + d_c * m * lam
             tl.store(adjoints + 1, inside_clamp(d_s, s, KIND), exists)
         tl.store(lam_ptr + row * D + feature, lam.to(lam_ptr.dtype.element_ty), exists)
@@ -219,10 +227,14 @@ def autoregressive_inverse_fwd(
     weight_scales: Sequence[Tensor | None],
     structure: MadeStructure,
     kind: str,
+    log_det_map: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """x (N, D) whose flow step is z, and the log-determinant (N,) of the inverse, float32 or float64."""
+    """x (N, D) whose flow step is z, and the log-determinant of the inverse, float32 or float64.
+
+    The log-determinant is (N,), with `log_det_map` (N, D): each feature's share.
+    """
     (n, d), layers, dtype = z.shape, len(structure.hidden_degrees), compute_dtype(z.dtype)
-    x, log_det = z.new_empty((n, d)), z.new_empty(n, dtype=dtype)
+    x, log_det = z.new_empty((n, d)), z.new_empty((n, d) if log_det_map else n, dtype=dtype)
     params = _params(kind)
     units = sorted_structure(structure, params, z.device)
     sweep = find_sweep("autoregressive_inverse_fwd", (z, context_term), structure, params, units)
@@ -234,7 +246,7 @@ def autoregressive_inverse_fwd(
         sweep.run(
             n,
             (x, log_det, z, context, matrices, vectors, units.counts, units.orders[0], units.orders[1]),
-            (*sizes, *_choices(structure, kind), context_term is not None),
+            (*sizes, *_choices(structure, kind), context_term is not None, log_det_map),
         )
         return x, log_det
     matrices, vectors, scales = sorted_units(weights, biases, weight_scales, units, False, False)
@@ -245,7 +257,7 @@ def autoregressive_inverse_fwd(
         x, log_det, known, z, context_term, matrices, vectors, scales, units.counts, units.orders[0], units.orders[1],
         n, d, units.width, z.stride(0), 0 if context_term is None else context_term.stride(0),
         KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual,
-        HAS_CONTEXT=context_term is not None, PARAMS=params, **sizes,
+        HAS_CONTEXT=context_term is not None, PARAMS=params, SHARES=log_det_map, **sizes,
     )  # fmt: skip
     return x, log_det
 
@@ -288,7 +300,7 @@ def autoregressive_inverse_solve(
 ) -> Tensor:
     """The gradient (N, D) to z of the inverse that returned x.
 
-    Let F be the forward step, and J its Jacobian at x. The gradient is the lam of
+    d_log_det is (N,) or (N, D). Let F be the forward step, and J its Jacobian at x. The gradient is the lam of
     d_x = J^T lam + d_log_det grad(log_det F). The gradients to everything else are those of F for the upstream
     gradients -lam and -d_log_det.
     """
@@ -299,6 +311,7 @@ def autoregressive_inverse_solve(
     sorted_kept = x.new_empty((n, layers, units.width))
     for layer, values in enumerate(kept):
         sorted_kept[:, layer, : values.shape[1]] = values[:, units.orders[layer + 1]]
+    shares = d_log_det.dim() == 2
     param_stride, feature_stride = (d, 1) if structure.layout == "blocked" else (1, structure.params_per_feature)
     sweep = find_sweep("autoregressive_inverse_solve", (d_x, x, outputs), structure, _params(kind), units)
     if sweep is not None:
@@ -309,7 +322,7 @@ def autoregressive_inverse_solve(
         sweep.run(
             n,
             (lam, d_x, d_log_det, x, outputs, sorted_kept, matrices, units.counts, units.orders[0]),
-            (n, d, layers, _params(kind), units.width, known, *strides, *_choices(structure, kind)),
+            (n, d, layers, _params(kind), units.width, known, *strides, *_choices(structure, kind), shares),
         )
         return lam
     matrices, _, _ = sorted_units(weights, biases, weight_scales, units, True, True)
@@ -320,18 +333,18 @@ def autoregressive_inverse_solve(
         lam, adjoint, d_x, d_log_det, x, outputs, sorted_kept, matrices, units.counts, units.orders[0],
         n, d, units.width, d_x.stride(0), x.stride(0), outputs.stride(0), param_stride, feature_stride,
         KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual, PARAMS=_params(kind),
-        **sizes,
+        SHARES=shares, **sizes,
     )  # fmt: skip
     return lam
 
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    for dtype, d, hidden, residual, kind, activation in (
-        (torch.float32, 64, (512, 512), False, "gated", "elu"),
-        (torch.bfloat16, 64, (512, 512), False, "exp", "gelu"),
-        (torch.float32, 63, (128, 128, 128), True, "softplus", "relu"),
-        (torch.bfloat16, 64, (256, 256, 256), True, "gated", "elu"),
+    for dtype, d, hidden, residual, kind, activation, shares in (
+        (torch.float32, 64, (512, 512), False, "gated", "elu", False),
+        (torch.bfloat16, 64, (512, 512), False, "exp", "gelu", False),
+        (torch.float32, 63, (128, 128, 128), True, "softplus", "relu", True),
+        (torch.bfloat16, 64, (256, 256, 256), True, "gated", "elu", False),
     ):
         degrees = tuple(spread_degrees(width, d, True) for width in hidden)
         structure = MadeStructure(d, degrees, tuple(range(d)), activation=activation, residual=residual)
@@ -341,9 +354,9 @@ def aot_cases() -> list[AotCase]:
         n, name = 1024, f"{str(dtype)[6:]}, {d}, {kind}{', residual' if residual else ''}"
         z, context = meta(n, d, dtype=dtype), meta(n, widths[1], dtype=dtype)
         network = (context, weights, vectors, [None] * len(weights), structure, kind)
-        d_log_det = meta(n, dtype=compute_dtype(dtype))
+        d_log_det = meta(*((n, d) if shares else (n,)), dtype=compute_dtype(dtype))
         cases += [
-            AotCase(name, autoregressive_inverse_fwd, (z, *network)),
+            AotCase(name, autoregressive_inverse_fwd, (z, *network, shares)),
             AotCase(name, autoregressive_inverse_solve, (z, d_log_det, z, *network)),
         ]
     return cases

@@ -66,14 +66,15 @@ struct BackwardSweep : Sweep<T, C, ROWS, THREADS> {
 };
 
 // lam_i = (d_x_i - what later features send back to i) / a(s_i). Known units are the rows of `weights`, which are
-// scaled; `kept` (rows, layers, width) gives the slopes, and `values` has the parameters.
+// scaled; `kept` (rows, layers, width) gives the slopes, and `values` has the parameters. d_log_det has a number for
+// each row, with `shares` one for each of its features.
 template <class T, class C, int ROWS, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     autoregressive_inverse_solve(T* lam, const T* d_x, const C* d_log_det, const T* x, const T* values, const T* kept,
                                  const T* weights, const int* counts, const long long* feature_at, int n_rows,
                                  int features, int layers, int params, int width, int most, int stride_d_x,
                                  int stride_x, int stride_params, int param_stride, int feature_stride, int kind,
-                                 int activation, int residual) {
+                                 int activation, int residual, int shares) {
   extern __shared__ Chunk memory[];
   const int thread = threadIdx.x;
   const long long first_row = static_cast<long long>(blockIdx.x) * ROWS;
@@ -97,7 +98,9 @@ __global__ void __launch_bounds__(THREADS)
       point[3 * apart] = row < rows ? to_float(x[row * stride_x + feature]) : C(0);
     }
   }
-  const C row_d_log_det = thread < rows ? d_log_det[first_row + thread] : C(0);
+  d_log_det += (first_row + thread) * (shares ? features : 1);
+  // Where the row has one number it is read once.
+  C d_log = thread < rows && !shares ? *d_log_det : C(0);
   sweep.clear_sums();
   __syncthreads();
 
@@ -106,7 +109,8 @@ __global__ void __launch_bounds__(THREADS)
   int next_place = features - 1, next_layer = layers - 2;
   sweep.load_all(sweep.source_of(part), ahead);
   for (int place = features - 1; place >= 0; --place) {
-    if (thread < ROWS) sweep.finish_feature(place, kind, row_d_log_det);
+    if (shares && thread < rows) d_log = d_log_det[feature_at[place]];
+    if (thread < ROWS) sweep.finish_feature(place, kind, d_log);
     sweep.fill_known(params);
     __syncthreads();  // all threads see what has become known
     for (int layer = layers - 1; layer >= -1; --layer) {

@@ -31,7 +31,7 @@ LEFT_OUT = {
         r"(InverseAutoregressiveFlow-inverse|MaskedAutoregressiveFlow-forward)",
     ),
     "one system with two processes; they share its code": (
-        r"recipes/test_(pixelvae_training|iaf_training|adgm|m2)\.py::test_two_processes_train_as_one_with_the_joint_batch",
+        r"recipes/test_(pixelvae_training|iaf_training|adgm|m2|draw)\.py::test_two_processes_train_as_one_with_the_joint_batch",
     ),
     "a layer of each kind with its weights in other hands": (
         r"pytorch/test_structure\.py::test_accelerate\[(?!MADE-|MaskedConv2d-|GatedPixelCNN-|FlowSequence-).*True",

@@ -14,13 +14,25 @@ using namespace nb::literals;
 namespace fastvae {
 namespace {
 
-nb::tuple affine_flow_fwd(nb::handle z, nb::handle shift, nb::handle scale_logit, int64_t kind, bool inverse) {
+// log |det| of each row, or with `by_dimension` the share of each of its dimensions.
+Output new_log_det(nb::handle like, const TensorView& of_like, bool by_dimension) {
+  return new_tensor(like, of_like, std::span<const int64_t>(of_like.shape, by_dimension ? 2 : 1));
+}
+
+// Gradients of it, of one or of two dimensions.
+template <class T>
+LogDet<const T> log_det_of(const FlatView& d_log_det) {
+  return {d_log_det.as<const T>(), d_log_det.dims == 2};
+}
+
+nb::tuple affine_flow_fwd(nb::handle z, nb::handle shift, nb::handle scale_logit, int64_t kind, bool inverse,
+                          bool log_det_map) {
   const TensorView x = view(z), m = view(shift), s = view(scale_logit);
   const int64_t rows = x.shape[0], columns = x.shape[1];
-  const Output out = new_tensor(z, x, {rows, columns}), log_det = new_tensor(z, x, {rows});
+  const Output out = new_tensor(z, x, {rows, columns}), log_det = new_log_det(z, x, log_det_map);
   with_type(x.is_double(), [&]<class T>(T) {
     current().of<T>().affine_flow.fwd(kind, inverse, rows_of<T>(x), rows_of<T>(m), rows_of<T>(s), out.as<T>(),
-                                      log_det.as<T>(), rows, columns);
+                                      LogDet<T>{log_det.as<T>(), log_det_map}, rows, columns);
   });
   return nb::make_tuple(out.tensor, log_det.tensor);
 }
@@ -34,7 +46,7 @@ nb::tuple affine_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle z, 
   const Output d_z = new_tensor(z, x, {rows, columns}), d_shift = new_tensor(z, x, {rows, columns});
   const Output d_scale_logit = s.given ? new_tensor(z, x, {rows, columns}) : Output();
   with_type(x.is_double(), [&]<class T>(T) {
-    current().of<T>().affine_flow.bwd(kind, inverse, g.as<const T>(), g_log_det.as<const T>(), rows_of<T>(x),
+    current().of<T>().affine_flow.bwd(kind, inverse, g.as<const T>(), log_det_of<T>(g_log_det), rows_of<T>(x),
                                       rows_of<T>(m), rows_of<T>(s), d_z.as<T>(), d_shift.as<T>(), d_scale_logit.as<T>(),
                                       rows, columns);
   });
@@ -96,15 +108,15 @@ struct NetworkViews {
 };
 
 // The step, or its inverse. Returns the output, log_det (empty for a network alone), and with `keep` the saved
-// activations.
+// activations. With `log_det_map` log_det has every feature's share.
 nb::tuple autoregressive_flow_fwd(bool inverse, nb::handle x, nb::handle tensors, nb::handle present,
-                                  nb::handle degrees, nb::handle structure, bool keep) {
+                                  nb::handle degrees, nb::handle structure, bool keep, bool log_det_map) {
   const NetworkViews network(NetworkViews::Content::kParameters, tensors, present, false, degrees, structure);
   const TensorView point = view(x);
   const int64_t samples = point.shape[0];
   const int64_t outputs = network.alone() ? network.width(network.layers.size() - 1) : point.shape[1];
   const Output out = new_tensor(x, point, {samples, outputs});
-  const Output log_det = new_tensor(x, point, {network.alone() ? 0 : samples});
+  const Output log_det = network.alone() ? new_tensor(x, point, {0}) : new_log_det(x, point, log_det_map);
   Output saved;
   const auto run = [&]<class T>(T) {
     const auto& kernels = current().of<T>().autoregressive_flow;
@@ -112,7 +124,7 @@ nb::tuple autoregressive_flow_fwd(bool inverse, nb::handle x, nb::handle tensors
     if (keep) saved = new_tensor(x, point, {(samples + kLanes - 1) / kLanes, kernels.saved_rows(spec), kLanes});
     const nb::gil_scoped_release release;
     (inverse ? kernels.inverse : kernels.fwd)(spec, rows_of<T>(point), network.context_term.as<const T>(), out.as<T>(),
-                                              log_det.as<T>(), saved.as<T>(), samples);
+                                              LogDet<T>{log_det.as<T>(), log_det_map}, saved.as<T>(), samples);
   };
   point.is_double() ? run(double{}) : run(float{});
   return nb::make_tuple(out.tensor, log_det.tensor, saved.tensor);
@@ -149,7 +161,7 @@ class NetworkGradients {
   const nb::list& tensors() const { return tensors_; }
 
   template <class T>
-  void compute(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T* saved, T* d_x,
+  void compute(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, const T* saved, T* d_x,
                int64_t samples) const {
     std::vector<LayerGradients<T>> of_each;
     for (const Layer& to : layers_) of_each.push_back({to.weight.as<T>(), to.bias.as<T>(), to.scale.as<T>()});
@@ -178,7 +190,7 @@ nb::tuple autoregressive_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::ha
   const Output d_x = new_tensor(d_out, g, {g.shape[0], network.structure[0]});
   const NetworkGradients gradients(network, d_out, g, needs);
   with_type(g.is_double(), [&]<class T>(T) {
-    gradients.compute<T>(network.spec<T>(), g.as<const T>(), g_log_det.as<const T>(), kept.as<const T>(), d_x.as<T>(),
+    gradients.compute<T>(network.spec<T>(), g.as<const T>(), log_det_of<T>(g_log_det), kept.as<const T>(), d_x.as<T>(),
                          g.shape[0]);
   });
   return nb::make_tuple(d_x.tensor, gradients.tensors());
@@ -197,18 +209,19 @@ nb::tuple autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::h
   const NetworkGradients gradients(network, d_x, g, needs);
   Output negated, unused;
   if (gradients.any()) {
-    negated = new_tensor(d_x, g, {points + samples});
+    negated = new_tensor(d_x, g, {points + g_log_det.count});
     unused = new_tensor(d_x, g, {points});
   }
   with_type(g.is_double(), [&]<class T>(T) {
     const NetworkSpec<T> spec = network.spec<T>();
-    current().of<T>().autoregressive_flow.inverse_bwd(spec, g.as<const T>(), g_log_det.as<const T>(),
+    current().of<T>().autoregressive_flow.inverse_bwd(spec, g.as<const T>(), log_det_of<T>(g_log_det),
                                                       kept.as<const T>(), d_z.as<T>(), samples);
     if (!gradients.any()) return;
     T* const upstream = negated.as<T>();
     std::transform(d_z.as<T>(), d_z.as<T>() + points, upstream, std::negate<>());
-    std::transform(g_log_det.as<T>(), g_log_det.as<T>() + samples, upstream + points, std::negate<>());
-    gradients.compute<T>(spec, upstream, upstream + points, kept.as<const T>(), unused.as<T>(), samples);
+    std::transform(g_log_det.as<T>(), g_log_det.as<T>() + g_log_det.count, upstream + points, std::negate<>());
+    gradients.compute<T>(spec, upstream, {upstream + points, g_log_det.dims == 2}, kept.as<const T>(), unused.as<T>(),
+                         samples);
   });
   return nb::make_tuple(d_z.tensor, gradients.tensors());
 }
@@ -216,11 +229,12 @@ nb::tuple autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::h
 }  // namespace
 
 void bind_flows(nb::module_& m) {
-  m.def("affine_flow_fwd", affine_flow_fwd, "z"_a, "shift"_a, "scale_logit"_a.none(), "kind"_a, "inverse"_a);
+  m.def("affine_flow_fwd", affine_flow_fwd, "z"_a, "shift"_a, "scale_logit"_a.none(), "kind"_a, "inverse"_a,
+        "log_det_map"_a);
   m.def("affine_flow_bwd", affine_flow_bwd, "d_out"_a, "d_log_det"_a, "z"_a, "shift"_a, "scale_logit"_a.none(),
         "kind"_a, "inverse"_a);
   m.def("autoregressive_flow_fwd", autoregressive_flow_fwd, "inverse"_a, "x"_a, "tensors"_a, "present"_a, "degrees"_a,
-        "structure"_a, "keep"_a);
+        "structure"_a, "keep"_a, "log_det_map"_a);
   m.def("autoregressive_flow_bwd", autoregressive_flow_bwd, "d_out"_a, "d_log_det"_a, "saved"_a, "tensors"_a,
         "present"_a, "normalized"_a, "degrees"_a, "structure"_a, "needs"_a);
   m.def("autoregressive_inverse_bwd", autoregressive_inverse_bwd, "d_x"_a, "d_log_det"_a, "saved"_a, "tensors"_a,

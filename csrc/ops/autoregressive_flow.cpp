@@ -51,21 +51,70 @@ void add_block(LaneRange lanes, T* sums, T* totals) {
   }
 }
 
+// Log |det| of a task's samples: features add to a sum, or each to a row of its own.
 template <class T>
-void store_lanes(const T* from, int64_t block, LaneRange lanes, T* to) {
-  for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
-    to[block * kLanes + lane] = from[lane];
-}
+class LogDetLanes {
+ public:
+  LogDetLanes(LogDet<T> to, int64_t features, LaneRange lanes, T* memory)
+      : to_(to), features_(features), lanes_(lanes), memory_(memory) {
+    std::fill_n(memory, rows(to, features) * kLanes, T(0));
+  }
+
+  static int64_t rows(LogDet<T> to, int64_t features) { return to.by_dimension ? features : 2; }
+
+  // The row that a feature adds to; `step` counts the features that have done so.
+  T* row_of(int64_t feature, int64_t step) {
+    if (to_.by_dimension) return memory_ + feature * kLanes;
+    if (step % kBlockFeatures == 0) add_block(lanes_, memory_, totals());
+    return memory_;
+  }
+
+  void store_block(int64_t block) {
+    if (to_.by_dimension)
+      return lanes_to_samples(memory_, features_, nullptr, lanes_, to_.data + block * kLanes * features_, features_);
+    add_block(lanes_, memory_, totals());
+    for (int64_t lane = lanes_.begin; lane < std::min(lanes_.end, lanes_.count); ++lane)
+      to_.data[block * kLanes + lane] = totals()[lane];
+  }
+
+ private:
+  T* totals() { return memory_ + kLanes; }
+
+  LogDet<T> to_;
+  int64_t features_;
+  LaneRange lanes_;
+  T* memory_;
+};
+
+// Upstream gradients of log |det| in a task's lanes.
+template <class T>
+class LogDetGradient {
+ public:
+  LogDetGradient(LogDet<const T> given, int64_t features, int64_t block, LaneRange lanes, T* memory)
+      : stride_(given.by_dimension ? kLanes : 0), memory_(memory) {
+    const int64_t columns = rows(given, features);
+    samples_to_lanes(given.data + block * kLanes * columns, columns, columns, nullptr, lanes, memory);
+  }
+
+  static int64_t rows(LogDet<const T> given, int64_t features) { return given.by_dimension ? features : 1; }
+
+  const T* of(int64_t feature) const { return memory_ + feature * stride_; }
+
+ private:
+  int64_t stride_;
+  const T* memory_;
+};
 
 template <class T>
-void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out, T* log_det, T* saved,
+void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out, LogDet<T> log_det, T* saved,
          int64_t samples) {
   const Network<T> network(spec);
   const int64_t d = network.features, width = network.layers[0].layer.out, outputs = network.layers.back().layer.out;
   parallel_lanes<T>(samples, work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch((d + width + 2) * kLanes + (saved ? 0 : network.rows * kLanes));
-    T *moved = scratch.get(), *term = moved + d * kLanes, *total = term + width * kLanes, *sums = total + kLanes;
-    T* block = saved ? saved + index * network.rows * kLanes : sums + kLanes;
+    const int64_t log_rows = LogDetLanes<T>::rows(log_det, d);
+    const Scratch<T> scratch((d + width + log_rows) * kLanes + (saved ? 0 : network.rows * kLanes));
+    T *moved = scratch.get(), *term = moved + d * kLanes, *logs = term + width * kLanes;
+    T* block = saved ? saved + index * network.rows * kLanes : logs + log_rows * kLanes;
     samples_to_lanes(x.row(index * kLanes), x.stride, d, network.layers[0].inputs.places(), lanes, block);
     const T* context = context_lanes(network, context_term, index, lanes, term);
     for (int64_t l = 0; l < network.hidden_layers; ++l)
@@ -76,17 +125,15 @@ void fwd(const NetworkSpec<T>& spec, Matrix<T> x, const T* context_term, T* out,
                        out + index * kLanes * outputs, outputs);
       return;
     }
-    std::fill_n(total, 2 * kLanes, T(0));
+    LogDetLanes<T> log_scales(log_det, d, lanes, logs);
     with_kind(network.kind, [&](auto kind) {
-      for (int64_t i = 0; i < d; ++i) {
-        if (i % kBlockFeatures == 0) add_block(lanes, sums, total);
-        step_feature<decltype(kind)::value, false>(
-            network, i, lanes, block, block + network.layers[0].inputs.place_of(i) * kLanes, moved + i * kLanes, sums);
-      }
+      for (int64_t i = 0; i < d; ++i)
+        step_feature<decltype(kind)::value, false>(network, i, lanes, block,
+                                                   block + network.layers[0].inputs.place_of(i) * kLanes,
+                                                   moved + i * kLanes, log_scales.row_of(i, i));
     });
-    add_block(lanes, sums, total);
     lanes_to_samples(moved, d, nullptr, lanes, out + index * kLanes * d, d);
-    store_lanes(total, index, lanes, log_det);
+    log_scales.store_block(index);
   });
 }
 
@@ -108,10 +155,10 @@ FASTVAE_INLINE void feature_backward(const Network<T>& network, int64_t feature,
 }
 
 // Computes the adjoints of all parameters of a block. d_x, (D, kLanes) in the order of features, receives the direct
-// part a g.
+// part a g; `logs` is memory for the gradients of log |det|.
 template <class T>
-void params_backward(const Network<T>& network, const T* d_out, const T* d_log_det, int64_t index, LaneRange lanes,
-                     const T* block, T* adjoints, T* d_x) {
+void params_backward(const Network<T>& network, const T* d_out, LogDet<const T> d_log_det, int64_t index,
+                     LaneRange lanes, const T* block, T* adjoints, T* d_x, T* logs) {
   const int64_t d = network.features, outputs = network.layers.back().layer.out;
   T* d_params = adjoints + network.params * kLanes;
   if (network.kind == FlowKind::kNone) {
@@ -121,18 +168,16 @@ void params_backward(const Network<T>& network, const T* d_out, const T* d_log_d
     return;
   }
   samples_to_lanes(d_out + index * kLanes * d, d, d, nullptr, lanes, d_x);
-  alignas(kVectorBytes) T d_log[kLanes] = {};
-  for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
-    d_log[lane] = d_log_det[index * kLanes + lane];
+  const LogDetGradient<T> d_log(d_log_det, d, index, lanes, logs);
   with_kind(network.kind, [&](auto kind) {
     for (int64_t i = 0; i < d; ++i)
-      feature_backward<decltype(kind)::value>(network, i, lanes, block, d_log, adjoints, d_x + i * kLanes);
+      feature_backward<decltype(kind)::value>(network, i, lanes, block, d_log.of(i), adjoints, d_x + i * kLanes);
   });
 }
 
 template <class T>
-void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T* saved, T* d_x, T* d_context_term,
-         const std::vector<LayerGradients<T>>& layers, int64_t samples) {
+void bwd(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, const T* saved, T* d_x,
+         T* d_context_term, const std::vector<LayerGradients<T>>& layers, int64_t samples) {
   const Network<T> network(spec);
   const int64_t d = network.features, block_size = network.rows * kLanes;
   const int64_t width = network.layers[0].layer.out;
@@ -141,11 +186,11 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, const T* d_log_det, const T
   for (int64_t l = 0; l <= network.hidden_layers && layers[0].d_weight; ++l)
     inputs.emplace_back(new PackedInputs<T>(network.layers[l].layer.in, samples));
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch(block_size + d * kLanes);
+    const Scratch<T> scratch(block_size + (d + LogDetGradient<T>::rows(d_log_det, d)) * kLanes);
     T *scaled = scratch.get(), *direct = scaled + block_size, *adjoints = kept.get() + index * block_size;
     const T* block = saved + index * block_size;
     const int64_t last = network.hidden_layers;
-    params_backward(network, d_out, d_log_det, index, lanes, block, adjoints, direct);
+    params_backward(network, d_out, d_log_det, index, lanes, block, adjoints, direct, direct + d * kLanes);
     network.scale_adjoints(last, 0, network.layers[last].layer.out, lanes, adjoints + network.params * kLanes,
                            scaled + network.params * kLanes);
     for (int64_t l = last - 1; l >= 0; --l)
@@ -194,58 +239,58 @@ class DegreeCounts {
 };
 
 template <class T>
-void inverse(const NetworkSpec<T>& spec, Matrix<T> z, const T* context_term, T* x, T* log_det, T* saved,
+void inverse(const NetworkSpec<T>& spec, Matrix<T> z, const T* context_term, T* x, LogDet<T> log_det, T* saved,
              int64_t samples) {
   const Network<T> network(spec);
   const DegreeCounts<T> counts(network);
   const Staircase<T>& first = network.layers[0];
   const int64_t d = network.features, width = first.layer.out, last = network.hidden_layers;
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch((d + width + 2) * kLanes + (saved ? 0 : network.rows * kLanes));
-    T *given = scratch.get(), *term = given + d * kLanes, *total = term + width * kLanes, *sums = total + kLanes;
-    T* block = saved ? saved + index * network.rows * kLanes : sums + kLanes;
+    const int64_t log_rows = LogDetLanes<T>::rows(log_det, d);
+    const Scratch<T> scratch((d + width + log_rows) * kLanes + (saved ? 0 : network.rows * kLanes));
+    T *given = scratch.get(), *term = given + d * kLanes, *logs = term + width * kLanes;
+    T* block = saved ? saved + index * network.rows * kLanes : logs + log_rows * kLanes;
     samples_to_lanes(z.row(index * kLanes), z.stride, d, first.inputs.places(), lanes, given);
     const T* context = context_lanes(network, context_term, index, lanes, term);
-    std::fill_n(total, 2 * kLanes, T(0));
+    LogDetLanes<T> log_scales(log_det, d, lanes, logs);
     with_kind(network.kind, [&](auto kind) {
       for (int64_t place = 0; place < d; ++place) {
-        if (place % kBlockFeatures == 0) add_block(lanes, sums, total);
+        const int64_t feature = first.inputs.at(place);
         for (int64_t l = 0; l < last; ++l)
           network.hidden_forward(l, counts.begin(l, place), counts.end(l, place), lanes, context, block);
         network.params_forward(counts.begin(last, place), counts.end(last, place), lanes, block);
-        step_feature<decltype(kind)::value, true>(network, first.inputs.at(place), lanes, block, given + place * kLanes,
-                                                  block + place * kLanes, sums);
+        step_feature<decltype(kind)::value, true>(network, feature, lanes, block, given + place * kLanes,
+                                                  block + place * kLanes, log_scales.row_of(feature, place));
       }
       // Units that no feature needs are kept for the backward pass.
       if (saved)
         for (int64_t l = 0; l < last; ++l)
           network.hidden_forward(l, counts.end(l, d - 1), network.layers[l].layer.out, lanes, context, block);
     });
-    add_block(lanes, sums, total);
     lanes_to_samples(block, d, first.inputs.places(), lanes, x + index * kLanes * d, d);
-    store_lanes(total, index, lanes, log_det);
+    log_scales.store_block(index);
   });
 }
 
 template <class T>
-void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, const T* saved, T* d_z,
+void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, LogDet<const T> d_log_det, const T* saved, T* d_z,
                  int64_t samples) {
   const Network<T> network(spec);
   const DegreeCounts<T> counts(network);
   const Staircase<T>& first = network.layers[0];
   const int64_t d = network.features, block_size = network.rows * kLanes, last = network.hidden_layers;
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch(2 * block_size + (2 * d + 1) * kLanes);
+    const int64_t log_rows = LogDetGradient<T>::rows(d_log_det, d);
+    const Scratch<T> scratch(2 * block_size + (2 * d + log_rows) * kLanes);
     T *adjoints = scratch.get(), *scaled = adjoints + block_size, *solved = scaled + block_size;
-    T *upstream = solved + d * kLanes, *d_log = upstream + d * kLanes;
+    T *upstream = solved + d * kLanes, *logs = upstream + d * kLanes;
     const T* block = saved + index * block_size;
     const T* d_first = (first.layer.scale ? scaled : adjoints) + network.hidden_adjoint_rows(0) * kLanes;
     samples_to_lanes(d_x + index * kLanes * d, d, d, first.inputs.places(), lanes, upstream);
     // Outputs whose adjoints are not known yet count as 0.
     std::fill_n(adjoints, 2 * block_size, T(0));
-    std::fill_n(d_log, kLanes, T(0));
-    for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane)
-      d_log[lane] = -d_log_det[index * kLanes + lane];
+    const LogDetGradient<T> d_log(d_log_det, d, index, lanes, logs);
+    for (int64_t i = 0; i < log_rows * kLanes; ++i) logs[i] = -logs[i];
     // Here, not in the code for each kind: the compiler would make the product's tiles for each of them.
     const auto subtract = [&](int64_t place, T* minus) {
       multiply_columns(first, d_first, place, place + 1, lanes,
@@ -267,7 +312,7 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, const T* d_log_det, c
         }
         alignas(kVectorBytes) T g[kLanes];
         std::copy_n(minus, kLanes, g);
-        feature_backward<decltype(kind)::value>(network, feature, lanes, block, d_log, adjoints, g);
+        feature_backward<decltype(kind)::value>(network, feature, lanes, block, d_log.of(feature), adjoints, g);
         network.scale_adjoints(last, counts.begin(last, place), counts.end(last, place), lanes,
                                adjoints + network.params * kLanes, scaled + network.params * kLanes);
       }

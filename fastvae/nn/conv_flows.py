@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..ops.affine_flow import affine_flow
 from ..reference.affine_flow import KINDS
-from ..reference.affine_flow import log_det_map as log_det_map_of
 from ..reference.masked_linear import ACTIVATIONS
 from ..structure import spread_degrees
 from ..structure.integers import integer, integers
@@ -235,9 +234,11 @@ class ConvInverseAutoregressiveFlow(nn.Module):
         for network in self.steps():
             shift, scale_logit = self._shift_and_scale(network, z, context)
             logits = None if scale_logit is None else scale_logit.flatten(1)
-            out, log_det = affine_flow(z.flatten(1), shift.flatten(1), logits, kind=self.kind, impl=self.impl)
+            out, log_det = affine_flow(
+                z.flatten(1), shift.flatten(1), logits, kind=self.kind, log_det_map=log_det_map, impl=self.impl
+            )
             z = _lay_out_as(z, out.view(z.shape))
-            total = total + (log_det_map_of(log_det, z, scale_logit, self.kind) if log_det_map else log_det)
+            total = total + (log_det.view(z.shape) if log_det_map else log_det)
         assert isinstance(total, Tensor)
         return z, total
 

@@ -12,7 +12,6 @@ from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
-from ..reference.affine_flow import log_det_map as log_det_map_of
 from ..reference.made import MadeParameters
 from ..structure.integers import integer, integers
 from ._hooks import has_hooks, has_hooks_on_all
@@ -123,10 +122,10 @@ class _AutoregressiveSteps(nn.Module):
             network = _network_in(module, i)
             if network.prepare(z, context):
                 self._near_identity().apply(network.masked_layers()[-1])
-            parameters = None if observed or log_det_map else _fused_parameters(module, network)
+            parameters = None if observed else _fused_parameters(module, network)
             if parameters is not None:
-                term = network.context_term(z, context)
-                z, log_det = autoregressive_flow(z, term, parameters, network.structure, kind=self.kind, impl=self.impl)
+                term, structure = network.context_term(z, context), network.structure
+                z, log_det = autoregressive_flow(z, term, parameters, structure, **self._options(log_det_map))
             else:
                 z, log_det = self._affine(z, _call_network(module, z, context), log_det_map=log_det_map)
             total = log_det if total is None else total + log_det
@@ -140,36 +139,33 @@ class _AutoregressiveSteps(nn.Module):
             parameters = _fused_parameters(module, network)
             if parameters is not None:
                 term, structure = network.context_term(z, context), network.structure
-                z, log_det = autoregressive_inverse(z, term, parameters, structure, kind=self.kind, impl=self.impl)
+                z, log_det = autoregressive_inverse(z, term, parameters, structure, **self._options(log_det_map))
             else:
-                z, log_det = self._sweep_by_calls(module, network, z, context)
-            if log_det_map:
-                # The point is known: one more call of the network gives every feature's scale.
-                params = _call_network(module, z, context)
-                log_det = log_det_map_of(log_det, z, self._scale_logit(params), self.kind, inverse=True)
+                z, log_det = self._sweep_by_calls(module, network, z, context, log_det_map)
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
 
     def _sweep_by_calls(
-        self, module: nn.Module, network: MADE, z: Tensor, context: Tensor | None
+        self, module: nn.Module, network: MADE, z: Tensor, context: Tensor | None, log_det_map: bool
     ) -> tuple[Tensor, Tensor]:
         """The inverse by one call of the network for every feature, for networks with hooks or a call of their own."""
         place = network.structure.place_tensor(z.device)
         x, log_det = torch.zeros_like(z), None
         for known in range(self.features):
-            found, log_det = self._affine(z, _call_network(module, x, context), inverse=True)
+            found, log_det = self._affine(z, _call_network(module, x, context), inverse=True, log_det_map=log_det_map)
             # What is not known yet stays 0: a guess may overflow, and infinity times a masked 0 is NaN.
             x = torch.where(place <= known, found, 0.0)
         assert log_det is not None
         return x, log_det
 
-    def _affine(self, z: Tensor, params: Tensor, **options: bool) -> tuple[Tensor, Tensor]:
-        scale_logit = self._scale_logit(params)
-        return affine_flow(z, params[..., 0, :], scale_logit, kind=self.kind, impl=self.impl, **options)
+    def _affine(self, z: Tensor, params: Tensor, *, log_det_map: bool, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        scale_logit = None if self.kind == "location_only" else params[..., 1, :]
+        return affine_flow(z, params[..., 0, :], scale_logit, inverse=inverse, **self._options(log_det_map))
 
-    def _scale_logit(self, params: Tensor) -> Tensor | None:
-        return None if self.kind == "location_only" else params[..., 1, :]
+    def _options(self, log_det_map: bool) -> dict[str, Any]:
+        """The options that every op of a step takes."""
+        return {"kind": self.kind, "log_det_map": log_det_map, "impl": self.impl}
 
     def extra_repr(self) -> str:
         return f"features={self.features}, steps={len(self.networks)}, kind={self.kind}"

@@ -19,6 +19,7 @@ from ._checks import MOST_NUMBERS
 __all__ = [
     "Call",
     "Contract",
+    "check_log_det_gradient",
     "check_row_offset",
     "check_sample",
     "check_sample_gradient",
@@ -223,6 +224,12 @@ class Contract:
 def check_row_offset(call: Call) -> None:
     row_offset = call["row_offset"]
     call.require(0 <= row_offset < MOST_NUMBERS, "row_offset", f"lie in [0, {MOST_NUMBERS})", row_offset)
+
+
+def check_log_det_gradient(call: Call, columns: str = "D") -> None:
+    """Checks the gradient of a log-determinant: a number for each row, or for each of its ``columns``."""
+    d_log_det = call.get_tensor("d_log_det")
+    call.tensor("d_log_det", d_log_det, ("N", columns) if d_log_det.dim() == 2 else ("N",), "cw")
 
 
 def check_sample(call: Call) -> None:

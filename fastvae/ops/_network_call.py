@@ -35,6 +35,7 @@ class NetworkCall(NamedTuple):
     fields: list[int]
     normalized: bool
     route: Route
+    log_det_map: bool
     # The reference's arguments, for derivatives beyond the kernels'; None under a compiler, which takes neither.
     structure: MadeStructure | None
     kind: str | None
@@ -87,6 +88,7 @@ def recognise(
     structure: MadeStructure,
     kind: str | None,
     fields: list[int],
+    log_det_map: bool,
     impl: str,
 ) -> tuple[NetworkCall, Tensors] | None:
     """The call of the C++ kernels where all tensors are as these take them; None where checks are needed.
@@ -102,9 +104,8 @@ def recognise(
     if found is None:
         return None
     tensors, present = found
-    return NetworkCall(
-        len(weights), present, degrees, fields, normalized, backend.CPP, structure, kind, structure.description
-    ), tensors
+    own = structure, kind, structure.description
+    return NetworkCall(len(weights), present, degrees, fields, normalized, backend.CPP, log_det_map, *own), tensors
 
 
 def prepare(
@@ -114,6 +115,7 @@ def prepare(
     structure: MadeStructure,
     kind: str | None,
     fields: list[int],
+    log_det_map: bool,
     route: Route,
 ) -> tuple[Tensor, NetworkCall, Tensors]:
     """Rows of samples, and the network's tensors with contiguous rows."""
@@ -127,7 +129,7 @@ def prepare(
     present = tuple([t is not None for t in optional])
     of_reference, own_kind = (None, None) if torch.compiler.is_compiling() else (structure, kind)
     own = of_reference, own_kind, structure.description
-    call = NetworkCall(len(weights), present, degrees, fields, normalized, route, *own)
+    call = NetworkCall(len(weights), present, degrees, fields, normalized, route, log_det_map, *own)
     return _layout.to_rows(x, x.shape[-1]), call, tensors
 
 
@@ -157,6 +159,6 @@ def rebuild_network(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
     def run(_: None, x: Tensor, *tensors: Tensor) -> Any:
         context_term, weights, biases, scales = call.unflat(tensors)
         parameters = MadeParameters(weights, biases, scales, call.degrees, call.normalized)
-        return reference(x, context_term, parameters, call.structure, call.kind)
+        return reference(x, context_term, parameters, call.structure, call.kind, call.log_det_map)
 
     return run, (None, x, *tensors)

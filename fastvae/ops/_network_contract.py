@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..reference.affine_flow import KINDS
 from ..structure import ACTIVATION_NAMES, read_structure
-from ._contracts import Call
+from ._contracts import Call, check_log_det_gradient
 from ._layers import KIND_IDS
 from ._network import NetworkFields, count_saved_on, structure_fields
 
@@ -39,7 +39,10 @@ def check_gradient(call: Call) -> None:
     alone = NetworkFields(*call["structure"]).kind == 0
     outputs = widths[-1] if alone else widths[0]
     call.require(call.sizes["O"] == outputs, "the first argument", f"have {outputs} columns", call.sizes["O"])
-    call.tensor("d_log_det", call["d_log_det"], ("0" if alone else "N",), "cw")
+    if alone:
+        call.tensor("d_log_det", call["d_log_det"], ("0",), "cw")
+    else:
+        check_log_det_gradient(call, "O")
     saved = call.get_tensor("saved")
     # On a GPU the inverse computes the activations again.
     keeps = call.is_cpu or not call.op.startswith("autoregressive_inverse")

@@ -24,9 +24,10 @@ def run_forward(
     degrees: Tensors,
     structure: Sequence[int],
     keep: bool,
+    log_det_map: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     found: tuple[Tensor, Tensor, Tensor | None] = launcher(
-        z, *split_layers(tensors, present), degrees, form_of(structure), keep
+        z, *split_layers(tensors, present), degrees, form_of(structure), keep, log_det_map
     )
     return found
 
@@ -58,11 +59,12 @@ def run_inverse(
     degrees: Tensors,
     structure: Sequence[int],
     keep: bool,
+    log_det_map: bool,
     network: str,
 ) -> tuple[Tensor, Tensor, None]:
     """Keeps nothing: the backward pass computes the activations again."""
     kind = form_of(structure).kind
-    x, log_det = launcher(z, *split_layers(tensors, present), read_structure(network), kind)
+    x, log_det = launcher(z, *split_layers(tensors, present), read_structure(network), kind, log_det_map)
     return x, log_det, None
 
 

@@ -12,7 +12,7 @@ from ..backend import Route
 from ..precision import compute_dtype
 from ..reference import affine_flow as reference
 from . import _checks, _layout
-from ._contracts import Call
+from ._contracts import Call, check_log_det_gradient
 from ._layers import KIND_IDS, check_kind
 from ._library import (
     Differentiable,
@@ -25,15 +25,23 @@ from ._library import (
     zeros_for_rows,
 )
 
+# The kind, whether the map is the inverse, and whether log_det has shares.
+Options = tuple[str, bool, bool]
 
-def _fwd_cpu(z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool) -> tuple[Tensor, Tensor]:
+
+def _fwd_cpu(
+    z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool, log_det_map: bool
+) -> tuple[Tensor, Tensor]:
     tensors = _layout.all_to_compute_dtype((z, shift, scale_logit), z.dtype)
-    out, log_det = extension().affine_flow_fwd(*tensors, KIND_IDS[kind], inverse)
+    out, log_det = extension().affine_flow_fwd(*tensors, KIND_IDS[kind], inverse, log_det_map)
     return _layout.cast(out, z.dtype), log_det
 
 
-def _fwd_fake(z: Tensor, shift: Any, scale_logit: Any, kind: Any, inverse: Any) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(z.shape[0], dtype=compute_dtype(z.dtype))
+def _fwd_fake(
+    z: Tensor, shift: Any, scale_logit: Any, kind: Any, inverse: Any, log_det_map: bool
+) -> tuple[Tensor, Tensor]:
+    shape = z.shape if log_det_map else z.shape[:1]
+    return z.new_empty(z.shape), z.new_empty(shape, dtype=compute_dtype(z.dtype))
 
 
 def _bwd_cpu(
@@ -65,8 +73,14 @@ def _check_call(call: Call) -> None:
     )
 
 
+def _check_gradient_call(call: Call) -> None:
+    _check_call(call)
+    check_log_det_gradient(call)
+
+
+# With `log_det_map` log_det has every feature's share, (N, D), and so has its gradient.
 FWD = define(
-    "affine_flow_fwd(Tensor z, Tensor shift, Tensor? scale_logit, str kind, bool inverse)"
+    "affine_flow_fwd(Tensor z, Tensor shift, Tensor? scale_logit, str kind, bool inverse, bool log_det_map)"
     " -> (Tensor out, Tensor log_det)",
     tensors="z[N,D]r shift[N,D]r scale_logit?[N,D]r", more=_check_call,
     module="affine_flow", cpu=_fwd_cpu, fake=_fwd_fake,
@@ -74,16 +88,16 @@ FWD = define(
 BWD = define(
     "affine_flow_bwd(Tensor d_out, Tensor d_log_det, Tensor z, Tensor shift, Tensor? scale_logit, str kind,"
     " bool inverse) -> (Tensor d_z, Tensor d_shift, Tensor d_scale_logit)",
-    tensors="z[N,D]r shift[N,D]r scale_logit?[N,D]r d_out[N,D]c d_log_det[N]cw", more=_check_call,
+    tensors="z[N,D]r shift[N,D]r scale_logit?[N,D]r d_out[N,D]c", more=_check_gradient_call,
     module="affine_flow", cpu=_bwd_cpu, fake=_bwd_fake,
 )  # fmt: skip
 
 
 def _rebuild_step(ctx: Any) -> Differentiable:
-    kind, inverse = ctx.call
+    options = ctx.options
 
     def step(z: Tensor, shift: Tensor, scale_logit: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
-        return reference.affine_flow(z, shift, scale_logit, kind, inverse)
+        return reference.affine_flow(z, shift, scale_logit, *options)
 
     return step, (*ctx.saved_tensors, None)
 
@@ -91,18 +105,17 @@ def _rebuild_step(ctx: Any) -> Differentiable:
 class _AffineFlow(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, shift: Tensor, scale_logit: Tensor | None, call: tuple[str, bool, Route]
+        ctx: Any, z: Tensor, shift: Tensor, scale_logit: Tensor | None, call: tuple[Route, Options]
     ) -> tuple[Tensor, Tensor]:
-        kind, inverse, route = call
         ctx.save_for_backward(z, shift, scale_logit)
-        ctx.call, ctx.route = (kind, inverse), route
+        ctx.route, ctx.options = call
         keep_none(ctx)
-        return FWD.on(route)(z, shift, scale_logit, kind, inverse)
+        return FWD.on(ctx.route)(z, shift, scale_logit, *ctx.options)
 
     @staticmethod
     @with_reference(_rebuild_step)
     def backward(ctx: Any, route: Route, d_out: Tensor | None, d_log_det: Tensor | None) -> Any:
-        (kind, inverse), (z, shift, scale_logit) = ctx.call, ctx.saved_tensors
+        (kind, inverse, _), (z, shift, scale_logit) = ctx.options, ctx.saved_tensors
         op, wants_scale = BWD.on(route), ctx.needs_input_grad[2]
         if d_out is None:
             # The log-determinant is a function of the scale alone, whatever the points are.
@@ -182,11 +195,9 @@ def affine_flow(
         )
     names = ("z", "shift", "scale_logit")
     route, (z, shift, scale_logit) = backend.route(impl, z, shift, scale_logit, names=names, required=2)
-    if log_det_map:
-        out, log_det = affine_flow(z, shift, scale_logit, kind=kind, inverse=inverse, impl=impl)
-        return out, reference.log_det_map(log_det, out, scale_logit, kind, inverse)
+    options = kind, inverse, log_det_map
     if route.rows:
-        return _step(route, z, shift, scale_logit, kind, inverse)
+        return _step(route, z, shift, scale_logit, options)
     named = {"z": z, "shift": shift}
     if scale_logit is not None:
         named["scale_logit"] = scale_logit
@@ -195,17 +206,17 @@ def affine_flow(
     _checks.check_features(**named)
     z, shift, *rest = _checks.broadcast_batch((1,) * len(named), **named)
     if route.impl == "reference":
-        return reference.affine_flow(z, shift, rest[0] if rest else None, kind, inverse)
+        return reference.affine_flow(z, shift, rest[0] if rest else None, *options)
     batch, d = z.shape[:-1], z.shape[-1]
     z, shift = _layout.to_rows(z, d), _layout.to_rows(shift, d)
     logit = _layout.to_rows(rest[0], d) if rest else None
-    out, log_det = _step(route, z, shift, logit, kind, inverse)
-    return _layout.to_shape(out, (*batch, d)), _layout.to_shape(log_det, batch)
+    out, log_det = _step(route, z, shift, logit, options)
+    return _layout.to_shape(out, (*batch, d)), _layout.to_shape(log_det, (*batch, d) if log_det_map else batch)
 
 
 def _step(
-    route: Route, z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool
+    route: Route, z: Tensor, shift: Tensor, scale_logit: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     if needs_grad(z, shift) or (scale_logit is not None and needs_grad(scale_logit)):
-        return apply(_AffineFlow, z, shift, scale_logit, (kind, inverse, route))
-    return FWD.on(route)(z, shift, scale_logit, kind, inverse)
+        return apply(_AffineFlow, z, shift, scale_logit, (route, options))
+    return FWD.on(route)(z, shift, scale_logit, *options)

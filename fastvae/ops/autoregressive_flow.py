@@ -64,17 +64,20 @@ def fwd_cpu(
     degrees: Tensors,
     structure: Sequence[int],
     keep: bool,
+    log_det_map: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Runs the step or its ``inverse``, which take the same arguments."""
     dtype = x.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         x, tensors = _layout.to_compute_dtype(x), _layout.all_to_compute_dtype(tensors, dtype)
-    out, log_det, saved = extension().autoregressive_flow_fwd(inverse, x, tensors, present, degrees, structure, keep)
+    out, log_det, saved = extension().autoregressive_flow_fwd(
+        inverse, x, tensors, present, degrees, structure, keep, log_det_map
+    )
     return _layout.cast(out, dtype), log_det, saved
 
 
 def fwd_fake(
-    x: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Sequence[int], keep: bool
+    x: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Sequence[int], keep: bool, log_det_map: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, fields, wide = x.shape[0], NetworkFields(*structure), compute_dtype(x.dtype)
     alone = fields.kind == 0
@@ -83,7 +86,8 @@ def fwd_fake(
     if keep:
         widths = [d.shape[0] for d in degrees]
         saved = x.new_empty(count_saved_on(x.device, n, x.dtype, widths, structure), dtype=wide)
-    return out, x.new_empty(0 if alone else n, dtype=wide), saved
+    shape = (0,) if alone else out.shape if log_det_map else (n,)
+    return out, x.new_empty(shape, dtype=wide), saved
 
 
 def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -131,8 +135,10 @@ def bwd_fake(
 
 # `tensors`: weights, and what is `present` of the context's term, biases, and factors of the weights' rows.
 NETWORK = "Tensor[] tensors, bool[] present, Tensor[] degrees, SymInt[] structure"
+# With `log_det_map` log_det has every feature's share, (N, D), and so has its gradient.
 FWD = define(
-    f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep) -> (Tensor out, Tensor log_det, Tensor saved)",
+    f"autoregressive_flow_fwd(Tensor z, {NETWORK}, bool keep, bool log_det_map)"
+    " -> (Tensor out, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
     module="autoregressive_flow", cpu=_fwd_cpu, fake=fwd_fake, adapt=run_forward, dispatched=fwd_for_dispatcher,
 )  # fmt: skip
@@ -170,8 +176,9 @@ def step_gradients(
 def _rebuild_step(ctx: Any) -> Differentiable:
     def step(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         if ctx.call.kind is None:
+            *network, _kind, _log_det_map = others
             # Without a step there is no log-determinant: the kernels hand out an empty one.
-            return reference.masked_network(x, *others[:-1]), x.new_zeros(0)
+            return reference.masked_network(x, *network), x.new_zeros(0)
         return reference.autoregressive_flow(x, *others)
 
     return rebuild_network(ctx, step)
@@ -181,7 +188,9 @@ class _AutoregressiveFlow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: NetworkCall, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         used, kept = call.with_factors(tensors)
-        out, log_det, saved = FWD.on(call.route)(x, used, call.present, call.degrees, call.fields, True)
+        out, log_det, saved = FWD.on(call.route)(
+            x, used, call.present, call.degrees, call.fields, True, call.log_det_map
+        )
         if call.route.impl == "triton":
             kept = call.keep_all(used, kept, x)
         save_network(ctx, call, saved, kept, x, tensors)
@@ -224,7 +233,7 @@ def masked_network(
     Note:
         Under autocast the network runs in its dtype, as layers of :class:`torch.nn.Linear` do.
     """
-    return _run(x, context_term, parameters, structure, None, impl)[0]
+    return _run(x, context_term, parameters, structure, None, False, impl)[0]
 
 
 def autoregressive_flow(
@@ -234,18 +243,21 @@ def autoregressive_flow(
     structure: MadeStructure,
     *,
     kind: str = "gated",
+    log_det_map: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One autoregressive flow step: the affine map of :func:`fastvae.functional.affine_flow`. A masked network of z
     gives its shift and scale logit.
 
-    Arguments and errors are those of :func:`masked_network`, with ``kind`` of the affine map. Under autocast the step
+    Arguments and errors are those of :func:`masked_network`, with ``kind`` and ``log_det_map`` of the affine map. Under
+    autocast the step
     runs in the widest dtype of its tensors, on a GPU with the network's products in autocast's dtype.
 
     Returns:
-        The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, float32 (float64 for float64 inputs).
+        The step's output, ``(*, D)``, and its ``log_det``, ``(*)``, with ``log_det_map`` every feature's share of it,
+        ``(*, D)``, float32 (float64 for float64 inputs).
     """
-    return _run(z, context_term, parameters, structure, kind, impl)
+    return _run(z, context_term, parameters, structure, kind, log_det_map, impl)
 
 
 def _run(
@@ -254,33 +266,36 @@ def _run(
     parameters: MadeParameters,
     structure: MadeStructure,
     kind: str | None,
+    log_det_map: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     fields = structure_fields(structure, kind)
     if kind is None and torch._C._is_any_autocast_enabled() and is_autocasting(x.device.type):
         x, context_term, parameters = for_autocast(x, context_term, parameters)
-    known = recognise(x, context_term, parameters, structure, kind, fields, impl)
+    known = recognise(x, context_term, parameters, structure, kind, fields, log_det_map, impl)
     if known is not None:
         return _step(x, *known)
     name = "x" if kind is None else "z"
     route, x, context_term, parameters = route_network(name, impl, x, context_term, parameters)
     if route.impl == "triton" and kind is not None and is_autocasting(x.device.type):
-        return _step_of_products(x, context_term, parameters, structure, kind, impl)
+        return _step_of_products(x, context_term, parameters, structure, kind, log_det_map, impl)
     x, context_term, parameters = check_network(name, x, context_term, parameters, structure)
     if route.impl == "reference":
         if kind is None:
             return reference.masked_network(x, context_term, parameters, structure), x
-        return reference.autoregressive_flow(x, context_term, parameters, structure, kind)
+        return reference.autoregressive_flow(x, context_term, parameters, structure, kind, log_det_map)
     batch, d = x.shape[:-1], x.shape[-1]
-    out, log_det = _step(*prepare(x, context_term, parameters, structure, kind, fields, route))
-    width = structure.output_features if kind is None else d
-    return _layout.to_shape(out, (*batch, width)), log_det if kind is None else _layout.to_shape(log_det, batch)
+    out, log_det = _step(*prepare(x, context_term, parameters, structure, kind, fields, log_det_map, route))
+    if kind is None:
+        return _layout.to_shape(out, (*batch, structure.output_features)), log_det
+    return _layout.to_shape(out, (*batch, d)), _layout.to_shape(log_det, (*batch, d) if log_det_map else batch)
 
 
 def _step(x: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:
     if needs_grad(x, *tensors):
         return apply(_AutoregressiveFlow, call, x, *tensors)
-    return FWD.on(call.route)(x, call.with_factors(tensors)[0], call.present, call.degrees, call.fields, False)[:2]
+    used, _ = call.with_factors(tensors)
+    return FWD.on(call.route)(x, used, call.present, call.degrees, call.fields, False, call.log_det_map)[:2]
 
 
 def _step_of_products(
@@ -289,9 +304,10 @@ def _step_of_products(
     parameters: MadeParameters,
     structure: MadeStructure,
     kind: str,
+    log_det_map: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """The step under a GPU's autocast: the network in its dtype, the affine map in the widest."""
     params = structure.split(masked_network(z, context_term, parameters, structure, impl=impl))
     scale_logit = None if kind == "location_only" else params[..., 1, :]
-    return affine_flow(z, params[..., 0, :], scale_logit, kind=kind, impl=impl)
+    return affine_flow(z, params[..., 0, :], scale_logit, kind=kind, log_det_map=log_det_map, impl=impl)

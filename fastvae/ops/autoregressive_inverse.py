@@ -26,9 +26,17 @@ def _fwd_cpu(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]
 
 
 def _fwd_fake(
-    z: Tensor, tensors: Any, present: Any, degrees: Tensors, structure: Any, keep: bool, network: str
+    z: Tensor,
+    tensors: Any,
+    present: Any,
+    degrees: Tensors,
+    structure: Any,
+    keep: bool,
+    log_det_map: bool,
+    network: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return autoregressive_flow.fwd_fake(z, tensors, present, degrees, structure, keep and z.device.type != "cuda")
+    keeps = keep and z.device.type != "cuda"
+    return autoregressive_flow.fwd_fake(z, tensors, present, degrees, structure, keeps, log_det_map)
 
 
 _run_bwd_cpu = autoregressive_flow.bwd_cpu("autoregressive_inverse_bwd")
@@ -47,7 +55,7 @@ def _bwd_fake(d_out: Tensor, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
 # `network`: the structure's description. On a GPU units are sorted by their degrees, which only the host can do ahead.
 # There `saved` is empty: the backward pass computes the activations again.
 FWD = define(
-    f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep, str network)"
+    f"autoregressive_inverse_fwd(Tensor z, {NETWORK}, bool keep, bool log_det_map, str network)"
     " -> (Tensor x, Tensor log_det, Tensor saved)",
     tensors="z[N,D]r", more=check_forward,
     module="autoregressive_inverse", cpu=_fwd_cpu, fake=_fwd_fake, adapt=run_inverse,
@@ -86,7 +94,7 @@ class _AutoregressiveInverse(torch.autograd.Function):
 
 def _sweep(call: NetworkCall, z: Tensor, used: Tensors, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     found: tuple[Tensor, Tensor, Tensor | None] = FWD.on(call.route)(
-        z, used, call.present, call.degrees, call.fields, keep, call.description
+        z, used, call.present, call.degrees, call.fields, keep, call.log_det_map, call.description
     )
     return found
 
@@ -98,6 +106,7 @@ def autoregressive_inverse(
     structure: MadeStructure,
     *,
     kind: str = "gated",
+    log_det_map: bool = False,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""The point x that one autoregressive flow step maps to ``z``.
@@ -112,11 +121,12 @@ def autoregressive_inverse(
         parameters: weights, biases and row factors of the layers.
         structure: sizes and degrees, see :class:`fastvae.structure.MadeStructure`.
         kind: the affine map, see :func:`fastvae.functional.affine_flow`.
+        log_det_map: whether to return every feature's share of the log-determinant in place of their sum.
         impl: see :mod:`fastvae.backend`.
 
     Returns:
-        x, ``(*, D)``, dtype of ``z``, and the log-determinant of the inverse map, ``(*)``, float32 (float64 for float64
-        inputs).
+        x, ``(*, D)``, dtype of ``z``, and the log-determinant of the inverse map, ``(*)``, with ``log_det_map``
+        ``(*, D)``, float32 (float64 for float64 inputs).
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ outside autocast.
@@ -129,16 +139,16 @@ def autoregressive_inverse(
         second time on.
     """
     fields = structure_fields(structure, kind)
-    known = recognise(z, context_term, parameters, structure, kind, fields, impl)
+    known = recognise(z, context_term, parameters, structure, kind, fields, log_det_map, impl)
     if known is not None:
         return _solve(z, *known)
     route, z, context_term, parameters = route_network("z", impl, z, context_term, parameters)
     z, context_term, parameters = check_network("z", z, context_term, parameters, structure)
     if route.impl == "reference":
-        return reference.autoregressive_inverse(z, context_term, parameters, structure, kind)
+        return reference.autoregressive_inverse(z, context_term, parameters, structure, kind, log_det_map)
     batch, d = z.shape[:-1], z.shape[-1]
-    x, log_det = _solve(*prepare(z, context_term, parameters, structure, kind, fields, route))
-    return _layout.to_shape(x, (*batch, d)), _layout.to_shape(log_det, batch)
+    x, log_det = _solve(*prepare(z, context_term, parameters, structure, kind, fields, log_det_map, route))
+    return _layout.to_shape(x, (*batch, d)), _layout.to_shape(log_det, (*batch, d) if log_det_map else batch)
 
 
 def _solve(z: Tensor, call: NetworkCall, tensors: Tensors) -> tuple[Tensor, Tensor]:

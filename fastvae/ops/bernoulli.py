@@ -221,7 +221,7 @@ def bernoulli_sample(
     if route.impl == "reference":
         rng.check_generator(generator, logits.device)
         return reference.sample(logits, sample_shape, antithetic, uniforms, generator)
-    noise = rng.draw_seed(logits.device, generator) if uniforms is None else uniforms.contiguous()
+    noise = rng.draw_seed_for(route, logits.device, generator) if uniforms is None else uniforms.contiguous()
     rows = logits if route.rows else _layout.to_rows(logits, logits.shape[-1])
     if antithetic:
         shape = (2, *shape)

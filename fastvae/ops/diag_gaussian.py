@@ -215,7 +215,7 @@ def lay_out(
     route: Route, mu: Tensor, log_sigma: Tensor, eps: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both parameters as kernels take them, and the noise or its seed."""
-    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    noise = rng.draw_seed_for(route, mu.device, generator) if eps is None else eps.contiguous()
     if route.rows:
         return mu, log_sigma, noise
     d = mu.shape[-1]

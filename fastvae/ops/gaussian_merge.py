@@ -350,7 +350,7 @@ def gaussian_merge_rsample(
     if route.impl == "reference" or 0 in shape:
         rng.check_generator(generator, mu.device)
         return reference.rsample(mu, log_sigma, prior_mu, prior_log_sigma, eps, generator, by_dimension)
-    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    noise = rng.draw_seed_for(route, mu.device, generator) if eps is None else eps.contiguous()
     rows = [_layout.to_rows(t, shape[-1]) for t in (mu, log_sigma, prior_mu, prior_log_sigma)]
     if needs_grad(*rows):
         found: tuple[Tensor, Tensor, Tensor, Tensor] = apply(

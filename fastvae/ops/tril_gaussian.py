@@ -237,11 +237,17 @@ def check_call(
 
 
 def lay_out(
-    mu: Tensor, log_sigma: Tensor, tril: Tensor, packed: bool, eps: Tensor | None, generator: torch.Generator | None
+    route: Route,
+    mu: Tensor,
+    log_sigma: Tensor,
+    tril: Tensor,
+    packed: bool,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The parameters as kernels take them, and the noise or its seed."""
     d = mu.shape[-1]
-    noise = rng.draw_seed(mu.device, generator) if eps is None else eps.contiguous()
+    noise = rng.draw_seed_for(route, mu.device, generator) if eps is None else eps.contiguous()
     return _layout.to_rows(mu, d), _layout.to_rows(log_sigma, d), _layout.to_matrices(tril, d, packed), noise
 
 
@@ -307,7 +313,7 @@ def tril_gaussian_rsample(
     if route.impl == "reference":
         return reference.rsample(mu, log_sigma, tril, packed, sample_shape, eps, generator)
     shape = (*sample_shape, *mu.shape)
-    mu, log_sigma, tril, noise = lay_out(mu, log_sigma, tril, packed, eps, generator)
+    mu, log_sigma, tril, noise = lay_out(route, mu, log_sigma, tril, packed, eps, generator)
     if needs_grad(mu, log_sigma, tril):
         return apply(_TrilGaussianRsample, mu, log_sigma, tril, noise, (shape, row_offset, route))
     return FWD.on(route)(mu, log_sigma, tril, noise, shape, row_offset, False)[:2]

@@ -277,7 +277,7 @@ def tril_gaussian_rsample_with_kl(
     shape, batch = (*sample_shape, *mu.shape), mu.shape[:-1]
     if route.impl == "reference" or 0 in shape:
         return reference.rsample_with_kl(mu, log_sigma, tril, packed, sample_shape, eps, generator, by_dimension)
-    mu, log_sigma, tril, noise = lay_out(mu, log_sigma, tril, packed, eps, generator)
+    mu, log_sigma, tril, noise = lay_out(route, mu, log_sigma, tril, packed, eps, generator)
     if needs_grad(mu, log_sigma, tril):
         call = (shape, row_offset, route)
         z, log_q, divergence = apply(_TrilGaussianRsampleWithKL, mu, log_sigma, tril, noise, call, by_dimension)

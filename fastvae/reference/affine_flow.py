@@ -56,28 +56,28 @@ def scale_shift(shift: Tensor, scale_logit: Tensor, log_a: Tensor, kind: str) ->
     return shift
 
 
-def log_det_map(log_det: Tensor, out: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool = False) -> Tensor:
-    """Every feature's share of ``log_det``, which is their sum, in the shape of ``out``."""
-    if scale_logit is None:
-        return torch.zeros_like(out, dtype=log_det.dtype)
-    log_a = log_scale(scale_logit.to(log_det.dtype), kind).expand(out.shape)
-    return -log_a if inverse else log_a
-
-
 def affine_flow(
-    z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool = False
+    z: Tensor,
+    shift: Tensor,
+    scale_logit: Tensor | None,
+    kind: str,
+    inverse: bool = False,
+    log_det_map: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``z'`` and ``log_det``; with ``inverse``, z of z' = ``z`` and the log-determinant of that map."""
+    """``z'`` and ``log_det``; with ``inverse``, z of z' = ``z`` and the log-determinant of that map.
+
+    With ``log_det_map`` every feature's share of ``log_det``, of which it is the sum.
+    """
     dtype = compute_dtype(z.dtype)
     x, m = z.to(dtype), shift.to(dtype)
     if kind == "location_only":
         out = x - m if inverse else x + m
-        return out.to(z.dtype), torch.zeros_like(out[..., 0])
+        return out.to(z.dtype), torch.zeros_like(out if log_det_map else out[..., 0])
     assert scale_logit is not None
     s = scale_logit.to(dtype)
     log_a = log_scale(s, kind)
     if inverse:
-        out, log_det = (x - scale_shift(m, s, log_a, kind)) * (-log_a).exp(), -log_a.sum(-1)
+        out, shares = (x - scale_shift(m, s, log_a, kind)) * (-log_a).exp(), -log_a
     else:
-        out, log_det = torch.addcmul(scale_shift(m, s, log_a, kind), log_a.exp(), x), log_a.sum(-1)
-    return out.to(z.dtype), log_det
+        out, shares = torch.addcmul(scale_shift(m, s, log_a, kind), log_a.exp(), x), log_a
+    return out.to(z.dtype), shares if log_det_map else shares.sum(-1)

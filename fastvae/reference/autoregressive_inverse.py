@@ -110,19 +110,29 @@ def sweep(
 
 
 def autoregressive_inverse(
-    z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
+    z: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    kind: str,
+    log_det_map: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The x that the flow step maps to ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``."""
-    terms = []
+    """The x that the flow step maps to ``z`` ``(*, D)``, and the log-determinant of the inverse map, ``(*)``.
+
+    With ``log_det_map`` every feature's share of it, ``(*, D)``.
+    """
+    terms = {}
 
     def solve(feature: int, params: Tensor) -> Tensor:
         scale_logit = params[..., 1:2] if kind != "location_only" else None
         value, term = affine_flow(z[..., feature : feature + 1], params[..., :1], scale_logit, kind, inverse=True)
-        terms.append(term)
+        terms[feature] = term
         return value
 
     x = sweep(z, context_term, parameters, structure, solve)
-    log_det = terms[0]
-    for term in terms[1:]:
+    if log_det_map:
+        return x, torch.stack([terms[feature] for feature in range(structure.features)], -1)
+    log_det, *others = terms.values()
+    for term in others:
         log_det = log_det + term
     return x, log_det

@@ -74,9 +74,14 @@ def masked_network(
 
 
 def autoregressive_flow(
-    z: Tensor, context_term: Tensor | None, parameters: MadeParameters, structure: MadeStructure, kind: str
+    z: Tensor,
+    context_term: Tensor | None,
+    parameters: MadeParameters,
+    structure: MadeStructure,
+    kind: str,
+    log_det_map: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``z'`` and ``log_det`` of one affine step. A network of z gives its shift and scale logit."""
+    """``z'`` and ``log_det`` of one affine step, or its shares. A network of z gives its shift and scale logit."""
     params = structure.split(masked_network(z, context_term, parameters, structure))
     scale_logit = params[..., 1, :] if kind != "location_only" else None
-    return affine_flow(z, params[..., 0, :], scale_logit, kind)
+    return affine_flow(z, params[..., 0, :], scale_logit, kind, log_det_map=log_det_map)

@@ -230,17 +230,22 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
   };
   const auto& flow = kernels.autoregressive_flow;
   const Matrix<T> x{points, d};
-  flow.fwd(spec, x, context, out.get(), log_det.get(), nullptr, n);
-  flow.fwd(spec, x, context, out.get(), log_det.get(), saved.get(), n);
-  r.keep(out, out_size);
-  flow.bwd(spec, upstream, upstream, saved.get(), d_x.get(), d_context.get(), to, n);
-  keep_gradients();
-  if (!alone) {
-    r.keep(log_det, n);
-    flow.inverse(spec, x, context, out.get(), log_det.get(), saved.get(), n);
+  auto shares = r.array(n * d);
+  for (bool by_dimension : {false, true}) {
+    const LogDet<T> to_log_det{(by_dimension ? shares : log_det).get(), by_dimension};
+    const LogDet<const T> d_log_det{upstream, by_dimension};
+    const auto keep_log_det = [&] { by_dimension ? r.keep(shares, n * d) : r.keep(log_det, n); };
+    flow.fwd(spec, x, context, out.get(), to_log_det, nullptr, n);
+    flow.fwd(spec, x, context, out.get(), to_log_det, saved.get(), n);
     r.keep(out, out_size);
-    r.keep(log_det, n);
-    flow.inverse_bwd(spec, upstream, upstream, saved.get(), d_x.get(), n);
+    flow.bwd(spec, upstream, d_log_det, saved.get(), d_x.get(), d_context.get(), to, n);
+    keep_gradients();
+    if (alone) break;
+    keep_log_det();
+    flow.inverse(spec, x, context, out.get(), to_log_det, saved.get(), n);
+    r.keep(out, out_size);
+    keep_log_det();
+    flow.inverse_bwd(spec, upstream, d_log_det, saved.get(), d_x.get(), n);
     r.keep(d_x, n * d);
   }
   const auto& linear = kernels.masked_linear;
@@ -257,12 +262,14 @@ std::vector<T> run_network(const Kernels<T>& kernels, const NetworkInputs<T>& in
   r.keep(gradients[0], d * width);
   if (alone) return r.values;
   auto d_shift = r.array(n * d), d_logit = r.array(n * d);
-  for (bool inverse : {false, true}) {
+  for (int options = 0; options < 4; ++options) {
+    const bool inverse = options & 1, by_dimension = options & 2;
     const auto& affine = kernels.affine_flow;
-    affine.fwd(spec.kind, inverse, x, x, x, out.get(), log_det.get(), n, d);
-    affine.bwd(spec.kind, inverse, upstream, upstream, x, x, x, d_x.get(), d_shift.get(), d_logit.get(), n, d);
+    affine.fwd(spec.kind, inverse, x, x, x, out.get(), {(by_dimension ? shares : log_det).get(), by_dimension}, n, d);
+    affine.bwd(spec.kind, inverse, upstream, {upstream, by_dimension}, x, x, x, d_x.get(), d_shift.get(), d_logit.get(),
+               n, d);
     r.keep(out, n * d);
-    r.keep(log_det, n);
+    by_dimension ? r.keep(shares, n * d) : r.keep(log_det, n);
     r.keep(d_x, n * d);
     r.keep(d_shift, n * d);
     if (spec.kind != 6) r.keep(d_logit, n * d);

@@ -15,34 +15,42 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 directions = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 
 
-def step(inputs: list[Tensor], kind: str, inverse: bool) -> tuple[Tensor, Tensor]:
-    return affine_flow(inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, kind, inverse)
-
-
-def results(inputs: list[Tensor], upstream: list[Tensor], kind: str, inverse: bool) -> list[Tensor]:
+def results(inputs: list[Tensor], upstream: list[Tensor], *options: str | bool) -> list[Tensor]:
     """Outputs and gradients of the reference in the dtype of the inputs."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    out, log_det = step(leaves, kind, inverse)
+    out, log_det = affine_flow(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else None, *options)
     # log_det of a mere shift is a constant.
     value = (out * upstream[0].to(out)).sum() + (log_det * upstream[1].to(log_det)).sum()
     return [out.detach(), log_det.detach(), *torch.autograd.grad(value, leaves)]
 
 
-def check(n: int, d: int, kind: str, inverse: bool, dtype: torch.dtype = torch.float32, halves: bool = False) -> None:
+def check(
+    n: int,
+    d: int,
+    kind: str,
+    inverse: bool,
+    dtype: torch.dtype = torch.float32,
+    halves: bool = False,
+    shares: bool = False,
+) -> None:
     z = torch.randn(n, d, device=DEVICE).to(dtype)
     params = torch.randn(n, 2 * d, device=DEVICE).to(dtype)
     if not halves:  # rows that lie apart from each other
         z = torch.randn(n, d + 3, device=DEVICE).to(dtype)[:, 1 : d + 1]
     inputs = [z, params[:, :d], params[:, d:]][: 2 if kind == "location_only" else 3]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    upstream = [torch.randn(n, d, device=DEVICE).to(dtype), torch.randn(n, device=DEVICE).to(compute)]
-    exact = results([t.double() for t in inputs], upstream, kind, inverse)
+    upstream = [
+        torch.randn(n, d, device=DEVICE).to(dtype),
+        torch.randn(*((n, d) if shares else (n,)), device=DEVICE).to(compute),
+    ]
+    options = kind, inverse, shares
+    exact = results([t.double() for t in inputs], upstream, *options)
     if dtype == torch.float64:
-        eager = results([torch.nextafter(t, t + torch.randn_like(t)) for t in inputs], upstream, kind, inverse)
+        eager = results([torch.nextafter(t, t + torch.randn_like(t)) for t in inputs], upstream, *options)
     else:
-        eager = results(inputs, upstream, kind, inverse)
+        eager = results(inputs, upstream, *options)
     arguments = (*inputs, None)[:3]
-    outputs = affine_flow_fwd(*arguments, kind, inverse)
+    outputs = affine_flow_fwd(*arguments, *options)
     gradients = affine_flow_bwd(*upstream, *arguments, kind, inverse)
     assert (gradients[2] is None) == (kind == "location_only")
     actual = [*outputs, *(g for g in gradients if g is not None)]
@@ -55,6 +63,12 @@ def check(n: int, d: int, kind: str, inverse: bool, dtype: torch.dtype = torch.f
 @pytest.mark.parametrize(("n", "d"), [(0, 3), (5, 1), (3, 63), (4, 64), (2, 130)])
 def test_shapes(kind, inverse, n, d):
     check(n, d, kind, inverse)
+
+
+@kinds
+@directions
+def test_shares(kind, inverse):
+    check(3, 65, kind, inverse, shares=True)
 
 
 @directions

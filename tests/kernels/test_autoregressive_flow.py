@@ -43,6 +43,12 @@ def test_dtypes(name, dtype):
     check(lambda: form.problem("flow", form.tensors((9,))), "triton", dtype)
 
 
+@pytest.mark.parametrize("kind", ["gated", "exp", "location_only"])
+def test_shares(kind):
+    form = network(6, (21, 18), params=params_of(kind), context=True, layout="interleaved")
+    check(lambda: form.problem("flow", form.tensors((5,)), kind, log_det_map=True), "triton", torch.float32)
+
+
 @pytest.mark.parametrize("batch", [(0,), (), (2, 3)])
 def test_batches(batch):
     form = NETWORKS["everything"]
@@ -112,8 +118,8 @@ def test_gains_go_through_norms():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["plain", "residual", "everything"])
-@pytest.mark.parametrize("kind", [None, "gated"])
-def test_shapes_of_the_op_are_those_of_the_launcher(kind, name, dtype):
+@pytest.mark.parametrize(("kind", "shares"), [(None, False), ("gated", False), ("gated", True)])
+def test_shapes_of_the_op_are_those_of_the_launcher(kind, shares, name, dtype):
     """What a compiler is told of the GPU's op: all but the numbers."""
     form = NETWORKS[name]
     z, term, (weights, biases, scales, *_) = form.unpack([t.detach().to(dtype) for t in form.tensors((7,))])
@@ -122,8 +128,8 @@ def test_shapes_of_the_op_are_those_of_the_launcher(kind, name, dtype):
     fields, degrees = structure_fields(form.structure, kind), form.structure.degree_tensors()
     with FakeTensorMode() as mode:
         there = [torch.empty_like(mode.from_tensor(t), device="cuda") for t in (z, *tensors, *degrees)]
-        told = FWD.dispatched(there[0], there[1 : -len(degrees)], present, there[-len(degrees) :], fields, True)
-    launched = FWD.triton(z, tensors, present, degrees, fields, True)
+        told = FWD.dispatched(there[0], there[1 : -len(degrees)], present, there[-len(degrees) :], fields, True, shares)
+    launched = FWD.triton(z, tensors, present, degrees, fields, True, shares)
     assert [(t.shape, t.dtype) for t in told] == [(t.shape, t.dtype) for t in launched]
     assert all(t.is_cuda for t in told)
 

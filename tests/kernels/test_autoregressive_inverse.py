@@ -33,16 +33,16 @@ def triton_kernels(monkeypatch):
 dtypes = pytest.mark.parametrize("dtype", [d for d in DTYPES if GPU or d != torch.bfloat16])
 
 
-def check(n: int, flow: Flow, dtype: torch.dtype = torch.float32) -> None:
+def check(n: int, flow: Flow, dtype: torch.dtype = torch.float32, shares: bool = False) -> None:
     flow = flow.to(dtype)
     d = flow.structure.features
     z, d_x = torch.randn(2, n, d).to(DEVICE, dtype).unbind()
-    d_log_det = torch.randn(n).to(DEVICE, compute_dtype(dtype))
+    d_log_det = torch.randn(*((n, d) if shares else (n,))).to(DEVICE, compute_dtype(dtype))
     exact = inverse_results(flow.to(torch.float64), z.double(), d_x, d_log_det)
     # In float64 eager is the oracle itself: an input with one more rounding gives its errors.
     inexact = torch.nextafter(z, z + torch.randn_like(z)) if dtype == torch.float64 else z
     eager = inverse_results(flow, inexact, d_x, d_log_det)
-    x, log_det = autoregressive_inverse_fwd(z, *flow.arguments())
+    x, log_det = autoregressive_inverse_fwd(z, *flow.arguments(), shares)
     assert_as_close_as_eager(x, eager[0], exact[0], "x")
     assert_as_close_as_eager(log_det, eager[1].to(log_det), exact[1], "log_det")
     lam = autoregressive_inverse_solve(d_x, d_log_det, eager[0], *flow.arguments())
@@ -66,6 +66,11 @@ def test_shapes(n, features, hidden):
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds(kind):
     check(3, flow_of(kind=kind))
+
+
+@pytest.mark.parametrize("kind", ["gated", "location_only"])
+def test_shares(kind):
+    check(3, flow_of(kind=kind), shares=True)
 
 
 @pytest.mark.thorough

@@ -71,17 +71,17 @@ def choose(kernels, monkeypatch):
 
 @pytest.fixture
 def check(choose):
-    def check(n, flow, key=FLOAT):
+    def check(n, flow, key=FLOAT, shares=False):
         choose(key)
         dtype = key[0]
         flow = flow.to(dtype)
         z, d_x = torch.randn(2, n, flow.structure.features).to(DEVICE, dtype).unbind()
-        d_log_det = torch.randn(n).to(DEVICE, compute_dtype(dtype))
+        d_log_det = torch.randn_like(z if shares else z[:, 0], dtype=compute_dtype(dtype))
         exact = inverse_results(flow.to(torch.float64), z.double(), d_x, d_log_det)
         # In float64 eager is the oracle itself: an input with one more rounding gives its errors.
         inexact = torch.nextafter(z, z + torch.randn_like(z)) if dtype == torch.float64 else z
         eager = inverse_results(flow, inexact, d_x, d_log_det)
-        x, log_det = autoregressive_inverse_fwd(z, *flow.arguments())
+        x, log_det = autoregressive_inverse_fwd(z, *flow.arguments(), shares)
         assert_as_close_as_eager(x, eager[0], exact[0], "x")
         assert_as_close_as_eager(log_det, eager[1].to(log_det), exact[1], "log_det")
         if (SOLVE, key) in KERNELS:
@@ -110,6 +110,11 @@ def test_shapes(n, features, hidden, key, check):
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds(kind, check):
     check(3, flow_of(kind=kind))
+
+
+@pytest.mark.parametrize("kind", ["gated", "location_only"])
+def test_shares(kind, check):
+    check(9, flow_of(9, kind=kind), shares=True)
 
 
 @pytest.mark.thorough

@@ -140,6 +140,47 @@ def test_implementations_agree(impl, direction):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=2e-5)
 
 
+def test_second_derivatives():
+    flow, z, context = problem("iaf")
+    leaf = z[:2].clone().requires_grad_()
+    weights = torch.rand(2, D, dtype=torch.float64)
+
+    def weighted(z):
+        out, shares = flow(z, context[0][:2], log_det_map=True)
+        return out.sin().sum() + (weights * shares).sum()
+
+    assert torch.autograd.gradgradcheck(weighted, leaf)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_weighted_shares_in_one_graph(direction):
+    flow, z, context = problem("iaf", torch.float32)
+    weights, found = torch.rand_like(z), []
+    run = getattr(flow, direction)
+    for call in (run, torch.compile(run, backend="aot_eager", fullgraph=True)):
+        leaf = z.clone().requires_grad_()
+        out, shares = call(leaf, *context, log_det_map=True)
+        found.append(torch.autograd.grad((weights * shares).sum() + out.sum(), [leaf, *flow.parameters()]))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("name", ["iaf", "maf", "convolutional"])
+def test_shares_on_meta(name):
+    flow, z, context = problem(name, torch.float32)
+    out, shares = flow.to("meta")(z.to("meta"), *(c.to("meta") for c in context), log_det_map=True)
+    assert (out.shape, shares.shape, shares.device.type) == (z.shape, z.shape, "meta")
+
+
+@pytest.mark.parametrize("name", ["iaf", "convolutional"])
+def test_shares_under_autocast(name):
+    flow, z, context = problem(name, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, shares = flow(z, *context, log_det_map=True)
+        same, log_det = flow(z, *context)
+    assert (shares.dtype, out.dtype) == (log_det.dtype, same.dtype)
+    torch.testing.assert_close(shares.flatten(1).sum(1), log_det, rtol=1e-5, atol=1e-5)
+
+
 def test_compiles_whole():
     flow, z, context = problem("sequence", torch.float32)
     compiled = torch.compile(lambda z, c: flow(z, c, log_det_map=True), backend="eager", fullgraph=True)

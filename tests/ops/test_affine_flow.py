@@ -18,14 +18,14 @@ kernels = pytest.mark.parametrize("impl", ["cpp", "triton"])
 FAR = 1e4
 
 
-def problem(batch, features, kind="gated", inverse=False):
+def problem(batch, features, kind="gated", inverse=False, log_det_map=False):
     """z, shift and, unless the kind has none, scale logits, small enough that the inverse is well conditioned."""
     inputs = [torch.randn(*batch, features), torch.randn(*batch, features)]
     if kind != "location_only":
         inputs.append(torch.randn(*batch, features))
 
     def call(impl, p):
-        outputs = F.affine_flow(*p, kind=kind, inverse=inverse, impl=impl)
+        outputs = F.affine_flow(*p, kind=kind, inverse=inverse, log_det_map=log_det_map, impl=impl)
         # The log-determinant of location_only is a constant.
         return outputs[:1] if kind == "location_only" else outputs
 
@@ -44,6 +44,19 @@ def test_forward_and_backward(batch, features, impl, inverse):
 @every_kind
 def test_kinds(kind, impl, inverse):
     check_against_oracle(problem((6,), 21, kind, inverse), impl, torch.float32)
+
+
+@DIRECTIONS
+@every_impl
+@every_kind
+def test_shares(kind, impl, inverse):
+    check_against_oracle(problem((6,), 21, kind, inverse, log_det_map=True), impl, torch.float32)
+
+
+@kernels
+@pytest.mark.parametrize("batch", [(0,), (1,), (65,), (2, 3), ()])
+def test_shares_of_batches(batch, impl):
+    check_against_oracle(problem(batch, 65, log_det_map=True), impl, torch.float32)
 
 
 @DIRECTIONS

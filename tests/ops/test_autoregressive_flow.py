@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvae import _C
+from fastvae.ops.affine_flow import affine_flow
 from fastvae.ops.autoregressive_flow import autoregressive_flow, masked_network
 from fastvae.reference.affine_flow import KINDS
 from fastvae.reference.affine_flow import affine_flow as affine_reference
@@ -42,6 +43,39 @@ def test_batches(name, batch, entry, impl):
 def test_kinds(kind, impl):
     form = network(6, (21, 18), params=params_of(kind), context=True)
     check(lambda: form.problem("flow", form.tensors((5,)), kind), impl, torch.float32)
+
+
+@every_impl
+@pytest.mark.parametrize("name", ["many features", "one feature", "shuffled order", "everything"])
+def test_shares(name, impl):
+    form = NETWORKS[name]
+    check(lambda: form.problem("flow", form.tensors((6,)), log_det_map=True), impl, torch.float32)
+
+
+@kernels
+@pytest.mark.parametrize("batch", BATCHES)
+def test_shares_of_batches(batch, impl):
+    form = NETWORKS["everything"]
+    check(lambda: form.problem("flow", form.tensors(batch), log_det_map=True), impl, torch.float32)
+
+
+@kernels
+@pytest.mark.parametrize("kind", KINDS)
+def test_shares_are_those_of_the_affine_step(kind, impl):
+    """The fused step has the shares of the step after its network, and their gradients."""
+    form = network(70, (20, 31), params=params_of(kind), context=True)
+    tensors = form.tensors((66,))
+    z, term, parameters = form.unpack(tensors)
+    out, shares = autoregressive_flow(z, term, parameters, form.structure, kind=kind, log_det_map=True, impl=impl)
+    params = form.structure.split(masked_network(z, term, parameters, form.structure, impl=impl))
+    scale_logit = None if kind == "location_only" else params[..., 1, :]
+    expected = affine_flow(z, params[..., 0, :], scale_logit, kind=kind, log_det_map=True, impl=impl)
+    torch.testing.assert_close((out, shares), expected)
+    _, log_det = autoregressive_flow(z, term, parameters, form.structure, kind=kind, impl=impl)
+    torch.testing.assert_close(shares.double().sum(-1), log_det.double(), rtol=1e-6, atol=1e-6)
+    weights = torch.rand_like(shares)
+    loss, unfused = ((s * weights).sum() + o.square().sum() for o, s in ((out, shares), expected))
+    torch.testing.assert_close(torch.autograd.grad(loss, tensors), torch.autograd.grad(unfused, tensors))
 
 
 @every_impl

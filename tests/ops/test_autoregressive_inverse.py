@@ -46,6 +46,20 @@ def test_kinds(kind, impl):
 
 
 @every_impl
+@pytest.mark.parametrize("name", ["many features", "one feature", "shuffled order", "everything"])
+def test_shares(name, impl):
+    form = NETWORKS[name]
+    check(lambda: form.problem("inverse", form.tensors((6,)), log_det_map=True), impl, torch.float32)
+
+
+@kernels
+@pytest.mark.parametrize("batch", BATCHES)
+def test_shares_of_batches(batch, impl):
+    form = NETWORKS["everything"]
+    check(lambda: form.problem("inverse", form.tensors(batch), log_det_map=True), impl, torch.float32)
+
+
+@every_impl
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation, residual, impl):

@@ -26,11 +26,11 @@ def test_a_refusal_names_op_argument_and_what_came():
     ):
         OPS.diag_gaussian_kl_fwd(mu, torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"affine_flow_fwd: kind must be one of .*, got 'cubic'"):
-        OPS.affine_flow_fwd(mu, mu, mu, "cubic", False)
+        OPS.affine_flow_fwd(mu, mu, mu, "cubic", False, False)
 
 
-# What `degrees` is of: numbers, whether to keep, description.
-OF_SWEEP = ([3, 2, 0, 1, 0, 0], False, "2 identity 0 blocked;0 1 2;0 1")
+# What `degrees` is of: numbers, whether to keep, whether shares are wanted, description.
+OF_SWEEP = ([3, 2, 0, 1, 0, 0], False, False, "2 identity 0 blocked;0 1 2;0 1")
 SWEEP = {
     "features that are not in an order": [[1, 1, 3], [0, 1], [0, 0, 2, 0, 0, 2]],
     "a unit that no feature is found for": [[1, 2, 3], [0, 9], [0, 1, 2, 0, 1, 2]],
@@ -53,7 +53,7 @@ def test_a_sweep_is_that_of_the_network_described(text, message):
     degrees = [torch.tensor(d) for d in ([1, 2, 3], [0, 1], [0, 1, 2, 0, 1, 2])]
     tensors = [torch.randn(2, 3), torch.randn(6, 2)]
     with pytest.raises(ValueError, match=f"autoregressive_inverse_fwd: {message}"):
-        OPS.autoregressive_inverse_fwd(torch.randn(4, 3), tensors, [False] * 5, degrees, *OF_SWEEP[:2], text)
+        OPS.autoregressive_inverse_fwd(torch.randn(4, 3), tensors, [False] * 5, degrees, *OF_SWEEP[:3], text)
 
 
 @pytest.mark.parametrize("degrees", SWEEP.values(), ids=SWEEP)

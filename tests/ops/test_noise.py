@@ -1,6 +1,7 @@
 """The noise contract: one function of (seed, sample, row, column), the same in every implementation and split."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -51,6 +52,43 @@ def test_kernels_follow_the_specification(columns, row_offset, impl):
     got = draw(5, columns, (3,), seed=9, row_offset=row_offset, impl=impl)
     # A few units in the last place of the radius, at most 6.7: the polynomials' error.
     torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_seeds_are_those_of_draw_seed():
+    """Kernels that read their seed at once draw the same number, and leave the generator in the same state."""
+    mu, log_sigma = (torch.zeros(5, 7, requires_grad=True) for _ in range(2))
+    torch.manual_seed(3)
+    expected = [philox.normal(draw_seed("cpu"), 1, 5, 7)[0] for _ in range(3)]
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    samples = [F.diag_gaussian_rsample(mu, log_sigma, impl="cpp") for _ in range(3)]
+    assert torch.equal(torch.get_rng_state(), state)
+    for (z, _), eps in zip(samples, expected, strict=True):
+        torch.testing.assert_close(z.detach(), eps, rtol=2e-6, atol=2e-6)
+    # Later calls change neither samples nor gradients of earlier ones.
+    (z, log_q), eps = samples[0], samples[0][0].detach().clone()
+    d_mu, d_log_sigma = torch.autograd.grad((z, log_q), (mu, log_sigma), (torch.ones(5, 7), torch.zeros(5)))
+    assert torch.equal(d_mu, torch.ones(5, 7))
+    torch.testing.assert_close(d_log_sigma, eps)
+    torch.set_rng_state(state)
+    again = F.diag_gaussian_rsample(mu, log_sigma, impl="cpp")[0]
+    torch.set_rng_state(state)
+    assert torch.equal(F.diag_gaussian_rsample(mu, log_sigma, impl="cpp")[0], again)
+
+
+def test_threads_draw_their_own_seeds():
+    def run(seed):
+        generator, zeros = torch.Generator().manual_seed(seed), torch.zeros(3, 4)
+        with torch.inference_mode():
+            F.diag_gaussian_rsample(zeros, zeros, generator=generator, impl="cpp")
+        return torch.stack(
+            [F.diag_gaussian_rsample(zeros, zeros, generator=generator, impl="cpp")[0] for _ in range(50)]
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, range(4)))
+    for seed, samples in enumerate(together):
+        assert torch.equal(samples, run(seed))
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())

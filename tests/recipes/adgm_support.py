@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from fastvae.recipes.batch_statistics import EPS
 from fastvae.recipes.systems.adgm.config import ADGMConfig
 from fastvae.recipes.systems.adgm.model import ADGM
-from fastvae.recipes.systems.adgm.statistics import EPSILON, ClassBatchNorm
+from fastvae.recipes.systems.adgm.statistics import ClassBatchNorm
 
 KINDS = ("adgm", "sdgm")
 SMALL = {"latent_features": 3, "auxiliary_features": 2, "hidden_features": (7, 6)}
@@ -54,7 +55,7 @@ def set_linear(network, head, slopes, deviation):
         network.first.class_weight.zero_()
     for norm in network.hidden.norms:
         norm.running_mean.zero_()
-        norm.running_var.fill_(1.0 - EPSILON)
+        norm.running_var.fill_(1.0 - EPS)
     for layer in network.hidden.layers:
         layer.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
     head.linear.weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))

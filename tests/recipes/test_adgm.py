@@ -279,6 +279,18 @@ def test_points_of_the_plane(tmp_path):
     assert pictures >= {"regions.png", "auxiliary.png", "samples.png", "reconstructions.png"}
 
 
+@pytest.mark.thorough
+def test_six_labels_are_enough_for_two_moons(tmp_path):
+    """The options that the page of the systems documents."""
+    rates = {"learning_rate": 1e-2, "final_learning_rate": 3e-4, "decay_from": 0.7, "average_decay": 0.95}
+    steps = {"epochs": 150, "kl_warmup": 30, "check_every": 150, "weight_prior": 0.0}
+    run = train(
+        "adgm", ADGMConfig("adgm", 1, 1, (64, 64)), ADGMTrainConfig(data="moons", labels=6, **rates, **steps), tmp_path
+    )
+    assert run.figures.error == 0.0
+    assert run.figures.test_images == 1000
+
+
 def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
     """Batch statistics, and their gradients, are those of the joint batch."""
     one, two = train_on_one_and_two_processes("adgm_two_processes.py", tiny, tmp_path)

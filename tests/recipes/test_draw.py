@@ -10,7 +10,12 @@ from fastvae.recipes.systems.draw.config import DRAWConfig, DRAWSettings, DRAWTr
 from fastvae.recipes.systems.draw.model import DRAW
 from fastvae.recipes.systems.draw.pictures import rectangle_of
 from fastvae.recipes.systems.loading import find_system
-from tests.recipes.training_support import assert_same_weights, train
+from tests.recipes.training_support import (
+    assert_same_weights,
+    metrics,
+    train,
+    train_on_one_and_two_processes,
+)
 
 SIZES = {"latent_features": 4, "hidden_features": 6, "write_points": 3, "data_features": 64}
 
@@ -152,6 +157,14 @@ def test_resumed_run_is_one_run(tmp_path):
     torch.rand(3)
     found = system.run(settings, tmp_path / "parts", resume=part.checkpoint, finish=False, **options)
     assert_same_weights(found, whole)
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(tiny, tmp_path):
+    one, two = train_on_one_and_two_processes("draw_two_processes.py", tiny, tmp_path)
+    for name in ("plain", "free"):
+        for ours, theirs in zip(metrics(two / name), metrics(one / name), strict=True):
+            for column in ("loss", "train_elbo", "train_kl", "test_elbo"):
+                assert float(ours[column]) == pytest.approx(float(theirs[column]), rel=1e-9), (name, column)
 
 
 def test_free_glimpses_have_no_gradient_of_their_divergence(tmp_path):

@@ -108,6 +108,20 @@ def test_a_dimension_under_its_floor_has_no_gradient():
         assert (gradient == 0).all()
 
 
+def test_the_last_step_of_a_dimension_under_its_floor_has_no_gradient():
+    """Only the share of its own dimension depends on its shift and scale."""
+    q, eps = posterior("diagonal", torch.float32), torch.randn(6, D)
+    parts = q.rsample_with_kl(kl="dimensions", eps=eps)[2]
+    means = parts.detach().mean(0)
+    floor = means.sort().values[1:3].mean().clamp(min=0.0).item()
+    last = q.flow.steps()[-1].masked_layers()[-1]
+    gradients = torch.autograd.grad(free_bits(parts, floor), [last.weight, last.bias])
+    for gradient in gradients:
+        per_output = gradient.abs().reshape(2, D, -1).sum(-1)
+        assert (per_output[:, means <= floor] == 0).all()
+    assert (gradients[1].reshape(2, D)[:, means > floor] != 0).all()
+
+
 @pytest.mark.parametrize("prior", ["normal", "maf"])
 @pytest.mark.parametrize("kind", ["diagonal", "triangular", "iaf"])
 def test_loss(kind, prior):

@@ -39,8 +39,8 @@ class Flow:
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return autoregressive_flow(x, self.context_term, self.parameters, self.structure, self.kind)
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return autoregressive_inverse(z, self.context_term, self.parameters, self.structure, self.kind)
+    def inverse(self, z: Tensor, log_det_map: bool = False) -> tuple[Tensor, Tensor]:
+        return autoregressive_inverse(z, self.context_term, self.parameters, self.structure, self.kind, log_det_map)
 
 
 def flow_of(
@@ -83,9 +83,9 @@ def flow_of(
 
 
 def inverse_results(flow: Flow, z: Tensor, d_x: Tensor, d_log_det: Tensor) -> list[Tensor]:
-    """x, log_det and the gradient to z of the reference, in the dtype of z."""
+    """x, log_det and the gradient to z of the reference, in the dtype of z; shares where d_log_det is of shares."""
     z = z.detach().clone().requires_grad_()
-    x, log_det = flow.inverse(z)
+    x, log_det = flow.inverse(z, log_det_map=d_log_det.dim() == 2)
     value = (x * d_x.to(x)).sum() + (log_det * d_log_det.to(log_det)).sum()
     return [x.detach(), log_det.detach(), *torch.autograd.grad(value, z)]
 

@@ -29,7 +29,7 @@ def wrong(name, argument, value):
     """What to put in place of ``value``, with a name."""
     if isinstance(value, torch.Tensor):
         yield from wrong_tensors(value)
-    elif isinstance(value, bool) or value is None:
+    elif isinstance(value, (bool, float)) or value is None:
         return
     elif isinstance(value, int):
         numbers = (-1, -HUGE) if argument in ("row_offset", "origin_tap") else (-1, 0, HUGE, -HUGE)

@@ -68,7 +68,7 @@ class Network:
         """The place of the first layer's weight among the tensors."""
         return 2 if self.context else 1
 
-    def problem(self, entry: str, tensors: list[Tensor], kind: str = "gated") -> Problem:
+    def problem(self, entry: str, tensors: list[Tensor], kind: str = "gated", *, log_det_map: bool = False) -> Problem:
         """``"made"``, ``"flow"`` or ``"inverse"`` as a function of :meth:`tensors`."""
 
         def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
@@ -76,7 +76,7 @@ class Network:
             if entry == "made":
                 return (masked_network(z, term, parameters, self.structure, impl=impl),)
             function = autoregressive_flow if entry == "flow" else autoregressive_inverse
-            outputs = function(z, term, parameters, self.structure, kind=kind, impl=impl)
+            outputs = function(z, term, parameters, self.structure, kind=kind, log_det_map=log_det_map, impl=impl)
             # The log-determinant of location_only is a constant.
             return outputs[:1] if kind == "location_only" else outputs
 

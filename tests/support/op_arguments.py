@@ -101,7 +101,7 @@ def network_arguments() -> dict[str, tuple]:
     kept = (*weights, scales[1])
     present = [True, True, False, False, True]
     network = ((*weights, context, biases[0], scales[1]), present, degrees, structure)
-    saved, log_det = torch.rand(1, d + 2 * width + 2 * d, 64), torch.randn(n)
+    saved, log_det, shares = torch.rand(1, d + 2 * width + 2 * d, 64), torch.randn(n), torch.randn(n, d)
     on_device = [t.to(KERNEL) for t in (x, weights[0], biases[0], *degrees[:2], y)]
     x_there, weight, bias, in_degrees, out_degrees, d_y = on_device
     h, weight_there, bias_there, data, per_row = (torch.randn(s, device=KERNEL) for s in ((6, 4), (5, 4), 5, (2, 5), 6))
@@ -134,10 +134,14 @@ def network_arguments() -> dict[str, tuple]:
         "masked_linear_bwd": (d_y, d_y.clone(), x_there, weight, None, in_degrees, out_degrees, "silu", True),
         "masked_norm_fwd": (weights[0], *degrees[:2]),
         "masked_norm_bwd": (torch.rand(width), torch.rand(width), weights[0], *degrees[:2]),
-        "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False),
+        "affine_flow_fwd": (x_there, x_there.clone(), x_there.clone(), "gated", False, False),
+        "affine_flow_fwd shares": (x_there, x_there.clone(), x_there.clone(), "gated", True, True),
         "affine_flow_bwd": (x_there, x_there[:, 0].clone(), *(x_there.clone() for _ in range(3)), "gated", True),
-        "autoregressive_flow_fwd": (x, *network, True),
+        "affine_flow_bwd shares": (*(x_there.clone() for _ in range(5)), "gated", False),
+        "autoregressive_flow_fwd": (x, *network, True, False),
+        "autoregressive_flow_fwd shares": (x, *network, True, True),
         "autoregressive_flow_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5),
+        "autoregressive_flow_bwd shares": (x, shares, saved, kept, present, False, degrees, structure, [True] * 5),
         "autoregressive_flow_bwd context": (
             x,
             log_det,
@@ -149,8 +153,12 @@ def network_arguments() -> dict[str, tuple]:
             structure,
             [False, False, True, False, False],
         ),
-        "autoregressive_inverse_fwd": (x, *network, True, text),
+        "autoregressive_inverse_fwd": (x, *network, True, False, text),
+        "autoregressive_inverse_fwd shares": (x, *network, True, True, text),
         "autoregressive_inverse_bwd": (x, log_det, saved, kept, present, False, degrees, structure, [True] * 5, text),
+        "autoregressive_inverse_bwd shares": (
+            *(x, shares, saved, kept, present, False, degrees, structure, [True] * 5, text),
+        ),
     }
 
 

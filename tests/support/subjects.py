@@ -29,14 +29,14 @@ class Call(nn.Module):
 
 
 class Method(nn.Module):
-    """One method of a module, such as ``inverse`` of a flow, as the forward of another."""
+    """One method of a module, such as ``inverse`` of a flow, with options as the forward of another."""
 
-    def __init__(self, inner: nn.Module, method: str) -> None:
+    def __init__(self, inner: nn.Module, method: str, **options: object) -> None:
         super().__init__()
-        self.inner, self.method = inner, method
+        self.inner, self.method, self.options = inner, method, options
 
     def forward(self, *inputs: Tensor) -> object:
-        return getattr(self.inner, self.method)(*inputs)
+        return getattr(self.inner, self.method)(*inputs, **self.options)
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,7 @@ FUNCTIONS = [
     function("affine_flow", F.affine_flow, *[VECTOR] * 3),
     function("affine_flow inverse", lambda z, m, s: F.affine_flow(z, m, s, kind="softplus", inverse=True),
              *[VECTOR] * 3),
+    function("affine_flow shares", lambda z, m, s: F.affine_flow(z, m, s, log_det_map=True), *[VECTOR] * 3),
     function("masked_conv2d", masked_conv2d, normal(2, 4, 5)),
     function("gated_activation", F.gated_activation, normal(4, 3, 5)),
     function("gated_activation with a vector", F.gated_activation, normal(4, 3, 5), normal(4)),
@@ -261,10 +262,14 @@ FLOWS = [
           lambda: layers.InverseAutoregressiveFlow(D, (8,), context_features=2, weight_norm=True), VECTOR, normal(2)),
     layer("InverseAutoregressiveFlow inverse",
           lambda: Method(layers.InverseAutoregressiveFlow(D, (8,), steps=2), "inverse"), VECTOR),
+    layer("InverseAutoregressiveFlow shares",
+          lambda: Method(layers.InverseAutoregressiveFlow(D, (8,), steps=2), "forward", log_det_map=True), VECTOR),
     layer("MaskedAutoregressiveFlow",
           lambda: layers.MaskedAutoregressiveFlow(D, (8,), kind="softplus", context_features=2), VECTOR, normal(2)),
     layer("MaskedAutoregressiveFlow inverse",
           lambda: Method(layers.MaskedAutoregressiveFlow(D, (8,), kind="location_only"), "inverse"), VECTOR),
+    layer("MaskedAutoregressiveFlow shares",
+          lambda: Method(layers.MaskedAutoregressiveFlow(D, (8,), steps=2), "forward", log_det_map=True), VECTOR),
     layer("FlowSequence", lambda: layers.FlowSequence(layers.InverseAutoregressiveFlow(D, (8,)),
           layers.HouseholderFlow(D, 2)), VECTOR),
     layer("HouseholderFlow", lambda: layers.HouseholderFlow(D, 2, 2), VECTOR, normal(2)),

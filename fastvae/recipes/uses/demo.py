@@ -15,11 +15,11 @@ from ..._version import __version__
 from ..data.batches import BinarizedImages, JointBatches, binarize_fixed
 from ..data.mnist import Mnist, load_mnist
 from ..evaluation.config import EvaluationConfig
-from ..files import write_json
+from ..files import to_finite, write_json
 from ..pictures.curves import draw_learning_curves
 from ..pictures.grids import draw_reconstructions, draw_samples
 from ..pictures.latents import draw_manifold
-from ..settings import check_whole, to_plain
+from ..settings import check_whole
 from ..systems.vae.config import POSTERIORS, VAEConfig, VAESettings, VAETrainConfig
 from ..systems.vae.model import VAE
 from ..systems.vae.system import SYSTEM
@@ -134,7 +134,7 @@ def show_posterior(
     rounds, compiler = settings.demonstration.timed_steps, settings.demonstration.compiler
     steps = measure_steps(model, settings.training, batch, rounds, compiler=compiler)
     evaluations = measure_evaluation(model, settings.evaluation, chunk, -(-rounds // 3), compiler=compiler)
-    return run, to_plain(run.figures) | {
+    return run, to_finite(asdict(run.figures)) | {
         "images_per_second": run.images_per_second,
         "step_ms": steps["fastvae"],
         "reference_step_ms": steps["reference"],

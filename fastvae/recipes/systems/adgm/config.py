@@ -83,7 +83,8 @@ class ADGMTrainConfig(LabelledAveragedTrainConfig):
     """How to train it, as plain data.
 
     Args:
-        data: the images: mnist, or digits, the 1797 of scikit-learn; or moons, points of two half moons in the plane.
+        data: the images: mnist, or digits, the 1797 of scikit-learn; or moons, points of two half moons in the
+            plane, with labels near the ends and in the middle of both.
         auxiliary_samples: samples of a for each image.
         beta: weight of the classifier: that of log q(y | a, x) is beta N / N_l, for N images and N_l labels.
         weight_prior: precision of the Gaussian prior on the weights of the linear maps; 0 for no prior.

@@ -81,7 +81,7 @@ def draw_points(named: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
     """Points ``(N, 2)`` and their classes ``(N,)``, a picture for each name."""
     figure = Figure(figsize=(4.2 * len(named), 3.4), layout="constrained")
     for axes, (name, (points, labels)) in zip(
-        figure.subplots(1, len(named), squeeze=False)[0], named.items(), strict=True
+        figure.subplots(1, len(named), squeeze=False, sharex=True, sharey=True)[0], named.items(), strict=True
     ):
         scatter(axes, points.numpy(), labels.numpy(), 2)
         axes.set_aspect("equal")

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from ...batch_statistics import EPS
+
 __all__ = ["BatchStatistics", "ClassBatchNorm"]
 
-EPSILON, MOMENTUM = 1e-5, 0.1
+MOMENTUM = 0.1
 
 
 class BatchStatistics:
@@ -75,7 +77,7 @@ class ClassBatchNorm(nn.Module):
             weights: of the rows, ``(*)``; equal ones if None.
         """
         mean, variance = self.find_moments(h, statistics, weights)
-        scale = self.gain * (variance + EPSILON).rsqrt()
+        scale = self.gain * (variance + EPS).rsqrt()
         return torch.addcmul(self.bias - mean * scale, h.to(scale.dtype), scale).relu_()
 
     def find_moments(
