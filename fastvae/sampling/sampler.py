@@ -247,7 +247,6 @@ class CausalSampler:
         assert parameters is not None
         return images, parameters
 
-    @torch.no_grad()
     def _sample(
         self,
         n: int,
@@ -284,7 +283,7 @@ class CausalSampler:
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
         row_offset = integer("row_offset", row_offset, 0)
-        like, shape = self._like(), (n, self.in_channels, *size)
+        like, shape = like_of(self.network), (n, self.in_channels, *size)
         images = like.new_zeros(shape)
         known = None
         if given is not None:
@@ -310,12 +309,12 @@ class CausalSampler:
         row_offset: int = 0,
     ) -> Tensor:
         """The uniform numbers that :meth:`sample` takes, ``(n, H * W * columns)``: those of a pixel together."""
-        return self._uniforms(draw_seed(self._like().device, generator), n, image_size, row_offset)
+        return self._uniforms(draw_seed(like_of(self.network).device, generator), n, image_size, row_offset)
 
     def _uniforms(self, seed: Tensor, n: int, image_size: int | Sequence[int], row_offset: int) -> Tensor:
         height, width = _image_size(image_size)
         columns = height * width * self.likelihood.columns(self.in_channels)
-        return philox_uniform(seed, n, columns, row_offset).to(self._like().dtype)
+        return philox_uniform(seed, n, columns, row_offset).to(like_of(self.network).dtype)
 
     # Finished images
 
@@ -332,7 +331,7 @@ class CausalSampler:
             ValueError: shapes or context that do not fit; integers that are no levels; a dtype of ``x`` that does not
                 tell the levels apart; a network in training mode.
         """
-        like = self._like()
+        like = like_of(self.network)
         self._check_images("x", x, (None, self.in_channels, None, None), like)
         images = self.likelihood.to_numbers(x, like.dtype).contiguous()
         plan, binding = self._bind(images, context)
@@ -347,11 +346,6 @@ class CausalSampler:
         self.likelihood.check("x", x)
         numbers = x if is_integral(x) else self.likelihood.to_numbers(x, parameters.dtype)
         return self.likelihood.log_prob(numbers, parameters)
-
-    # What a call needs
-
-    def _like(self) -> Tensor:
-        return like_of(self.network)
 
     def _check_images(self, name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
         if not isinstance(x, Tensor) or x.is_complex():
