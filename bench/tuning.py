@@ -156,8 +156,8 @@ _vary_last_layer = _vary_constants(
 _vary_factor = _vary_constants("tril_gaussian", "_HEIGHT", values=((4,), (16,)))
 ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "attention_window": _vary_constants(
-        "attention_window", "_FILTERS", "_IMAGE", "_WARP",
-        values=((512, 512, 256), (512, 1024, 256), (512, 1024, 128), (1024, 1024, 256)),
+        "attention_window", "_FILTERS", "_WARP",
+        values=((512, 256), (1024, 128), (1024, 256)),
     ),
     "bernoulli": _vary_row_tiles,
     "diag_gaussian": _vary_row_tiles,

@@ -19,8 +19,8 @@ from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
 
 _LEAST_LOG_VARIANCE = tl.constexpr(-60.0)
-# Numbers of a program's tiles of filters and of images, and those that a warp holds.
-_FILTERS, _IMAGE, _WARP = 512, 512, 128
+# Numbers of a program's tile of filters, and those of all tiles that a warp holds.
+_FILTERS, _WARP = 512, 128
 
 
 class _Tile(NamedTuple):
@@ -31,10 +31,11 @@ class _Tile(NamedTuple):
 
 
 @by_shape
-def _tile(points: int, height: int, width: int) -> _Tile:
+def _tile(points: int, height: int, width: int, dtype: torch.dtype) -> _Tile:
     block = next_power_of_2(points)
     columns = min(next_power_of_2(width), max(_FILTERS // block, 16))
-    rows = min(next_power_of_2(height), max(_IMAGE // columns, 1))
+    image = 1024 if block <= 2 and dtype is not torch.float64 else 512
+    rows = min(next_power_of_2(height), max(image // columns, 1))
     return _Tile(block, rows, columns, min(max(max(rows, block) * columns // _WARP, 1), 8))
 
 
@@ -263,7 +264,7 @@ def _read(x: Tensor, other: Tensor | None, window: Tensor, points: int, *, inver
     m, height, width = x.shape
     images = 1 if other is None else 2
     patches = x.new_empty((m, images, points, points))
-    tile = _tile(points, height, width)
+    tile = _tile(points, height, width, window.dtype)
     launch(
         _attention_read_fwd_kernel, m * images * points, patches, x, other, window, points, height, width,
         window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
@@ -276,7 +277,7 @@ def _write(patches: Tensor, k: int, window: Tensor, height: int, width: int, *, 
     """The images (M, H, W) of patch k of each window, patches (M, K, N, N)."""
     m, images, points, _ = patches.shape
     image = patches.new_empty((m, height, width))
-    tile = _tile(points, height, width)
+    tile = _tile(points, height, width, window.dtype)
     launch(
         _attention_write_fwd_kernel, m * ceil_div(height, tile.rows) * ceil_div(width, tile.columns),
         image, patches, window, points, height, width, window.stride(0), images, k, INVERSE=inverse,
@@ -289,7 +290,7 @@ def _window_gradient(patches: Tensor, x: Tensor, other: Tensor | None, window: T
     m, height, width = x.shape
     images, points = patches.shape[1:3]
     parts = window.new_empty((m, images * points, window.shape[1]), dtype=compute_dtype(window.dtype))
-    tile = _tile(points, height, width)
+    tile = _tile(points, height, width, window.dtype)
     launch(
         _attention_window_bwd_kernel, m * images * points, parts, patches, x, other, window, points, height, width,
         window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,

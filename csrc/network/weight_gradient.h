@@ -245,7 +245,7 @@ struct GradientOfLayer {
   bool buffered() const { return s.layer.scale || !s.inputs.sorted(); }
 
   void run(int64_t begin, int64_t end) const {
-    if (to.d_weight) write_weight(begin, end);
+    if (to.d_weight || to.d_scale) write_weight(begin, end);
     if (to.d_bias) sum_samples(s, d_out, begin, end, to.d_bias);
     fence_streams();
   }

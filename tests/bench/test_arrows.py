@@ -9,7 +9,7 @@ FLOORS = (
     ("environment", "gpu_figures", "memory", "rows", "task", "timing", "whole_run"),
     ("decoder", "gaussian", "roofline", "steps", "wording"),
     ("floors", "gpu_plan", "jobs", "networks", "plots", "readme"),
-    ("peers", "report"),
+    ("class_steps", "peers", "report"),
     ("ops",),
     ("registry", "tuning"),
     ("floor_table", "gpu_page", "runner"),

@@ -57,7 +57,7 @@ def test_both_ways_give_the_same_bits(entry, dtype):
 def is_ready(inputs, impl="auto"):
     z, context_term, parameters, structure = network(*inputs)
     fields = structure_fields(structure, "gated")
-    return recognise(z, context_term, parameters, structure, "gated", fields, impl) is not None
+    return recognise(z, context_term, parameters, structure, "gated", fields, False, impl) is not None
 
 
 def replace(inputs, index, tensor):

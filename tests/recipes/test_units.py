@@ -46,8 +46,8 @@ MODELS = {
     "pixelvae, two levels": lambda: PixelVAE(
         replace(SMALL_VAE, levels=2, latent="map", decoder="conv", prior="pixelcnn")
     ),
-    "cvae": lambda: WithLabels(CVAE(CVAEConfig("normal", 3, (8,)))),
-    "cvae, priors of classes": lambda: WithLabels(CVAE(CVAEConfig("class", 3, (8,)))),
+    "cvae": lambda: WithLabels(CVAE(CVAEConfig(3, (8,)))),
+    "cvae, priors of classes": lambda: WithLabels(CVAE(CVAEConfig(3, (8,), prior="class"))),
 }
 
 

@@ -26,7 +26,7 @@ SYSTEMS = {
     "lvae": (LVAEConfig(latent_features=(4, 3), hidden_features=(8, 6)), LVAETrainConfig()),
     "sbn": (SBNConfig(latent_features=4), SBNTrainConfig(estimator="reinforce")),
     "m1": (M1Config(3, (8, 8)), M1TrainConfig()),
-    "cvae": (CVAEConfig("normal", 3, (8,)), CVAETrainConfig()),
+    "cvae": (CVAEConfig(3, (8,)), CVAETrainConfig()),
 }
 
 
