@@ -55,6 +55,8 @@ KERNELS = (
          ("distributions",)),
     Line("full-covariance sample, forward + backward", "[512, 64]", "tril_gaussian.rsample.packed", "fwdbwd", "512x64",
          ("distributions",)),
+    Line("linear layer to a full-covariance sample, forward + backward", "[256, 400] to 128",
+         "linear_tril_gaussian.rsample_with_kl", "fwdbwd", "256x400x128"),
     Line("two Gaussians merged, a level of a ladder, forward + backward", "[4096, 1024]", "gaussian_merge.rsample",
          "fwdbwd", "4096x1024"),
     Line("Bernoulli units, forward + backward", "[1000, 200]", "bernoulli.sample", "fwdbwd", "1000x200",
@@ -72,6 +74,8 @@ KERNELS = (
     Line("mixture of logistics, forward + backward", "[16, 3, 32, 32]", "logistic_mixture.likelihood", "fwdbwd",
          "16x32"),
     Line("gate of a gated PixelCNN, forward + backward", "[100, 128, 28, 28]", "gated_activation.gate.64", "fwdbwd",
+         "100x28"),
+    Line("DRAW's window, read of two images, forward + backward", "[100, 28, 28]", "attention_window.read", "fwdbwd",
          "100x28"),
     Line("sampling one image of MNIST", "[1, 784]", "causal_sampler.sample.gated-7x64", "fwd", "1x784"),
 )  # fmt: skip
