@@ -121,7 +121,7 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
   each_number<inputs == Inputs::kDense ? 1 : count>([&]<int first>() FASTVAE_INLINE_LAMBDA {
     for (const int64_t end = s.prefix[r + first]; k < end;) {
       for (const int64_t stop = std::min(end, blocks.end()); k < stop; ++k) {
-        const int64_t i = inputs == Inputs::kUnsorted ? order[k] : k;
+        const int64_t i = inputs != Inputs::kUnsorted ? k : kManyTiles<T> ? order[k] : s.inputs.at(k);
         T a[count];
         for (int h = first; h < count; ++h) a[h] = w[h][i];
         multiply_add<first, count - first>(a, in + k * kLanes, acc);
@@ -205,7 +205,7 @@ template <bool dense, class T, class Tile>
 FASTVAE_INLINE void with_inputs(const Staircase<T>& s, const Tile& tile) {
   if constexpr (dense)
     tile.template operator()<Inputs::kDense>();
-  else if (s.inputs.sorted())
+  else if (kManyTiles<T> && s.inputs.sorted())
     tile.template operator()<Inputs::kSorted>();
   else
     tile.template operator()<Inputs::kUnsorted>();

@@ -43,9 +43,14 @@ using FloatVector = float __attribute__((vector_size(kVectorBytes)));
 using DoubleVector = double __attribute__((vector_size(kVectorBytes)));
 
 // Whether tiles of many sizes are compiled, for what whole tiles leave. In float64, which serves to check gradients,
-// the smallest ones do it: their code would be a tenth of a wheel.
+// and on x86-64 without AVX the smallest ones do it: their code would be an eighth of a wheel.
+#if defined(__SSE2__) && !defined(__AVX2__)
+constexpr bool kHasManyTiles = false;
+#else
+constexpr bool kHasManyTiles = true;
+#endif
 template <class T>
-constexpr bool kManyTiles = sizeof(T) == sizeof(float);
+constexpr bool kManyTiles = kHasManyTiles && sizeof(T) == sizeof(float);
 
 // 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
 FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
