@@ -120,7 +120,7 @@ def test_every_glimpse_has_noise_of_its_own(x):
     model = make(4)
     nn.init.zeros_(model.head.linear.weight)
     nn.init.zeros_(model.head.linear.bias)
-    for options in ({"kl": True}, {"sample_shape": (2,)}):
+    for options in ({"kl": "sum"}, {"sample_shape": (2,)}):
         latents = torch.stack(model.draw(x, generator=seeded(), **options).latents)
         assert latents.flatten().unique().numel() == latents.numel()
     imagined = torch.stack(model.imagine(3, generator=seeded()).latents)
@@ -185,8 +185,9 @@ def test_pictures_and_figures(tmp_path):
     evaluation = find_system("draw").settings.__dataclass_fields__["evaluation"].default_factory()
     few = type(evaluation)(samples=2, log_p_images=10)
     run = train("draw", model, training, tmp_path, images=images, evaluation=few)
-    assert len(run.figures.kl_terms) == 12
-    for name in ("samples", "reconstructions", "canvases", "divergences"):
+    assert len(run.figures.kl_terms) == len(run.figures.units.number) == 12
+    assert {"test_kl1", "test_kl12"} <= metrics(tmp_path)[0].keys()
+    for name in ("samples", "reconstructions", "canvases", "divergences", "kl_terms", "units"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -107,17 +107,18 @@ def test_learning_curves(epochs, tmp_path):
     assert_picture(path)
 
 
-@pytest.mark.parametrize(("sizes", "epochs"), [((3,), 1), ((120, 8, 2), 5)])
+@pytest.mark.parametrize(("sizes", "epochs"), [((3,), 1), ((120, 8, 2), 5), ((20, 7) * 15, 5)])
 def test_divergences(sizes, epochs, tmp_path):
     rows = tuple(tuple(1.0 / (1 + unit) for unit in range(size)) for size in sizes)
     variances = tuple(tuple(float(unit % 2) for unit in range(size)) for size in sizes)
     active = tuple(size // 2 for size in sizes)
-    draw_units(Units(sizes, active, rows, rows, variances), tmp_path / "units.png")
-    names = ["test_kl"] if len(sizes) == 1 else [f"test_kl{i}" for i in range(1, 4)]
+    draw_units(Units(sizes, active, rows, rows, variances), tmp_path / "units.png", layer="glimpse")
+    names = ["test_kl"] if len(sizes) == 1 else [f"test_kl{i}" for i in range(1, len(sizes) + 1)]
     terms = {
-        name: [(10 * epoch + 9, 10.0**-i * (epoch + 1)) for epoch in range(epochs)] for i, name in enumerate(names)
+        name: [(10 * epoch + 9, 10.0 ** -(i % 4) * (epoch + 1)) for epoch in range(epochs)]
+        for i, name in enumerate(names)
     }
-    draw_kl_terms(terms, 10, tmp_path / "kl_terms.png")
+    draw_kl_terms(terms, 10, tmp_path / "kl_terms.png", layer="glimpse")
     for name in ("units", "kl_terms"):
         assert_picture(tmp_path / f"{name}.png")
 

@@ -14,6 +14,8 @@ from fastvae.recipes.evaluation.latents import OneLatent
 from fastvae.recipes.evaluation.units import DRAWS, Units, measure_units
 from fastvae.recipes.systems.cvae.config import CVAEConfig
 from fastvae.recipes.systems.cvae.model import CVAE
+from fastvae.recipes.systems.draw.config import DRAWConfig
+from fastvae.recipes.systems.draw.model import DRAW
 from fastvae.recipes.systems.hvi.config import HVIConfig
 from fastvae.recipes.systems.hvi.model import HVI
 from fastvae.recipes.systems.iwae.config import IWAEConfig
@@ -40,6 +42,8 @@ MODELS = {
     "lvae": lambda: LVAE(LVAEConfig("ladder", (4, 3, 2), (8, 6, 5))),
     "lvae, bottom-up": lambda: LVAE(LVAEConfig("bottom-up", (4, 3, 2), (8, 6, 5))),
     "hvi": lambda: HVI(HVIConfig("dense", 2, 3, hidden_features=(8,), momentum_features=5)),
+    "draw": lambda: DRAW(DRAWConfig(3, latent_features=4, hidden_features=6)),
+    "draw, without attention": lambda: DRAW(DRAWConfig(2, "none", latent_features=4, hidden_features=6)),
     "sbn": lambda: SBN(SBNConfig(latent_features=5)),
     "sbn, two layers": lambda: SBN(SBNConfig("linear2", 5)),
     "pixelvae": lambda: PixelVAE(SMALL_VAE),
@@ -93,6 +97,8 @@ def test_averages_of_units_are_those_of_samples(case):
         drawn += [encoder(drawn[0]).rsample_with_log_prob(generator=seeded(2))[0] for encoder in model.encoders[1:]]
     elif isinstance(model, LVAE):
         drawn = model.draw(posterior, (samples,), generator=seeded(1)).latents
+    elif isinstance(model, DRAW):
+        drawn = [z.view(samples, len(x), -1) for z in model.draw(x, (samples,), generator=seeded(1)).latents]
     else:
         drawn = model.draw(posterior, (samples,), generator=seeded(1))[0]
         drawn = [drawn] if isinstance(drawn, torch.Tensor) else drawn
