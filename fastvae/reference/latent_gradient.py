@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -129,17 +130,85 @@ def latent_gradient(
     Returns:
         log p(x | z) (M,), and its gradient to z (M, D).
     """
+    log_p, gradient, _ = record(z, weights, biases, x, inner, activation, likelihood)
+    return log_p, gradient
+
+
+class Tape(NamedTuple):
+    """What :func:`record` leaves of each layer for :func:`differentiate`.
+
+    ``inputs`` (M, in); ``pre``: W h + b (M, out); ``adjoints``: the gradients of log p to ``pre``; ``upstream``: those
+    to the outputs of the hidden layers.
+    """
+
+    inputs: Sequence[Tensor]
+    pre: Sequence[Tensor]
+    adjoints: Sequence[Tensor]
+    upstream: Sequence[Tensor]
+
+
+def record(
+    z: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    x: Tensor,
+    inner: int,
+    activation: str,
+    likelihood: str,
+) -> tuple[Tensor, Tensor, Tape]:
+    """As :func:`latent_gradient`, with what the layers leave."""
+    inputs: list[Tensor] = [z]
     pre: list[Tensor] = []
-    hidden = z
     for weight, bias in zip(weights, biases, strict=True):
         if pre:
-            hidden = activate(activation, pre[-1])
-        pre.append(TF.linear(hidden, weight, bias))
+            inputs.append(activate(activation, pre[-1]))
+        pre.append(TF.linear(inputs[-1], weight, bias))
     log_p, residual = _likelihood(pre[-1].to(compute_dtype(z.dtype)), x, inner, likelihood)
-    adjoint = residual.to(z.dtype)
+    adjoints: list[Tensor] = [residual.to(z.dtype)]
+    upstream: list[Tensor] = []
     for layer in range(len(pre) - 1, 0, -1):
-        adjoint = _through(activation, pre[layer - 1], adjoint @ weights[layer])
-    return log_p, adjoint @ weights[0]
+        upstream.append(adjoints[-1] @ weights[layer])
+        adjoints.append(_through(activation, pre[layer - 1], upstream[-1]))
+    return log_p, adjoints[-1] @ weights[0], Tape(inputs, pre, adjoints[::-1], upstream[::-1])
+
+
+def differentiate(
+    tape: Tape,
+    weights: Sequence[Tensor],
+    d_log_p: Tensor | None,
+    d_gradient: Tensor,
+    activation: str,
+    likelihood: str,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradients of ``d_log_p`` log p + ``d_gradient`` . gradient to z, to the weights, and to the biases.
+
+    The tangents along ``d_gradient`` pass forward, then the tangents of the adjoints back.
+    """
+    last, dtype = len(weights) - 1, tape.adjoints[-1].dtype
+    tangents, of_pre = [d_gradient], []
+    for layer, weight in enumerate(weights):
+        of_pre.append(tangents[-1] @ weight.mT)
+        if layer < last:
+            tangents.append(_through(activation, tape.pre[layer], of_pre[-1]))
+    logits = tape.pre[-1].to(compute_dtype(dtype))
+    change = -of_pre[-1].to(logits.dtype)
+    if likelihood == "bernoulli":
+        change = change * _logistic_density(logits)
+    if d_log_p is not None:
+        change = change + d_log_p[:, None] * tape.adjoints[-1].to(logits.dtype)
+    change, of_weights, of_biases = change.to(dtype), [], []
+    for layer in range(last, -1, -1):
+        straight = change.mT @ tape.inputs[layer]
+        of_weights.append(torch.addmm(straight, tape.adjoints[layer].mT, tangents[layer]))
+        of_biases.append(change.sum(0))
+        back = change @ weights[layer]
+        if layer:
+            at = tape.pre[layer - 1]
+            change = _through(activation, at, back)
+            if activation in _CURVATURES:
+                curvature = _CURVATURES[activation](at)
+                change = change + tape.upstream[layer - 1] * curvature * of_pre[layer - 1]
+    return back, of_weights[::-1], of_biases[::-1]
 
 
 def latent_hessian_product(
