@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -105,7 +106,9 @@ class _TrainedLatentGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decoder: Decoder, z: Tensor, x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
         log_p, gradient, tape = reference.record(z, *decoder.of_reference(layers, x))
-        ctx.save_for_backward(z, x, *layers, *tape.inputs[1:], *tape.pre, *tape.adjoints, *tape.upstream)
+        of_layers = (tape.inputs[1:], tape.adjoints, tape.pre, tape.upstream, tape.slopes)
+        ctx.save_for_backward(z, x, *layers, tape.mean, *chain(*of_layers))
+        ctx.counts = [len(tensors) for tensors in of_layers]
         ctx.decoder, ctx.route = decoder, decoder.route
         keep_none(ctx)
         return log_p, gradient
@@ -116,10 +119,11 @@ class _TrainedLatentGradient(torch.autograd.Function):
         if d_gradient is None:
             return reference_gradients(_rebuild_trained, ctx, (d_log_p, None))
         decoder, (z, _, *saved) = ctx.decoder, ctx.saved_tensors
-        count, both = len(decoder.has_bias), len(decoder.has_bias) + sum(decoder.has_bias)
-        weights, kept = saved[:count], saved[both:]
-        ends = count - 1, 2 * count - 1, 3 * count - 1
-        tape = reference.Tape([z, *kept[: ends[0]]], kept[ends[0] : ends[1]], kept[ends[1] : ends[2]], kept[ends[2] :])
+        count = len(decoder.has_bias)
+        weights, kept = saved[:count], iter(saved[count + sum(decoder.has_bias) :])
+        mean = next(kept)
+        inputs, *others = (list(islice(kept, number)) for number in ctx.counts)
+        tape = reference.Tape(mean, [z, *inputs], *others)
         d_z, of_weights, of_biases = reference.differentiate(
             tape, weights, d_log_p, d_gradient, decoder.activation, decoder.likelihood
         )

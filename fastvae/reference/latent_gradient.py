@@ -102,18 +102,20 @@ def _through(activation: str, pre: Tensor, change: Tensor) -> Tensor:
     return change * _SLOPES[activation](pre) if activation in _SLOPES else change
 
 
-def _likelihood(logits: Tensor, x: Tensor, inner: int, likelihood: str) -> tuple[Tensor, Tensor]:
-    """log p (M,), and its gradient to the logits (M, P): row m belongs to row m // inner % N of x (N, P)."""
+def _likelihood(logits: Tensor, x: Tensor, inner: int, likelihood: str) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (M,), its gradient to the logits and the means, (M, P): row m belongs to row m // inner % N of x (N, P)."""
     rows, points = logits.shape[0], x.shape[0]
     of_points = logits.view(rows // (points * inner) if points else 0, points, inner, logits.shape[1])
     x = x[:, None].to(logits.dtype)
     if likelihood == "gaussian":
-        residual = x - of_points
+        mean = of_points
+        residual = x - mean
         terms = -0.5 * residual.square()
     else:
-        residual = x - torch.sigmoid(of_points)
+        mean = torch.sigmoid(of_points)
+        residual = x - mean
         terms = x * of_points - TF.softplus(of_points, threshold=_SOFTPLUS_THRESHOLD)
-    return terms.sum(-1).view(rows), residual.view(logits.shape)
+    return terms.sum(-1).view(rows), residual.view(logits.shape), mean.view(logits.shape)
 
 
 def latent_gradient(
@@ -135,16 +137,19 @@ def latent_gradient(
 
 
 class Tape(NamedTuple):
-    """What :func:`record` leaves of each layer for :func:`differentiate`.
+    """What :func:`record` leaves for :func:`differentiate`.
 
-    ``inputs`` (M, in); ``pre``: W h + b (M, out); ``adjoints``: the gradients of log p to ``pre``; ``upstream``: those
-    to the outputs of the hidden layers.
+    ``mean``: of p(x | z) (M, P). Of each layer ``inputs`` (M, in) and ``adjoints`` (M, out), the gradients of log p to
+    W h + b. Of each hidden layer ``pre``, W h + b; ``upstream``, the gradients to its outputs; and ``slopes`` of the
+    activation, where they are no selection.
     """
 
+    mean: Tensor
     inputs: Sequence[Tensor]
-    pre: Sequence[Tensor]
     adjoints: Sequence[Tensor]
+    pre: Sequence[Tensor]
     upstream: Sequence[Tensor]
+    slopes: Sequence[Tensor]
 
 
 def record(
@@ -163,13 +168,19 @@ def record(
         if pre:
             inputs.append(activate(activation, pre[-1]))
         pre.append(TF.linear(inputs[-1], weight, bias))
-    log_p, residual = _likelihood(pre[-1].to(compute_dtype(z.dtype)), x, inner, likelihood)
+    log_p, residual, mean = _likelihood(pre.pop().to(compute_dtype(z.dtype)), x, inner, likelihood)
+    slopes = [_SLOPES[activation](at) for at in pre] if activation in _SLOPES else []
     adjoints: list[Tensor] = [residual.to(z.dtype)]
     upstream: list[Tensor] = []
-    for layer in range(len(pre) - 1, 0, -1):
+    for layer in range(len(pre), 0, -1):
         upstream.append(adjoints[-1] @ weights[layer])
-        adjoints.append(_through(activation, pre[layer - 1], upstream[-1]))
-    return log_p, adjoints[-1] @ weights[0], Tape(inputs, pre, adjoints[::-1], upstream[::-1])
+        adjoints.append(_select(activation, pre, slopes, layer - 1, upstream[-1]))
+    return log_p, adjoints[-1] @ weights[0], Tape(mean, inputs, adjoints[::-1], pre, upstream[::-1], slopes)
+
+
+def _select(activation: str, pre: Sequence[Tensor], slopes: Sequence[Tensor], layer: int, change: Tensor) -> Tensor:
+    """As :func:`_through`, of a hidden layer whose slopes are known."""
+    return change * slopes[layer] if slopes else _through(activation, pre[layer], change)
 
 
 def differentiate(
@@ -189,13 +200,14 @@ def differentiate(
     for layer, weight in enumerate(weights):
         of_pre.append(tangents[-1] @ weight.mT)
         if layer < last:
-            tangents.append(_through(activation, tape.pre[layer], of_pre[-1]))
-    logits = tape.pre[-1].to(compute_dtype(dtype))
-    change = -of_pre[-1].to(logits.dtype)
+            tangents.append(_select(activation, tape.pre, tape.slopes, layer, of_pre[-1]))
+    change = of_pre[-1].to(tape.mean.dtype)
     if likelihood == "bernoulli":
-        change = change * _logistic_density(logits)
+        change = torch.ops.aten.sigmoid_backward(change, tape.mean)
     if d_log_p is not None:
-        change = change + d_log_p[:, None] * tape.adjoints[-1].to(logits.dtype)
+        change = torch.addcmul(-change, d_log_p[:, None], tape.adjoints[-1].to(change.dtype))
+    else:
+        change = -change
     change, of_weights, of_biases = change.to(dtype), [], []
     for layer in range(last, -1, -1):
         straight = change.mT @ tape.inputs[layer]
@@ -203,11 +215,10 @@ def differentiate(
         of_biases.append(change.sum(0))
         back = change @ weights[layer]
         if layer:
-            at = tape.pre[layer - 1]
-            change = _through(activation, at, back)
+            change = _select(activation, tape.pre, tape.slopes, layer - 1, back)
             if activation in _CURVATURES:
-                curvature = _CURVATURES[activation](at)
-                change = change + tape.upstream[layer - 1] * curvature * of_pre[layer - 1]
+                curvature = _CURVATURES[activation](tape.pre[layer - 1])
+                change.addcmul_(curvature.mul_(tape.upstream[layer - 1]), of_pre[layer - 1])
     return back, of_weights[::-1], of_biases[::-1]
 
 
@@ -231,7 +242,7 @@ def latent_hessian_product(
         pre.append(TF.linear(hidden, weight, bias))
         tangents.append(TF.linear(tangent, weight))
     logits = pre[-1].to(compute_dtype(z.dtype))
-    log_p, residual = _likelihood(logits, x, inner, likelihood)
+    log_p, residual, _ = _likelihood(logits, x, inner, likelihood)
     change = -tangents[-1].to(logits.dtype)
     if likelihood == "bernoulli":
         change = change * _logistic_density(logits)
