@@ -100,7 +100,7 @@ def latent_gradient(draw: Draw) -> Problem:
 
 def mlp_bernoulli_log_prob(draw: Draw) -> Problem:
     shape, tensors, call = _decoder(draw)
-    # A kernel runs where nothing is differentiated.
+    # The kernels differ where nothing is differentiated.
     constants = tuple(range(1 + len(tensors))) if draw.chance(0.6) else ()
 
     def log_prob(*arguments, likelihood, **options):
