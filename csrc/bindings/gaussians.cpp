@@ -75,8 +75,8 @@ nb::tuple diag_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle kept,
   return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor);
 }
 
-// The gradient of log_sigma of one sample for each row, where nothing stands between autograd and the kernel; None where
-// torch's machinery must see the op, or a gradient is absent, of another type or shape, or not contiguous.
+// The gradient of log_sigma of one sample for each row, where nothing stands between autograd and the kernel; None
+// where torch's machinery must see the op, or a gradient is absent, of another type or shape, or not contiguous.
 nb::object diag_gaussian_bwd_at_once(nb::handle d_z, nb::handle d_log_q, nb::handle kept) {
   TensorView g, g_log_q, moved;
   if (is_watched() || !is_plain(d_z) || !is_plain(d_log_q) || !try_readable_view(d_z, g) ||

@@ -288,8 +288,8 @@ void bind_layers(nb::module_& m) {
         "inner"_a, "activation"_a, "likelihood"_a);
   m.def("mlp_bernoulli_fwd", mlp_bernoulli_fwd, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "inner"_a, "activation"_a,
         "keep"_a);
-  m.def("mlp_bernoulli_bwd", mlp_bernoulli_bwd, "d_log_p"_a, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "kept"_a, "inner"_a,
-        "activation"_a, "of_z"_a, "of_layers"_a);
+  m.def("mlp_bernoulli_bwd", mlp_bernoulli_bwd, "d_log_p"_a, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "kept"_a,
+        "inner"_a, "activation"_a, "of_z"_a, "of_layers"_a);
   m.def("class_linear_fwd", class_linear_fwd, "rows"_a.none(), "cells"_a.none(), "classes"_a.none(), "activation"_a,
         "keep_pre"_a);
   m.def("class_linear_bwd", class_linear_bwd, "d_y"_a, "at"_a, "activation"_a, "needs"_a);

@@ -206,7 +206,8 @@ void bwd(const std::vector<MaskedLayer<T>>& layers, int64_t activation, const T*
   for (int64_t l = 0; l < last; ++l)
     sums.push_back({dense[l].staircase, *packed[l],
                     Blocks<T>{adjoints.get() + place.at[l] * kLanes, block_size, samples}, gradients[l]});
-  sums.push_back({dense[last].staircase, *packed[last],
+  sums.push_back({dense[last].staircase,
+                  *packed[last],
                   Blocks<T>{kept + place.residuals * kLanes, block_size, samples},
                   {gradients[last].d_weight, nullptr, nullptr}});
   layer_gradients(sums);

@@ -167,9 +167,9 @@ def mlp_bernoulli_log_prob(
         h_0 = z, \qquad h_i = \operatorname{act}(W_i h_{i-1} + b_i), \qquad l = W_n h_{n-1} + b_n, \qquad
         \log p(x \mid z) = \sum_j x_j l_j - \operatorname{softplus}(l_j)
 
-    On a CPU the rows pass all layers in blocks that stay in the cache. Under gradients this takes 128 rows
-    or more that fill blocks of 64. With other rows, on a GPU, and where ``x`` requires a gradient, the hidden layers are
-    those of PyTorch, and the last one is :func:`linear_bernoulli_log_prob`.
+    On a CPU the rows pass all layers in blocks that stay in the cache. Under gradients this takes 128 rows or more that
+    fill blocks of 64. With other rows, on a GPU, and where ``x`` requires a gradient, the hidden layers are those of
+    PyTorch, and the last one is :func:`linear_bernoulli_log_prob`.
 
     Args:
         z: inputs of the decoder, ``(*sample_shape, *, D)``; float16, bfloat16, float32 or float64.

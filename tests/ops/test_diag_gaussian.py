@@ -173,5 +173,5 @@ def test_gradient_at_once_is_the_usual_one(shape, given_gradients, dtype, monkey
     for a, b in zip(found, differentiate(), strict=True):
         assert a is b is None or torch.equal(a, b)
     # Gradients that lie in memory as the kernel reads them go to it at once; others never do.
-    simple = given_gradients == "whole" or 1 in shape and given_gradients in ("transposed", "expanded")
+    simple = given_gradients == "whole" or (1 in shape and given_gradients in ("transposed", "expanded"))
     assert (answers[0] is not None) == (simple and dtype in (torch.float32, torch.float64))

@@ -49,7 +49,9 @@ def test_all_others_have_a_launcher():
 
 def test_an_op_without_a_launcher_says_on_a_gpu_what_to_call():
     with pytest.raises(RuntimeError, match="fastvae::mlp_bernoulli_fwd runs on CPU tensors only: on a GPU call "):
-        on_gpu("mlp_bernoulli_fwd", torch.zeros(2, 3), [torch.zeros(4, 3)], [False], torch.zeros(2, 4), 1, "relu", False)
+        on_gpu(
+            "mlp_bernoulli_fwd", torch.zeros(2, 3), [torch.zeros(4, 3)], [False], torch.zeros(2, 4), 1, "relu", False
+        )
 
 
 def calls():

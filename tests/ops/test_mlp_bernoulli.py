@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -81,7 +83,7 @@ def test_instruction_sets(isa, dtype):
     _C.set_isa(isa)
     try:
         for differentiated in (False, True):
-            check(lambda: problem(((3, 60), (60,), (7, 20, 50)), differentiated), "cpp", dtype)
+            check(partial(problem, ((3, 60), (60,), (7, 20, 50)), differentiated), "cpp", dtype)
     finally:
         _C.set_isa(before)
 
@@ -117,7 +119,13 @@ def test_is_the_decoder_and_its_likelihood(impl):
 def test_blocks_are_one_call(monkeypatch):
     calls = []
     monkeypatch.setattr(mlp_bernoulli.FWD.__class__, "on", lambda op, route: calls.append(op) or op.cpu)
-    for rows, differentiated, expected in ((64, False, 1), (63, False, 0), (64, True, 0), (128, True, 1), (150, True, 0)):
+    for rows, differentiated, expected in (
+        (64, False, 1),
+        (63, False, 0),
+        (64, True, 0),
+        (128, True, 1),
+        (150, True, 0),
+    ):
         calls.clear()
         problem(((rows,), (rows,), (3, 5, 7)), differentiated).outputs("cpp")
         assert calls.count(mlp_bernoulli.FWD) == expected
