@@ -146,10 +146,16 @@ class _MlpBernoulliLogProb(torch.autograd.Function):
         return None, d_z if of_z else None, None, *d_layers
 
 
-def _fills_blocks(rows: int) -> bool:
-    """Whether blocks of rows are full enough for training: elsewhere PyTorch's layers are as fast."""
+# With more rows, layers whose activations a compiler joins with their surroundings are faster.
+_MOST_COMPILED_ROWS = 16 * LANES
+
+
+def _is_one_call(rows: int) -> bool:
+    """Whether blocks of rows are full enough for training in one call: elsewhere PyTorch's layers are as fast."""
     blocks = (rows + LANES - 1) // LANES
-    return rows >= 2 * LANES and 8 * rows >= 7 * blocks * LANES
+    if rows < 2 * LANES or 8 * rows < 7 * blocks * LANES:
+        return False
+    return rows <= _MOST_COMPILED_ROWS or not torch.compiler.is_compiling()
 
 
 def mlp_bernoulli_log_prob(
@@ -168,7 +174,7 @@ def mlp_bernoulli_log_prob(
         \log p(x \mid z) = \sum_j x_j l_j - \operatorname{softplus}(l_j)
 
     On a CPU the rows pass all layers in blocks that stay in the cache. Under gradients this takes 128 rows or more that
-    fill blocks of 64. With other rows, on a GPU, and where ``x`` requires a gradient, the hidden layers are those of
+    fill blocks of 64, and under a compiler no more than 1024. With other rows, on a GPU, and where ``x`` requires a gradient, the hidden layers are those of
     PyTorch, and the last one is :func:`linear_bernoulli_log_prob`.
 
     Args:
@@ -205,7 +211,7 @@ def mlp_bernoulli_log_prob(
     decoder, (points,), rows, layers = prepared
     if decoder.route.impl == "cpp" and points.shape[0] >= LANES:
         differentiated = needs_grad(points, *layers)
-        if differentiated and _fills_blocks(points.shape[0]) and not needs_grad(rows):
+        if differentiated and _is_one_call(points.shape[0]) and not needs_grad(rows):
             return _layout.to_shape(apply(_MlpBernoulliLogProb, decoder, points, rows, *layers), z.shape[:-1])
         if not differentiated and not needs_grad(rows):
             *arguments, _ = decoder.arguments(layers, rows)
