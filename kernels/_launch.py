@@ -21,7 +21,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 class Launch(NamedTuple):
-    """A kernel, the number of its programs, and its arguments as `launch` got them."""
+    """A kernel, the number of its programs, and its arguments."""
 
     kernel: Any
     programs: int
@@ -54,8 +54,7 @@ _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
 _capability: int | None = None
 _rules: list[Any] = []
-_plans: dict[tuple[Any, ...], Plan] = {}
-# Sizes that differ from call to call make new keys.
+# Sizes that differ from call to call are new to a rule.
 _MOST_KNOWN = 4096
 _VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 _runtime = triton.knobs.runtime if hasattr(triton, "knobs") else None
@@ -69,7 +68,7 @@ def warp_size() -> int:
 
 def by_shape(rule: _FunctionT) -> _FunctionT:
     """Remembers what a rule chooses for sizes and dtypes, as long as the threads per warp stay; see `forget_rules`."""
-    remembered = functools.lru_cache(maxsize=4096)(rule)
+    remembered = functools.lru_cache(_MOST_KNOWN)(rule)
     _rules.append(remembered)
     return remembered  # type: ignore[return-value]
 
@@ -200,22 +199,6 @@ class Plan:
         get_stream = triton.runtime.driver.active.get_current_stream
         after = (*self.numbers, *[self.meta[name] for name in names])
         self._compiled[misaligned] = _Compiled(run, get_stream, before, after, as_one)
-
-
-def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
-    """A launch without a rule: the plan is looked for by all arguments, which takes longer than the launch itself."""
-    tensors = [a for a in args if a is None or isinstance(a, Tensor)]
-    numbers = args[len(tensors) :]
-    device = args[0].get_device()
-    choice = (id(kernel), programs, device, numbers, *meta, *meta.values())
-    key = (*choice, *[None if t is None else t.dtype for t in tensors])
-    plan = _plans.get(key)
-    if plan is None:
-        if len(_plans) >= _MOST_KNOWN:
-            _plans.clear()
-        # A plan keeps the kernel, since keys hold its identity.
-        plan = _plans[key] = Plan(device, kernel, programs, numbers, **meta)
-    plan.launch(*tensors)
 
 
 def _launcher_of(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
