@@ -151,8 +151,8 @@ def test_triton_launches_where_a_compiled_kernel_does_not_show_how(gpu, kernel, 
     monkeypatch.setattr(_launch, "_launcher_of", lambda *_: pytest.fail("it is not known how to run it"))
     vars(compiled).pop(missing)
     plan = Plan(-1, kernel, 6, (48, 5, 0.5), BLOCK=32, TWICE=False)
-    plan._remember(0, compiled, 2)
-    assert not plan._compiled
+    plan._remember([torch.zeros(64)] * 2, (0, 0), compiled)
+    assert not plan._launches
 
 
 def test_a_plan_tells_addresses_apart_and_nothing_else(gpu, kernel, by_triton):
@@ -174,11 +174,19 @@ def test_a_missing_tensor_has_address_0(gpu, kernel):
     assert gpu.launches[1][2] == (x.data_ptr(), 0, 48, 5, 0.5, 32, False)
 
 
-@pytest.mark.parametrize("other", [None, torch.zeros(64, dtype=torch.float64)], ids=["none", "float64"])
-def test_a_rule_that_does_not_determine_dtypes_is_found(kernel, other):
-    """Where Triton launches, as in the interpreter."""
+def test_none_where_a_known_plan_has_a_tensor_is_no_null_pointer(gpu, kernel):
     plan = Plan(-1, kernel, 6, (48, 5, 0.5), BLOCK=32, TWICE=False)
-    kernel.add_pre_run_hook(lambda *_, **__: None)
+    for _ in range(2):
+        plan.launch(torch.zeros(64), torch.zeros(64))
+    with pytest.raises(AttributeError, match="NoneType"):
+        plan.launch(torch.zeros(64), None)
+
+
+@pytest.mark.parametrize("other", [None, torch.zeros(64, dtype=torch.float64)], ids=["none", "float64"])
+def test_a_rule_that_does_not_determine_dtypes_is_found(kernel, other, monkeypatch):
+    """Where Triton launches, as in the interpreter."""
+    monkeypatch.setattr(_launch, "_runtime", None)
+    plan = Plan(-1, kernel, 6, (48, 5, 0.5), BLOCK=32, TWICE=False)
     plan.launch(torch.zeros(64), torch.zeros(64))
     plan.launch(torch.zeros(64), torch.zeros(64))
     with pytest.raises(RuntimeError, match=r"float32.*not of.*(None|float64)"):
