@@ -219,6 +219,13 @@ class _Network(NamedTuple):
         return cls(kind, structure.activation, layers, structure.residual, units.width, units.most)
 
 
+def _choose_blocks(rows: int, network: _Network) -> tuple[int, int, int]:
+    """How many rows a program owns, how many units and inputs it takes at once. Small batches get small programs."""
+    block_n = min(max(next_power_of_2(rows // _BUSY + 1) // 2, 1), 16)
+    block_u = min(next_power_of_2(network.most), _MOST_UNITS)
+    return block_n, block_u, min(_PRODUCTS // (block_n * block_u), network.width, WIDTH_STEP)
+
+
 @by_shape
 def _plan(
     device: int,
@@ -230,10 +237,7 @@ def _plan(
     is_solve: bool,
     **also: bool,
 ) -> Plan:
-    """Programs own some rows, and take some units and inputs at once. Small batches get small programs."""
-    block_n = min(max(next_power_of_2(n // _BUSY + 1) // 2, 1), 16)
-    block_u = min(next_power_of_2(network.most), _MOST_UNITS)
-    block_k = min(_PRODUCTS // (block_n * block_u), network.width, WIDTH_STEP)
+    block_n, block_u, block_k = _choose_blocks(n, network)
     return Plan(
         device, _autoregressive_inverse_solve_kernel if is_solve else _autoregressive_inverse_fwd_kernel,
         ceil_div(n, block_n), (n, d, network.width, *strides),
