@@ -1,9 +1,9 @@
-"""``python -m bench floors``: of each floor its bound, counts, prediction on an H100, and the time measured, if any."""
+"""``python -m bench floors``: of each floor and op its bound, counts, prediction on an H100, and time, if measured."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,31 @@ from .gpu_figures import H100
 from .rows import Row, read_rows
 from .task import Case, Work
 from .wording import format_duration
+
+# Ops that no floor holds: op, entry, variant, shape of the largest benchmark on a GPU.
+_OTHERS = (
+    ("affine_flow", "forward", "", "65536x1024"),
+    ("gaussian_merge", "rsample", "", "65536x1024"),
+    ("bernoulli", "sample", "", "65536x1024"),
+    ("class_linear", "layer", "784", "4096x512"),
+    ("gated_activation", "gate", "768_channels_last", "48x64"),
+    ("logistic_mixture", "likelihood", "", "256x32"),
+    ("linear_bernoulli", "log_prob", "", "128x512x400"),
+    ("mlp_bernoulli", "log_prob", "", "128x512x400"),
+    ("latent_gradient", "gradient", "", "4096x400"),
+    ("linear_tril_gaussian", "rsample_with_kl", "", "4096x400x128"),
+    ("attention_window", "read", "", "4096x28"),
+    ("attention_window", "write", "", "4096x28"),
+)
+
+
+def list_others() -> Iterator[Case]:
+    """The cases of ops that no floor holds."""
+    for op, entry, variant, shape in _OTHERS:
+        for mode in ("fwd", "fwdbwd"):
+            case = floors.make_case(op, entry, variant, shape, "float32", mode)
+            if mode in registry.find_task(case).modes:
+                yield case
 
 
 def find_work(case: Case) -> Work:
@@ -26,7 +51,7 @@ def find_limits(case: Case) -> roofline.Limits:
 
 
 def build_table(rows: Iterable[Row] = ()) -> str:
-    """The floors as Markdown; times come from the last row of each."""
+    """The floors as Markdown, then ops without one; times come from the last row of each."""
     measured = [row for row in rows if row.get("kind") == "row" and "p50_us" in row]
     lines = [
         "| work | shape | dtype | mode | MB | GFLOP | bound | at least, H100 | counts | floor "
@@ -35,6 +60,7 @@ def build_table(rows: Iterable[Row] = ()) -> str:
     ]
     for case in dict.fromkeys(floor.case for floor in floors.FLOORS):
         lines.append(_build_line([floor for floor in floors.FLOORS if floor.case == case], measured))
+    lines += [_build_line([Floor(case, ())], measured) for case in list_others()]
     return "\n".join(lines) + "\n"
 
 

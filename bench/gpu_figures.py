@@ -125,6 +125,59 @@ FIGURES: dict[str, Figure] = {
     "training_step.step.iaf-8x1920 step [512x32] float32": Figure(
         "170 launches; 50 GFLOP of products that masks leave; 31 million weights: 0.87 GB of Adam", 2800, 4200
     ),
+    # Below are ops without a floor. A device issues 927 thousand million instructions of warps a second. PyTorch's
+    # products of float32 count as 50 TFLOP/s.
+    "affine_flow.forward fwd [65536x1024] float32": Figure(
+        "81 instructions an element (183 µs of issue); 40 registers, 48 warps a multiprocessor", 380, 430
+    ),
+    "affine_flow.forward fwdbwd [65536x1024] float32": Figure("backward 72 instructions an element", 1050, 1180),
+    "gaussian_merge.rsample fwd [65536x1024] float32": Figure(
+        "159 instructions an element (361 µs of issue); 128 registers, 16 warps a multiprocessor", 480, 600
+    ),
+    "gaussian_merge.rsample fwdbwd [65536x1024] float32": Figure(
+        "backward 183 instructions an element; 96 registers", 1350, 1650
+    ),
+    "bernoulli.sample fwd [65536x1024] float32": Figure(
+        "90 instructions an element (203 µs of issue); 61 registers, 32 warps a multiprocessor", 220, 280
+    ),
+    "bernoulli.sample fwdbwd [65536x1024] float32": Figure("backward 49 instructions an element", 510, 600),
+    "class_linear.layer.784 fwd [4096x512] float32": Figure("PyTorch's product and one kernel", 95, 115),
+    "class_linear.layer.784 fwdbwd [4096x512] float32": Figure("two products, one kernel and a sum more", 320, 400),
+    "gated_activation.gate.768_channels_last fwd [48x64] float32": Figure(
+        "69 instructions an output (176 µs of issue); 31 registers, 64 warps a multiprocessor", 320, 370
+    ),
+    "gated_activation.gate.768_channels_last fwdbwd [48x64] float32": Figure(
+        "backward 78 instructions an output", 860, 1000
+    ),
+    "logistic_mixture.likelihood fwd [256x32] float32": Figure(
+        "5800 instructions a pixel (52 µs of issue); 40 registers", 60, 80
+    ),
+    "logistic_mixture.likelihood fwdbwd [256x32] float32": Figure(
+        "backward 8600 instructions a pixel (76 µs of issue); 62 registers", 150, 195
+    ),
+    "linear_bernoulli.log_prob fwd [128x512x400] float32": Figure(
+        "PyTorch's product (820 µs) and one kernel (202 µs of issue)", 1000, 1150
+    ),
+    "linear_bernoulli.log_prob fwdbwd [128x512x400] float32": Figure("four products and two kernels", 3500, 4000),
+    "mlp_bernoulli.log_prob fwd [128x512x400] float32": Figure(
+        "no kernel of its own: PyTorch's products (1280 µs), then that of `linear_bernoulli`", 1480, 1700
+    ),
+    "latent_gradient.gradient fwd [4096x400] float32": Figure("six products of PyTorch and five kernels", 200, 250),
+    "linear_tril_gaussian.rsample_with_kl fwd [4096x400x128] float32": Figure(
+        "no kernel of its own: PyTorch's product (550 µs), then those of `tril_gaussian`", 610, 700
+    ),
+    "linear_tril_gaussian.rsample_with_kl fwdbwd [4096x400x128] float32": Figure("three products", 1850, 2100),
+    # A program holds a row of points; each weighs all pixels of its image anew.
+    "attention_window.read fwd [4096x28] float32": Figure(
+        "16 384 programs of 8 warps, 610 instructions each (87 µs of issue); 39 registers", 90, 130
+    ),
+    "attention_window.read fwdbwd [4096x28] float32": Figure(
+        "4 launches; 1050 instructions a warp of the window's gradient; 79 registers", 280, 400
+    ),
+    "attention_window.write fwd [4096x28] float32": Figure(
+        "8192 programs of 4 warps, about 1000 instructions each (35 µs of issue)", 35, 55
+    ),
+    "attention_window.write fwdbwd [4096x28] float32": Figure("3 launches", 220, 310),
 }
 
 

@@ -21,7 +21,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 class Launch(NamedTuple):
-    """A kernel, the number of its programs, and its arguments as `launch` got them."""
+    """A kernel, the number of its programs, and its arguments."""
 
     kernel: Any
     programs: int
@@ -37,28 +37,14 @@ class AotCase(NamedTuple):
     args: tuple[Any, ...]
 
 
-class _Compiled(NamedTuple):
-    """A compiled kernel: `run(programs, 1, 1, stream, *before, *addresses, *after)`.
-
-    With `as_one` the addresses and what comes after them are one tuple.
-    """
-
-    run: Callable[..., Any]
-    get_stream: Callable[[Any], int]
-    before: tuple[Any, ...]
-    after: tuple[Any, ...]
-    as_one: bool
-
-
 _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
 _capability: int | None = None
 _rules: list[Any] = []
-_plans: dict[tuple[Any, ...], Plan] = {}
-# Sizes that differ from call to call make new keys.
+# Sizes that differ from call to call are new to a rule.
 _MOST_KNOWN = 4096
 _VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
-_runtime = triton.knobs.runtime if hasattr(triton, "knobs") else None
+_runtime: Any = triton.knobs.runtime if hasattr(triton, "knobs") else None
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
@@ -69,7 +55,7 @@ def warp_size() -> int:
 
 def by_shape(rule: _FunctionT) -> _FunctionT:
     """Remembers what a rule chooses for sizes and dtypes, as long as the threads per warp stay; see `forget_rules`."""
-    remembered = functools.lru_cache(maxsize=4096)(rule)
+    remembered = functools.lru_cache(_MOST_KNOWN)(rule)
     _rules.append(remembered)
     return remembered  # type: ignore[return-value]
 
@@ -93,16 +79,15 @@ def capability(device: int) -> int:
 
 
 def forget_rules() -> None:
-    """Lets rules choose anew, after a change of what they read."""
+    """Lets rules choose and plan anew, after a change of what they read."""
     for rule in _rules:
         rule.cache_clear()
 
 
 def _set_target(threads_per_warp: int, of_capability: int | None) -> None:
     global _warp_size, _capability
-    if (threads_per_warp, of_capability) != (_warp_size, _capability):
-        _warp_size, _capability = threads_per_warp, of_capability
-        forget_rules()
+    _warp_size, _capability = threads_per_warp, of_capability
+    forget_rules()
 
 
 @contextmanager
@@ -111,6 +96,7 @@ def record_launches(threads_per_warp: int, of_capability: int = 0) -> Iterator[l
     global _recorded
     launches: list[Launch] = []
     before = _warp_size, _capability
+    # Plans that are made from here on record.
     _set_target(threads_per_warp, of_capability)
     _recorded = launches
     try:
@@ -120,68 +106,70 @@ def record_launches(threads_per_warp: int, of_capability: int = 0) -> Iterator[l
         _set_target(*before)
 
 
+# The code of a plan's own launch: a loop over the tensors would take half as long again.
+_LAUNCH = """
+def launch({tensors}):
+    {read_addresses}{look_around}
+    run(programs, 1, 1, get_stream(device), *before, {arguments})
+"""
+_LOOK_AROUND = """
+    try:
+        if ({all_bits}) & 15 or runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls or {elsewhere}:
+            return launch_otherwise({tensors})
+    except AttributeError:
+        return launch_otherwise({tensors})"""
+
+
 class Plan:
     """A kernel, the number of its programs, and its arguments that are no tensors, which come last.
 
     Rules make plans, see `by_shape`. What a rule is called with must determine the device, the dtypes of the tensors,
-    and which of them are None: launches look at addresses alone.
+    and which of them are None: `plan.launch(*tensors)` looks at addresses alone.
     """
 
-    __slots__ = ("_compiled", "_dtypes", "_hooks", "device", "kernel", "meta", "numbers", "programs")
+    __slots__ = ("_dtypes", "_launches", "device", "kernel", "launch", "meta", "numbers", "programs")
+
+    launch: Callable[..., None]
 
     def __init__(self, device: int, kernel: Any, programs: int, numbers: Sequence[Any], **meta: Any) -> None:
         """`device` as `Tensor.get_device` says it."""
         self.device, self.kernel, self.programs, self.numbers, self.meta = device, kernel, programs, numbers, meta
-        self._hooks = getattr(kernel, "pre_run_hooks", None)
         self._dtypes: tuple[torch.dtype | None, ...] | None = None
-        # By the last bits of addresses, 0 where 16 divides all.
-        self._compiled: dict[Any, _Compiled] = {}
+        # By the last bits of addresses.
+        self._launches: dict[tuple[int, ...], Callable[..., None]] = {}
+        self.launch = self._launch_otherwise if _recorded is None else self._record
 
-    def launch(self, *tensors: Tensor | None) -> None:
-        """Runs the kernel on the plan's device; launches nothing if there are no programs."""
-        if _recorded is not None:
-            _recorded.append(Launch(self.kernel, self.programs, (*tensors, *self.numbers), self.meta))
-            return
-        # Launchers take addresses. To find one in a tensor takes them twice as long.
-        addresses, all_bits = [], 0
-        for t in tensors:
-            if t is None:
-                addresses.append(0)
-            else:
-                address = t.data_ptr()
-                addresses.append(address)
-                all_bits |= address
-        # What Triton compiles for besides: which addresses 16 does not divide.
-        misaligned: Any = all_bits & 15
-        if misaligned:
-            misaligned = tuple([address & 15 for address in addresses])
-        known, device = self._compiled.get(misaligned), self.device
-        try:
-            # Only Triton's own launch calls hooks.
-            watched = _runtime.launch_enter_hook.calls or _runtime.launch_exit_hook.calls or self._hooks
-        except AttributeError:
-            # Someone put a function in the place of Triton's chain of hooks, or it is Triton 3.4, which has no chains.
-            watched = True
-        if known is None or watched or (device >= 0 and device != _current_device()):
-            self._launch_by_triton(tensors, misaligned)
-            return
-        run, get_stream, before, after, as_one = known
-        if as_one:
-            run(self.programs, 1, 1, get_stream(device), *before, (*addresses, *after))
-        else:
-            run(self.programs, 1, 1, get_stream(device), *before, *addresses, *after)
+    def _record(self, *tensors: Tensor | None) -> None:
+        assert _recorded is not None
+        _recorded.append(Launch(self.kernel, self.programs, (*tensors, *self.numbers), self.meta))
 
-    def _launch_by_triton(self, tensors: tuple[Tensor | None, ...], misaligned: Any) -> None:
+    def _launch_otherwise(self, *tensors: Tensor | None) -> None:
+        """Runs the kernel on the plan's device, whether or not it is compiled; nothing if there are no programs."""
         if self.programs == 0:
             return
         if self.device >= 0 and self.device != _current_device():
             with torch.cuda.device(self.device):
                 self.launch(*tensors)
             return
+        # What Triton compiles for besides: which addresses 16 does not divide.
+        misaligned = tuple([0 if t is None else t.data_ptr() & 15 for t in tensors])
+        known = self._launches.get(misaligned)
+        # Only Triton's own launch calls hooks.
+        if known is not None and not self._is_watched():
+            known(*tensors)
+            return
         self._check(tensors)
         compiled = self.kernel[(self.programs,)](*tensors, *self.numbers, **self.meta)
-        if misaligned not in self._compiled:
-            self._remember(misaligned, compiled, len(tensors))
+        if known is None:
+            self._remember(tensors, misaligned, compiled)
+
+    def _is_watched(self) -> bool:
+        try:
+            hooks = _runtime.launch_enter_hook.calls or _runtime.launch_exit_hook.calls or self.kernel.pre_run_hooks
+        except AttributeError:
+            # Someone put a function in the place of Triton's chain of hooks, or it is Triton 3.4, which has no chains.
+            return True
+        return bool(hooks)
 
     def _check(self, tensors: tuple[Tensor | None, ...]) -> None:
         """The interpreter checks each launch, so that tests find a plan whose rule does not determine dtypes."""
@@ -190,32 +178,46 @@ class Plan:
             raise RuntimeError(f"a plan of {self.kernel} must have tensors of {self._dtypes}, not of {dtypes}")
         self._dtypes = dtypes
 
-    def _remember(self, misaligned: Any, compiled: Any, tensors: int) -> None:
+    def _remember(self, tensors: Sequence[Tensor | None], misaligned: tuple[int, ...], compiled: Any) -> None:
         """Keeps what Triton compiled, if it shows how it is run."""
-        names = getattr(self.kernel, "arg_names", ())[tensors + len(self.numbers) :]
+        names = getattr(self.kernel, "arg_names", ())[len(tensors) + len(self.numbers) :]
         shown = all(hasattr(compiled, name) for name in ("run", "function", "packed_metadata"))
         if not shown or _runtime is None or any(name not in self.meta for name in names):
             return
+        launch = self._make_launch(tensors, any(misaligned), compiled, [self.meta[name] for name in names])
+        self._launches[misaligned] = launch
+        if not any(misaligned):
+            self.launch = launch
+
+    def _make_launch(
+        self, tensors: Sequence[Tensor | None], misaligned: bool, compiled: Any, constants: Sequence[Any]
+    ) -> Callable[..., None]:
         run, before, as_one = _launcher_of(compiled)
-        get_stream = triton.runtime.driver.active.get_current_stream
-        after = (*self.numbers, *[self.meta[name] for name in names])
-        self._compiled[misaligned] = _Compiled(run, get_stream, before, after, as_one)
-
-
-def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
-    """A launch without a rule: the plan is looked for by all arguments, which takes longer than the launch itself."""
-    tensors = [a for a in args if a is None or isinstance(a, Tensor)]
-    numbers = args[len(tensors) :]
-    device = args[0].get_device()
-    choice = (id(kernel), programs, device, numbers, *meta, *meta.values())
-    key = (*choice, *[None if t is None else t.dtype for t in tensors])
-    plan = _plans.get(key)
-    if plan is None:
-        if len(_plans) >= _MOST_KNOWN:
-            _plans.clear()
-        # A plan keeps the kernel, since keys hold its identity.
-        plan = _plans[key] = Plan(device, kernel, programs, numbers, **meta)
-    plan.launch(*tensors)
+        names = [f"t{place}" for place in range(len(tensors))]
+        # Launchers take addresses. To find one in a tensor takes them twice as long.
+        addresses = {n: f"{n}_address" for n, t in zip(names, tensors, strict=True) if t is not None}
+        arguments = ", ".join([*(addresses.get(name, "0") for name in names), "*after"])
+        look_around = _LOOK_AROUND.format(
+            tensors=", ".join(names),
+            all_bits=" | ".join(addresses.values()),
+            elsewhere="hooks or device != current_device()" if self.device >= 0 else "hooks",
+        )
+        source = _LAUNCH.format(
+            tensors=", ".join(names),
+            read_addresses="; ".join(f"{address} = {name}.data_ptr()" for name, address in addresses.items()),
+            # Where addresses are misaligned, whoever found this launch has looked.
+            look_around="" if misaligned else look_around,
+            arguments=f"({arguments})" if as_one else arguments,
+        )
+        known: dict[str, Any] = {
+            "launch_otherwise": self._launch_otherwise, "runtime": _runtime, "hooks": self.kernel.pre_run_hooks,
+            "device": self.device, "current_device": _current_device, "run": run, "programs": self.programs,
+            "get_stream": triton.runtime.driver.active.get_current_stream, "before": before,
+            "after": (*self.numbers, *constants),
+        }  # fmt: skip
+        exec(source, known)
+        launch: Callable[..., None] = known["launch"]
+        return launch
 
 
 def _launcher_of(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:

@@ -131,6 +131,10 @@ def tril_tile(samples: int, rows: int, d: int, *, height: int) -> TrilTile:
     return TrilTile(i, *split_points(warp_size() // columns, samples, rows), columns)
 
 
+def row_stride(t: Tensor | None) -> int:
+    return 0 if t is None else t.stride(0)
+
+
 def tril_strides(tril: Tensor) -> tuple[int, int]:
     """(between matrices, between the rows of a matrix), the second unused where matrices are packed."""
     return (tril.stride(0), tril.stride(1)) if tril.ndim == 3 else (tril.stride(0), 0)

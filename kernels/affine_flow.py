@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._affine import inside_clamp, scale_of, slopes_of
-from ._launch import AotCase, compute_dtype, launch, meta
-from ._tiles import ceil_div, row_tile, vector_width
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
+from ._tiles import ceil_div, row_stride, row_tile, vector_width
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -96,10 +98,6 @@ def _affine_flow_bwd_kernel(
     tl.store(d_shift_ptr + at, d_m.to(out_dtype), mask)
 
 
-def _stride(t: Tensor | None) -> int:
-    return 0 if t is None else t.stride(0)
-
-
 def affine_flow_fwd(
     z: Tensor, shift: Tensor, scale_logit: Tensor | None, kind: str, inverse: bool, log_det_map: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -109,14 +107,29 @@ def affine_flow_fwd(
     """
     n, d = z.shape
     out, log_det = z.new_empty((n, d)), z.new_empty((n, d) if log_det_map else n, dtype=compute_dtype(z.dtype))
-    tile = row_tile(n, d, vector_width(z.dtype, d))
-    launch(
-        _affine_flow_fwd_kernel, ceil_div(n, tile.rows),
-        out, log_det, z, shift, scale_logit,
-        n, d, z.stride(0), shift.stride(0), _stride(scale_logit),
-        KIND=kind, INVERSE=inverse, SHARES=log_det_map, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides, has_scale = (z.stride(0), shift.stride(0), row_stride(scale_logit)), scale_logit is not None
+    plan = _plan_fwd(z.get_device(), z.dtype, n, d, strides, has_scale, kind, inverse, log_det_map)
+    plan.launch(out, log_det, z, shift, scale_logit)
     return out, log_det
+
+
+@by_shape
+def _plan_fwd(
+    device: int,
+    dtype: torch.dtype,
+    n: int,
+    d: int,
+    strides: Sequence[int],
+    has_scale: bool,
+    kind: str,
+    inverse: bool,
+    shares: bool,
+) -> Plan:
+    tile = row_tile(n, d, vector_width(dtype, d))
+    return Plan(
+        device, _affine_flow_fwd_kernel, ceil_div(n, tile.rows), (n, d, *strides),
+        KIND=kind, INVERSE=inverse, SHARES=shares, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def affine_flow_bwd(
@@ -126,15 +139,30 @@ def affine_flow_bwd(
     n, d = z.shape
     d_z, d_shift = z.new_empty((n, d)), z.new_empty((n, d))
     d_scale_logit = None if scale_logit is None else z.new_empty((n, d))
-    tile = row_tile(n, d, vector_width(z.dtype, d))
-    launch(
-        _affine_flow_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        d_z, d_shift, d_scale_logit, d_out, d_log_det, z, shift, scale_logit,
-        n, d, d_out.stride(0), z.stride(0), shift.stride(0), _stride(scale_logit),
-        KIND=kind, INVERSE=inverse, SHARES=d_log_det.dim() == 2,
-        BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides = d_out.stride(0), z.stride(0), shift.stride(0), row_stride(scale_logit)
+    has_scale, shares = scale_logit is not None, d_log_det.dim() == 2
+    plan = _plan_bwd(z.get_device(), z.dtype, n, d, strides, has_scale, kind, inverse, shares)
+    plan.launch(d_z, d_shift, d_scale_logit, d_out, d_log_det, z, shift, scale_logit)
     return d_z, d_shift, d_scale_logit
+
+
+@by_shape
+def _plan_bwd(
+    device: int,
+    dtype: torch.dtype,
+    n: int,
+    d: int,
+    strides: Sequence[int],
+    has_scale: bool,
+    kind: str,
+    inverse: bool,
+    shares: bool,
+) -> Plan:
+    tile = row_tile(n, d, vector_width(dtype, d))
+    return Plan(
+        device, _affine_flow_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns), (n, d, *strides),
+        KIND=kind, INVERSE=inverse, SHARES=shares, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def aot_cases() -> list[AotCase]:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, by_shape, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp
 
@@ -264,38 +264,69 @@ def _read(x: Tensor, other: Tensor | None, window: Tensor, points: int, *, inver
     m, height, width = x.shape
     images = 1 if other is None else 2
     patches = x.new_empty((m, images, points, points))
-    tile = _tile(points, height, width, window.dtype)
-    launch(
-        _attention_read_fwd_kernel, m * images * points, patches, x, other, window, points, height, width,
-        window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
+    dtypes, sizes = (x.dtype, window.dtype), (points, height, width)
+    plan = _plan(x.get_device(), dtypes, False, m, images, sizes, window.stride(0), inverse)
+    plan.launch(patches, x, other, window)
+    return patches
+
+
+@by_shape
+def _plan(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    of_gradient: bool,
+    m: int,
+    images: int,
+    sizes: tuple[int, int, int],
+    stride_window: int,
+    inverse: bool,
+) -> Plan:
+    """Of the kernels whose programs own a row of points; `dtypes` are those of images and of windows."""
+    kernel = _attention_window_bwd_kernel if of_gradient else _attention_read_fwd_kernel
+    tile = _tile(*sizes, dtypes[1])
+    return Plan(
+        device, kernel, m * images * sizes[0], (*sizes, stride_window), HAS_OTHER=images == 2, INVERSE=inverse,
         BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return patches
 
 
 def _write(patches: Tensor, k: int, window: Tensor, height: int, width: int, *, inverse: bool) -> Tensor:
     """The images (M, H, W) of patch k of each window, patches (M, K, N, N)."""
     m, images, points, _ = patches.shape
     image = patches.new_empty((m, height, width))
-    tile = _tile(points, height, width, window.dtype)
-    launch(
-        _attention_write_fwd_kernel, m * ceil_div(height, tile.rows) * ceil_div(width, tile.columns),
-        image, patches, window, points, height, width, window.stride(0), images, k, INVERSE=inverse,
+    dtypes, sizes = (patches.dtype, window.dtype), (points, height, width)
+    plan = _plan_write(patches.get_device(), dtypes, m, sizes, window.stride(0), images, k, inverse)
+    plan.launch(image, patches, window)
+    return image
+
+
+@by_shape
+def _plan_write(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    m: int,
+    sizes: tuple[int, int, int],
+    stride_window: int,
+    images: int,
+    k: int,
+    inverse: bool,
+) -> Plan:
+    _, height, width = sizes
+    tile = _tile(*sizes, dtypes[1])
+    return Plan(
+        device, _attention_write_fwd_kernel, m * ceil_div(height, tile.rows) * ceil_div(width, tile.columns),
+        (*sizes, stride_window, images, k), INVERSE=inverse,
         BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return image
 
 
 def _window_gradient(patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, *, inverse: bool) -> Tensor:
     m, height, width = x.shape
     images, points = patches.shape[1:3]
     parts = window.new_empty((m, images * points, window.shape[1]), dtype=compute_dtype(window.dtype))
-    tile = _tile(points, height, width, window.dtype)
-    launch(
-        _attention_window_bwd_kernel, m * images * points, parts, patches, x, other, window, points, height, width,
-        window.stride(0), HAS_OTHER=other is not None, INVERSE=inverse,
-        BLOCK_P=tile.points, BLOCK_H=tile.rows, BLOCK_W=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    dtypes, sizes = (x.dtype, window.dtype), (points, height, width)
+    plan = _plan(x.get_device(), dtypes, True, m, images, sizes, window.stride(0), inverse)
+    plan.launch(parts, patches, x, other, window)
     return parts.sum(1).to(window.dtype)
 
 

@@ -8,6 +8,7 @@ whole blocks of the buffer: units that are not known yet, and weights that do no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,9 +19,9 @@ from ..structure import ACTIVATION_NAMES, MadeStructure, spread_degrees
 from ._activations import OF_PRE_ACTIVATION, activate, through
 from ._affine import KINDS, inside_clamp, scale_of, slopes_of
 from ._inverse_sweep import count_known, find_sweep
-from ._launch import AotCase, compute_dtype, launch, meta, warp_size
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta, warp_size
 from ._matrix import launch_options
-from ._tiles import ceil_div, next_power_of_2
+from ._tiles import ceil_div, next_power_of_2, row_stride
 from .masked_linear import masked_layer
 from .sorted_units import WIDTH_STEP, SortedStructure, sorted_structure, sorted_units
 
@@ -202,12 +203,47 @@ def _options(dtype: torch.dtype) -> dict[str, int]:
     return options if warp_size() == 64 or dtype == torch.float64 else options | {"maxnreg": 128}
 
 
-def _sizes(rows: int, units: SortedStructure, dtype: torch.dtype) -> dict[str, int]:
+class _Network(NamedTuple):
+    """What plans depend on: see `SortedStructure` for `width` and `most`."""
+
+    kind: str
+    activation: str
+    layers: int
+    residual: bool
+    width: int
+    most: int
+
+    @classmethod
+    def of(cls, structure: MadeStructure, kind: str, units: SortedStructure) -> _Network:
+        layers = len(structure.hidden_degrees)
+        return cls(kind, structure.activation, layers, structure.residual, units.width, units.most)
+
+
+def _choose_blocks(rows: int, network: _Network) -> tuple[int, int, int]:
     """How many rows a program owns, how many units and inputs it takes at once. Small batches get small programs."""
     block_n = min(max(next_power_of_2(rows // _BUSY + 1) // 2, 1), 16)
-    block_u = min(next_power_of_2(units.most), _MOST_UNITS)
-    block_k = min(_PRODUCTS // (block_n * block_u), units.width, WIDTH_STEP)
-    return {"BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_K": block_k} | _options(dtype)
+    block_u = min(next_power_of_2(network.most), _MOST_UNITS)
+    return block_n, block_u, min(_PRODUCTS // (block_n * block_u), network.width, WIDTH_STEP)
+
+
+@by_shape
+def _plan(
+    device: int,
+    dtypes: Sequence[torch.dtype],
+    n: int,
+    d: int,
+    strides: Sequence[int],
+    network: _Network,
+    is_solve: bool,
+    **also: bool,
+) -> Plan:
+    block_n, block_u, block_k = _choose_blocks(n, network)
+    return Plan(
+        device, _autoregressive_inverse_solve_kernel if is_solve else _autoregressive_inverse_fwd_kernel,
+        ceil_div(n, block_n), (n, d, network.width, *strides),
+        KIND=network.kind, ACTIVATION=network.activation, LAYERS=network.layers, RESIDUAL=network.residual,
+        PARAMS=_params(network.kind), **also, BLOCK_N=block_n, BLOCK_U=block_u, BLOCK_K=block_k, **_options(dtypes[0]),
+    )  # fmt: skip
 
 
 def _params(kind: str) -> int:
@@ -251,14 +287,14 @@ def autoregressive_inverse_fwd(
         return x, log_det
     matrices, vectors, scales = sorted_units(weights, biases, weight_scales, units, False, False)
     known = z.new_zeros((n, layers + 1 + structure.residual, units.width), dtype=dtype)
-    sizes = _sizes(n, units, dtype)
-    launch(
-        _autoregressive_inverse_fwd_kernel, ceil_div(n, sizes["BLOCK_N"]),
-        x, log_det, known, z, context_term, matrices, vectors, scales, units.counts, units.orders[0], units.orders[1],
-        n, d, units.width, z.stride(0), 0 if context_term is None else context_term.stride(0),
-        KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual,
-        HAS_CONTEXT=context_term is not None, PARAMS=params, SHARES=log_det_map, **sizes,
+    strides, network = (z.stride(0), row_stride(context_term)), _Network.of(structure, kind, units)
+    plan = _plan(
+        z.get_device(), (z.dtype,), n, d, strides, network, False,
+        SHARES=log_det_map, HAS_CONTEXT=context_term is not None,
     )  # fmt: skip
+    plan.launch(
+        x, log_det, known, z, context_term, matrices, vectors, scales, units.counts, units.orders[0], units.orders[1]
+    )
     return x, log_det
 
 
@@ -327,14 +363,10 @@ def autoregressive_inverse_solve(
         return lam
     matrices, _, _ = sorted_units(weights, biases, weight_scales, units, True, True)
     adjoint = x.new_zeros((n, layers + 1, units.width), dtype=dtype)
-    sizes = _sizes(n, units, dtype)
-    launch(
-        _autoregressive_inverse_solve_kernel, ceil_div(n, sizes["BLOCK_N"]),
-        lam, adjoint, d_x, d_log_det, x, outputs, sorted_kept, matrices, units.counts, units.orders[0],
-        n, d, units.width, d_x.stride(0), x.stride(0), outputs.stride(0), param_stride, feature_stride,
-        KIND=kind, ACTIVATION=structure.activation, LAYERS=layers, RESIDUAL=structure.residual, PARAMS=_params(kind),
-        SHARES=shares, **sizes,
-    )  # fmt: skip
+    strides = d_x.stride(0), x.stride(0), outputs.stride(0), param_stride, feature_stride
+    network = _Network.of(structure, kind, units)
+    plan = _plan(x.get_device(), (x.dtype, d_x.dtype), n, d, strides, network, True, SHARES=shares)
+    plan.launch(lam, adjoint, d_x, d_log_det, x, outputs, sorted_kept, matrices, units.counts, units.orders[0])
     return lam
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import log1p
-from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta, meta_noise
 from ._philox import in_layout_of, noise_source, uniform_quarters
 from ._tiles import BLOCK_TERMS, ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points, vector_width
 from ._vecmath import exp
@@ -142,41 +142,51 @@ def bernoulli_fwd(
     n, d = logits.shape
     samples = 2 * draws if antithetic else draws
     b, log_q = logits.new_empty((samples, n, d)), logits.new_empty((samples, n), dtype=compute_dtype(logits.dtype))
-    quarter, vector = quarter_layout(logits.dtype, d)
+    sizes, given = (n, draws, row_offset, d), noise.ndim > 0
+    plan = _plan_fwd(logits.get_device(), logits.dtype, sizes, logits.stride(0), given, antithetic)
+    plan.launch(b, log_q, logits, noise)
+    return b, log_q
+
+
+@by_shape
+def _plan_fwd(
+    device: int, dtype: torch.dtype, sizes: tuple[int, int, int, int], stride: int, given: bool, antithetic: bool
+) -> Plan:
+    n, draws, _, d = sizes
+    quarter, vector = quarter_layout(dtype, d)
     tile = point_tile(draws, n, quarter, vector)
-    launch(
-        _bernoulli_fwd_kernel, ceil_div(draws, tile.samples) * ceil_div(n, tile.rows),
-        b, log_q, logits, noise,
-        n, draws, row_offset, d, quarter // vector, logits.stride(0),
-        GIVEN=noise.ndim > 0, ANTITHETIC=antithetic, VECTOR=vector,
+    return Plan(
+        device, _bernoulli_fwd_kernel, ceil_div(draws, tile.samples) * ceil_div(n, tile.rows),
+        (*sizes, quarter // vector, stride), GIVEN=given, ANTITHETIC=antithetic, VECTOR=vector,
         BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return b, log_q
 
 
 def bernoulli_bwd(d_log_q: Tensor, b: Tensor, logits: Tensor) -> Tensor:
     """The gradient of the logits (N, D) of samples (K, N, D)."""
     samples, n, d = b.shape
     d_logits = logits.new_empty((n, d))
-    vector = vector_width(logits.dtype, d)
+    plan = _plan_bwd(logits.get_device(), logits.dtype, samples, n, d, logits.stride(0))
+    plan.launch(d_logits, d_log_q, b, logits)
+    return d_logits
+
+
+@by_shape
+def _plan_bwd(device: int, dtype: torch.dtype, samples: int, n: int, d: int, stride: int) -> Plan:
+    vector = vector_width(dtype, d)
     if samples == 1:
         tile = row_tile(n, d, vector)
-        launch(
-            _bernoulli_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-            d_logits, d_log_q, b, logits,
-            n, d, d // vector, logits.stride(0),
+        return Plan(
+            device, _bernoulli_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+            (n, d, d // vector, stride),
             VECTOR=vector, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
-        return d_logits
     sums = sum_tile(samples, n, d, vector)
-    launch(
-        _bernoulli_bwd_samples_kernel, ceil_div(n, sums.rows) * ceil_div(d, sums.columns),
-        d_logits, d_log_q, b, logits,
-        n, samples, d, d // vector, logits.stride(0),
-        VECTOR=vector, LONG=samples > BLOCK_TERMS.value * sums.samples,
+    return Plan(
+        device, _bernoulli_bwd_samples_kernel, ceil_div(n, sums.rows) * ceil_div(d, sums.columns),
+        (n, samples, d, d // vector, stride), VECTOR=vector, LONG=samples > BLOCK_TERMS.value * sums.samples,
         BLOCK_K=sums.samples, BLOCK_N=sums.rows, BLOCK_D=sums.columns, num_warps=sums.warps,
     )  # fmt: skip
-    return d_logits
 
 
 def aot_cases() -> list[AotCase]:

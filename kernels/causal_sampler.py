@@ -10,14 +10,18 @@ The activations of an image are in global memory. The rows of each buffer form a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..structure.sampling_plan import Binding, Buffer, Conv, Plan, Pointwise, Span
+from ..structure.sampling_plan import Binding, Buffer, Conv, Pointwise, Span
+from ..structure.sampling_plan import Plan as SamplingPlan
 from ..structure.sampling_records import HeadCode, HeadRecord
-from ._launch import AotCase, launch, meta
+from ._launch import AotCase, Plan, by_shape, meta
 from ._matrix import launch_options
 from ._pixel_heads import draw_pixel
 from ._sampler_blocks import (
@@ -163,7 +167,7 @@ def aot_cases() -> list[AotCase]:
             Conv(Span(2, 0, outputs), Span(0, 0, channels), 0, 0, before, 9),
             Pointwise(Span(3, 0, outputs), Span(2, 0, outputs), Span(1, 0, outputs), "add"),
         )
-        plan = Plan(buffers, nodes, ("conv",), (), (0,) * channels)
+        plan = SamplingPlan(buffers, nodes, ("conv",), (), (0,) * channels)
         binding = Binding([meta(outputs, channels, 3, 3)], [None], [])
         # Images of one row: each row has the same launches.
         x, columns = meta(images, channels, 1, 28), 28 * head.columns
@@ -178,7 +182,7 @@ def aot_cases() -> list[AotCase]:
 
 
 def causal_sampler(
-    plan: Plan,
+    plan: SamplingPlan,
     binding: Binding,
     head: HeadRecord,
     images: Tensor,
@@ -188,7 +192,7 @@ def causal_sampler(
     parameters: Tensor | None,
 ) -> None:
     """Draws float32 images in place; the arguments are those of :func:`fastvae.ops.causal_sampler.causal_sampler`."""
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     program = get_program(plan, binding, height, width, images.device, _BLOCK_O, _BLOCK_K)
     memory = images.new_zeros(n, program.image_numbers)
     shared = (
@@ -199,24 +203,71 @@ def causal_sampler(
         images if given is None else given.to(torch.int32).contiguous(), images if uniforms is None else uniforms,
         program.colors,
     )  # fmt: skip
+    table = _Table(
+        program.image_numbers, program.tables.shape[1], program.blocks_at, program.ops_at, program.period,
+        tuple(program.row_blocks), program.first_run, program.pixel_blocks,
+    )  # fmt: skip
+    has = uniforms is not None, given is not None, parameters is not None
+    numbers = plan.num_colors, plan.parameter_channels, float(temperature)
+    for rows, pixels in _plan(images.get_device(), images.shape, table, head, numbers, has):
+        for blocks in rows:
+            blocks.launch(*shared)
+        pixels.launch(*shared, *drawn)
+
+
+class _Table(NamedTuple):
+    """What launches say of a program's tables."""
+
+    image_numbers: int
+    numbers: int
+    blocks_at: int
+    ops_at: int
+    period: int
+    row_blocks: Sequence[tuple[int, int]]
+    first_run: int
+    pixel_blocks: Sequence[int]
+
+
+@by_shape
+def _plan(
+    device: int,
+    of_images: Sequence[int],
+    table: _Table,
+    head: HeadRecord,
+    numbers: tuple[int, int, float],
+    has: tuple[bool, bool, bool],
+) -> list[tuple[list[Plan], Plan]]:
+    """For each row of the images the launches of blocks that are computed at once, and that of the pixels.
+
+    `numbers` are colors, parameters of a pixel, and the temperature; `has` says whether the pixels draw, and whether
+    given images and parameters are there.
+    """
+    (n, channels, height, width), (colors, outputs, temperature) = of_images, numbers
+    samples, has_given, has_parameters = has
     categories = head.components if head.kind == HeadCode.LOGISTIC_MIXTURE else head.levels
     of_program = min(next_power_of_2(ceil_div(n, _WAVE)), _MOST_IMAGES)
     # More warps for more images: a thread then has as many weights, and the loads of few terms stay cheap.
-    warps = _WARPS * of_program
-    sizes = program.tables.shape[1], program.blocks_at, program.ops_at
+    warps, found = _WARPS * of_program, []
     for y in range(height):
-        row = y, y % program.period, *sizes
-        for blocks in program.row_blocks:
-            launch(
-                _causal_sampler_row_kernel, ceil_div(n * width, _PIXELS), *shared, program.image_numbers, n, width,
-                *row, *blocks, BLOCK_N=_PIXELS, BLOCK_O=_BLOCK_O, BLOCK_K=_ROW_BLOCK_K,
-                **launch_options(_ROW_WARPS, _ROW_STAGES),
-            )  # fmt: skip
-        launch(
-            _causal_sampler_pixel_kernel, ceil_div(n, of_program), *shared, *drawn, program.image_numbers, n, height,
-            width, *row, program.first_run, *program.pixel_blocks, plan.parameter_channels, float(temperature),
-            C=channels, COLORS=plan.num_colors, HEAD=int(head.kind), COMPONENTS=head.components, LEVELS=head.levels,
-            COLUMNS=head.columns, BLOCK_L=min(next_power_of_2(categories), _BLOCK_L), SAMPLES=uniforms is not None,
-            HAS_GIVEN=given is not None, HAS_PARAMETERS=parameters is not None, BLOCK_N=of_program,
-            BLOCK_O=_BLOCK_O, BLOCK_K=_BLOCK_K, PARTS=warps, **launch_options(warps),
+        row = y, y % table.period, table.numbers, table.blocks_at, table.ops_at
+        rows = [
+            Plan(
+                device, _causal_sampler_row_kernel, ceil_div(n * width, _PIXELS),
+                (table.image_numbers, n, width, *row, *blocks),
+                BLOCK_N=_PIXELS, BLOCK_O=_BLOCK_O, BLOCK_K=_ROW_BLOCK_K, **launch_options(_ROW_WARPS, _ROW_STAGES),
+            )
+            for blocks in table.row_blocks
+        ]  # fmt: skip
+        pixels = Plan(
+            device, _causal_sampler_pixel_kernel, ceil_div(n, of_program),
+            (
+                table.image_numbers, n, height, width, *row, table.first_run, *table.pixel_blocks, outputs,
+                temperature,
+            ),
+            C=channels, COLORS=colors, HEAD=int(head.kind), COMPONENTS=head.components, LEVELS=head.levels,
+            COLUMNS=head.columns, BLOCK_L=min(next_power_of_2(categories), _BLOCK_L), SAMPLES=samples,
+            HAS_GIVEN=has_given, HAS_PARAMETERS=has_parameters, BLOCK_N=of_program, BLOCK_O=_BLOCK_O,
+            BLOCK_K=_BLOCK_K, PARTS=warps, **launch_options(warps),
         )  # fmt: skip
+        found.append((rows, pixels))
+    return found

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate, through
-from ._launch import AotCase, compute_dtype, launch, meta
-from ._tiles import ceil_div, next_power_of_2, row_tile, vector_width, warp_size
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
+from ._tiles import ceil_div, next_power_of_2, row_stride, row_tile, vector_width, warp_size
 
 # Rows of a program of the backward pass: one warp holds them in its registers, and adds them up without a barrier.
 _ROWS = 8
@@ -98,15 +98,29 @@ def class_linear_fwd(
     y = like.new_empty((n, c, h))
     keep = keep and activation in OF_PRE_ACTIVATION
     pre = like.new_empty((n, c, h), dtype=compute_dtype(like.dtype)) if keep else None
-    tile = row_tile(n, h, vector_width(like.dtype, h))
-    launch(
-        _class_linear_fwd_kernel, ceil_div(n, tile.rows) * c * ceil_div(h, tile.columns),
-        y, pre, rows, cells, classes, n, c, h,
-        0 if rows is None else rows.stride(0), 0 if classes is None else classes.stride(0),
-        ACTIVATION=activation, KEEP=keep, HAS_ROWS=rows is not None, HAS_CELLS=cells is not None,
-        HAS_CLASSES=classes is not None, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides, has = (row_stride(rows), row_stride(classes)), (rows is not None, cells is not None, classes is not None)
+    plan = _plan_fwd(like.get_device(), like.dtype, (n, c, h), strides, has, activation, keep)
+    plan.launch(y, pre, rows, cells, classes)
     return y, pre
+
+
+@by_shape
+def _plan_fwd(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    strides: tuple[int, int],
+    has: tuple[bool, bool, bool],
+    activation: str,
+    keep: bool,
+) -> Plan:
+    (n, c, h), (has_rows, has_cells, has_classes) = sizes, has
+    tile = row_tile(n, h, vector_width(dtype, h))
+    return Plan(
+        device, _class_linear_fwd_kernel, ceil_div(n, tile.rows) * c * ceil_div(h, tile.columns), (*sizes, *strides),
+        ACTIVATION=activation, KEEP=keep, HAS_ROWS=has_rows, HAS_CELLS=has_cells, HAS_CLASSES=has_classes,
+        BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def class_linear_bwd(
@@ -114,18 +128,26 @@ def class_linear_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of rows, cells and classes that are needed; d_y and at are contiguous."""
     n, c, h = d_y.shape
-    block = min(2 * warp_size(), next_power_of_2(h))
-    blocks = ceil_div(n, _ROWS)
     d_rows = d_y.new_empty((n, h)) if needs[0] else None
     d_cells = d_y.new_empty((n, c, h)) if needs[1] else None
-    parts = d_y.new_empty((blocks, c, h), dtype=compute_dtype(d_y.dtype)) if needs[2] else None
-    launch(
-        _class_linear_bwd_kernel, blocks * ceil_div(h, block),
-        d_y, at, d_rows, d_cells, parts, n, c, h,
+    parts = d_y.new_empty((ceil_div(n, _ROWS), c, h), dtype=compute_dtype(d_y.dtype)) if needs[2] else None
+    plan = _plan_bwd(d_y.get_device(), (d_y.dtype, at.dtype), (n, c, h), activation, tuple(needs))
+    plan.launch(d_y, at, d_rows, d_cells, parts)
+    return d_rows, d_cells, None if parts is None else parts.sum(0).to(d_y.dtype)
+
+
+@by_shape
+def _plan_bwd(
+    device: int, dtypes: tuple[torch.dtype, torch.dtype], sizes: tuple[int, int, int], activation: str,
+    needs: Sequence[bool],
+) -> Plan:  # fmt: skip
+    n, _, h = sizes
+    block = min(2 * warp_size(), next_power_of_2(h))
+    return Plan(
+        device, _class_linear_bwd_kernel, ceil_div(n, _ROWS) * ceil_div(h, block), sizes,
         ACTIVATION=activation, NEED_ROWS=needs[0], NEED_CELLS=needs[1], NEED_CLASSES=needs[2],
         BLOCK_N=_ROWS, BLOCK_D=block, num_warps=1,
     )  # fmt: skip
-    return d_rows, d_cells, None if parts is None else parts.sum(0).to(d_y.dtype)
 
 
 def aot_cases() -> list[AotCase]:

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ._gaussian_kl import kl_part, load_d_kl
-from ._launch import AotCase, Plan, by_shape, compute_dtype, launch, meta, meta_noise
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta, meta_noise
 from ._philox import in_layout_of, noise_quarters, noise_source
-from ._tiles import BLOCK_TERMS, ceil_div, point_tile, quarter_layout, row_tile, sum_tile, tile_points
+from ._tiles import BLOCK_TERMS, ceil_div, point_tile, quarter_layout, row_stride, row_tile, sum_tile, tile_points
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -228,7 +228,7 @@ def _bwd(
     """The gradients of one sample, d_z (1, N, D); that of mu is d_z itself and not written without d_kl."""
     n, d = log_sigma.shape
     d_mu, d_log_sigma = None if mu is None else mu.new_empty((n, d)), log_sigma.new_empty((n, d))
-    sizes, strides = (n, row_offset, d), (_row_stride(mu), log_sigma.stride(0))
+    sizes, strides = (n, row_offset, d), (row_stride(mu), log_sigma.stride(0))
     kl_dimensions, device = 0 if d_kl is None else d_kl.ndim, log_sigma.get_device()
     plan = _plan_bwd(device, log_sigma.dtype, sizes, strides, noise.ndim > 0, kl_dimensions)
     plan.launch(d_log_sigma, d_mu, d_z, d_log_q, d_kl, mu, log_sigma, noise)
@@ -266,21 +266,32 @@ def _bwd_samples(
 ) -> tuple[Tensor, Tensor]:
     samples, n, d = d_z.shape
     d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
-    quarter, vector = quarter_layout(log_sigma.dtype, d)
-    tile = sum_tile(samples, n, quarter, vector)
-    launch(
-        _diag_gaussian_bwd_samples_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
-        d_mu, d_log_sigma, d_z, d_log_q, d_kl, mu, log_sigma, noise,
-        n, samples, row_offset, d, quarter // vector, _row_stride(mu), log_sigma.stride(0),
-        GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
-        VECTOR=vector, LONG=samples > BLOCK_TERMS.value * tile.samples,
-        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    sizes, strides = (n, samples, row_offset, d), (row_stride(mu), log_sigma.stride(0))
+    kl_dimensions, device = 0 if d_kl is None else d_kl.ndim, log_sigma.get_device()
+    plan = _plan_bwd_samples(device, log_sigma.dtype, sizes, strides, noise.ndim > 0, kl_dimensions)
+    plan.launch(d_mu, d_log_sigma, d_z, d_log_q, d_kl, mu, log_sigma, noise)
     return d_mu, d_log_sigma
 
 
-def _row_stride(t: Tensor | None) -> int:
-    return 0 if t is None else t.stride(0)
+@by_shape
+def _plan_bwd_samples(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int],
+    strides: tuple[int, int],
+    given: bool,
+    kl_dimensions: int,
+) -> Plan:
+    n, samples, _, d = sizes
+    quarter, vector = quarter_layout(dtype, d)
+    tile = sum_tile(samples, n, quarter, vector)
+    return Plan(
+        device, _diag_gaussian_bwd_samples_kernel, ceil_div(n, tile.rows) * ceil_div(quarter, tile.columns),
+        (*sizes, quarter // vector, *strides),
+        GIVEN=given, HAS_KL=kl_dimensions > 0, BY_DIMENSION=kl_dimensions == 2, VECTOR=vector,
+        LONG=samples > BLOCK_TERMS.value * tile.samples,
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def diag_gaussian_fwd(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, compute_dtype, launch, meta
-from ._tiles import BLOCK_TERMS, ceil_div, point_tile, row_tile, sum_tile, tile_points, vector_width
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
+from ._tiles import BLOCK_TERMS, ceil_div, point_tile, row_stride, row_tile, sum_tile, tile_points, vector_width
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -156,14 +158,19 @@ def _diag_gaussian_kl_bwd_kernel(
 def diag_gaussian_log_prob_fwd(z: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     samples, n, d = z.shape
     log_q = mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
-    tile = point_tile(samples, n, d, vector_width(mu.dtype, d))
-    launch(
-        _diag_gaussian_log_prob_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
-        log_q, z, mu, log_sigma,
-        n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0),
+    strides = *z.stride()[:2], mu.stride(0), log_sigma.stride(0)
+    _plan_log_prob_fwd(mu.get_device(), mu.dtype, n, samples, d, strides).launch(log_q, z, mu, log_sigma)
+    return log_q
+
+
+@by_shape
+def _plan_log_prob_fwd(device: int, dtype: torch.dtype, n: int, samples: int, d: int, strides: Sequence[int]) -> Plan:
+    tile = point_tile(samples, n, d, vector_width(dtype, d))
+    return Plan(
+        device, _diag_gaussian_log_prob_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
+        (n, samples, d, *strides),
         BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return log_q
 
 
 def diag_gaussian_log_prob_bwd(
@@ -171,27 +178,38 @@ def diag_gaussian_log_prob_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples, n, d = z.shape
     d_z, d_mu, d_log_sigma = mu.new_empty((samples, n, d)), mu.new_empty((n, d)), mu.new_empty((n, d))
-    tile = sum_tile(samples, n, d, vector_width(mu.dtype, d))
-    launch(
-        _diag_gaussian_log_prob_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        d_z, d_mu, d_log_sigma, d_log_q, z, mu, log_sigma,
-        n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0),
-        LONG=samples > BLOCK_TERMS.value * tile.samples,
+    strides = *z.stride()[:2], mu.stride(0), log_sigma.stride(0)
+    plan = _plan_log_prob_bwd(mu.get_device(), mu.dtype, n, samples, d, strides)
+    plan.launch(d_z, d_mu, d_log_sigma, d_log_q, z, mu, log_sigma)
+    return d_z, d_mu, d_log_sigma
+
+
+@by_shape
+def _plan_log_prob_bwd(device: int, dtype: torch.dtype, n: int, samples: int, d: int, strides: Sequence[int]) -> Plan:
+    tile = sum_tile(samples, n, d, vector_width(dtype, d))
+    return Plan(
+        device, _diag_gaussian_log_prob_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
+        (n, samples, d, *strides), LONG=samples > BLOCK_TERMS.value * tile.samples,
         BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return d_z, d_mu, d_log_sigma
 
 
 def _kl_fwd(mu: Tensor, log_sigma: Tensor, prior_mu: Tensor | None, prior_log_sigma: Tensor | None) -> Tensor:
     n, d = mu.shape
     kl = mu.new_empty((n,), dtype=compute_dtype(mu.dtype))
-    tile = row_tile(n, d, vector_width(mu.dtype, d))
-    launch(
-        _diag_gaussian_kl_fwd_kernel, ceil_div(n, tile.rows),
-        kl, mu, log_sigma, prior_mu, prior_log_sigma, n, d, *_row_strides(mu, log_sigma, prior_mu, prior_log_sigma),
-        HAS_PRIOR=prior_mu is not None, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    tensors = mu, log_sigma, prior_mu, prior_log_sigma
+    plan = _plan_kl_fwd(mu.get_device(), mu.dtype, n, d, tuple(map(row_stride, tensors)), prior_mu is not None)
+    plan.launch(kl, *tensors)
     return kl
+
+
+@by_shape
+def _plan_kl_fwd(device: int, dtype: torch.dtype, n: int, d: int, strides: Sequence[int], has_prior: bool) -> Plan:
+    tile = row_tile(n, d, vector_width(dtype, d))
+    return Plan(
+        device, _diag_gaussian_kl_fwd_kernel, ceil_div(n, tile.rows), (n, d, *strides),
+        HAS_PRIOR=has_prior, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def _kl_bwd(
@@ -200,18 +218,19 @@ def _kl_bwd(
     n, d = mu.shape
     has_prior = prior_mu is not None
     gradients = [mu.new_empty((n, d)) for _ in range(4 if has_prior else 2)]
-    tile = row_tile(n, d, vector_width(mu.dtype, d))
-    launch(
-        _diag_gaussian_kl_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        *gradients, *[None] * (4 - len(gradients)), d_kl, mu, log_sigma, prior_mu, prior_log_sigma,
-        n, d, *_row_strides(mu, log_sigma, prior_mu, prior_log_sigma),
-        HAS_PRIOR=has_prior, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    tensors = mu, log_sigma, prior_mu, prior_log_sigma
+    plan = _plan_kl_bwd(mu.get_device(), mu.dtype, n, d, tuple(map(row_stride, tensors)), has_prior)
+    plan.launch(*gradients, *[None] * (4 - len(gradients)), d_kl, *tensors)
     return tuple(gradients)
 
 
-def _row_strides(*tensors: Tensor | None) -> list[int]:
-    return [0 if t is None else t.stride(0) for t in tensors]
+@by_shape
+def _plan_kl_bwd(device: int, dtype: torch.dtype, n: int, d: int, strides: Sequence[int], has_prior: bool) -> Plan:
+    tile = row_tile(n, d, vector_width(dtype, d))
+    return Plan(
+        device, _diag_gaussian_kl_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns), (n, d, *strides),
+        HAS_PRIOR=has_prior, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def diag_gaussian_kl_fwd(mu: Tensor, log_sigma: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ._activations import activate, sigmoid
 from ._division import divide, index_type, reciprocal
-from ._launch import AotCase, launch, meta
+from ._launch import AotCase, Plan, by_shape, meta
 from ._tiles import ceil_div, row_tile, vector_width
 from ._vecmath import exp
 
@@ -198,10 +199,30 @@ class _Condition(NamedTuple):
         return cls("full", condition, half * c, (n, pixel, c) if rows.by_pixel else (n, c, pixel))
 
 
-def _numbers(rows: _Rows, columns: int, block: int) -> tuple[int, ...]:
-    """What `_place` takes: rows of an image and blocks of a row, each with its reciprocal."""
-    blocks = ceil_div(columns, block)
-    return rows.per_image, *reciprocal(rows.per_image), blocks, *reciprocal(blocks)
+@by_shape
+def _plan(
+    device: int,
+    dtype: torch.dtype,
+    is_backward: bool,
+    images: int,
+    rows: _Rows,
+    halves: Sequence[int],
+    strides: Sequence[int],
+    kind: str,
+    condition: str,
+) -> Plan:
+    """`halves` are the offsets of the second half of the channels, `strides` those of every tensor."""
+    n, d = images * rows.per_image, rows.length
+    tile = row_tile(n, d, vector_width(dtype, d))
+    blocks = ceil_div(d, tile.columns)
+    kernel = _gated_activation_bwd_kernel if is_backward else _gated_activation_fwd_kernel
+    # What `_place` takes: rows of an image and blocks of a row, each with its reciprocal.
+    numbers = rows.per_image, *reciprocal(rows.per_image), blocks, *reciprocal(blocks)
+    return Plan(
+        device, kernel, ceil_div(n, tile.rows) * blocks, (n, d, *numbers, *halves, *strides),
+        KIND=kind, CONDITION=condition, INDEX=index_type(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
+        num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tensor:
@@ -209,15 +230,10 @@ def gated_activation_fwd(x: Tensor, condition: Tensor | None, kind: str) -> Tens
     rows = _Rows.of(x)
     x = rows.lay_out(x)
     y, added = rows.new(x, x.shape[1] // 2), _Condition.of(rows, condition)
-    n, d = x.shape[0] * rows.per_image, rows.length
-    tile = row_tile(n, d, vector_width(x.dtype, d))
-    launch(
-        _gated_activation_fwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        y, x, added.tensor, n, d, *_numbers(rows, d, tile.columns), x.shape[1] // 2 * x.stride(1), added.half,
-        *rows.strides(y), *rows.strides(x), *added.strides,
-        KIND=kind, CONDITION=added.kind, INDEX=index_type(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
-        num_warps=tile.warps,
-    )  # fmt: skip
+    n, channels = x.shape[:2]
+    halves, strides = (channels // 2 * x.stride(1), added.half), (*rows.strides(y), *rows.strides(x), *added.strides)
+    plan = _plan(x.get_device(), x.dtype, False, n, rows, halves, strides, kind, added.kind)
+    plan.launch(y, x, added.tensor)
     return y
 
 
@@ -226,17 +242,11 @@ def gated_activation_bwd(d_y: Tensor, x: Tensor, condition: Tensor | None, kind:
     rows = _Rows.of(x)
     d_y, x = rows.lay_out(d_y), rows.lay_out(x)
     d_x, added = rows.new(x, x.shape[1]), _Condition.of(rows, condition)
-    n, d = x.shape[0] * rows.per_image, rows.length
-    half = x.shape[1] // 2
-    tile = row_tile(n, d, vector_width(x.dtype, d))
-    launch(
-        _gated_activation_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(d, tile.columns),
-        d_x, d_y, x, added.tensor, n, d, *_numbers(rows, d, tile.columns),
-        half * d_x.stride(1), half * x.stride(1), added.half,
-        *rows.strides(d_x), *rows.strides(d_y), *rows.strides(x), *added.strides,
-        KIND=kind, CONDITION=added.kind, INDEX=index_type(n), BLOCK_N=tile.rows, BLOCK_D=tile.columns,
-        num_warps=tile.warps,
-    )  # fmt: skip
+    n, half = x.shape[0], x.shape[1] // 2
+    halves = half * d_x.stride(1), half * x.stride(1), added.half
+    strides = *rows.strides(d_x), *rows.strides(d_y), *rows.strides(x), *added.strides
+    plan = _plan(x.get_device(), x.dtype, True, n, rows, halves, strides, kind, added.kind)
+    plan.launch(d_x, d_y, x, added.tensor)
     return d_x
 
 

@@ -5,6 +5,8 @@ Tiles hold the columns c of a row's first quarter; the other three quarters are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ._activations import log1p
 from ._gaussian_kl import load_d_kl
-from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta, meta_noise
 from ._philox import in_layout_of, noise_quarters, noise_source
 from ._tiles import ceil_div, point_tile, quarter_layout, tile_points
 from ._vecmath import HALF_LOG_2PI, exp
@@ -150,29 +152,43 @@ def _gaussian_merge_bwd_kernel(
         tl.store(d_prior_log_sigma_ptr + point * D + at, (d_scale + 2.0 * d_u).to(out_dtype), mask)
 
 
+@by_shape
+def _plan(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int],
+    strides: Sequence[int],
+    given: bool,
+    by_dimension: bool,
+    is_backward: bool,
+) -> Plan:
+    n, samples, _, d = sizes
+    quarter, vector = quarter_layout(dtype, d)
+    # More numbers of half types a thread, with their conversions, would not fit in its registers.
+    tile = point_tile(samples, n, quarter, min(vector, 4 if dtype.itemsize > 2 else 2))
+    programs = ceil_div(samples, tile.samples) * ceil_div(n, tile.rows)
+    return Plan(
+        device, _gaussian_merge_bwd_kernel if is_backward else _gaussian_merge_fwd_kernel,
+        programs * (ceil_div(quarter, tile.columns) if is_backward else 1), (*sizes, quarter // vector, *strides),
+        GIVEN=given, BY_DIMENSION=by_dimension, VECTOR=vector,
+        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+
+
 def _launch_points(
-    kernel: object,
     outputs: tuple[Tensor, ...],
     parameters: tuple[Tensor, ...],
     noise: Tensor,
     row_offset: int,
     by_dimension: bool,
-    split_columns: bool,
+    is_backward: bool,
 ) -> None:
     mu = parameters[0]
     n, d = mu.shape
-    samples = parameters[2].shape[0] // n
-    quarter, vector = quarter_layout(mu.dtype, d)
-    # More numbers of half types a thread, with their conversions, would not fit in its registers.
-    tile = point_tile(samples, n, quarter, min(vector, 4 if mu.dtype.itemsize > 2 else 2))
-    programs = ceil_div(samples, tile.samples) * ceil_div(n, tile.rows)
-    launch(
-        kernel, programs * (ceil_div(quarter, tile.columns) if split_columns else 1),
-        *outputs, *parameters, noise,
-        n, samples, row_offset, d, quarter // vector, *(t.stride(0) for t in parameters),
-        GIVEN=noise.ndim > 0, BY_DIMENSION=by_dimension, VECTOR=vector,
-        BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    sizes = n, parameters[2].shape[0] // n, row_offset, d
+    strides, given = tuple([t.stride(0) for t in parameters]), noise.ndim > 0
+    plan = _plan(mu.get_device(), mu.dtype, sizes, strides, given, by_dimension, is_backward)
+    plan.launch(*outputs, *parameters, noise)
 
 
 def gaussian_merge_fwd(
@@ -190,9 +206,7 @@ def gaussian_merge_fwd(
     log_q, log_p = prior_mu.new_empty(m, dtype=wide), prior_mu.new_empty(m, dtype=wide)
     kl = prior_mu.new_empty((m, d) if by_dimension else (m,), dtype=wide)
     parameters = mu, log_sigma, prior_mu, prior_log_sigma
-    _launch_points(
-        _gaussian_merge_fwd_kernel, (z, log_q, log_p, kl), parameters, noise, row_offset, by_dimension, False
-    )
+    _launch_points((z, log_q, log_p, kl), parameters, noise, row_offset, by_dimension, False)
     return z, log_q, log_p, kl
 
 
@@ -211,10 +225,8 @@ def gaussian_merge_bwd(
     """The gradients of all points to both Gaussians, (M, D) each; upstream gradients are contiguous."""
     gradients = tuple(prior_mu.new_empty(prior_mu.shape) for _ in range(4))
     parameters = mu, log_sigma, prior_mu, prior_log_sigma
-    _launch_points(
-        _gaussian_merge_bwd_kernel, (*gradients, d_z, d_log_q, d_log_p, d_kl), parameters, noise, row_offset,
-        by_dimension=d_kl.ndim == d_z.ndim, split_columns=True,
-    )  # fmt: skip
+    outputs, by_dimension = (*gradients, d_z, d_log_q, d_log_p, d_kl), d_kl.ndim == d_z.ndim
+    _launch_points(outputs, parameters, noise, row_offset, by_dimension, True)
     return gradients
 
 

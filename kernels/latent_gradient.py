@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate, curvature, sigmoid, through
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 
 # Numbers of a chunk's widest layer: 16 MB in float32 stay in the second-level cache.
 _CHUNK = 1 << 22
@@ -115,6 +115,34 @@ def _block(dtype: torch.dtype) -> int:
     return _BLOCK // 4 if dtype == torch.float64 else _BLOCK
 
 
+@by_shape
+def _plan(device: int, dtype: torch.dtype, is_backward: bool, count: int, activation: str, has_tangents: bool) -> Plan:
+    kernel, block = _through_kernel if is_backward else _activate_kernel, _block(dtype)
+    return Plan(
+        device, kernel, triton.cdiv(count, block), (count,),
+        ACTIVATION=activation, OF_PRE=activation in OF_PRE_ACTIVATION, HAS_TANGENTS=has_tangents, BLOCK=block,
+    )  # fmt: skip
+
+
+@by_shape
+def _plan_residual(
+    device: int,
+    rows: int,
+    first_row: int,
+    of_x: tuple[int, int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    likelihood: str,
+    has_tangents: bool,
+    has_upstream: bool,
+) -> Plan:
+    """`of_x` are its points, the rows that share one, pixels and stride; `dtypes` are those of logits and of x."""
+    return Plan(
+        device, _residual_kernel, rows, (rows, first_row, *of_x),
+        GAUSSIAN=likelihood == "gaussian", HAS_TANGENTS=has_tangents, HAS_UPSTREAM=has_upstream,
+        BLOCK=min(_block(dtypes[0]), triton.next_power_of_2(of_x[2])),
+    )  # fmt: skip
+
+
 def _multiply(h: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
     """W h; the bias belongs to the first ``rows`` alone, not to tangents."""
     if h.shape[0] == rows:
@@ -146,8 +174,9 @@ def _run(
     log_p = z.new_empty(z.shape[0], dtype=wide)
     found = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in streams]
     widest = len(streams) * max(weight.shape[0] for weight in weights)
-    options = {"ACTIVATION": activation, "OF_PRE": activation in OF_PRE_ACTIVATION, "HAS_TANGENTS": v is not None}
-    options |= {"BLOCK": _block(z.dtype)}
+    device, of_x = z.get_device(), (x.shape[0], inner, weights[-1].shape[0], x.stride(0))
+    options = activation, v is not None
+    of_residual = of_x, (z.dtype, x.dtype), likelihood, v is not None, d_log_p is not None
     for chunk in _chunks(z.shape[0], widest):
         rows = chunk.stop - chunk.start
         h = z[chunk] if v is None else torch.cat([z[chunk], v[chunk]])
@@ -155,17 +184,12 @@ def _run(
         for weight, bias in zip(weights[:-1], biases, strict=False):
             before.append(_multiply(h, weight, bias, rows))
             h, count = torch.empty_like(before[-1]), rows * weight.shape[0]
-            launch(_activate_kernel, triton.cdiv(count, options["BLOCK"]), before[-1], h, count, **options)
-        g, pixels = _multiply(h, weights[-1], biases[-1], rows), weights[-1].shape[0]
-        launch(
-            _residual_kernel, rows,
-            log_p, g, x, d_log_p, rows, chunk.start, x.shape[0], inner, pixels, x.stride(0),
-            GAUSSIAN=likelihood == "gaussian", HAS_TANGENTS=v is not None, HAS_UPSTREAM=d_log_p is not None,
-            BLOCK=min(_block(z.dtype), triton.next_power_of_2(pixels)),
-        )  # fmt: skip
+            _plan(device, z.dtype, False, count, *options).launch(before[-1], h)
+        g = _multiply(h, weights[-1], biases[-1], rows)
+        _plan_residual(device, rows, chunk.start, *of_residual).launch(log_p, g, x, d_log_p)
         for weight, pre in zip(weights[:0:-1], before[::-1], strict=True):
             g, count = g @ weight, rows * weight.shape[1]
-            launch(_through_kernel, triton.cdiv(count, options["BLOCK"]), g, pre, count, **options)
+            _plan(device, z.dtype, True, count, *options).launch(g, pre)
         g = g @ weights[0]
         for to, part in zip(found, g.split(rows), strict=True):
             to[chunk] = part

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import sigmoid
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 
 # Logits of a chunk: 16 MB in float32 stay in the second-level cache.
 _CHUNK = 1 << 22
@@ -73,16 +73,33 @@ def _block(pixels: int, dtype: torch.dtype) -> int:
     return min(most, triton.next_power_of_2(pixels))
 
 
+@by_shape
+def _plan(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    is_backward: bool,
+    rows: int,
+    first_row: int,
+    points: int,
+    inner: int,
+    pixels: int,
+    stride_x: int,
+) -> Plan:
+    """Of some rows of logits; `dtypes` are those of logits and of points."""
+    kernel = _gradient_kernel if is_backward else _log_prob_kernel
+    numbers = first_row, points, inner, pixels, stride_x
+    return Plan(device, kernel, rows, numbers, BLOCK=_block(pixels, dtypes[0]))
+
+
 def linear_bernoulli_fwd(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, inner: int) -> Tensor:
     """log_p (M)."""
     pixels = weight.shape[0]
     log_p = h.new_empty(h.shape[0], dtype=compute_dtype(h.dtype))
+    of_x = x.shape[0], inner, pixels, x.stride(0)
     for rows in _chunks(h.shape[0], pixels):
         logits = TF.linear(h[rows], weight, bias)
-        launch(
-            _log_prob_kernel, logits.shape[0],
-            log_p, logits, x, rows.start, x.shape[0], inner, pixels, x.stride(0), BLOCK=_block(pixels, h.dtype),
-        )  # fmt: skip
+        dtypes, count = (logits.dtype, x.dtype), logits.shape[0]
+        _plan(h.get_device(), dtypes, False, count, rows.start, *of_x).launch(log_p, logits, x)
     return log_p
 
 
@@ -94,12 +111,11 @@ def linear_bernoulli_bwd(
     d_h = torch.empty_like(h, memory_format=torch.contiguous_format) if needs[0] else None
     d_weight = weight.new_zeros(weight.shape, dtype=wide) if needs[1] else None
     d_bias = weight.new_zeros(pixels, dtype=wide) if needs[2] else None
+    of_x = x.shape[0], inner, pixels, x.stride(0)
     for rows in _chunks(h.shape[0], pixels):
         g = TF.linear(h[rows], weight, bias)
-        launch(
-            _gradient_kernel, g.shape[0],
-            g, d_log_p, x, rows.start, x.shape[0], inner, pixels, x.stride(0), BLOCK=_block(pixels, h.dtype),
-        )  # fmt: skip
+        dtypes, count = (g.dtype, x.dtype), g.shape[0]
+        _plan(h.get_device(), dtypes, True, count, rows.start, *of_x).launch(g, d_log_p, x)
         if d_h is not None:
             torch.mm(g, weight, out=d_h[rows])
         if d_weight is not None:

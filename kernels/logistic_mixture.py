@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._activations import expm1
-from ._launch import AotCase, compute_dtype, launch, meta, warp_size
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta, warp_size
 from ._tiles import ceil_div, next_power_of_2
 from ._vecmath import exp, exp_by_sums
 
@@ -245,33 +247,47 @@ def _tile(pixels: int) -> tuple[int, int]:
 
 def logistic_mixture_fwd(x: Tensor, params: Tensor, levels: int) -> Tensor:
     """x (N, C, H, W), float32 or float64, and params (N, 3K or 10K, H, W) of any strides to log_prob (N,)."""
-    n, channels, height, width = x.shape
-    pixels, k = height * width, params.shape[1] // (10 if channels == 3 else 3)
-    block, warps = _tile(pixels)
-    sums = x.new_empty((n, ceil_div(pixels, block)), dtype=compute_dtype(params.dtype))
-    launch(
-        _logistic_mixture_fwd_kernel, sums.numel(),
-        sums, x, params, pixels, width, k, levels, *x.stride(), *params.stride(),
-        CHANNELS=channels, FLAT=_is_flat(x) and _is_flat(params), BLOCK=block, num_warps=warps,
-    )  # fmt: skip
+    n, _, height, width = x.shape
+    block, _ = _tile(height * width)
+    sums = x.new_empty((n, ceil_div(height * width, block)), dtype=compute_dtype(params.dtype))
+    strides, is_flat = (*x.stride(), *params.stride()), _is_flat(x) and _is_flat(params)
+    plan = _plan(x.get_device(), (x.dtype, params.dtype), x.shape, params.shape[1], strides, levels, is_flat, False)
+    plan.launch(sums, x, params)
     return sums.sum(1)
+
+
+@by_shape
+def _plan(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    of_x: Sequence[int],
+    maps: int,
+    strides: Sequence[int],
+    levels: int,
+    is_flat: bool,
+    is_backward: bool,
+) -> Plan:
+    """`dtypes` are those of x and its parameters, `strides` those of both and of the gradient."""
+    n, channels, height, width = of_x
+    pixels = height * width
+    block, warps = _tile(pixels)
+    return Plan(
+        device, _logistic_mixture_bwd_kernel if is_backward else _logistic_mixture_fwd_kernel,
+        n * ceil_div(pixels, block), (pixels, width, maps // (10 if channels == 3 else 3), levels, *strides),
+        CHANNELS=channels, FLAT=is_flat, BLOCK=block, num_warps=warps,
+    )  # fmt: skip
 
 
 def logistic_mixture_bwd(d_log_prob: Tensor, x: Tensor, params: Tensor, levels: int) -> Tensor:
     """The gradient to params, channels last where they are; d_log_prob is contiguous."""
-    n, channels, height, width = x.shape
-    pixels, maps = height * width, params.shape[1]
+    (n, _, height, width), maps = x.shape, params.shape[1]
     if params.stride(1) == 1:
         d_params = params.new_empty((n, height, width, maps)).permute(0, 3, 1, 2)
     else:
         d_params = params.new_empty(params.shape)
-    block, warps = _tile(pixels)
-    launch(
-        _logistic_mixture_bwd_kernel, n * ceil_div(pixels, block),
-        d_params, d_log_prob, x, params, pixels, width, maps // (10 if channels == 3 else 3), levels,
-        *x.stride(), *params.stride(), *d_params.stride(),
-        CHANNELS=channels, FLAT=_is_flat(x) and _is_flat(params), BLOCK=block, num_warps=warps,
-    )  # fmt: skip
+    strides, is_flat = (*x.stride(), *params.stride(), *d_params.stride()), _is_flat(x) and _is_flat(params)
+    plan = _plan(x.get_device(), (x.dtype, params.dtype), x.shape, maps, strides, levels, is_flat, True)
+    plan.launch(d_params, d_log_prob, x, params)
     return d_params
 
 

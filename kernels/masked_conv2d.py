@@ -8,6 +8,7 @@ read where it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ._activations import OF_PRE_ACTIVATION, activate
 from ._division import index_type
-from ._launch import AotCase, Plan, by_shape, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 from ._matrix import WIDE_COLUMNS, MatrixTile, in_tf32, matrix_tile, precision, product_options
 from ._tiles import ceil_div, next_power_of_2
 
@@ -103,14 +104,28 @@ def pack(weight: Tensor, rule: tuple[Tensor, Tensor] | None, taps: Taps, groups:
         return Packed.of(weight.as_strided(shape, strides, weight.storage_offset() + first), n_out)
     packed = weight.new_empty(shape)
     in_degrees, out_degrees = rule or (None, None)
-    launch(
-        _masked_conv2d_pack_kernel, ceil_div(packed.numel(), _PACK_BLOCK),
-        packed, weight, in_degrees, out_degrees, taps.first, taps.count, taps.origin, n_in, n_out, packed.numel(),
-        *weight.stride(),
-        KERNEL_WIDTH=taps.kernel_width, HAS_RULE=rule is not None, INDEX=index_type(packed.numel()), BLOCK=_PACK_BLOCK,
-        num_warps=4,
-    )  # fmt: skip
+    plan = _plan_pack(weight.get_device(), weight.dtype, shape, n_out, weight.stride(), taps, rule is not None)
+    plan.launch(packed, weight, in_degrees, out_degrees)
     return Packed.of(packed, n_out)
+
+
+@by_shape
+def _plan_pack(
+    device: int,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    n_out: int,
+    strides: Sequence[int],
+    taps: Taps,
+    has_rule: bool,
+) -> Plan:
+    """`shape` is that of the packed weights, `strides` are those of the weight, `n_out` the outputs of a group."""
+    size = prod(shape)
+    return Plan(
+        device, _masked_conv2d_pack_kernel, ceil_div(size, _PACK_BLOCK),
+        (taps.first, taps.count, taps.origin, shape[2], n_out, size, *strides),
+        KERNEL_WIDTH=taps.kernel_width, HAS_RULE=has_rule, INDEX=index_type(size), BLOCK=_PACK_BLOCK, num_warps=4,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -248,13 +263,13 @@ def sum_over_taps(
     keep: bool,
 ) -> None:
     """Runs `_masked_conv2d_fwd_kernel` on x and packed weights; writes y, and with `keep` pre."""
-    images = _Images(x.get_device(), x.dtype, x.shape, x.stride(), y.shape, y.stride())
+    images = Images(x.get_device(), x.dtype, x.shape, x.stride(), y.shape, y.stride())
     multiplied, has_bias = precision(x.dtype), bias is not None
     plan = _plan(images, multiplied, packed[1:], taps, groups, begin, step, activation, has_bias, keep)
     plan.launch(y, pre, x, packed.weights, bias)
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
     device: int
     dtype: torch.dtype
     of_x: Sequence[int]
@@ -265,7 +280,7 @@ class _Images(NamedTuple):
 
 @by_shape
 def _plan(
-    images: _Images,
+    images: Images,
     multiplied: str,
     weight_strides: Sequence[int],
     taps: Taps,

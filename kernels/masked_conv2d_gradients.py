@@ -7,6 +7,8 @@ Sums over pixels are split among programs, whose parts are added up in a fixed o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from ._activations import through
 from ._division import divide, index_type, reciprocal
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 from ._matrix import in_tf32, precision, split_products
 from ._tiles import ceil_div, next_power_of_2, split_sum
 from .masked_conv2d import (
+    Images,
     Taps,
     conv_options,
     conv_tile,
@@ -197,9 +200,9 @@ def _numbers(height: int, width: int) -> tuple[int, ...]:
     return height * width, width, *reciprocal(height * width), *reciprocal(width)
 
 
-def _extent(t: Tensor) -> int:
-    """The largest offset in t, and 1."""
-    return sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + 1
+def _extent(sizes: Sequence[int], strides: Sequence[int]) -> int:
+    """The largest offset in a tensor, and 1."""
+    return sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
 
 
 def _pre_gradients(
@@ -208,29 +211,51 @@ def _pre_gradients(
     """(d_pre, d_bias); for the identity d_pre is d_y itself."""
     if activation == "identity" and not has_bias:
         return d_y, None
-    n, outputs, height, width = d_y.shape
-    pixels, wide = n * height * width, compute_dtype(d_y.dtype)
     d_pre = d_y if activation == "identity" else image_like(d_y, d_y.shape, channels_last)
-    kept = d_y if activation == "identity" else at
-    block = min(next_power_of_2(outputs), _PRE_CHANNELS)
-    out_blocks = ceil_div(outputs, block)
-    splits, per_split = split_sum(pixels, out_blocks, _PRE_PIXELS)
-    parts = d_y.new_empty((splits, outputs) if has_bias else 0, dtype=wide)
-    launch(
-        _masked_conv2d_bwd_pre_kernel, splits * out_blocks,
-        d_pre, parts, d_y, kept, pixels, per_split, *_numbers(height, width), outputs,
-        *d_y.stride(), *kept.stride(), *d_pre.stride(),
-        ACTIVATION=activation, HAS_BIAS=has_bias, INDEX=index_type(pixels), BLOCK_P=_PRE_PIXELS, BLOCK_O=block,
-        num_warps=_PRE_WARPS,
-    )  # fmt: skip
+    kept, outputs = d_y if activation == "identity" else at, d_y.shape[1]
+    strides = *d_y.stride(), *kept.stride(), *d_pre.stride()
+    plans = _plan_pre(d_y.get_device(), (d_y.dtype, kept.dtype), d_y.shape, strides, activation, has_bias)
+    parts = d_y.new_empty((plans.splits, outputs) if has_bias else 0, dtype=compute_dtype(d_y.dtype))
+    plans.gradient.launch(d_pre, parts, d_y, kept)
     if not has_bias:
         return d_pre, None
     d_bias = d_y.new_empty(outputs)
-    launch(
-        _masked_conv2d_bwd_bias_kernel, ceil_div(outputs, block),
-        d_bias, parts, splits, outputs, BLOCK=block, num_warps=1,
-    )  # fmt: skip
+    plans.total.launch(d_bias, parts)
     return d_pre, d_bias
+
+
+class _Split(NamedTuple):
+    """How a gradient is computed in parts, and what adds up as many of them as there are splits."""
+
+    splits: int
+    gradient: Plan
+    total: Plan
+
+
+@by_shape
+def _plan_pre(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    of_y: Sequence[int],
+    strides: Sequence[int],
+    activation: str,
+    has_bias: bool,
+) -> _Split:
+    """`dtypes` are those of d_y and of what it is multiplied by."""
+    n, outputs, height, width = of_y
+    pixels, block = n * height * width, min(next_power_of_2(outputs), _PRE_CHANNELS)
+    out_blocks = ceil_div(outputs, block)
+    splits, per_split = split_sum(pixels, out_blocks, _PRE_PIXELS)
+    gradient = Plan(
+        device, _masked_conv2d_bwd_pre_kernel, splits * out_blocks,
+        (pixels, per_split, *_numbers(height, width), outputs, *strides),
+        ACTIVATION=activation, HAS_BIAS=has_bias, INDEX=index_type(pixels), BLOCK_P=_PRE_PIXELS, BLOCK_O=block,
+        num_warps=_PRE_WARPS,
+    )  # fmt: skip
+    total = Plan(
+        device, _masked_conv2d_bwd_bias_kernel, ceil_div(outputs, block), (splits, outputs), BLOCK=block, num_warps=1
+    )
+    return _Split(splits, gradient, total)
 
 
 def _weight_gradient(
@@ -243,40 +268,60 @@ def _weight_gradient(
     step: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    n, outputs, out_height, out_width = d_pre.shape
-    pixels, n_in, n_out = n * out_height * out_width, x.shape[1] // groups, outputs // groups
-    if pixels == 0:
+    if d_pre.numel() == 0:
         return weight.new_zeros(weight.shape)
-    d_weight = weight.new_empty(weight.shape)
+    d_weight, has_rule = weight.new_empty(weight.shape), rule is not None
+    images = Images(x.get_device(), x.dtype, x.shape, x.stride(), d_pre.shape, d_pre.stride())
+    plans = _plan_weight(images, precision(x.dtype), weight.shape[2:], taps, begin, step, groups, has_rule)
+    shape = plans.splits, weight.shape[0], taps.count, weight.shape[1]
+    parts = x.new_empty(shape, dtype=compute_dtype(x.dtype))
+    plans.gradient.launch(parts, d_pre, x)
+    plans.total.launch(d_weight, parts, *(rule or (None, None)))
+    return d_weight
+
+
+@by_shape
+def _plan_weight(
+    images: Images,
+    multiplied: str,
+    kernel_size: Sequence[int],
+    taps: Taps,
+    begin: tuple[int, int],
+    step: tuple[int, int],
+    groups: int,
+    has_rule: bool,
+) -> _Split:
+    """Of images x and d_pre."""
+    device, dtype, of_x, x_strides, of_y, y_strides = images
+    n, outputs, out_height, out_width = of_y
+    pixels, n_in, n_out = n * out_height * out_width, of_x[1] // groups, outputs // groups
     fold = folds(n_in)
     inner = n_in * taps.count if fold else n_in
     # Splits of the pixels, and taps, also multiply the programs.
     rows = n_out * groups * max(taps.count, 1) * max(pixels // 512, 1)
-    channels_last = x.stride(1) == 1 and d_pre.stride(1) == 1
-    tile = conv_tile(rows, inner, pixels, x.dtype, channels_last)
+    channels_last = x_strides[1] == 1 and y_strides[1] == 1
+    tile = conv_tile(rows, inner, pixels, dtype, channels_last)
     tile = tile._replace(rows=min(tile.rows, max(next_power_of_2(n_out), 16)))
     blocks = groups * ceil_div(n_out, tile.rows)
     blocks *= ceil_div(inner, tile.columns) * (1 if fold else taps.count)
     splits, per_split = split_products(pixels, blocks, 4 * tile.inner)
-    parts = x.new_empty((splits, outputs, taps.count, n_in), dtype=compute_dtype(x.dtype))
-    launch(
-        _masked_conv2d_bwd_weight_kernel, splits * blocks,
-        parts, d_pre, x, pixels, per_split, *_numbers(out_height, out_width), *x.shape[2:], n_in, n_out, groups,
-        taps.first, taps.count, *begin, *step, *d_pre.stride(), *x.stride(),
-        KERNEL_WIDTH=taps.kernel_width, FOLD=fold, PRECISION=precision(x.dtype),
-        INDEX=index_type(max(pixels, _extent(d_pre), _extent(x))),
+    sizes = *_numbers(out_height, out_width), *of_x[2:], n_in, n_out, groups
+    gradient = Plan(
+        device, _masked_conv2d_bwd_weight_kernel, splits * blocks,
+        (pixels, per_split, *sizes, taps.first, taps.count, *begin, *step, *y_strides, *x_strides),
+        KERNEL_WIDTH=taps.kernel_width, FOLD=fold, PRECISION=multiplied,
+        INDEX=index_type(max(pixels, _extent(of_y, y_strides), _extent(of_x, x_strides))),
         BLOCK_P=tile.inner, BLOCK_O=tile.rows, BLOCK_I=tile.columns,
-        **conv_options(tile, x.dtype, (x.shape[1], outputs), channels_last, x.get_device()),
+        **conv_options(tile, dtype, (of_x[1], outputs), channels_last, device),
     )  # fmt: skip
-    in_degrees, out_degrees = rule or (None, None)
-    launch(
-        _masked_conv2d_bwd_sum_kernel, ceil_div(d_weight.numel(), _SUM_BLOCK),
-        d_weight, parts, in_degrees, out_degrees,
-        splits, taps.first, taps.count, taps.origin, n_in, n_out, d_weight.numel(),
-        KERNEL_SIZE=weight.shape[2] * weight.shape[3], HAS_RULE=rule is not None,
-        INDEX=index_type(d_weight.numel()), BLOCK=_SUM_BLOCK, num_warps=4,
+    taps_of_kernel = prod(kernel_size)
+    size = outputs * n_in * taps_of_kernel
+    total = Plan(
+        device, _masked_conv2d_bwd_sum_kernel, ceil_div(size, _SUM_BLOCK),
+        (splits, taps.first, taps.count, taps.origin, n_in, n_out, size),
+        KERNEL_SIZE=taps_of_kernel, HAS_RULE=has_rule, INDEX=index_type(size), BLOCK=_SUM_BLOCK, num_warps=4,
     )  # fmt: skip
-    return d_weight
+    return _Split(splits, gradient, total)
 
 
 def masked_conv2d_bwd(

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import through
-from ._launch import AotCase, Plan, by_shape, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 from ._matrix import (
     GROUP,
     MatrixTile,
@@ -286,6 +286,27 @@ def _plan_sum(device: int, dtype: torch.dtype, numbers: Sequence[int], has: tupl
 
 
 @by_shape
+def _plan_bwd_pre(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    n: int,
+    outputs: int,
+    strides: tuple[int, int],
+    activation: str,
+    has_bias: bool,
+) -> tuple[Plan, int]:
+    """`dtypes` are those of d_y and of what it is multiplied by; the last is how many splits the rows have."""
+    row = row_tile(n, outputs, vector_width(dtypes[0], outputs))
+    out_blocks = ceil_div(outputs, row.columns)
+    splits, rows_per_split = split_sum(n, out_blocks, row.rows)
+    plan = Plan(
+        device, _masked_linear_bwd_pre_kernel, splits * out_blocks, (n, rows_per_split, outputs, *strides),
+        ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_N=row.rows, BLOCK_O=row.columns, num_warps=row.warps,
+    )  # fmt: skip
+    return plan, splits
+
+
+@by_shape
 def _plan_bwd_weight(
     device: int,
     dtype: torch.dtype,
@@ -327,20 +348,15 @@ def masked_linear_bwd(
     d_bias = weight.new_empty(outputs) if has_bias else None
     d_scale = weight.new_empty(outputs) if has_scale else None
 
-    d_pre, bias_splits, bias_parts = d_y, 0, x.new_empty(0, dtype=dtype)
+    d_pre, bias_parts = d_y, x.new_empty(0, dtype=dtype)
     if activation != "identity" or has_bias:
-        row = row_tile(n, outputs, vector_width(x.dtype, outputs))
-        out_blocks = ceil_div(outputs, row.columns)
-        bias_splits, rows_per_split = split_sum(n, out_blocks, row.rows)
-        bias_parts = x.new_empty((bias_splits, outputs) if has_bias else 0, dtype=dtype)
+        dtypes = d_y.dtype, saved_or_y.dtype
+        strides = d_y.stride(0), 0 if activation == "identity" else saved_or_y.stride(0)
+        plan, splits = _plan_bwd_pre(x.get_device(), dtypes, n, outputs, strides, activation, has_bias)
+        bias_parts = x.new_empty((splits, outputs) if has_bias else 0, dtype=dtype)
         if activation != "identity":
             d_pre = x.new_empty((n, outputs))
-        launch(
-            _masked_linear_bwd_pre_kernel, bias_splits * out_blocks,
-            d_pre, bias_parts, d_y, saved_or_y, n, rows_per_split, outputs, d_y.stride(0),
-            0 if activation == "identity" else saved_or_y.stride(0),
-            ACTIVATION=activation, HAS_BIAS=has_bias, BLOCK_N=row.rows, BLOCK_O=row.columns, num_warps=row.warps,
-        )  # fmt: skip
+        plan.launch(d_pre, bias_parts, d_y, saved_or_y)
 
     d_x = masked_layer_bwd_x(d_pre, weight, weight_scale, in_degrees, out_degrees, None, None, "identity")
 

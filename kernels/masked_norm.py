@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 from ._tiles import ceil_div, row_tile, vector_width
 
 
@@ -92,48 +94,64 @@ def _masked_linear_scale_kernel(
     tl.store(scaled_ptr + o * n_in + i, tl.where(counts, w, 0.0).to(scaled_ptr.dtype.element_ty), mask)
 
 
-def _dtype(weight: Tensor) -> tl.dtype:
-    return tl.float64 if compute_dtype(weight.dtype) == torch.float64 else tl.float32
+def _dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def masked_norm_fwd(weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """Norms (O,) of the rows of weight (O, I), in its dtype."""
-    n_out, n_in = weight.shape
-    norm, limits = weight.new_empty(n_out), torch.finfo(compute_dtype(weight.dtype))
-    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
-    launch(
-        _masked_norm_fwd_kernel, ceil_div(n_out, tile.rows),
-        norm, weight, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
-        DTYPE=_dtype(weight), LEAST=limits.tiny / limits.eps, SHIFT=2.0**100 if limits.bits == 32 else 2.0**800,
+    norm = weight.new_empty(weight.shape[0])
+    plan = _plan_fwd(weight.get_device(), weight.dtype, weight.shape, weight.stride(0))
+    plan.launch(norm, weight, in_degrees, out_degrees)
+    return norm
+
+
+@by_shape
+def _plan_fwd(device: int, dtype: torch.dtype, shape: Sequence[int], stride: int) -> Plan:
+    n_out, n_in = shape
+    limits, tile = torch.finfo(compute_dtype(dtype)), row_tile(n_out, n_in, vector_width(dtype, n_in))
+    return Plan(
+        device, _masked_norm_fwd_kernel, ceil_div(n_out, tile.rows), (n_out, n_in, stride),
+        DTYPE=_dtype(dtype), LEAST=limits.tiny / limits.eps, SHIFT=2.0**100 if limits.bits == 32 else 2.0**800,
         BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    return norm
 
 
 def masked_norm_bwd(d_norm: Tensor, norm: Tensor, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """The gradient (O, I) to the weight."""
-    n_out, n_in = weight.shape
-    d_weight = weight.new_empty((n_out, n_in))
-    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
-    launch(
-        _masked_norm_bwd_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
-        d_weight, d_norm, norm, weight, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
-        DTYPE=_dtype(weight), BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    d_weight = weight.new_empty(weight.shape)
+    plan = _plan_bwd(weight.get_device(), weight.dtype, weight.shape, weight.stride(0))
+    plan.launch(d_weight, d_norm, norm, weight, in_degrees, out_degrees)
     return d_weight
+
+
+@by_shape
+def _plan_bwd(device: int, dtype: torch.dtype, shape: Sequence[int], stride: int) -> Plan:
+    n_out, n_in = shape
+    tile = row_tile(n_out, n_in, vector_width(dtype, n_in))
+    return Plan(
+        device, _masked_norm_bwd_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
+        (n_out, n_in, stride),
+        DTYPE=_dtype(dtype), BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def scale_weight(weight: Tensor, weight_scale: Tensor, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     """scale (W o M), (O, I)."""
-    n_out, n_in = weight.shape
-    scaled = weight.new_empty((n_out, n_in))
-    tile = row_tile(n_out, n_in, vector_width(weight.dtype, n_in))
-    launch(
-        _masked_linear_scale_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
-        scaled, weight, weight_scale, in_degrees, out_degrees, n_out, n_in, weight.stride(0),
-        BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    scaled = weight.new_empty(weight.shape)
+    plan = _plan_scale(weight.get_device(), weight.dtype, weight.shape, weight.stride(0))
+    plan.launch(scaled, weight, weight_scale, in_degrees, out_degrees)
     return scaled
+
+
+@by_shape
+def _plan_scale(device: int, dtype: torch.dtype, shape: Sequence[int], stride: int) -> Plan:
+    n_out, n_in = shape
+    tile = row_tile(n_out, n_in, vector_width(dtype, n_in))
+    return Plan(
+        device, _masked_linear_scale_kernel, ceil_div(n_out, tile.rows) * ceil_div(n_in, tile.columns),
+        (n_out, n_in, stride), BLOCK_O=tile.rows, BLOCK_I=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def aot_cases() -> list[AotCase]:

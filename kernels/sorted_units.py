@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..structure import MadeStructure
-from ._launch import AotCase, compute_dtype, launch, meta
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
 from ._tiles import ceil_div, next_power_of_2
 
 # Rows of sorted matrices are a power of two wide or, beyond this, a multiple of this.
@@ -129,19 +129,33 @@ def sorted_units(
     matrices = weights[0].new_empty((layers, width, width))
     vectors = weights[0].new_empty((2, layers, width), dtype=dtype)
     for layer, (weight, bias, scale) in enumerate(zip(weights, biases, weight_scales, strict=True)):
-        rows, columns, strides = layer + 1, layer, (weight.stride(0), 1)
-        if transposed:
-            rows, columns, strides = columns, rows, strides[::-1]
-        n_rows, n_columns = len(units.orders[rows]), len(units.orders[columns])
-        launch(
-            _sorted_units_kernel, ceil_div(n_rows, _BLOCK) * ceil_div(width, _BLOCK),
+        rows, columns = (layer, layer + 1) if transposed else (layer + 1, layer)
+        sizes = len(units.orders[rows]), len(units.orders[columns]), width
+        has, stride = (bias is not None, scale is not None), weight.stride(0)
+        _plan(weight.get_device(), weight.dtype, sizes, stride, has, transposed, scaled).launch(
             matrices[layer], vectors[0, layer], vectors[1, layer], weight, bias, scale,
             units.orders[rows], units.orders[columns], units.degrees[rows], units.degrees[columns],
-            n_rows, n_columns, width, *strides,
-            HAS_BIAS=bias is not None, HAS_SCALE=scale is not None, TRANSPOSED=transposed, SCALED=scaled, BLOCK=_BLOCK,
-            num_warps=4,
         )  # fmt: skip
     return matrices, vectors[0], vectors[1]
+
+
+@by_shape
+def _plan(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    stride: int,
+    has: tuple[bool, bool],
+    transposed: bool,
+    scaled: bool,
+) -> Plan:
+    """`sizes` are the rows, columns and width of the sorted matrix, `stride` is that of the layer's weight."""
+    (n_rows, _, width), (has_bias, has_scale) = sizes, has
+    return Plan(
+        device, _sorted_units_kernel, ceil_div(n_rows, _BLOCK) * ceil_div(width, _BLOCK),
+        (*sizes, *((1, stride) if transposed else (stride, 1))),
+        HAS_BIAS=has_bias, HAS_SCALE=has_scale, TRANSPOSED=transposed, SCALED=scaled, BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
 
 
 def aot_cases() -> list[AotCase]:

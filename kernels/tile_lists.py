@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, launch, meta
+from ._launch import AotCase, Plan, by_shape, meta
 from ._matrix import launch_options
 from ._tiles import ceil_div, next_power_of_2
 
@@ -88,13 +88,18 @@ def make_tile_lists(degrees: Tensor, partners: Tensor, sign: int, block: int, pa
     size, n_partners = degrees.numel(), partners.numel()
     blocks, tiles = ceil_div(n_partners, partner_block), ceil_div(size, block)
     lists = degrees.new_empty((blocks, tiles + _MORE.value), dtype=torch.int32)
-    launch(
-        _tile_lists_kernel, blocks,
-        lists, degrees, partners, size, n_partners, lists.shape[1],
+    _plan(degrees.get_device(), size, n_partners, sign, block, partner_block).launch(lists, degrees, partners)
+    return lists
+
+
+@by_shape
+def _plan(device: int, size: int, n_partners: int, sign: int, block: int, partner_block: int) -> Plan:
+    tiles = ceil_div(size, block)
+    return Plan(
+        device, _tile_lists_kernel, ceil_div(n_partners, partner_block), (size, n_partners, tiles + _MORE.value),
         SIGN=sign, BLOCK=block, TILES=min(next_power_of_2(tiles), max(_AT_ONCE // block, 1)), BLOCK_P=partner_block,
         **launch_options(4),
     )  # fmt: skip
-    return lists
 
 
 def _is_capturing(device: torch.device) -> bool:

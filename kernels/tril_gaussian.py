@@ -6,15 +6,17 @@ z = mu + (diag(sigma) + T) eps with T strictly lower triangular: packed (N, D(D-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._gaussian_kl import kl_part, load_d_kl
-from ._launch import AotCase, compute_dtype, launch, meta, meta_noise
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta, meta_noise
 from ._philox import noise_quarters, noise_source
-from ._tiles import BLOCK_TERMS, ceil_div, tile_points, tril_strides, tril_tile
+from ._tiles import BLOCK_TERMS, ceil_div, row_stride, tile_points, tril_strides, tril_tile
 from ._vecmath import HALF_LOG_2PI, exp
 
 
@@ -210,17 +212,30 @@ def _fwd(
 ) -> tuple[Tensor, Tensor]:
     n, d = mu.shape
     z, log_q = mu.new_empty((samples, n, d)), mu.new_empty((samples, n), dtype=compute_dtype(mu.dtype))
-    dense = tril.ndim == 3
+    sizes, strides = (n, samples, row_offset, d), (mu.stride(0), log_sigma.stride(0), *tril_strides(tril))
+    plan = _plan_fwd(mu.get_device(), mu.dtype, sizes, strides, tril.ndim == 3, noise.ndim > 0, kl is not None)
+    plan.launch(z, log_q, kl, mu, log_sigma, tril, noise)
+    return z, log_q
+
+
+@by_shape
+def _plan_fwd(
+    device: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int],
+    strides: Sequence[int],
+    dense: bool,
+    given: bool,
+    has_kl: bool,
+) -> Plan:
+    n, samples, _, d = sizes
     tile = tril_tile(samples, n, d, height=_HEIGHT)
-    launch(
-        _tril_gaussian_fwd_kernel,
+    return Plan(
+        device, _tril_gaussian_fwd_kernel,
         ceil_div(samples, tile.samples) * ceil_div(n, tile.rows) * ceil_div(d, tile.i),
-        z, log_q, kl, mu, log_sigma, tril, noise,
-        n, samples, row_offset, d, ceil_div(d, 4), mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
-        DENSE=dense, GIVEN=noise.ndim > 0, HAS_KL=kl is not None,
+        (*sizes, ceil_div(d, 4), *strides), DENSE=dense, GIVEN=given, HAS_KL=has_kl,
         BLOCK_I=tile.i, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_Q=tile.columns, num_warps=1,
     )  # fmt: skip
-    return z, log_q
 
 
 def _bwd(
@@ -237,19 +252,37 @@ def _bwd(
     samples, n, d = d_z.shape
     d_mu, d_log_sigma = log_sigma.new_empty((n, d)), log_sigma.new_empty((n, d))
     d_tril = log_sigma.new_empty((n, d, d) if dense else (n, d * (d - 1) // 2))
+    strides = row_stride(mu), log_sigma.stride(0), *((0, 0) if tril is None else tril_strides(tril))
+    plan = _plan_bwd(
+        log_sigma.get_device(), (log_sigma.dtype, d_z.dtype), (n, samples, row_offset, d),
+        (*strides, *tril_strides(d_tril)), dense, noise.ndim > 0, 0 if d_kl is None else d_kl.ndim,
+    )  # fmt: skip
+    plan.launch(d_mu, d_log_sigma, d_tril, d_z, d_log_q, d_kl, mu, log_sigma, tril, noise)
+    return d_mu, d_log_sigma, d_tril
+
+
+@by_shape
+def _plan_bwd(
+    device: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    sizes: tuple[int, int, int, int],
+    strides: Sequence[int],
+    dense: bool,
+    given: bool,
+    kl_dimensions: int,
+) -> Plan:
+    """`dtypes` are those of the parameters and of d_z; `kl_dimensions` are d_kl's, 0 without it."""
+    n, samples, _, d = sizes
     # Each thread holds its part of four tiles.
-    half = log_sigma.dtype == torch.float64 or d_kl is not None or noise.ndim > 0
+    half = dtypes[0] == torch.float64 or kl_dimensions > 0 or given
     tile = tril_tile(1, n, d, height=_HEIGHT // 2 if half else _HEIGHT)
-    launch(
-        _tril_gaussian_bwd_kernel, ceil_div(n, tile.samples * tile.rows) * ceil_div(d, tile.i),
-        d_mu, d_log_sigma, d_tril, d_z, d_log_q, d_kl, mu, log_sigma, tril, noise,
-        n, samples, row_offset, d, ceil_div(d, 4), 0 if mu is None else mu.stride(0), log_sigma.stride(0),
-        *((0, 0) if tril is None else tril_strides(tril)), *tril_strides(d_tril),
-        DENSE=dense, GIVEN=noise.ndim > 0, HAS_KL=d_kl is not None, BY_DIMENSION=d_kl is not None and d_kl.ndim == 2,
+    return Plan(
+        device, _tril_gaussian_bwd_kernel, ceil_div(n, tile.samples * tile.rows) * ceil_div(d, tile.i),
+        (*sizes, ceil_div(d, 4), *strides),
+        DENSE=dense, GIVEN=given, HAS_KL=kl_dimensions > 0, BY_DIMENSION=kl_dimensions == 2,
         LONG=samples > BLOCK_TERMS.value,
         BLOCK_I=tile.i, BLOCK_N=tile.samples * tile.rows, BLOCK_Q=tile.columns, num_warps=1,
     )  # fmt: skip
-    return d_mu, d_log_sigma, d_tril
 
 
 def tril_gaussian_fwd(

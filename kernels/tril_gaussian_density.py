@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import AotCase, compute_dtype, launch, meta
-from ._tiles import RowTile, ceil_div, row_tile, solve_tile, tile_points, tril_strides, vector_width
+from ._launch import AotCase, Plan, by_shape, compute_dtype, meta
+from ._tiles import ceil_div, row_tile, solve_tile, tile_points, tril_strides, vector_width
 from ._vecmath import HALF_LOG_2PI, exp
 from .tril_gaussian import tril_gaussian_bwd, tril_row_offset
 
@@ -199,14 +201,29 @@ def tril_gaussian_log_prob_fwd(z: Tensor, mu: Tensor, log_sigma: Tensor, tril: T
     samples, n, d = z.shape
     dtype = compute_dtype(mu.dtype)
     log_q, eps = mu.new_empty((samples, n), dtype=dtype), mu.new_empty((samples, n, d), dtype=dtype)
-    tile = solve_tile(samples, n, d)
-    launch(
-        _tril_gaussian_log_prob_fwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
-        log_q, eps, z, mu, log_sigma, tril,
-        n, samples, d, z.stride(0), z.stride(1), mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
-        DENSE=tril.ndim == 3, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides = *z.stride()[:2], mu.stride(0), log_sigma.stride(0), *tril_strides(tril)
+    plan = _plan_log_prob(mu.get_device(), mu.dtype, n, samples, d, strides, tril.ndim == 3, False)
+    plan.launch(log_q, eps, z, mu, log_sigma, tril)
     return log_q, eps
+
+
+@by_shape
+def _plan_log_prob(
+    device: int,
+    dtype: torch.dtype,
+    n: int,
+    samples: int,
+    d: int,
+    strides: Sequence[int],
+    dense: bool,
+    is_backward: bool,
+) -> Plan:
+    tile = solve_tile(samples, n, d)
+    return Plan(
+        device, _tril_gaussian_log_prob_bwd_kernel if is_backward else _tril_gaussian_log_prob_fwd_kernel,
+        ceil_div(samples, tile.samples) * ceil_div(n, tile.rows), (n, samples, d, *strides),
+        DENSE=dense, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def tril_gaussian_log_prob_bwd(
@@ -215,32 +232,32 @@ def tril_gaussian_log_prob_bwd(
     """The gradients to z, mu, log_sigma and tril."""
     samples, n, d = eps.shape
     d_z, weighted = log_sigma.new_empty((samples, n, d)), torch.empty_like(eps)
-    tile = solve_tile(samples, n, d)
-    launch(
-        _tril_gaussian_log_prob_bwd_kernel, ceil_div(samples, tile.samples) * ceil_div(n, tile.rows),
-        d_z, weighted, d_log_q, eps, log_sigma, tril,
-        n, samples, d, log_sigma.stride(0), *tril_strides(tril),
-        DENSE=tril.ndim == 3, BLOCK_K=tile.samples, BLOCK_N=tile.rows, BLOCK_D=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides, dtype = (log_sigma.stride(0), *tril_strides(tril)), log_sigma.dtype
+    plan = _plan_log_prob(log_sigma.get_device(), dtype, n, samples, d, strides, tril.ndim == 3, True)
+    plan.launch(d_z, weighted, d_log_q, eps, log_sigma, tril)
     return d_z, *tril_gaussian_bwd(weighted, d_log_q, log_sigma, eps, 0, tril.ndim == 3)
 
 
-def _elementwise(tril: Tensor, d: int) -> tuple[int, RowTile]:
-    """(elements of one matrix as stored, a tile of four accesses per thread)."""
-    dense = tril.ndim == 3
-    size = d * d if dense else tril.shape[1]
-    return size, row_tile(tril.shape[0], max(size, d), 4 * (1 if dense else vector_width(tril.dtype, size)))
+@by_shape
+def _plan_kl(
+    device: int, dtype: torch.dtype, n: int, d: int, strides: Sequence[int], dense: bool, is_backward: bool
+) -> Plan:
+    # Elements of one matrix as stored, and a tile of four accesses per thread.
+    size = d * d if dense else d * (d - 1) // 2
+    tile = row_tile(n, max(size, d), 4 * (1 if dense else vector_width(dtype, size)))
+    return Plan(
+        device, _tril_gaussian_kl_bwd_kernel if is_backward else _tril_gaussian_kl_fwd_kernel,
+        ceil_div(n, tile.rows) * (ceil_div(max(size, d), tile.columns) if is_backward else 1),
+        (n, d, size, *strides), DENSE=dense, BLOCK_N=tile.rows, BLOCK_P=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
 
 
 def tril_gaussian_kl_fwd(mu: Tensor, log_sigma: Tensor, tril: Tensor) -> Tensor:
     n, d = mu.shape
     kl = mu.new_empty((n,), dtype=compute_dtype(mu.dtype))
-    size, tile = _elementwise(tril, d)
-    launch(
-        _tril_gaussian_kl_fwd_kernel, ceil_div(n, tile.rows),
-        kl, mu, log_sigma, tril, n, d, size, mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
-        DENSE=tril.ndim == 3, BLOCK_N=tile.rows, BLOCK_P=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides = mu.stride(0), log_sigma.stride(0), *tril_strides(tril)
+    plan = _plan_kl(mu.get_device(), mu.dtype, n, d, strides, tril.ndim == 3, False)
+    plan.launch(kl, mu, log_sigma, tril)
     return kl
 
 
@@ -248,13 +265,9 @@ def tril_gaussian_kl_bwd(d_kl: Tensor, mu: Tensor, log_sigma: Tensor, tril: Tens
     """The gradients to mu, log_sigma and tril."""
     n, d = mu.shape
     d_mu, d_log_sigma, d_tril = mu.new_empty((n, d)), mu.new_empty((n, d)), mu.new_empty(tril.shape)
-    size, tile = _elementwise(tril, d)
-    launch(
-        _tril_gaussian_kl_bwd_kernel, ceil_div(n, tile.rows) * ceil_div(max(size, d), tile.columns),
-        d_mu, d_log_sigma, d_tril, d_kl, mu, log_sigma, tril,
-        n, d, size, mu.stride(0), log_sigma.stride(0), *tril_strides(tril),
-        DENSE=tril.ndim == 3, BLOCK_N=tile.rows, BLOCK_P=tile.columns, num_warps=tile.warps,
-    )  # fmt: skip
+    strides = mu.stride(0), log_sigma.stride(0), *tril_strides(tril)
+    plan = _plan_kl(mu.get_device(), mu.dtype, n, d, strides, tril.ndim == 3, True)
+    plan.launch(d_mu, d_log_sigma, d_tril, d_kl, mu, log_sigma, tril)
     return d_mu, d_log_sigma, d_tril
 
 

@@ -1,6 +1,7 @@
 """The floors of a GPU: rows that exist, bars that are read off them, the processes that measure them."""
 
 from dataclasses import replace
+from pkgutil import iter_modules
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from bench import floor_table, floors, gpu_figures, gpu_warm, gpu_work, registry
 from bench.floors import Floor, Gain, Share, Within
 from bench.rows import read_rows
 from bench.task import PROVIDERS, Case, Shape
+from fastvae import ops
 
 HERE = Case("diag_gaussian", "rsample", "", "fwd", Shape(8, 6), "float32", "cpu")
 
@@ -105,7 +107,7 @@ def test_table(monkeypatch):
     monkeypatch.setattr(floors, "FLOORS", kept)
     head, _, *lines = floor_table.build_table().splitlines()
     assert head.endswith("| predicted, H100 | measured |")
-    assert len(lines) == len({floor.case for floor in kept})
+    assert len(lines) == len({floor.case for floor in kept}) + len(list(floor_table.list_others()))
     assert all(line.endswith("|  |") for line in lines)
     first = lines[0].split(" | ")
     # 3 x 65536 x 1024 floats and as many log-densities as rows, at 3 TB/s.
@@ -115,6 +117,12 @@ def test_table(monkeypatch):
     assert floor_table.build_table([row]).splitlines()[2].endswith("| 299 µs |")
 
 
-def test_every_floor_has_a_prediction():
-    assert set(gpu_figures.FIGURES) == {gpu_figures.name_case(floor.case) for floor in floors.FLOORS}
+def test_every_line_has_a_prediction():
+    cases = {floor.case for floor in floors.FLOORS} | set(floor_table.list_others())
+    assert set(gpu_figures.FIGURES) == set(map(gpu_figures.name_case, cases))
     assert all(0 < figure.low <= figure.high for figure in gpu_figures.FIGURES.values())
+
+
+def test_every_op_has_a_line():
+    cases = [*(floor.case for floor in floors.FLOORS), *floor_table.list_others()]
+    assert {case.op for case in cases} >= set(registry.list_stems()) & {m.name for m in iter_modules(ops.__path__)}

@@ -105,8 +105,7 @@ def test_dtypes(dtype, residual):
 @pytest.mark.thorough
 @pytest.mark.parametrize("sizes", [(1, 1, 16), (4, 2, 16), (2, 8, 32)])
 def test_blocks_do_not_matter(monkeypatch, sizes):
-    names = ("BLOCK_N", "BLOCK_U", "BLOCK_K")
-    monkeypatch.setattr(kernels, "_sizes", lambda *_: dict(zip(names, sizes, strict=True)))
+    monkeypatch.setattr(kernels, "_choose_blocks", lambda *_: sizes)
     check(5, flow_of(5, hidden=(40, 20)))
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import gated_activation as module
+from fastvae.kernels._launch import forget_rules
 from fastvae.kernels.gated_activation import gated_activation_bwd, gated_activation_fwd
 from fastvae.reference.gated_activation import KINDS, gated_activation
 from tests.support.implementations import DTYPES, GPU
@@ -104,6 +105,7 @@ def test_the_type_of_indices_does_not_matter(monkeypatch):
     upstream = torch.randn(3, 5, 5, 7, device=DEVICE)
     expected = gated_activation_fwd(x, None, "tanh"), gated_activation_bwd(upstream, x, None, "tanh")
     monkeypatch.setattr(module, "index_type", lambda _: tl.int64)
+    forget_rules()
     got = gated_activation_fwd(x, None, "tanh"), gated_activation_bwd(upstream, x, None, "tanh")
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import fastvae.functional as F
 from fastvae.kernels import diag_gaussian, diag_gaussian_density, tril_gaussian
+from fastvae.kernels._launch import forget_rules
 from fastvae.kernels._tiles import BLOCK_TERMS, SampleTile
 from tests.support.gaussians import packed_size
 from tests.support.implementations import GPU, device_of
@@ -40,7 +41,7 @@ def sum_of_samples(name: str, terms: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["diag_gaussian", "diag_gaussian, density", "tril_gaussian"])
-def test_blocks_of_triton(name, monkeypatch):
+def test_blocks_of_triton(name, monkeypatch, request):
     """The first number is so large that the ones of its own block vanish in it, and no others."""
     block = BLOCK_TERMS.value
     if not GPU:  # the interpreter takes milliseconds for a sample
@@ -49,6 +50,8 @@ def test_blocks_of_triton(name, monkeypatch):
             monkeypatch.setattr(module, "BLOCK_TERMS", tl.constexpr(block))
     for module in (diag_gaussian, diag_gaussian_density):
         monkeypatch.setattr(module, "sum_tile", lambda *_: SampleTile(1, 1, 16, 1))
+    forget_rules()
+    request.addfinalizer(forget_rules)
     terms = torch.ones(3 * block)
     terms[0] = 2.0**24
     for gradient in sum_of_samples(name, terms):
