@@ -13,7 +13,7 @@
 #include "simd/pairwise_sums.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // The vectors of outputs, and the pixels, of a tile; the registers hold one tile.
 constexpr int kTileVectors = kRegisters / 8;
@@ -251,5 +251,5 @@ void accumulate_products(const std::vector<int64_t>& offsets, int64_t columns, c
   }
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

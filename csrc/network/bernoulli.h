@@ -11,7 +11,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Visits of one task: those of the same data points read them once.
 constexpr int64_t kTaskVisits = 8;
@@ -105,5 +105,5 @@ FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const 
   std::copy_n(sums.total(), lanes.count, log_p);
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -10,7 +10,7 @@
 #include "simd/pairwise_sums.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Rows of the factor at once: as many chains of sums as hide the latency of one.
 constexpr int kFactorRows = 8;
@@ -211,5 +211,5 @@ class FactorGradient {
   PairwiseSums<T> pairs_;
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae
