@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
 import multiprocessing
 import os
@@ -23,16 +24,18 @@ CASES = (
     "diag_gaussian 128x32",
     "diag_gaussian 1024x64",
     "tril_gaussian 128x32",
-    "linear_tril_gaussian 400x64x512",
+    "linear_tril_gaussian 400x32x128",
     "masked_linear 128x320",
     "masked_linear 128x1920",
     "autoregressive_flow 128x32",
-    "linear_bernoulli 100x400x128",
-    "masked_conv2d 16x28",
+    "linear_bernoulli 100x200x10",
+    "masked_conv2d 4x28",
     "gated_activation 100x28",
     "logistic_mixture 16x32",
 )
 BAR = 1.03  # of the wheel's time to the local build's, over all cases
+SAMPLE_S = 5e-3
+FEWEST = 10  # samples of a build
 
 
 def load_extension(folder: Path) -> None:
@@ -91,17 +94,19 @@ def ask(end: Connection, question: str | int) -> str | float:
     return end.recv()
 
 
-def compare(ends: Sequence[Connection], case: str, rounds: int, sample_s: float) -> tuple[str, list[float]]:
-    """The case by its full name, and the seconds a call of each build: the quickest fifth of the rounds ends there."""
+def compare(ends: Sequence[Connection], case: str, budget_s: float) -> tuple[str, list[float]]:
+    """The case by its full name, and the seconds a call of each build: the quickest fifth of the samples ends there."""
     (name, *_) = [str(ask(end, case)) for end in ends]
     for end in ends:
         ask(end, 3)
-    calls = max(1, round(5 * sample_s / float(ask(ends[0], 5))))
+    calls = max(1, round(SAMPLE_S / (float(ask(ends[0], 3)) / 3)))
     seconds: list[list[float]] = [[] for _ in ends]
-    for number in range(rounds):
+    for first in itertools.count():
+        if first >= FEWEST and sum(map(sum, seconds)) * calls > budget_s:
+            break
         for i in range(len(ends)):
-            i = (i + number) % len(ends)
-            seconds[i].append(float(ask(ends[i], calls)) / calls)
+            turn = (i + first) % len(ends)
+            seconds[turn].append(float(ask(ends[turn], calls)) / calls)
     return name, [statistics.quantiles(taken, n=5)[0] for taken in seconds]
 
 
@@ -109,14 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wheels.speed", description=__doc__)
     parser.add_argument("wheel", type=Path, help="folder fastvae of the unpacked wheel")
     parser.add_argument("--local", type=Path, help="folder of another extension than the installed one")
-    parser.add_argument("--rounds", type=int, default=100, help="samples of each build and case")
-    parser.add_argument("--sample-ms", type=float, default=5.0, help="how long a sample takes")
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long each case is timed")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     ratios = []
     with start([given.wheel.resolve(), given.local and given.local.resolve()]) as ends:
         for case in CASES:
-            name, (wheel, local) = compare(ends, case, given.rounds, given.sample_ms * 1e-3)
+            name, (wheel, local) = compare(ends, case, given.seconds)
             ratios.append(wheel / local)
             times = f"wheel {wheel * 1e6:9.1f} us, local {local * 1e6:9.1f} us"
             print(f"{name:58} {times}, ratio {ratios[-1]:.3f}", flush=True)
