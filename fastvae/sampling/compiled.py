@@ -40,8 +40,9 @@ def enrol(owner: Owner) -> str:
 
 def like_of(network: nn.Module) -> Tensor:
     """An empty tensor of the device and dtype that the network is computed in."""
-    floats = [t for t in network.parameters() if t.is_floating_point()] or [torch.empty(0)]
-    return torch.empty(0, dtype=compute_dtype(floats[0].dtype), device=floats[0].device)
+    floats = [t for t in network.parameters() if t.is_floating_point()]
+    first = floats[0] if floats else torch.empty(0)
+    return torch.empty(0, dtype=compute_dtype(first.dtype), device=first.device)
 
 
 def sample_in_graph(
