@@ -69,6 +69,8 @@ KERNELS = (
          "128x100x400"),
     Line("whole decoder with its likelihood, forward", "[128, 100, 400]", "mlp_bernoulli.log_prob", "fwd",
          "128x100x400"),
+    Line("whole decoder with its likelihood, forward + backward", "[128, 400]", "mlp_bernoulli.log_prob", "fwdbwd",
+         "128x400"),
     Line("masked convolution, kernel 3, forward + backward", "[32, 64, 28, 28]",
          "masked_conv2d.convolution.3x3-B-64-64", "fwdbwd", "32x28"),
     Line("mixture of logistics, forward + backward", "[16, 3, 32, 32]", "logistic_mixture.likelihood", "fwdbwd",

@@ -24,6 +24,7 @@ _WHOLE = (
     "training_step",
     "class_step",
     "auxiliary_step",
+    "leapfrog_step",
     "density_step",
     "evaluation",
     "model_sample",

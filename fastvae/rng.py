@@ -89,6 +89,8 @@ def draw_seed_for(route: backend.Route, device: torch.device, generator: torch.G
     """
     if route.impl != "cpp" or route.dispatched:
         return draw_seed(device, generator)
+    if generator is None:
+        return _OWN_SEED.tensor.random_(0, _SEED_END)
     check_generator(generator, device)
     return _OWN_SEED.tensor.random_(0, _SEED_END, generator=generator)
 

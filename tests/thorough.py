@@ -36,6 +36,7 @@ LEFT_OUT = {
     "a layer of each kind with its weights in other hands": (
         r"pytorch/test_structure\.py::test_accelerate\[(?!MADE-|MaskedConv2d-|GatedPixelCNN-|FlowSequence-).*True",
     ),
+    "a model whose dense kind is compiled": (r"recipes/test_hvi\.py::test_compiler_takes",),
     "networks whose layers are compiled alone": (
         r"pytorch/test_tracing\.py::test_(compile|export)\[(PixelCNNpp|GatedPixelCNN of a map)(-| log_prob-)False",
         r"pytorch/test_tracing\.py::test_onnx\[(InverseAutoregressiveFlow inverse|GatedMaskedConv2d)-True",

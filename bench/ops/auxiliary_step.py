@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..class_steps import CLASSES, PIXELS, Built, make_task
 from ..task import Case
+from ..usual_steps import CLASSES, PIXELS, Built, make_task
 
 
 def _model(case: Case, impl: str, kind: Any) -> Any:
@@ -98,7 +98,7 @@ TASKS = tuple(
         kind,
         100,
         fastvae=partial(_fastvae, kind=kind),
-        repeated=partial(_repeated, kind=kind),
+        usual=partial(_repeated, kind=kind),
         most=800.0,
     )
     for kind in ("adgm", "sdgm")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..class_steps import CLASSES, PIXELS, Built, make_task, take_step
 from ..task import Case, Peer
+from ..usual_steps import CLASSES, PIXELS, Built, make_task, take_step
 
 
 def _model(case: Case, impl: Any) -> Any:
@@ -105,7 +105,7 @@ TASKS = (
         "m2",
         50,
         fastvae=_fastvae,
-        repeated=_repeated,
+        usual=_repeated,
         most=700.0,
         peers={"pyro": Peer(lambda case: take_step(partial(_pyro, case)))},
     ),

@@ -75,6 +75,24 @@ nb::tuple diag_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle kept,
   return nb::make_tuple(d_mu.tensor, d_log_sigma.tensor);
 }
 
+// The gradient of log_sigma of one sample for each row, where nothing stands between autograd and the kernel; None
+// where torch's machinery must see the op, or a gradient is absent, of another type or shape, or not contiguous.
+nb::object diag_gaussian_bwd_at_once(nb::handle d_z, nb::handle d_log_q, nb::handle kept) {
+  TensorView g, g_log_q, moved;
+  if (is_watched() || !is_plain(d_z) || !is_plain(d_log_q) || !try_readable_view(d_z, g) ||
+      !try_readable_view(d_log_q, g_log_q) || !try_view(kept, moved))
+    return nb::none();
+  const bool same = g.scalar == moved.scalar && g_log_q.scalar == moved.scalar && g.dims == 2 && moved.dims == 2 &&
+                    g_log_q.dims == 1 && g.shape[0] == moved.shape[0] && g.shape[1] == moved.shape[1];
+  if (!same || !g.contiguous() || !g_log_q.contiguous()) return nb::none();
+  const Output d_log_sigma = new_tensor(kept, moved, {moved.shape[0], moved.shape[1]});
+  with_type(moved.is_double(), [&]<class T>(T) {
+    current().of<T>().diag_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), moved.as<const T>(), {}, {}, {},
+                                        nullptr, d_log_sigma.as<T>(), extent_of(g.shape[0] * g.shape[1], g));
+  });
+  return d_log_sigma.tensor;
+}
+
 // d_log_q may be None; d_kl has the dimensions of the divergence.
 nb::tuple diag_gaussian_with_kl_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle d_kl, nb::handle mu,
                                     nb::handle log_sigma, nb::handle kept) {
@@ -270,6 +288,7 @@ nb::tuple tril_gaussian_kl_bwd(nb::handle d_kl, nb::handle mu, nb::handle log_si
 void bind_gaussians(nb::module_& m) {
   m.def("diag_gaussian_fwd", diag_gaussian_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a, "row_offset"_a, "keep"_a);
   m.def("diag_gaussian_bwd", diag_gaussian_bwd, "d_z"_a, "d_log_q"_a, "kept"_a, "rows"_a, "columns"_a, "with_mu"_a);
+  m.def("diag_gaussian_bwd_at_once", diag_gaussian_bwd_at_once, "d_z"_a.none(), "d_log_q"_a.none(), "kept"_a);
   m.def("diag_gaussian_with_kl_fwd", diag_gaussian_with_kl_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a,
         "row_offset"_a, "by_dimension"_a, "keep"_a);
   m.def("diag_gaussian_with_kl_bwd", diag_gaussian_with_kl_bwd, "d_z"_a, "d_log_q"_a.none(), "d_kl"_a, "mu"_a,

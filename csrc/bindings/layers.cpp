@@ -125,17 +125,48 @@ struct DecoderViews {
   }
 };
 
-// Returns the log-likelihoods of data under a decoder.
-nb::object mlp_bernoulli_fwd(nb::handle z, nb::handle layers, nb::handle has_bias, nb::handle x, int64_t inner,
-                             int64_t activation) {
+// Returns the log-likelihoods of data under a decoder, and with `keep` what the backward pass reads.
+nb::tuple mlp_bernoulli_fwd(nb::handle z, nb::handle layers, nb::handle has_bias, nb::handle x, int64_t inner,
+                            int64_t activation, bool keep) {
   const DecoderViews decoder(layers, has_bias);
   const TensorView latents = view(z), points = view(x);
+  const BernoulliSizes sizes = bernoulli_sizes(latents, points, inner);
+  const int64_t count = current().of<float>().mlp_bernoulli.kept_count(decoder.of<float>(), activation, sizes);
   const Output log_p = new_tensor(z, latents, {latents.shape[0]});
+  const Output kept = keep ? new_tensor(z, latents, {count}) : Output();
   with_type(latents.is_double(), [&]<class T>(T) {
     current().of<T>().mlp_bernoulli.fwd(decoder.of<T>(), activation, rows_of<T>(latents), rows_of<T>(points),
-                                        log_p.as<T>(), bernoulli_sizes(latents, points, inner));
+                                        log_p.as<T>(), kept.as<T>(), sizes);
   });
-  return log_p.tensor;
+  return nb::make_tuple(log_p.tensor, kept.tensor);
+}
+
+// Returns the gradients of z, None unless it is wanted, and of the layers, an empty list unless they are wanted.
+nb::tuple mlp_bernoulli_bwd(nb::handle d_log_p, nb::handle z, nb::handle layers, nb::handle has_bias, nb::handle x,
+                            nb::handle kept, int64_t inner, int64_t activation, bool of_z, bool of_layers) {
+  const DecoderViews decoder(layers, has_bias);
+  const TensorView latents = view(z), points = view(x);
+  const FlatView g = flat_view(d_log_p), saved = flat_view(kept);
+  const Output d_z = of_z ? new_tensor(z, latents, {latents.shape[0], latents.shape[1]}) : Output();
+  std::vector<Output> d_weights, d_biases;
+  nb::list results;
+  for (const LayerViews& layer : decoder.layers) {
+    if (!of_layers) break;
+    d_weights.push_back(new_tensor(z, latents, {layer.weight.shape[0], layer.weight.shape[1]}));
+    d_biases.push_back(layer.bias.given ? new_tensor(z, latents, {layer.weight.shape[0]}) : Output());
+    results.append(d_weights.back().tensor);
+  }
+  for (const Output& bias : d_biases)
+    if (bias.data || !bias.tensor.is_none()) results.append(bias.tensor);
+  with_type(latents.is_double(), [&]<class T>(T) {
+    std::vector<LayerGradients<T>> gradients;
+    for (size_t l = 0; l < d_weights.size(); ++l)
+      gradients.push_back({d_weights[l].as<T>(), d_biases[l].as<T>(), nullptr});
+    current().of<T>().mlp_bernoulli.bwd(decoder.of<T>(), activation, g.as<const T>(), rows_of<T>(latents),
+                                        saved.as<const T>(), d_z.as<T>(), gradients,
+                                        bernoulli_sizes(latents, points, inner));
+  });
+  return nb::make_tuple(d_z.tensor, results);
 }
 
 struct LatentOutputs {
@@ -255,7 +286,10 @@ void bind_layers(nb::module_& m) {
         "x"_a, "inner"_a, "activation"_a, "likelihood"_a);
   m.def("latent_hessian_product_fwd", latent_hessian_product_fwd, "z"_a, "v"_a, "layers"_a, "has_bias"_a, "x"_a,
         "inner"_a, "activation"_a, "likelihood"_a);
-  m.def("mlp_bernoulli_fwd", mlp_bernoulli_fwd, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "inner"_a, "activation"_a);
+  m.def("mlp_bernoulli_fwd", mlp_bernoulli_fwd, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "inner"_a, "activation"_a,
+        "keep"_a);
+  m.def("mlp_bernoulli_bwd", mlp_bernoulli_bwd, "d_log_p"_a, "z"_a, "layers"_a, "has_bias"_a, "x"_a, "kept"_a,
+        "inner"_a, "activation"_a, "of_z"_a, "of_layers"_a);
   m.def("class_linear_fwd", class_linear_fwd, "rows"_a.none(), "cells"_a.none(), "classes"_a.none(), "activation"_a,
         "keep_pre"_a);
   m.def("class_linear_bwd", class_linear_bwd, "d_y"_a, "at"_a, "activation"_a, "needs"_a);

@@ -38,6 +38,10 @@ struct TensorView : Numbers {
 
   // Whether the numbers of the last dimension are side by side, as one number always is.
   bool contiguous_rows() const { return dims == 0 || stride[dims - 1] == 1 || shape[dims - 1] <= 1; }
+  // Whether rows of a vector or a matrix also follow each other.
+  bool contiguous() const {
+    return contiguous_rows() && (dims < 2 || (dims == 2 && (stride[0] == shape[1] || shape[0] <= 1)));
+  }
 };
 
 // A contiguous tensor of any number of dimensions.

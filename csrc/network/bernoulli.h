@@ -53,17 +53,40 @@ const T* read_points(Points<T>& points, const Visits& visits, int64_t visit, Lan
   return points.read([&](int64_t lane) { return visits.point_of(first + lane); }, lanes);
 }
 
-// Calls body(visit, points) for the visits [begin, end), each task with points of its own. `weights` are those that a
-// row meets.
+// Parts of a block's lanes: as many as give every thread one, of whole vectors.
+template <class T>
+int64_t count_parts(int64_t visits) {
+  int64_t parts = 1;
+  while (parts * Simd<T>::kWidth < kLanes && visits * parts < omp_get_max_threads()) parts *= 2;
+  return parts;
+}
+
+// The lanes of a part of a block; some may hold no row.
+inline LaneRange lanes_of_part(int64_t part, int64_t parts, int64_t rows) {
+  const int64_t lanes = kLanes / parts;
+  return {part * lanes, (part + 1) * lanes, rows};
+}
+
+// Calls body(visit, part, points) for all parts of the visits [begin, end), each task with points of its own. `weights`
+// are those that a row meets.
+template <class T, class Body>
+void each_part_of_visits(int64_t weights, Matrix<T> x, int64_t outputs, int64_t begin, int64_t end, int64_t parts,
+                         const Body& body) {
+  const int64_t threads = omp_get_max_threads(), count = (end - begin) * parts;
+  // Points of one part are not those of the next.
+  const int64_t step = parts > 1 ? 1 : std::max<int64_t>(1, std::min(kTaskVisits, count / threads));
+  parallel_tasks((count + step - 1) / step, step * kLanes / parts * weights / 8, [&](int64_t task) {
+    Points<T> points(x, outputs);
+    for (int64_t i = task * step; i < std::min((task + 1) * step, count); ++i)
+      body(begin + i / parts, i % parts, points);
+  });
+}
+
+// Calls body(visit, points) for the visits [begin, end).
 template <class T, class Body>
 void each_visit(int64_t weights, Matrix<T> x, int64_t outputs, int64_t begin, int64_t end, const Body& body) {
-  const int64_t threads = omp_get_max_threads(), count = end - begin;
-  const int64_t step = std::max<int64_t>(1, std::min(kTaskVisits, count / threads));
-  parallel_tasks((count + step - 1) / step, step * kLanes * weights / 8, [&](int64_t task) {
-    Points<T> points(x, outputs);
-    const int64_t last = std::min(begin + (task + 1) * step, end);
-    for (int64_t visit = begin + task * step; visit < last; ++visit) body(visit, points);
-  });
+  each_part_of_visits<T>(weights, x, outputs, begin, end, 1,
+                         [&](int64_t visit, int64_t, Points<T>& points) { body(visit, points); });
 }
 
 // The logits of a visit, a few outputs at a time: done(begin, end, logits) gets (end - begin, kLanes) of them.
@@ -89,7 +112,7 @@ FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const 
   LaneSums<T> sums;
   each_group<T>(s, inputs, lanes, logits, [&](int64_t begin, int64_t end, const T* group) {
     sums.begin_group(end == s.layer.out);
-    for (int64_t lane = 0; lane < lanes.end; lane += Simd<T>::kWidth) {
+    for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
       // The product of all 1 + e^-|l|, less 1: one logarithm for the group.
       Vector sum = sums.part(lane), product{};
       for (int64_t r = begin; r < end; ++r) {
@@ -102,7 +125,45 @@ FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const 
       sums.set_part(lane, sum - log1p_unit(product));
     }
   });
-  std::copy_n(sums.total(), lanes.count, log_p);
+  for (int64_t lane = lanes.begin; lane < std::min(lanes.end, lanes.count); ++lane) log_p[lane] = sums.total()[lane];
+}
+
+// x - sigmoid(l), and 0 in lanes without a row: sums over rows read whole blocks.
+template <class T>
+FASTVAE_INLINE void store_residual(typename Simd<T>::Vector x, typename Simd<T>::Vector l,
+                                   typename Simd<T>::Vector tail, int64_t rows, T* to) {
+  const auto r = x - (l < 0 ? tail : 1 + typename Simd<T>::Vector{}) / (1 + tail);
+  store(to, rows < Simd<T>::kWidth ? first_lanes<T>(r, rows) : r);
+}
+
+template <class T>
+void clear_rest(LaneRange lanes, int64_t out, T* block) {
+  for (int64_t r = 0; lanes.end < kLanes && r < out; ++r)
+    std::fill_n(block + r * kLanes + lanes.end, kLanes - lanes.end, T(0));
+}
+
+// Sums over the lanes of a block of residuals times `upstream`, one for each output.
+template <class T>
+void weighted_sums(const T* residuals, const T* upstream, int64_t out, T* sums) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  for (int64_t r = 0; r < out; r += width) {
+    const int64_t rows = std::min(width, out - r);
+    typename Simd<T>::Vector totals[width] = {};
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t lane = 0; lane < kLanes; lane += width)
+        totals[i] += load(residuals + (r + i) * kLanes + lane) * load(upstream + lane);
+    transpose_square<T>(totals);
+    for (int64_t i = 1; i < width; ++i) totals[0] += totals[i];
+    store_up_to(sums + r, totals[0], rows);
+  }
+}
+
+// The sum of the rows of `parts`.
+template <class T>
+void sum_rows(const T* parts, int64_t rows, int64_t columns, T* total) {
+  std::fill_n(total, columns, T(0));
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < columns; ++c) total[c] += parts[i * columns + c];
 }
 
 }  // namespace FASTVAE_ISA

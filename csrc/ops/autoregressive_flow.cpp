@@ -193,8 +193,15 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, 
     params_backward(network, d_out, d_log_det, index, lanes, block, adjoints, direct, direct + d * kLanes);
     network.scale_adjoints(last, 0, network.layers[last].layer.out, lanes, adjoints + network.params * kLanes,
                            scaled + network.params * kLanes);
-    for (int64_t l = last - 1; l >= 0; --l)
+    const auto pack = [&](int64_t l) {
+      if (!inputs.empty()) inputs[l]->pack(block + network.input_rows(l) * kLanes, index, lanes);
+    };
+    for (int64_t l = last - 1; l >= 0; --l) {
       network.hidden_backward(l, 0, network.layers[l].layer.out, lanes, block, adjoints, scaled);
+      // Now, while the nearer caches hold what hidden_backward read.
+      pack(l + 1);
+    }
+    pack(0);
     const Staircase<T>& first = network.layers[0];
     const int64_t own = network.hidden_adjoint_rows(0) * kLanes;
     multiply_columns(first, (first.layer.scale ? scaled : adjoints) + own, 0, d, lanes,
@@ -203,8 +210,6 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, 
                        store(to, load(to) + sum);
                      });
     lanes_to_samples(direct, d, nullptr, lanes, d_x + index * kLanes * d, d);
-    for (size_t l = 0; l < inputs.size(); ++l)
-      inputs[l]->pack(block + network.input_rows(static_cast<int64_t>(l)) * kLanes, index, lanes);
     if (d_context_term)
       lanes_to_samples(adjoints + own, width, first.outputs.places(), lanes, d_context_term + index * kLanes * width,
                        width);

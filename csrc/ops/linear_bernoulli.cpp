@@ -13,20 +13,6 @@ namespace {
 // Blocks whose part of the weight's gradient is summed up at once.
 constexpr int64_t kChunkBlocks = 16;
 
-// x - sigmoid(l), and 0 in lanes without a row: sums over rows read whole blocks.
-template <class T>
-FASTVAE_INLINE void store_residual(typename Simd<T>::Vector x, typename Simd<T>::Vector l,
-                                   typename Simd<T>::Vector tail, int64_t rows, T* to) {
-  const auto r = x - (l < 0 ? tail : 1 + typename Simd<T>::Vector{}) / (1 + tail);
-  store(to, rows < Simd<T>::kWidth ? first_lanes<T>(r, rows) : r);
-}
-
-template <class T>
-void clear_rest(LaneRange lanes, int64_t out, T* block) {
-  for (int64_t r = 0; lanes.end < kLanes && r < out; ++r)
-    std::fill_n(block + r * kLanes + lanes.end, kLanes - lanes.end, T(0));
-}
-
 template <class T, bool keep>
 void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, T* kept, BernoulliSizes sizes) {
   using Vector = typename Simd<T>::Vector;
@@ -51,30 +37,6 @@ void log_probs(const MaskedLayer<T>& given, Matrix<T> h, Matrix<T> x, T* log_p, 
 template <class T>
 void fwd(const MaskedLayer<T>& layer, Matrix<T> h, Matrix<T> x, T* log_p, T* kept, BernoulliSizes sizes) {
   (kept ? log_probs<T, true> : log_probs<T, false>)(layer, h, x, log_p, kept, sizes);
-}
-
-// Sums over the lanes of a block of residuals times `upstream`, one for each output.
-template <class T>
-void weighted_sums(const T* residuals, const T* upstream, int64_t out, T* sums) {
-  constexpr int64_t width = Simd<T>::kWidth;
-  for (int64_t r = 0; r < out; r += width) {
-    const int64_t rows = std::min(width, out - r);
-    typename Simd<T>::Vector totals[width] = {};
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t lane = 0; lane < kLanes; lane += width)
-        totals[i] += load(residuals + (r + i) * kLanes + lane) * load(upstream + lane);
-    transpose_square<T>(totals);
-    for (int64_t i = 1; i < width; ++i) totals[0] += totals[i];
-    store_up_to(sums + r, totals[0], rows);
-  }
-}
-
-// The sum of the rows of `parts`.
-template <class T>
-void sum_rows(const T* parts, int64_t rows, int64_t columns, T* total) {
-  std::fill_n(total, columns, T(0));
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < columns; ++c) total[c] += parts[i * columns + c];
 }
 
 template <class T>

@@ -17,20 +17,24 @@ def product(sizes: Sequence[int]) -> int:
     return total
 
 
+def is_compute_dtype(dtype: torch.dtype) -> bool:
+    """Whether the C++ kernels compute in ``dtype``."""
+    return dtype is torch.float32 or dtype is torch.float64
+
+
 def to_compute_dtype(t: Tensor) -> Tensor:
     """``t`` in the dtype that the C++ kernels compute in.
 
     The rows of a matrix stay contiguous, also where rows overlap; images keep their layout.
     """
-    dtype = t.dtype
-    if dtype is torch.float32 or dtype is torch.float64:
+    if is_compute_dtype(t.dtype):
         return t
     return t.float() if t.dim() == 4 else t.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def all_to_compute_dtype(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Sequence[Any]:
     """``tensors``, all of ``dtype``, in the dtype that the C++ kernels compute in."""
-    if dtype is torch.float32 or dtype is torch.float64:
+    if is_compute_dtype(dtype):
         return tensors
     return [None if t is None else to_compute_dtype(t) for t in tensors]
 

@@ -140,14 +140,21 @@ def needs_grad(*tensors: Tensor) -> bool:
     return False
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` without its preparations for torch.func, under which no kernel runs.
+@cache
+def apply_at_once(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` without its preparations for torch.func, under which no kernel runs.
 
-    They take as long as a small kernel. A compiler knows only the usual call.
+    They take as long as a small kernel.
     """
+    found: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return found
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``, at once except under a compiler, which knows only the usual call."""
     if torch.compiler.is_compiling():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+    return apply_at_once(function)(*args)
 
 
 def extension() -> Any:
@@ -189,13 +196,18 @@ def zeros_for_rows(t: Tensor) -> Tensor:
 Differentiable = tuple[Callable[..., Any], Sequence[Tensor | None]]
 
 
-def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., Any]:
+def with_reference(
+    reference: Callable[[Any], Differentiable], at_once: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """Makes a Function's ``backward`` differentiable, and lets ``vmap`` map it.
 
     ``backward`` calls a kernel, and runs where only a first gradient is needed. Under grad mode, as
     ``create_graph=True`` sets it, and for mapped gradients the gradient is that of ``reference(ctx)``, which
     autograd can differentiate any number of times. ``backward(ctx, route, *d_outputs)`` gets the route of its own
     call; the forward pass leaves its route at ``ctx.route``.
+
+    ``at_once(ctx, *d_outputs)`` is asked first after a forward pass on plain matrices: it checks and computes in one
+    call of the extension, and returns None for what it does not take. Calls in between take as long as a small kernel.
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,6 +216,8 @@ def with_reference(reference: Callable[[Any], Differentiable]) -> Callable[..., 
             if torch.compiler.is_compiling():
                 return backward(ctx, route, *d_outputs)
             if not torch.is_grad_enabled():
+                if at_once is not None and route.rows and (found := at_once(ctx, *d_outputs)) is not None:
+                    return found
                 if backend.can_call_directly(route, d_outputs):
                     return backward(ctx, route, *d_outputs)
                 if not torch._C._are_functorch_transforms_active():

@@ -21,47 +21,63 @@ from ._library import Differentiable, apply, define, extension, needs_grad, with
 _NUMBERS = 5
 
 
+def _forward_cpu(kernel: Any, tensors: Sequence[Tensor | None], *sizes: int) -> Tensor:
+    dtype = _first(tensors).dtype
+    return _layout.cast(kernel(*_layout.all_to_compute_dtype(tensors, dtype), *sizes), dtype)
+
+
+def _backward_cpu(
+    kernel: Any, d_result: Tensor, tensors: Sequence[Tensor | None], needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    dtype = _first(tensors).dtype
+    gradients = kernel(*_layout.all_to_compute_dtype((d_result, *tensors), dtype), needs)
+    return tuple([None if g is None else _layout.cast(g, dtype) for g in gradients])
+
+
+def _first(tensors: Sequence[Tensor | None]) -> Tensor:
+    """The image, or the patch."""
+    (first, *_) = tensors
+    assert first is not None
+    return first
+
+
+def _backward_fake(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    like = _first(tensors)
+    return tuple(
+        like.new_empty(t.shape if need and t is not None else (0,)) for t, need in zip(tensors, needs, strict=True)
+    )
+
+
 def _read_cpu(x: Tensor, other: Tensor | None, window: Tensor, points: int) -> Tensor:
-    tensors = _layout.all_to_compute_dtype((x, other, window), x.dtype)
-    return _layout.cast(extension().attention_read_fwd(*tensors, points), x.dtype)
+    return _forward_cpu(extension().attention_read_fwd, (x, other, window), points)
 
 
 def _read_fake(x: Tensor, other: Tensor | None, window: Tensor, points: int) -> Tensor:
     return x.new_empty(x.shape[0], 1 if other is None else 2, points, points)
 
 
-def _read_bwd_cpu(
-    d_patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    tensors = _layout.all_to_compute_dtype((d_patches, x, other, window), x.dtype)
-    gradients = extension().attention_read_bwd(*tensors, needs)
-    return tuple([None if g is None else _layout.cast(g, x.dtype) for g in gradients])
+def _read_bwd_cpu(d_patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, needs: Sequence[bool]) -> Any:
+    return _backward_cpu(extension().attention_read_bwd, d_patches, (x, other, window), needs)
 
 
-def _read_bwd_fake(
-    d_patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    shapes = x.shape, x.shape if other is not None else (0,), window.shape
-    return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
+def _read_bwd_fake(d_patches: Tensor, x: Tensor, other: Tensor | None, window: Tensor, needs: Sequence[bool]) -> Any:
+    return _backward_fake((x, other, window), needs)
 
 
 def _write_cpu(patch: Tensor, window: Tensor, height: int, width: int) -> Tensor:
-    tensors = _layout.all_to_compute_dtype((patch, window), patch.dtype)
-    return _layout.cast(extension().attention_write_fwd(*tensors, height, width), patch.dtype)
+    return _forward_cpu(extension().attention_write_fwd, (patch, window), height, width)
 
 
 def _write_fake(patch: Tensor, window: Tensor, height: int, width: int) -> Tensor:
     return patch.new_empty(patch.shape[0], height, width)
 
 
-def _write_bwd_cpu(d_image: Tensor, patch: Tensor, window: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    tensors = _layout.all_to_compute_dtype((d_image, patch, window), patch.dtype)
-    gradients = extension().attention_write_bwd(*tensors, needs)
-    return tuple([None if g is None else _layout.cast(g, patch.dtype) for g in gradients])
+def _write_bwd_cpu(d_image: Tensor, patch: Tensor, window: Tensor, needs: Sequence[bool]) -> Any:
+    return _backward_cpu(extension().attention_write_bwd, d_image, (patch, window), needs)
 
 
-def _write_bwd_fake(d_image: Tensor, patch: Tensor, window: Tensor, needs: Sequence[bool]) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape if need else (0,)) for t, need in zip((patch, window), needs, strict=True))
+def _write_bwd_fake(d_image: Tensor, patch: Tensor, window: Tensor, needs: Sequence[bool]) -> Any:
+    return _backward_fake((patch, window), needs)
 
 
 def _check_sizes(call: Call) -> None:
@@ -73,8 +89,7 @@ def _check_sizes(call: Call) -> None:
             call.require(1 <= number < _checks.MOST_NUMBERS, name, f"lie in [1, {_checks.MOST_NUMBERS})", number)
     if "x" in call.arguments:
         call.require(call.sizes["H"] > 0 and call.sizes["W"] > 0, "x", "have a pixel or more", tuple(call["x"].shape))
-    results = [call[name] for name in ("points", "points") if name in call.arguments]
-    results += [call[name] for name in ("height", "width") if name in call.arguments]
+    results = [call[name] for name in ("points", "points", "height", "width") if name in call.arguments]
     fits = 2 * _layout.product(results) * max(call.sizes["M"], 1) < _checks.MOST_NUMBERS
     call.require(fits, "points" if "points" in call.arguments else "height", "leave a result that fits", results)
     points = call.sizes.get("N", 1)
@@ -114,54 +129,37 @@ WRITE_BWD = define(
 )  # fmt: skip
 
 
-def _rebuild_read(ctx: Any) -> Differentiable:
-    points = ctx.points
-
-    def read(x: Tensor, other: Tensor | None, window: Tensor, *_: None) -> Tensor:
-        return reference.read(x, other, window, points)
-
-    return read, (*ctx.saved_tensors, None, None)
+# Forward, backward and reference of both halves.
+_HALVES: dict[str, tuple[Any, Any, Any]] = {
+    "read": (READ_FWD, READ_BWD, reference.read),
+    "write": (WRITE_FWD, WRITE_BWD, reference.write),
+}
 
 
-class _AttentionRead(torch.autograd.Function):
+def _rebuild(ctx: Any) -> Differentiable:
+    (_, _, function), sizes = _HALVES[ctx.half], ctx.sizes
+
+    def run(_half: None, _sizes: None, _route: None, *tensors: Tensor | None) -> Tensor:
+        found: Tensor = function(*tensors, *sizes)
+        return found
+
+    return run, (None, None, None, *ctx.saved_tensors)
+
+
+class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, other: Tensor | None, window: Tensor, points: int, route: Route) -> Tensor:
-        ctx.save_for_backward(x, other, window)
-        ctx.points, ctx.route = points, route
-        patches: Tensor = READ_FWD.on(route)(x, other, window, points)
-        return patches
-
-    @staticmethod
-    @with_reference(_rebuild_read)
-    def backward(ctx: Any, route: Route, d_patches: Tensor) -> Any:
-        needs = list(ctx.needs_input_grad[:3])
-        gradients = READ_BWD.on(route)(d_patches.contiguous(), *ctx.saved_tensors, needs)
-        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None
-
-
-def _rebuild_write(ctx: Any) -> Differentiable:
-    height, width = ctx.image_size
-
-    def write(patch: Tensor, window: Tensor, *_: None) -> Tensor:
-        return reference.write(patch, window, height, width)
-
-    return write, (*ctx.saved_tensors, None, None)
-
-
-class _AttentionWrite(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, patch: Tensor, window: Tensor, image_size: tuple[int, int], route: Route) -> Tensor:
-        ctx.save_for_backward(patch, window)
-        ctx.image_size, ctx.route = image_size, route
-        image: Tensor = WRITE_FWD.on(route)(patch, window, *image_size)
-        return image
+    def forward(ctx: Any, half: str, sizes: tuple[int, ...], route: Route, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.half, ctx.sizes, ctx.route = half, sizes, route
+        found: Tensor = _HALVES[half][0].on(route)(*tensors, *sizes)
+        return found
 
     @staticmethod
-    @with_reference(_rebuild_write)
-    def backward(ctx: Any, route: Route, d_image: Tensor) -> Any:
-        needs = list(ctx.needs_input_grad[:2])
-        gradients = WRITE_BWD.on(route)(d_image.contiguous(), *ctx.saved_tensors, needs)
-        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None
+    @with_reference(_rebuild)
+    def backward(ctx: Any, route: Route, d_result: Tensor) -> Any:
+        needs = list(ctx.needs_input_grad[3:])
+        gradients = _HALVES[ctx.half][1].on(route)(d_result.contiguous(), *ctx.saved_tensors, needs)
+        return None, None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
 def _check_window(window: Tensor) -> None:
@@ -311,7 +309,7 @@ def attention_read(images: Tensor | Sequence[Tensor], window: Tensor, points: in
         return patches.squeeze(-3) if alone else patches
     rows = _matrices(x), None if other is None else _matrices(other), _layout.to_rows(window, _NUMBERS)
     if needs_grad(*[t for t in rows if t is not None]):
-        patches = apply(_AttentionRead, *rows, points, route)
+        patches = apply(_Attention, "read", (points,), route, *rows)
     else:
         patches = READ_FWD.on(route)(*rows, points)
     return patches.view(*batch, points, points) if alone else patches.view(*batch, len(given), points, points)
@@ -367,7 +365,7 @@ def attention_write(patch: Tensor, window: Tensor, image_size: Sequence[int], *,
         return reference.write(patch, window, *size)
     rows = _matrices(patch), _layout.to_rows(window, _NUMBERS)
     if needs_grad(*rows):
-        image = apply(_AttentionWrite, *rows, size, route)
+        image = apply(_Attention, "write", size, route, *rows)
     else:
         image = WRITE_FWD.on(route)(*rows, *size)
     return image.view(*batch, *size)

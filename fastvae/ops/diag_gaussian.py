@@ -27,10 +27,14 @@ from ._small import draw_eps, is_left_to_compiler
 def _fwd_cpu(
     mu: Tensor, log_sigma: Tensor, noise: Tensor, shape: Sequence[int], row_offset: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    x, log_s = _layout.all_to_compute_dtype((mu, log_sigma), mu.dtype)
+    draw = extension().diag_gaussian_fwd
     if noise.dim() > 0:
-        noise = _layout.cast(noise, x.dtype)
-    z, log_q, kept = extension().diag_gaussian_fwd(x, log_s, noise, shape, row_offset, keep)
+        noise = _layout.cast(noise, compute_dtype(mu.dtype))
+    if _layout.is_compute_dtype(mu.dtype):
+        drawn: tuple[Tensor, Tensor, Tensor | None] = draw(mu, log_sigma, noise, shape, row_offset, keep)
+        return drawn
+    x, log_s = _layout.all_to_compute_dtype((mu, log_sigma), mu.dtype)
+    z, log_q, kept = draw(x, log_s, noise, shape, row_offset, keep)
     return _layout.cast(z, mu.dtype), log_q, kept
 
 
@@ -166,6 +170,11 @@ def sample_gradients(
     return gradients
 
 
+def _gradients_at_once(ctx: Any, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
+    d_log_sigma = backend._C.diag_gaussian_bwd_at_once(d_z, d_log_q, ctx.saved_tensors[1])
+    return None if d_log_sigma is None else (d_z, d_log_sigma, None, None)
+
+
 class _DiagGaussianRsample(torch.autograd.Function):
     # Every argument costs a microsecond of autograd's.
     @staticmethod
@@ -178,7 +187,7 @@ class _DiagGaussianRsample(torch.autograd.Function):
         return z, log_q
 
     @staticmethod
-    @with_reference(_rebuild_sample)
+    @with_reference(_rebuild_sample, _gradients_at_once)
     def backward(ctx: Any, route: Route, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
         log_sigma, noise = ctx.saved_tensors
         return *sample_gradients(route, ctx.call, d_z, d_log_q, log_sigma, noise), None, None
@@ -206,7 +215,7 @@ def check_call(
         eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
-    elif is_left_to_compiler(impl, route, _layout.product(sample_shape) * mu.numel()):
+    elif not route.alike and is_left_to_compiler(impl, route, _layout.product(sample_shape) * mu.numel()):
         route, eps = Route("reference"), draw_eps(mu, sample_shape, generator, row_offset) if eps is None else eps
     return route, mu, log_sigma, sample_shape, eps, row_offset
 

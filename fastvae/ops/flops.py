@@ -137,6 +137,24 @@ def _mlp_bernoulli_fwd(z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[b
     return 2 * z.shape[0] * sum(weight.numel() for weight in layers[: len(has_bias)])
 
 
+def _mlp_bernoulli_bwd(
+    d_log_p: Any,
+    z: Tensor,
+    layers: Sequence[Tensor],
+    has_bias: Sequence[bool],
+    x: Any,
+    kept: Any,
+    inner: Any,
+    activation: Any,
+    of_z: bool,
+    of_layers: bool,
+    **_: Any,
+) -> int:
+    """A product back through each layer, through the first one for z alone, and one for each weight."""
+    weights = [weight.numel() for weight in layers[: len(has_bias)]]
+    return 2 * z.shape[0] * ((1 + of_layers) * sum(weights) - (not of_z) * weights[0])
+
+
 def _latent_gradient_bwd(
     d_log_p: Any, d_gradient: Any, z: Tensor, layers: Sequence[Tensor], has_bias: Sequence[bool], *_: Any, **__: Any
 ) -> int:
@@ -246,6 +264,7 @@ FLOP_FORMULAS.update(
         "linear_tril_gaussian_fwd": _linear_tril_gaussian_fwd,
         "linear_tril_gaussian_bwd": _linear_tril_gaussian_bwd,
         "mlp_bernoulli_fwd": _mlp_bernoulli_fwd,
+        "mlp_bernoulli_bwd": _mlp_bernoulli_bwd,
         "latent_gradient_fwd": _latent_gradient_fwd,
         "latent_gradient_bwd": _latent_gradient_bwd,
         "latent_hessian_product_fwd": _latent_hessian_product_fwd,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -55,13 +56,18 @@ BWD = define(
 )  # fmt: skip
 
 
-def _rebuild_gradient(ctx: Any) -> Differentiable:
-    z, x, _, *layers = ctx.saved_tensors
+def _as_function(decoder: Decoder) -> Any:
+    """The reference, of the arguments of a Function's ``forward``."""
 
     def gradient(_: None, z: Tensor, x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.latent_gradient(z, *ctx.decoder.of_reference(layers, x))
+        return reference.latent_gradient(z, *decoder.of_reference(layers, x))
 
-    return gradient, (None, z, x, *layers)
+    return gradient
+
+
+def _rebuild_gradient(ctx: Any) -> Differentiable:
+    z, x, _, *layers = ctx.saved_tensors
+    return _as_function(ctx.decoder), (None, z, x, *layers)
 
 
 class _LatentGradient(torch.autograd.Function):
@@ -86,6 +92,43 @@ class _LatentGradient(torch.autograd.Function):
         elif d_log_p is not None:
             d_z = (d_log_p.unsqueeze(-1) * gradient).to(z.dtype)
         return None, d_z, *[None] * (1 + len(layers))
+
+
+def _rebuild_trained(ctx: Any) -> Differentiable:
+    count = len(ctx.decoder.has_bias) + sum(ctx.decoder.has_bias)
+    z, x, *saved = ctx.saved_tensors
+    return _as_function(ctx.decoder), (None, z, x, *saved[:count])
+
+
+class _TrainedLatentGradient(torch.autograd.Function):
+    """As :class:`_LatentGradient` for a decoder that is trained: it keeps what the gradients of weights need."""
+
+    @staticmethod
+    def forward(ctx: Any, decoder: Decoder, z: Tensor, x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, gradient, tape = reference.record(z, *decoder.of_reference(layers, x))
+        of_layers = (tape.inputs[1:], tape.adjoints, tape.pre, tape.upstream, tape.slopes)
+        ctx.save_for_backward(z, x, *layers, tape.mean, *chain(*of_layers))
+        ctx.counts = [len(tensors) for tensors in of_layers]
+        ctx.decoder, ctx.route = decoder, decoder.route
+        keep_none(ctx)
+        return log_p, gradient
+
+    @staticmethod
+    @with_reference(_rebuild_trained)
+    def backward(ctx: Any, route: Route, d_log_p: Tensor | None, d_gradient: Tensor | None) -> Any:
+        if d_gradient is None:
+            return reference_gradients(_rebuild_trained, ctx, (d_log_p, None))
+        decoder, (z, _, *saved) = ctx.decoder, ctx.saved_tensors
+        count = len(decoder.has_bias)
+        weights, kept = saved[:count], iter(saved[count + sum(decoder.has_bias) :])
+        mean = next(kept)
+        inputs, *others = (list(islice(kept, number)) for number in ctx.counts)
+        tape = reference.Tape(mean, [z, *inputs], *others)
+        d_z, of_weights, of_biases = reference.differentiate(
+            tape, weights, d_log_p, d_gradient, decoder.activation, decoder.likelihood
+        )
+        with_bias = [bias for bias, there in zip(of_biases, decoder.has_bias, strict=True) if there]
+        return None, d_z, None, *of_weights, *with_bias
 
 
 def latent_gradient(
@@ -134,8 +177,9 @@ def latent_gradient(
 
     Note:
         Both outputs are differentiable: call it under :func:`torch.no_grad` where only their numbers matter. A kernel
-        computes the gradient of ``z``, with a product of the Hessian and a vector. The reference computes, from the
-        inputs and more slowly, gradients of weights, biases and data, and derivatives beyond. Where a compiler traces
+        computes the gradient of ``z``, with a product of the Hessian and a vector. Where weights or biases require
+        gradients, PyTorch's products keep what every layer leaves, and all gradients are made of that. The reference
+        computes, from the inputs and more slowly, gradients of data, and derivatives beyond. Where a compiler traces
         the call and one of those requires a gradient, the reference runs it all.
         Under autocast all layers run in its dtype. The values of ``x`` are not checked. Deterministic.
 
@@ -157,6 +201,8 @@ def latent_gradient(
     route = decoder.route
     if route.impl == "reference":
         log_p, gradient = reference.latent_gradient(points, *decoder.of_reference(layers, x))
+    elif needs_grad(*layers) and not needs_grad(x):
+        log_p, gradient = apply(_TrainedLatentGradient, decoder, points, x, *layers)
     elif of_decoder or needs_grad(points):
         log_p, gradient = apply(_LatentGradient, decoder, points, x, *layers)
     else:

@@ -27,7 +27,7 @@ def _is_kept(rows: int, pixels: int, dtype: torch.dtype) -> bool:
     return rows * pixels * compute_dtype(dtype).itemsize <= _MOST_KEPT_BYTES
 
 
-def _count_kept(rows: int, points: int, pixels: int, inner: int) -> int:
+def count_kept(rows: int, points: int, pixels: int, inner: int) -> int:
     """The numbers of `kept`, in blocks of samples as csrc lays them out."""
     if points == 0:
         return 0
@@ -57,7 +57,7 @@ def _fwd_fake(h: Tensor, weight: Tensor, bias: Any, x: Tensor, inner: int, keep:
     log_p = h.new_empty(h.shape[0], dtype=compute_dtype(h.dtype))
     if not (keep and h.device.type == "cpu"):
         return log_p, h.new_empty(0)
-    return log_p, log_p.new_empty(_count_kept(h.shape[0], x.shape[0], weight.shape[0], inner))
+    return log_p, log_p.new_empty(count_kept(h.shape[0], x.shape[0], weight.shape[0], inner))
 
 
 def _bwd_cpu(
@@ -106,7 +106,7 @@ def _check_call(call: Call) -> None:
     if "needs" in call.arguments:
         needs, kept = call["needs"], call["kept"]
         if kept is not None:
-            count = _count_kept(rows, points, call.sizes["P"], inner)
+            count = count_kept(rows, points, call.sizes["P"], inner)
             call.tensor("kept", kept, (str(count),), "cw")
         call.require(len(needs) == 3, "needs", "be three truth values", needs)
         call.require(not needs[2] or call["bias"] is not None, "needs", "want no gradient of an absent bias", needs)

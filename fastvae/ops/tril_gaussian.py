@@ -231,7 +231,7 @@ def check_call(
         eps = _checks.check_noise(eps, mu, (*sample_shape, *mu.shape), generator)
     if route.impl == "reference":
         rng.check_generator(generator, mu.device)
-    elif is_left_to_compiler(impl, route, _layout.product(sample_shape) * mu.numel()):
+    elif not route.alike and is_left_to_compiler(impl, route, _layout.product(sample_shape) * mu.numel()):
         route, eps = Route("reference"), draw_eps(mu, sample_shape, generator, row_offset) if eps is None else eps
     return route, mu, log_sigma, tril, packed, sample_shape, eps, row_offset
 

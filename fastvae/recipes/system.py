@@ -38,6 +38,8 @@ class System:
     settings: ClassVar[Any]
     # Whether checkpoints that name no system are of this one.
     has_unnamed_checkpoints: ClassVar[bool] = False
+    # What pictures call a layer of latents.
+    layer: ClassVar[str] = "layer"
 
     # The parts of the system
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -101,18 +102,20 @@ def _through(activation: str, pre: Tensor, change: Tensor) -> Tensor:
     return change * _SLOPES[activation](pre) if activation in _SLOPES else change
 
 
-def _likelihood(logits: Tensor, x: Tensor, inner: int, likelihood: str) -> tuple[Tensor, Tensor]:
-    """log p (M,), and its gradient to the logits (M, P): row m belongs to row m // inner % N of x (N, P)."""
+def _likelihood(logits: Tensor, x: Tensor, inner: int, likelihood: str) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (M,), its gradient to the logits and the means, (M, P): row m belongs to row m // inner % N of x (N, P)."""
     rows, points = logits.shape[0], x.shape[0]
     of_points = logits.view(rows // (points * inner) if points else 0, points, inner, logits.shape[1])
     x = x[:, None].to(logits.dtype)
     if likelihood == "gaussian":
-        residual = x - of_points
+        mean = of_points
+        residual = x - mean
         terms = -0.5 * residual.square()
     else:
-        residual = x - torch.sigmoid(of_points)
+        mean = torch.sigmoid(of_points)
+        residual = x - mean
         terms = x * of_points - TF.softplus(of_points, threshold=_SOFTPLUS_THRESHOLD)
-    return terms.sum(-1).view(rows), residual.view(logits.shape)
+    return terms.sum(-1).view(rows), residual.view(logits.shape), mean.view(logits.shape)
 
 
 def latent_gradient(
@@ -129,17 +132,94 @@ def latent_gradient(
     Returns:
         log p(x | z) (M,), and its gradient to z (M, D).
     """
+    log_p, gradient, _ = record(z, weights, biases, x, inner, activation, likelihood)
+    return log_p, gradient
+
+
+class Tape(NamedTuple):
+    """What :func:`record` leaves for :func:`differentiate`.
+
+    ``mean``: of p(x | z) (M, P). Of each layer ``inputs`` (M, in) and ``adjoints`` (M, out), the gradients of log p to
+    W h + b. Of each hidden layer ``pre``, W h + b; ``upstream``, the gradients to its outputs; and ``slopes`` of the
+    activation, where they are no selection.
+    """
+
+    mean: Tensor
+    inputs: Sequence[Tensor]
+    adjoints: Sequence[Tensor]
+    pre: Sequence[Tensor]
+    upstream: Sequence[Tensor]
+    slopes: Sequence[Tensor]
+
+
+def record(
+    z: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    x: Tensor,
+    inner: int,
+    activation: str,
+    likelihood: str,
+) -> tuple[Tensor, Tensor, Tape]:
+    """As :func:`latent_gradient`, with what the layers leave."""
+    inputs: list[Tensor] = [z]
     pre: list[Tensor] = []
-    hidden = z
     for weight, bias in zip(weights, biases, strict=True):
         if pre:
-            hidden = activate(activation, pre[-1])
-        pre.append(TF.linear(hidden, weight, bias))
-    log_p, residual = _likelihood(pre[-1].to(compute_dtype(z.dtype)), x, inner, likelihood)
-    adjoint = residual.to(z.dtype)
-    for layer in range(len(pre) - 1, 0, -1):
-        adjoint = _through(activation, pre[layer - 1], adjoint @ weights[layer])
-    return log_p, adjoint @ weights[0]
+            inputs.append(activate(activation, pre[-1]))
+        pre.append(TF.linear(inputs[-1], weight, bias))
+    log_p, residual, mean = _likelihood(pre.pop().to(compute_dtype(z.dtype)), x, inner, likelihood)
+    slopes = [_SLOPES[activation](at) for at in pre] if activation in _SLOPES else []
+    adjoints: list[Tensor] = [residual.to(z.dtype)]
+    upstream: list[Tensor] = []
+    for layer in range(len(pre), 0, -1):
+        upstream.append(adjoints[-1] @ weights[layer])
+        adjoints.append(_select(activation, pre, slopes, layer - 1, upstream[-1]))
+    return log_p, adjoints[-1] @ weights[0], Tape(mean, inputs, adjoints[::-1], pre, upstream[::-1], slopes)
+
+
+def _select(activation: str, pre: Sequence[Tensor], slopes: Sequence[Tensor], layer: int, change: Tensor) -> Tensor:
+    """As :func:`_through`, of a hidden layer whose slopes are known."""
+    return change * slopes[layer] if slopes else _through(activation, pre[layer], change)
+
+
+def differentiate(
+    tape: Tape,
+    weights: Sequence[Tensor],
+    d_log_p: Tensor | None,
+    d_gradient: Tensor,
+    activation: str,
+    likelihood: str,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradients of ``d_log_p`` log p + ``d_gradient`` . gradient to z, to the weights, and to the biases.
+
+    The tangents along ``d_gradient`` pass forward, then the tangents of the adjoints back.
+    """
+    last, dtype = len(weights) - 1, tape.adjoints[-1].dtype
+    tangents, of_pre = [d_gradient], []
+    for layer, weight in enumerate(weights):
+        of_pre.append(tangents[-1] @ weight.mT)
+        if layer < last:
+            tangents.append(_select(activation, tape.pre, tape.slopes, layer, of_pre[-1]))
+    change = of_pre[-1].to(tape.mean.dtype)
+    if likelihood == "bernoulli":
+        change = torch.ops.aten.sigmoid_backward(change, tape.mean)
+    if d_log_p is not None:
+        change = torch.addcmul(-change, d_log_p[:, None], tape.adjoints[-1].to(change.dtype))
+    else:
+        change = -change
+    change, of_weights, of_biases = change.to(dtype), [], []
+    for layer in range(last, -1, -1):
+        straight = change.mT @ tape.inputs[layer]
+        of_weights.append(torch.addmm(straight, tape.adjoints[layer].mT, tangents[layer]))
+        of_biases.append(change.sum(0))
+        back = change @ weights[layer]
+        if layer:
+            change = _select(activation, tape.pre, tape.slopes, layer - 1, back)
+            if activation in _CURVATURES:
+                curvature = _CURVATURES[activation](tape.pre[layer - 1])
+                change.addcmul_(curvature.mul_(tape.upstream[layer - 1]), of_pre[layer - 1])
+    return back, of_weights[::-1], of_biases[::-1]
 
 
 def latent_hessian_product(
@@ -162,7 +242,7 @@ def latent_hessian_product(
         pre.append(TF.linear(hidden, weight, bias))
         tangents.append(TF.linear(tangent, weight))
     logits = pre[-1].to(compute_dtype(z.dtype))
-    log_p, residual = _likelihood(logits, x, inner, likelihood)
+    log_p, residual, _ = _likelihood(logits, x, inner, likelihood)
     change = -tangents[-1].to(logits.dtype)
     if likelihood == "bernoulli":
         change = change * _logistic_density(logits)

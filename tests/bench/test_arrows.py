@@ -9,7 +9,7 @@ FLOORS = (
     ("environment", "gpu_figures", "memory", "rows", "task", "timing", "whole_run"),
     ("decoder", "gaussian", "roofline", "steps", "wording"),
     ("floors", "gpu_plan", "jobs", "networks", "plots", "readme"),
-    ("class_steps", "peers", "report"),
+    ("peers", "report", "usual_steps"),
     ("ops",),
     ("registry", "tuning"),
     ("floor_table", "gpu_page", "runner"),

@@ -177,8 +177,32 @@ std::vector<T> run_latent(const Kernels<T>& kernels, const LatentProblem<T>& giv
   r.keep(gradient, count);
   if (static_cast<Likelihood>(problem.likelihood) == Likelihood::kBernoulli) {
     const BernoulliSizes sizes{rows / (problem.points * problem.inner), problem.points, problem.inner};
-    kernels.mlp_bernoulli.fwd(problem.layers, problem.activation, problem.z, problem.x, log_p.get(), sizes);
+    kernels.mlp_bernoulli.fwd(problem.layers, problem.activation, problem.z, problem.x, log_p.get(), nullptr, sizes);
     r.keep(log_p, rows);
+    const int64_t kept_count = kernels.mlp_bernoulli.kept_count(problem.layers, problem.activation, sizes);
+    auto kept = r.array(kept_count);
+    kernels.mlp_bernoulli.fwd(problem.layers, problem.activation, problem.z, problem.x, log_p.get(), kept.get(), sizes);
+    r.keep(log_p, rows);
+    std::vector<std::unique_ptr<T[]>> d_weights, d_biases;
+    std::vector<LayerGradients<T>> gradients;
+    for (const MaskedLayer<T>& layer : problem.layers) {
+      d_weights.push_back(r.array(layer.out * layer.in));
+      d_biases.push_back(layer.bias ? r.array(layer.out) : nullptr);
+      gradients.push_back({d_weights.back().get(), d_biases.back().get(), nullptr});
+    }
+    kernels.mlp_bernoulli.bwd(problem.layers, problem.activation, given.d_log_p, problem.z, kept.get(), gradient.get(),
+                              gradients, sizes);
+    r.keep(gradient, count);
+    kernels.mlp_bernoulli.bwd(problem.layers, problem.activation, given.d_log_p, problem.z, kept.get(), nullptr,
+                              gradients, sizes);
+    kernels.mlp_bernoulli.bwd(problem.layers, problem.activation, given.d_log_p, problem.z, kept.get(), gradient.get(),
+                              {}, sizes);
+    r.keep(gradient, count);
+    for (size_t l = 0; l < problem.layers.size(); ++l) {
+      const MaskedLayer<T>& layer = problem.layers[l];
+      r.keep(d_weights[l], layer.out * layer.in);
+      if (layer.bias) r.keep(d_biases[l], layer.out);
+    }
   }
   return r.values;
 }

@@ -54,6 +54,7 @@ SOURCES = {
     "linear_tril_gaussian_fwd": "linear_tril_gaussian_rsample_with_kl",
     "logistic_mixture_bwd": "logistic_mixture_log_prob",
     "logistic_mixture_fwd": "logistic_mixture_log_prob",
+    "mlp_bernoulli_bwd": "mlp_bernoulli_log_prob",
     "mlp_bernoulli_fwd": "mlp_bernoulli_log_prob",
     "masked_conv2d_bwd": "masked_conv2d",
     "masked_conv2d_fwd": "masked_conv2d",

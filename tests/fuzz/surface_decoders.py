@@ -49,9 +49,9 @@ def linear_tril_gaussian_rsample_with_kl(draw: Draw) -> Problem:
     return Problem(call, tensors, compared=given)
 
 
-def _decoder(draw: Draw):
+def _decoder(draw: Draw, *, many_rows: bool = False):
     """Sizes of the batch, weights, the biases that there are, and a function of the points and these tensors."""
-    samples, points = draw.size(3), draw.size(70)
+    samples, points = (2, draw.choice((62, 64, 65, 120))) if many_rows else (draw.size(3), draw.size(70))
     widths = [draw.some(9) for _ in range(draw.rng.randint(2, 4))]
     pairs = list(itertools.pairwise(widths))
     has_bias = [draw.chance(0.6) for _ in pairs]
@@ -99,8 +99,9 @@ def latent_gradient(draw: Draw) -> Problem:
 
 
 def mlp_bernoulli_log_prob(draw: Draw) -> Problem:
-    shape, tensors, call = _decoder(draw)
-    # A kernel runs where nothing is differentiated.
+    # A kernel of gradients takes no fewer rows.
+    shape, tensors, call = _decoder(draw, many_rows=draw.chance(0.5))
+    # The kernels differ where nothing is differentiated.
     constants = tuple(range(1 + len(tensors))) if draw.chance(0.6) else ()
 
     def log_prob(*arguments, likelihood, **options):

@@ -142,3 +142,36 @@ def test_every_instruction_set(entry, isa):
                 check_against_oracle(problems("diag_gaussian", (3,), features)[entry], "cpp", dtype)
     finally:
         _C.set_isa(before)
+
+
+GRADIENTS_OF_SAMPLES = {
+    "whole": lambda z, log_q: (torch.randn_like(z), torch.randn_like(log_q)),
+    "expanded": lambda z, log_q: (torch.randn(()).expand_as(z), torch.randn(()).expand_as(log_q)),
+    "transposed": lambda z, log_q: (torch.randn(z.shape[::-1]).t().to(z), torch.randn_like(log_q)),
+    "only z": lambda z, log_q: (torch.randn_like(z), None),
+    "only log_q": lambda z, log_q: (None, torch.randn_like(log_q)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given_gradients", GRADIENTS_OF_SAMPLES)
+@pytest.mark.parametrize("shape", [(1, 1), (6, 5), (7, 64)])
+def test_gradient_at_once_is_the_usual_one(shape, given_gradients, dtype, monkeypatch):
+    mu, log_sigma = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2))
+    z, log_q = F.diag_gaussian_rsample(mu, log_sigma, generator=torch.Generator().manual_seed(0), impl="cpp")
+    gradients = GRADIENTS_OF_SAMPLES[given_gradients](z.detach(), log_q.detach())
+    pairs = [(o, g) for o, g in zip((z, log_q), gradients, strict=True) if g is not None]
+    at_once, answers = _C.diag_gaussian_bwd_at_once, []
+    monkeypatch.setattr(_C, "diag_gaussian_bwd_at_once", lambda *a: answers.append(at_once(*a)) or answers[-1])
+
+    def differentiate():
+        outputs, given = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, (mu, log_sigma), given, retain_graph=True, allow_unused=True)
+
+    found = differentiate()
+    monkeypatch.setattr(_C, "diag_gaussian_bwd_at_once", lambda *_: None)
+    for a, b in zip(found, differentiate(), strict=True):
+        assert a is b is None or torch.equal(a, b)
+    # Gradients that lie in memory as the kernel reads them go to it at once; others never do.
+    simple = given_gradients == "whole" or (1 in shape and given_gradients in ("transposed", "expanded"))
+    assert (answers[0] is not None) == (simple and dtype in (torch.float32, torch.float64))

@@ -275,7 +275,15 @@ def test_attention_window():
 def test_mlp_bernoulli():
     z, weights, x = torch.randn(20, N, D), [torch.randn(7, D), torch.randn(11, 7)], torch.rand(N, 11)
     flops = count_flops(lambda: F.mlp_bernoulli_log_prob(z, weights, [None, torch.ones(11)], x))
-    assert flops == {"mlp_bernoulli_fwd": 2 * 20 * N * (7 * D + 11 * 7)}
+    once = 2 * 20 * N * (7 * D + 11 * 7)
+    assert flops == {"mlp_bernoulli_fwd": once}
+    z = torch.randn(64, N, D)
+    once = 2 * 64 * N * (7 * D + 11 * 7)
+    for of_z, of_layers, products in ((True, False, once), (False, True, 2 * once - 2 * 64 * N * 7 * D)):
+        layers = [w.clone().requires_grad_(of_layers) for w in weights]
+        point = z.clone().requires_grad_(of_z)
+        flops = count_flops(lambda p=point, w=layers: backward(F.mlp_bernoulli_log_prob(p, w, [None] * 2, x)))
+        assert flops == {"mlp_bernoulli_fwd": once, "mlp_bernoulli_bwd": products}
 
 
 def test_linear_tril_gaussian():

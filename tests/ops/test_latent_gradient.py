@@ -176,6 +176,37 @@ def test_decoder_and_data_have_gradients(impl):
 
 
 @kernels
+@every_likelihood
+@every_activation
+def test_trained_decoder(activation, likelihood, impl):
+    """In float64, of every output alone and of both: the gradients of point, weights and biases."""
+    options = {"only_z": False, "activation": activation, "likelihood": likelihood}
+    made = gradient_problem(((2, 3), (3,), (4, 11, 8, 9)), **options).to(torch.float64, device_of(impl))
+    upstream = [torch.randn_like(o) for o in made.outputs("reference")]
+    for used in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        found, expected = (
+            torch.autograd.grad(made.outputs(i)[used], made.inputs, upstream[used], allow_unused=True)
+            for i in (impl, "reference")
+        )
+        for got, e in zip(found, expected, strict=True):
+            if got is not None or e is not None:
+                torch.testing.assert_close(got, torch.zeros_like(got) if e is None else e, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63])
+def test_trained_decoder_of_rows(rows):
+    """The gradients of some layers alone, and through a gradient."""
+    made = gradient_problem(((rows,), (), (3, 7, 9)), only_z=False, activation="tanh").to(torch.float64, "cpu")
+    for wanted in (made.inputs[1:2], made.inputs[3:]):
+        kept = [t if any(t is w for w in wanted) else t.detach() for t in made.inputs]
+        sums = [sum(o.square().sum() for o in made.call(impl, kept)) for impl in ("cpp", "reference")]
+        found, expected = (torch.autograd.grad(total, wanted, create_graph=True) for total in sums)
+        torch.testing.assert_close(found, expected)
+        twice = [torch.autograd.grad(first[0].square().sum(), wanted) for first in (found, expected)]
+        torch.testing.assert_close(*twice)
+
+
+@kernels
 def test_further_derivatives(impl):
     """The third derivative, and the gradient of a product."""
     made = gradient_problem(((4,), (4,), (3, 7, 9)), activation="tanh").to(torch.float64, device_of(impl))

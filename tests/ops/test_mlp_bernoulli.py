@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,12 +32,17 @@ SHAPES = [
     ((70,), (70,), (5, 130)),  # no hidden layer
     ((70,), (70,), (1, 1, 1)),  # one unit each
     ((65,), (65,), (130, 30, 140, 130)),  # three products, narrow and wide
+    ((2, 64), (64,), (9, 33, 20)),  # enough rows for the kernel of the gradients, in whole blocks
+    ((127,), (127,), (5, 17, 9, 33)),  # a row too few for it
+    ((190,), (190,), (5, 17, 9, 33)),  # three blocks, two lanes empty
+    ((3, 120), (120,), (4, 70)),  # no hidden layer, samples of blocks with empty lanes
+    ((64, 2, 3), (2, 1), (3, 7, 17)),  # classes, of few data points
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-def problem(shape=((2, 70), (70,), (4, 9, 13)), differentiated=False, activation="relu"):
-    """Without a gradient, unless ``differentiated``: the kernel runs where there is none."""
+def problem(shape=((2, 64), (64,), (4, 9, 13)), differentiated=False, activation="relu"):
+    """Without a gradient, unless ``differentiated``."""
     of_z, of_x, widths = shape
     decoder = Decoder(widths, activation)
     x = torch.rand(*of_x, widths[-1]) < 0.4
@@ -64,8 +71,9 @@ def test_dtypes(differentiated, dtype, impl):
 
 @every_impl
 @pytest.mark.parametrize("activation", ACTIVATION_NAMES)
-def test_activations(activation, impl):
-    check(lambda: problem(activation=activation), impl, torch.float32)
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_activations(differentiated, activation, impl):
+    check(lambda: problem(differentiated=differentiated, activation=activation), impl, torch.float32)
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())
@@ -74,7 +82,8 @@ def test_instruction_sets(isa, dtype):
     before = _C.isa()
     _C.set_isa(isa)
     try:
-        check(lambda: problem(((3, 90), (90,), (7, 20, 50))), "cpp", dtype)
+        for differentiated in (False, True):
+            check(partial(problem, ((3, 60), (60,), (7, 20, 50)), differentiated), "cpp", dtype)
     finally:
         _C.set_isa(before)
 
@@ -107,10 +116,16 @@ def test_is_the_decoder_and_its_likelihood(impl):
         torch.testing.assert_close(got, bernoulli_log_prob(data, logits))
 
 
-def test_blocks_are_one_call_and_a_gradient_needs_layers(monkeypatch):
+def test_blocks_are_one_call(monkeypatch):
     calls = []
     monkeypatch.setattr(mlp_bernoulli.FWD.__class__, "on", lambda op, route: calls.append(op) or op.cpu)
-    for rows, differentiated, expected in ((64, False, 1), (63, False, 0), (64, True, 0)):
+    for rows, differentiated, expected in (
+        (64, False, 1),
+        (63, False, 0),
+        (64, True, 0),
+        (128, True, 1),
+        (150, True, 0),
+    ):
         calls.clear()
         problem(((rows,), (rows,), (3, 5, 7)), differentiated).outputs("cpp")
         assert calls.count(mlp_bernoulli.FWD) == expected
@@ -147,14 +162,32 @@ def test_wrong_calls(change, message):
 
 
 def test_compiled():
-    decoder, x = Decoder((4, 9, 13), "elu"), torch.rand(70, 13).round()
+    decoder, x = Decoder((4, 9, 13), "elu"), torch.rand(64, 13).round()
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def log_prob(z):
         return F.mlp_bernoulli_log_prob(z, *decoder.layers, x, activation="elu")
 
-    z = torch.randn(3, 70, 4)
+    z = torch.randn(3, 64, 4)
     assert torch.equal(log_prob(z), F.mlp_bernoulli_log_prob(z, *decoder.layers, x, activation="elu"))
     z.requires_grad_()
     (expected,) = torch.autograd.grad(F.mlp_bernoulli_log_prob(z, *decoder.layers, x, activation="elu").sum(), z)
     torch.testing.assert_close(torch.autograd.grad(log_prob(z).sum(), z)[0], expected)
+
+
+@pytest.mark.parametrize("wanted", ["z", "a bias", "all"])
+def test_derivatives_of_gradients(wanted):
+    """Those that a kernel has computed: a second derivative is the reference's."""
+    decoder = Decoder((3, 5, 4), "softplus").to(torch.float64)
+    z, x = torch.randn(128, 3, dtype=torch.float64), torch.rand(128, 4).round()
+    tensors = [z, *decoder.tensors]
+    chosen = {"z": tensors[:1], "a bias": tensors[3:4], "all": tensors}[wanted]
+    for t in tensors:
+        t.requires_grad_(any(t is c for c in chosen))
+
+    def second(impl):
+        log_p = F.mlp_bernoulli_log_prob(z, *decoder.layers, x, activation="softplus", impl=impl)
+        first = torch.autograd.grad(log_p.square().sum(), chosen, create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), chosen)
+
+    torch.testing.assert_close(second("cpp"), second("reference"))

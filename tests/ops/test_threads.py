@@ -63,6 +63,7 @@ SPLIT = {
     "linear_tril_gaussian, few rows": lambda: gaussian_head(70, 300, 30),
     "linear_tril_gaussian, many rows": lambda: gaussian_head(1500, 20, 12),
     "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
+    "mlp_bernoulli, gradients": lambda: decoder_likelihood(190, (8, 40, 60), differentiated=True),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),
     "latent_gradient, parts": lambda: latent(3, (30, 600, 700, 900)),
     "masked_conv2d, bands of one image": lambda: convolution(16, 33, 29, 1, dilation=(2, 1), activation="elu"),

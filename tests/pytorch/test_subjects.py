@@ -32,8 +32,8 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# It runs only where nothing is differentiated, and tests/ops/test_mlp_bernoulli.py also compiles it.
-WITHOUT_GRADIENTS = {"fastvae::mlp_bernoulli_fwd"}
+# They take more rows than a subject has; tests/ops/test_mlp_bernoulli.py also compiles them.
+OF_MANY_ROWS = {"fastvae::mlp_bernoulli_fwd", "fastvae::mlp_bernoulli_bwd"}
 
 
 def test_every_op_is_reached():
@@ -45,7 +45,7 @@ def test_every_op_is_reached():
             total = sum(o.square().sum() for o in subject.outputs(module, inputs))
             if total.requires_grad:
                 total.backward()
-    assert recorder.ops | WITHOUT_GRADIENTS == {name for name in registered if name.startswith("fastvae::")}
+    assert recorder.ops | OF_MANY_ROWS == {name for name in registered if name.startswith("fastvae::")}
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)

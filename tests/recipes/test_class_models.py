@@ -237,3 +237,26 @@ def test_classes_are_inferred_of_the_intensities_where_they_are_given():
     few = {"config": SemiSupervisedConfig(samples=2, image_chunk=7, log_p_images=10)}
     assert evaluate_semi_supervised(Known(), x, labels, **few, intensities=intensities).posterior_error == 0.0
     assert "by p(y | x) of intensities" in "\n".join(describe_semi_supervised(found))
+
+
+def test_network_that_was_never_trained_has_no_figure():
+    """Imported weights have no q(y | x): the error is that of p(y | x), the bound that of the best q(y | x)."""
+    torch.manual_seed(0)
+    model, x, labels = M2(M2Config(2, (8,), classes=3, data_features=6)), torch.rand(40, 6).round(), np.arange(40) % 3
+    assert model.knows_classes
+    for parameter in model.classifier.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert not model.knows_classes
+    log_p_x, kl_terms = model.measure(x, generator=torch.Generator().manual_seed(1))
+    of_classes, kl = model.measure_classes(x, generator=torch.Generator().manual_seed(1))
+    expected = (of_classes - kl - math.log(3)).logsumexp(-1)
+    torch.testing.assert_close(log_p_x - kl_terms.sum(-1), expected)
+    figures = evaluate_semi_supervised(model, x, labels, SemiSupervisedConfig(samples=2, log_p_images=20))
+    assert (figures.error, figures.error_by) == (figures.posterior_error, "p(y | x)")
+    assert "q(y" not in "\n".join(describe_semi_supervised(figures))
+    assert figures.elbo_images == 40
+    generator = torch.Generator().manual_seed(2)
+    likeliest = model.infer_classes(x, 1, generator=generator).argmax(-1)
+    z, _ = model.posterior(x, likeliest).rsample_with_log_prob(generator=generator)
+    found = model.reconstruct(x, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(found, model.to_intensities(model.decode(z, likeliest)))

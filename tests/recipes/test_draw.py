@@ -6,6 +6,7 @@ from torch import nn
 
 from fastvae.recipes.data.labelled import load_labelled
 from fastvae.recipes.evaluation.latents import OneLatent
+from fastvae.recipes.systems.draw import pictures
 from fastvae.recipes.systems.draw.config import DRAWConfig, DRAWSettings, DRAWTrainConfig
 from fastvae.recipes.systems.draw.model import DRAW
 from fastvae.recipes.systems.draw.pictures import rectangle_of
@@ -120,7 +121,7 @@ def test_every_glimpse_has_noise_of_its_own(x):
     model = make(4)
     nn.init.zeros_(model.head.linear.weight)
     nn.init.zeros_(model.head.linear.bias)
-    for options in ({"kl": True}, {"sample_shape": (2,)}):
+    for options in ({"kl": "sum"}, {"sample_shape": (2,)}):
         latents = torch.stack(model.draw(x, generator=seeded(), **options).latents)
         assert latents.flatten().unique().numel() == latents.numel()
     imagined = torch.stack(model.imagine(3, generator=seeded()).latents)
@@ -150,7 +151,7 @@ def test_draws_do_not_depend_on_the_shares_of_a_batch(x):
 
 def test_resumed_run_is_one_run(tmp_path):
     system = find_system("draw")
-    settings = system.settings(DRAWConfig(2, **SIZES), DRAWTrainConfig(data="digits", epochs=2, batch_size=300))
+    settings = system.settings(DRAWConfig(2, **SIZES), DRAWTrainConfig(data="digits", epochs=2, batch_size=450))
     options = {"images": load_labelled("digits"), "accelerator": "cpu", "progress": False}
     whole = system.run(settings, tmp_path / "whole", finish=False, **options)
     part = system.run(settings, tmp_path / "parts", limit_epochs=1, **options)
@@ -180,14 +181,25 @@ def test_free_glimpses_have_no_gradient_of_their_divergence(tmp_path):
 
 
 def test_pictures_and_figures(tmp_path):
-    images, model = load_labelled("digits"), DRAWConfig(12, **SIZES)
+    images, model = load_labelled("digits"), DRAWConfig(2, **SIZES)
     training = DRAWTrainConfig(data="digits", epochs=1, batch_size=600)
     evaluation = find_system("draw").settings.__dataclass_fields__["evaluation"].default_factory()
     few = type(evaluation)(samples=2, log_p_images=10)
     run = train("draw", model, training, tmp_path, images=images, evaluation=few)
-    assert len(run.figures.kl_terms) == 12
-    for name in ("samples", "reconstructions", "canvases", "divergences"):
+    assert len(run.figures.kl_terms) == len(run.figures.units.number) == 2
+    assert {"test_kl1", "test_kl2"} <= metrics(tmp_path)[0].keys()
+    for name in ("samples", "reconstructions", "canvases", "divergences", "kl_terms", "units"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_canvases_of_many_glimpses(x, tmp_path, monkeypatch):
+    """Some of them are shown, the last among them, each with its two windows."""
+    drawn = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure))
+    pictures.draw_canvases(make(12).float(), x[:1].float(), tmp_path / "canvases.png", samples=1)
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["1", "2", "3", "4", "6", "7", "8", "9", "10", "12", *[""] * 10]
+    assert [len(axes.patches) for axes in drawn[0].axes] == [2] * 10 + [1] * 10
 
 
 def test_rectangle_of_a_window():

@@ -119,6 +119,20 @@ def normal(z, mu, log_sigma):
     return (-0.5 * ((z - mu) / log_sigma.exp()).square() - log_sigma - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def test_compiler_takes_the_gradient_of_convolutions(x):
+    torch.manual_seed(4)
+    decoder = HVI(CONFIGS["conv"]).double().decoder
+    z, weights = torch.randn(4, 3, generator=seeded(1), dtype=torch.float64), list(decoder.parameters())
+
+    def cost(z):
+        log_p_x, gradient = decoder.gradient(x, z)
+        return (log_p_x - gradient.square().sum(-1)).sum()
+
+    compiled = torch.compile(cost, fullgraph=True, backend="aot_eager")
+    found, expected = (torch.autograd.grad(function(z), weights) for function in (compiled, cost))
+    torch.testing.assert_close(found, expected)
+
+
 def test_without_steps_it_is_a_vae(x):
     model = HVI(HVIConfig("dense", 0, 3, hidden_features=(8,))).double()
     q = model.encode(x).start

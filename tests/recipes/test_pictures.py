@@ -107,17 +107,32 @@ def test_learning_curves(epochs, tmp_path):
     assert_picture(path)
 
 
-@pytest.mark.parametrize(("sizes", "epochs"), [((3,), 1), ((120, 8, 2), 5)])
+@pytest.mark.parametrize("last", [0.0, 80.0])
+def test_every_line_of_a_legend_can_be_seen(last, tmp_path, monkeypatch):
+    """Errors in training are far below those of test images, or far above."""
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
+    history = {"train_error": [(9, 90.0), (19, last), (29, last)], "test_error": [(9, 30.0), (19, 25.0), (29, 23.0)]}
+    draw_learning_curves({"any": history}, 10, tmp_path / "curves.png", quantity="error")
+    (axes,) = drawn[0].axes
+    low, high = axes.get_ylim()
+    assert len(axes.get_legend().get_texts()) == 2
+    for line in axes.get_lines():
+        assert sum(low < value < high for value in line.get_ydata()) >= 2
+
+
+@pytest.mark.parametrize(("sizes", "epochs"), [((3,), 1), ((120, 8, 2), 5), ((20, 7) * 15, 5)])
 def test_divergences(sizes, epochs, tmp_path):
     rows = tuple(tuple(1.0 / (1 + unit) for unit in range(size)) for size in sizes)
     variances = tuple(tuple(float(unit % 2) for unit in range(size)) for size in sizes)
     active = tuple(size // 2 for size in sizes)
-    draw_units(Units(sizes, active, rows, rows, variances), tmp_path / "units.png")
-    names = ["test_kl"] if len(sizes) == 1 else [f"test_kl{i}" for i in range(1, 4)]
+    draw_units(Units(sizes, active, rows, rows, variances), tmp_path / "units.png", layer="glimpse")
+    names = ["test_kl"] if len(sizes) == 1 else [f"test_kl{i}" for i in range(1, len(sizes) + 1)]
     terms = {
-        name: [(10 * epoch + 9, 10.0**-i * (epoch + 1)) for epoch in range(epochs)] for i, name in enumerate(names)
+        name: [(10 * epoch + 9, 10.0 ** -(i % 4) * (epoch + 1)) for epoch in range(epochs)]
+        for i, name in enumerate(names)
     }
-    draw_kl_terms(terms, 10, tmp_path / "kl_terms.png")
+    draw_kl_terms(terms, 10, tmp_path / "kl_terms.png", layer="glimpse")
     for name in ("units", "kl_terms"):
         assert_picture(tmp_path / f"{name}.png")
 

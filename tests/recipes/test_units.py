@@ -14,6 +14,8 @@ from fastvae.recipes.evaluation.latents import OneLatent
 from fastvae.recipes.evaluation.units import DRAWS, Units, measure_units
 from fastvae.recipes.systems.cvae.config import CVAEConfig
 from fastvae.recipes.systems.cvae.model import CVAE
+from fastvae.recipes.systems.draw.config import DRAWConfig
+from fastvae.recipes.systems.draw.model import DRAW
 from fastvae.recipes.systems.hvi.config import HVIConfig
 from fastvae.recipes.systems.hvi.model import HVI
 from fastvae.recipes.systems.iwae.config import IWAEConfig
@@ -28,6 +30,7 @@ from fastvae.recipes.systems.sbn.model import SBN
 from tests.recipes.evaluation_support import FEW, flow, small
 from tests.recipes.pixel_support import SMALL_VAE
 
+GLIMPSES = {"latent_features": 4, "hidden_features": 6, "write_points": 3, "data_features": 64}
 MODELS = {
     "vae": small,
     "vae, full covariance": lambda: small("triangular"),
@@ -40,6 +43,8 @@ MODELS = {
     "lvae": lambda: LVAE(LVAEConfig("ladder", (4, 3, 2), (8, 6, 5))),
     "lvae, bottom-up": lambda: LVAE(LVAEConfig("bottom-up", (4, 3, 2), (8, 6, 5))),
     "hvi": lambda: HVI(HVIConfig("dense", 2, 3, hidden_features=(8,), momentum_features=5)),
+    "draw": lambda: DRAW(DRAWConfig(3, **GLIMPSES)),
+    "draw, without attention": lambda: DRAW(DRAWConfig(2, "none", **GLIMPSES)),
     "sbn": lambda: SBN(SBNConfig(latent_features=5)),
     "sbn, two layers": lambda: SBN(SBNConfig("linear2", 5)),
     "pixelvae": lambda: PixelVAE(SMALL_VAE),
@@ -63,7 +68,10 @@ def case(request, tiny):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    return model, join_labels(x, torch.arange(12) % 10) if module is not model else x
+    if module is not model:
+        return model, join_labels(x, torch.arange(12) % 10)
+    # The recurrent models draw their middle alone.
+    return model, x[:, 14 * 28 :][:, : GLIMPSES["data_features"]] if isinstance(model, DRAW) else x
 
 
 @torch.no_grad()
@@ -93,6 +101,8 @@ def test_averages_of_units_are_those_of_samples(case):
         drawn += [encoder(drawn[0]).rsample_with_log_prob(generator=seeded(2))[0] for encoder in model.encoders[1:]]
     elif isinstance(model, LVAE):
         drawn = model.draw(posterior, (samples,), generator=seeded(1)).latents
+    elif isinstance(model, DRAW):
+        drawn = [z.view(samples, len(x), -1) for z in model.draw(x, (samples,), generator=seeded(1)).latents]
     else:
         drawn = model.draw(posterior, (samples,), generator=seeded(1))[0]
         drawn = [drawn] if isinstance(drawn, torch.Tensor) else drawn

@@ -1,6 +1,7 @@
 """Virtual adversarial training: the direction, the divergence along it, gradients, training."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,11 @@ SPOTS = VATConfig((12, 8), data_features=16, classes=3)
 
 
 class LinearSoftmax(VATClassifier):
-    """Nothing but the last layer."""
+    """Nothing but the last layer, without batch norm."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.to_logits = torch.nn.Linear(config.data_features, config.classes)
 
     def forward(self, x):
         return self.to_logits(x)
@@ -130,6 +135,17 @@ def test_perturbed_passes_leave_no_trace():
     model.smoothness(torch.rand(5, 16), torch.randn(5, 16)).sum().backward()
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_logits_of_a_batch_are_normalised():
+    """No class can take over the images of another: every logit has mean 0 and variance 1 over a batch."""
+    torch.manual_seed(0)
+    logits = VATClassifier(SPOTS)(torch.rand(40, 16))
+    torch.testing.assert_close(logits.mean(0), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits.var(0, correction=0), torch.ones(3), rtol=0, atol=1e-3)
+    free = VATClassifier(replace(SPOTS, norm_logits=False))
+    x = torch.rand(40, 16)
+    torch.testing.assert_close(free(x), free.to_logits(free.features(x)))
 
 
 @pytest.mark.parametrize("rows", [0, 1])

@@ -90,15 +90,16 @@ def gaussian_head(rows: int, features: int, latents: int) -> Problem:
     return Problem(call, inputs)
 
 
-def decoder_likelihood(rows: int, widths: tuple[int, ...]) -> Problem:
-    """Values alone: what is differentiated runs layer by layer."""
+def decoder_likelihood(rows: int, widths: tuple[int, ...], *, differentiated: bool = False) -> Problem:
+    """Values alone, unless ``differentiated``."""
     decoder, x = Decoder(widths, "tanh"), (torch.rand(rows, widths[-1]) < 0.9).float()
 
     def call(impl: str, p: list[Tensor]) -> tuple[Tensor, ...]:
-        layers = decoder.split([t.to(p[0]) for t in decoder.tensors])
+        layers = decoder.split(p[1:])
         return (F.mlp_bernoulli_log_prob(p[0], *layers, x, activation="tanh", impl=impl),)
 
-    return Problem(call, [positive(rows, widths[0]).detach()])
+    inputs = [positive(rows, widths[0]).detach(), *decoder.tensors]
+    return Problem(call, [t.detach().requires_grad_(differentiated) for t in inputs])
 
 
 def latent(rows: int, widths: tuple[int, ...]) -> Problem:
@@ -184,6 +185,8 @@ FEATURES: dict[str, Callable[[], Problem]] = {
     "linear_tril_gaussian, wide inputs": lambda: gaussian_head(64, 5000, 4),
     "mlp_bernoulli, wide": lambda: decoder_likelihood(70, (20, 5000, 30)),
     "mlp_bernoulli, many pixels": lambda: decoder_likelihood(70, (20, 30, 9000)),
+    "mlp_bernoulli, gradients of many rows": lambda: decoder_likelihood(8192, (3, 6, 5), differentiated=True),
+    "mlp_bernoulli, gradients of wide layers": lambda: decoder_likelihood(128, (4, 3000, 3000), differentiated=True),
     "latent_gradient, wide": lambda: latent(3, (20, 5000, 30)),
     "latent_gradient, wide lanes": lambda: latent(30, (20, 5000, 30)),
     "latent_gradient, many pixels": lambda: latent(3, (20, 30, 9000)),

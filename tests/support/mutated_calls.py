@@ -74,6 +74,7 @@ AS_GOOD = {
     "linear_bernoulli_bwd": {"x without its last row"},
     "linear_tril_gaussian_fwd": {"h without its last row", "h twice as long"},
     "mlp_bernoulli_fwd": {"z twice as long", "x without its last row"},
+    "mlp_bernoulli_bwd": {"x without its last row"},
     "latent_gradient_fwd": {"z twice as long", "x without its last row"},
     "latent_gradient_bwd": {"x without its last row"},
     "latent_hessian_product_fwd": {"x without its last row"},

@@ -126,7 +126,8 @@ def network_arguments() -> dict[str, tuple]:
         "linear_tril_gaussian_bwd of dimensions": (
             *(eps, None, eps.clone(), *gaussian, kept_gaussian, *head, [True, False, True]),
         ),
-        "mlp_bernoulli_fwd": (h, *decoder[:-1]),
+        "mlp_bernoulli_fwd": (h, *decoder[:-1], True),
+        "mlp_bernoulli_bwd": (per_row, h, *decoder[:3], torch.rand((2 * 7 + 5) * 64), 1, "silu", True, True),
         "latent_gradient_fwd": (h, *decoder),
         "latent_gradient_bwd": (per_row, h.clone(), h, *decoder),
         "latent_hessian_product_fwd": (h, h.clone(), *decoder),

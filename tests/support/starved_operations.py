@@ -59,6 +59,7 @@ def operations() -> dict[str, Operation]:
     weight = torch.randn(256, 256) / 16
     flow = nn.InverseAutoregressiveFlow(16, (128, 128), weight_norm=True)
     pixels, levels = nn.PixelCNN(1, 16, 2), mixtures.images(8, 3, 32, 32)
+    bits = torch.rand(rows, 300).round()
     image, kernel = torch.randn(8, 16, 28, 28), torch.randn(32, 16, 3, 3) / 12
 
     @torch.no_grad()
@@ -86,6 +87,10 @@ def operations() -> dict[str, Operation]:
         "linear_tril_gaussian": with_gradients(
             lambda h, w, b: F.linear_tril_gaussian_rsample_with_kl(h, w, b, generator=torch.Generator().manual_seed(1)),
             *(torch.randn(rows, 32), torch.randn(560, 32) / 16, torch.randn(560) / 4),
+        ),
+        "mlp_bernoulli": with_gradients(
+            lambda z, w, v, b: F.mlp_bernoulli_log_prob(z, [w, v], [b, None], bits, activation="silu"),
+            *(torch.randn(shape) for shape in ((rows, 32), (200, 32), (300, 200), (200,))),
         ),
         "logistic_mixture": with_gradients(
             lambda p: F.logistic_mixture_log_prob(levels, p), mixtures.parameters(8, 3, 5, 32, 32)

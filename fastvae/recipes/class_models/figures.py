@@ -51,14 +51,18 @@ class SemiSupervisedFigures(ClassFigures):
     """Errors in %, and means over test images in nats.
 
     ``error`` is that of q(y | x); ``posterior_error`` that of p(y | x) by importance samples, on ``log_p_images``
-    images, of what ``posterior_of`` names. ``kl_terms`` are the divergences of z and of y.
+    images, of what ``posterior_of`` names. Where q(y | x) was not trained ``error`` is that of p(y | x), as
+    ``error_by`` says. ``kl_terms`` are the divergences of z and of y; ``elbo`` is of ``elbo_images``.
     """
+
+    error_by: str
 
     posterior_error: float
     posterior_standard_error: float
     posterior_of: str
     elbo: float
     elbo_error: float
+    elbo_images: int
     kl_terms: tuple[float, ...]
     log_p: float
     log_p_error: float
@@ -143,18 +147,20 @@ def evaluate_semi_supervised(
     classes = model.config.classes
     bounds = scan("bounds", x, measure_bound)
     elbo, kl_terms, elbo_error = mean_bound(bounds)
-    by_q = count_classes(to_classes(bounds), labels, classes)
     samples = scan("samples", spread(x, count), measure_samples)
     found = samples if intensities is None else scan("classes", spread(intensities, count), measure_classes)
     by_p = count_classes(to_classes(found), spread(torch.from_numpy(labels), count).numpy(), classes)
+    knows = getattr(model, "knows_classes", True)
     log_p, effective = torch.cat([chunk.bound for chunk in samples]).unbind(1)
     return SemiSupervisedFigures(
-        **vars(by_q),
+        **vars(count_classes(to_classes(bounds), labels, classes) if knows else by_p),
+        error_by="q(y | x)" if knows else "p(y | x)",
         posterior_error=by_p.error,
         posterior_standard_error=by_p.standard_error,
         posterior_of=kind if intensities is None else "intensities",
         elbo=elbo,
         elbo_error=elbo_error,
+        elbo_images=len(x),
         kl_terms=kl_terms,
         log_p=float(log_p.mean()),
         log_p_error=standard_error(log_p),
@@ -172,11 +178,12 @@ def describe_semi_supervised(figures: SemiSupervisedFigures) -> list[str]:
     """The errors and the bounds in lines for the terminal."""
     terms = " + ".join(f"{term:.2f}" for term in figures.kl_terms)
     how = f"K = {figures.samples}, {figures.log_p_images} images"
+    by_q = [f"{describe_classes(figures)[0]}, by q(y | x)"] if figures.error_by == "q(y | x)" else []
     return [
-        f"{describe_classes(figures)[0]}, by q(y | x)",
+        *by_q,
         f"test error {figures.posterior_error:.2f} % ({how}), standard error {figures.posterior_standard_error:.2f}, "
         f"by p(y | x) of {figures.posterior_of}",
-        f"test ELBO  {figures.elbo:.2f} nats, of which KL {terms} ({figures.test_images} images), standard error "
+        f"test ELBO  {figures.elbo:.2f} nats, of which KL {terms} ({figures.elbo_images} images), standard error "
         f"{figures.elbo_error:.2f}",
         f"log p(x)   {figures.log_p:.2f} nats ({how}; {figures.effective_samples:.1f} effective samples), standard "
         f"error {figures.log_p_error:.2f}",

@@ -49,6 +49,11 @@ class SemiSupervisedVAE(ConditionalVAE):
         logits: Tensor = self.classifier(x)
         return logits
 
+    @property
+    def knows_classes(self) -> bool:
+        """Whether q(y | x) was trained. Weights that came without it have zeros in its place."""
+        return any(bool(parameter.any()) for parameter in self.classifier.parameters())
+
     def labelled_bound(self, x: Tensor, labels: Tensor, **noise: Any) -> Tensor:
         """The bound of log p(x, y), ``(N,)``, nats, from one sample of z."""
         log_p_x, kl = self.measure_classes(x, labels, **noise)
@@ -63,13 +68,18 @@ class SemiSupervisedVAE(ConditionalVAE):
         return ClassPosterior(self.posterior(x), self.class_logits(x))
 
     def measure(self, x: Tensor, posterior: ClassPosterior | None = None, **noise: Any) -> tuple[Tensor, Tensor]:
-        """The mean of log p(x | y, z) under q(y | x), ``(N,)``, and the divergences of z and of y, ``(N, 2)``, nats."""
+        """The mean of log p(x | y, z) under q(y | x), ``(N,)``, and the divergences of z and of y, ``(N, 2)``, nats.
+
+        Without a trained q(y | x) it is the distribution of classes with the largest bound, given the sample.
+        """
         latents, class_logits = self.encode(x) if posterior is None else posterior
         z, kl = self.sample_posterior(latents, **noise)
-        log_q = class_logits.log_softmax(-1)
+        log_p_x = self.log_likelihood(x, z)
+        # The bound is largest with the softmax of the bounds of log p(x, y).
+        log_q = (class_logits if self.knows_classes else log_p_x - kl).log_softmax(-1)
         q = log_q.exp()
         of_classes = (q * (log_q + math.log(self.config.classes))).sum(-1)
-        return (q * self.log_likelihood(x, z)).sum(-1), torch.stack([(q * kl).sum(-1), of_classes], -1)
+        return (q * log_p_x).sum(-1), torch.stack([(q * kl).sum(-1), of_classes], -1)
 
     @torch.no_grad()
     def infer_classes(
@@ -97,6 +107,7 @@ class SemiSupervisedVAE(ConditionalVAE):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Intensities ``(N, pixels)`` of p(x | y, z), with the likeliest class and a z ~ q(z | x, y)."""
-        labels = self.class_logits(x).argmax(-1)
+        logits = self.class_logits(x) if self.knows_classes else self.infer_classes(x, 1, generator=generator)
+        labels = logits.argmax(-1)
         z, _ = self.posterior(x, labels).rsample_with_log_prob(generator=generator)
         return self.to_intensities(self.decode(z, labels))

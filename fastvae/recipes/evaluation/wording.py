@@ -10,6 +10,9 @@ from .units import Units
 
 __all__ = ["describe_figures", "describe_likelihoods"]
 
+# Terms of a KL divergence that a line names one by one.
+MOST_TERMS = 6
+
 
 def describe_figures(figures: Figures, *, bound: str = "test ELBO", images: str = "images") -> list[str]:
     """The bound, log p(x), the units and the speed of sampling where they were measured.
@@ -19,9 +22,10 @@ def describe_figures(figures: Figures, *, bound: str = "test ELBO", images: str 
         bound: the name of the bound.
         images: the name of the images.
     """
-    terms = " + ".join(
-        f"{term:.2f} ± {error:.2f}" for term, error in zip(figures.kl_terms, figures.kl_terms_error, strict=True)
-    )
+    pairs = zip(figures.kl_terms, figures.kl_terms_error, strict=True)
+    terms = " + ".join(f"{term:.2f} ± {error:.2f}" for term, error in pairs)
+    if len(figures.kl_terms) > MOST_TERMS:
+        terms = f"{figures.kl:.2f} in {len(figures.kl_terms)} terms"
     lines = [
         f"{bound:<10} {figures.elbo:.2f} nats, of which KL {terms} ({figures.elbo_images} {images}), "
         f"standard error {figures.elbo_error:.2f}",
@@ -36,7 +40,10 @@ def describe_units(units: Units) -> list[str]:
     """How many units of each layer are active, and their KL parts."""
     if not units.number:
         return []
-    counts = ", ".join(f"{active} of {number}" for active, number in zip(units.active, units.number, strict=True))
+    pairs = list(zip(units.active, units.number, strict=True))
+    if len(pairs) > MOST_TERMS:
+        pairs = [(sum(units.active), sum(units.number))]
+    counts = ", ".join(f"{active} of {number}" for active, number in pairs)
     kl = list(chain(*units.kl))
     return [f"units      {counts} active, KL of a unit {min(kl):.2f} to {max(kl):.2f} nats"]
 

@@ -64,6 +64,8 @@ def draw_learning_curves(
         axes.plot(*zip(*train, strict=True), **style, linewidth=1, linestyle=":", label=f"{name}, training")
         axes.plot(*zip(*test, strict=True), **style, linewidth=1.8, label=f"{name}, {IMAGES[measured]}")
         shown += [value for epoch, value in test if epoch > 0.1 * test[-1][0]]
+        # The legend names both lines, and so both end within the axis.
+        shown.append(train[-1][1])
     low, high = min(shown), max(shown)
     span = max(high - low, 1.0)
     axes.set_ylim(low - 0.03 * span, high + 0.15 * span)
@@ -76,5 +78,5 @@ def draw_learning_curves(
     axes.set_title(f"{DATA.get(data, data)}: {title}", fontsize=11)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right" if quantity == "error" else "lower right")
+    axes.legend(frameon=False, loc="best" if quantity == "error" else "lower right")
     save(figure, path)

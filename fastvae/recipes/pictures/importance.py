@@ -58,7 +58,7 @@ def draw_bounds_by_samples(
     means, errors = zip(*((float(bound.mean()), standard_error(bound)) for bound in bounds.values()), strict=True)
     left.errorbar(list(bounds), means, yerr=errors, color=COLOR, marker="o", markersize=4, capsize=3, linewidth=1.6)
     left.set_ylabel("bound (nats)")
-    left.set_title(f"Bound of K samples, {len(x)} test images", fontsize=11)
+    left.set_title(f"Bound of K samples, {len(x)} test images ± standard error", fontsize=11)
     right.plot(list(bounds), [float(value) for value in perplexity.values()], color=COLOR, marker="o", markersize=4)
     right.plot([1, samples], [1, samples], color="#8b9199", linewidth=0.8, linestyle="--", label="equal weights")
     right.set_yscale("log", base=2)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
@@ -29,6 +29,8 @@ __all__ = ["Run", "run"]
 
 class Trainable(Named, Protocol):
     """The part of :class:`fastvae.recipes.system.System` that a run uses."""
+
+    layer: ClassVar[str]
 
     def make_model(self, config: Any) -> Any: ...
 
@@ -151,7 +153,7 @@ def finish_run(
     draw_all(system, settings, model, task, images, folder)
     units = getattr(figures, "units", None)
     if isinstance(units, Units) and units.number:
-        draw_units(units, folder / "units.png")
+        draw_units(units, folder / "units.png", layer=system.layer)
     return figures
 
 
@@ -200,4 +202,5 @@ def draw_all(system: Trainable, settings: Any, model: Any, task: Any, images: An
     draw_learning_curves(named, steps_per_epoch, path, quantity=quantity, measured=measured, data=data)
     terms = {name: points for name, points in curves_of(task.history, task.measured_kl).items() if points}
     if terms:
-        draw_kl_terms(terms, steps_per_epoch, folder / "kl_terms.png", images=f"{IMAGES[measured]} images")
+        path, of_images = folder / "kl_terms.png", f"{IMAGES[measured]} images"
+        draw_kl_terms(terms, steps_per_epoch, path, images=of_images, layer=system.layer)

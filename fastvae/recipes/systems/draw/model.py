@@ -29,14 +29,16 @@ class Drawing(NamedTuple):
         written: the window that was written through, ``(M, 5)``; none without attention.
         read: the window that was read through, ``(M, 5)``; none without attention, and of images from the prior.
         latents: ``(M, D)``.
+        posteriors: what the latents were drawn from; none of images from the prior.
         log_q: log-density of the latents under the posterior, ``(M,)``, nats.
-        kl: divergence of the posterior from N(0, I), ``(M,)``, nats, where it was asked for.
+        kl: divergence of the posterior from N(0, I), ``(M,)`` or ``(M, D)``, nats, where it was asked for.
     """
 
     canvases: list[Tensor]
     written: list[Tensor]
     read: list[Tensor]
     latents: list[Tensor]
+    posteriors: list[DiagonalGaussian]
     log_q: list[Tensor]
     kl: list[Tensor]
 
@@ -139,6 +141,10 @@ class DRAW(nn.Module):
         self.canvas = nn.Parameter(torch.zeros(config.data_features))
 
     @property
+    def kl_names(self) -> tuple[str, ...]:
+        return tuple(f"kl{glimpse}" for glimpse in range(1, self.config.glimpses + 1))
+
+    @property
     def noise_features(self) -> int:
         """Normals of an image: those of the latents of all glimpses."""
         return self.config.glimpses * self.config.latent_features
@@ -152,41 +158,43 @@ class DRAW(nn.Module):
         """The images themselves: the posterior of a glimpse depends on the latents of those before it."""
         return x
 
-    def draw(self, x: Tensor, sample_shape: Sequence[int] = (), *, kl: bool = False, **noise: Any) -> Drawing:
+    def draw(self, x: Tensor, sample_shape: Sequence[int] = (), *, kl: str = "none", **noise: Any) -> Drawing:
         """Draws binary images ``(N, pixels)`` with latents from the posterior.
 
         Args:
             x: the images.
             sample_shape: of the samples of every image; rows of the result are samples, then images.
-            kl: whether divergences are wanted, for one sample of each image.
+            kl: whether divergences are wanted, for one sample of each image: ``"none"``, ``"sum"`` or
+                ``"dimensions"`` for the part of every unit.
             noise: ``generator`` and ``row_offset``, or ``eps``, ``(*sample_shape, N, noise_features)``.
         """
         parts = self._split_noise(noise)
         rows = x.expand(*sample_shape, *x.shape).reshape(-1, x.shape[-1])
         canvas = self.canvas.expand_as(rows)
         encoder, decoder = self.encoder.begin(len(rows)), self.decoder.begin(len(rows))
-        drawn = Drawing([], [], [], [], [], [])
+        drawn = Drawing([], [], [], [], [], [], [])
         for of_glimpse in parts:
             seen, window = self.reader(rows, canvas, decoder[0])
             if window is not None:
                 drawn.read.append(window)
             encoder = self.encoder(torch.cat([seen, decoder[0]], 1), encoder)
             q = self.head(encoder[0])
-            if kl:
-                z, log_q, divergence = q.rsample_with_kl(**of_glimpse)
+            if kl != "none":
+                z, log_q, divergence = q.rsample_with_kl(kl=kl, **of_glimpse)
                 drawn.kl.append(divergence)
             else:
                 eps = self._draw_noise(len(x), sample_shape, like=x, **of_glimpse)
                 z, log_q = q.rsample_with_log_prob(eps=eps.flatten(0, -2))
             canvas, decoder = self._write(z, canvas, decoder, drawn)
             drawn.latents.append(z)
+            drawn.posteriors.append(q)
             drawn.log_q.append(log_q)
         return drawn
 
     def imagine(self, n: int, *, generator: torch.Generator | None = None) -> Drawing:
         """Draws ``n`` images with latents from the prior."""
         canvas, decoder = self.canvas.expand(n, -1), self.decoder.begin(n)
-        drawn = Drawing([], [], [], [], [], [])
+        drawn = Drawing([], [], [], [], [], [], [])
         options: Any = {"dtype": canvas.dtype, "device": canvas.device, "generator": generator}
         for _ in range(self.config.glimpses):
             z = torch.randn(n, self.config.latent_features, **options)
@@ -228,8 +236,18 @@ class DRAW(nn.Module):
             posterior: what :meth:`encode` returned for them; not needed.
             noise: as of :meth:`draw`.
         """
-        drawn = self.draw(x, kl=True, **noise)
+        drawn = self.draw(x, kl="sum", **noise)
         return bernoulli_log_prob(x, drawn.canvases[-1]), torch.stack(drawn.kl, -1)
+
+    def measure_units(self, x: Tensor, posterior: Tensor, **noise: Any) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`measure`, with the part of every unit in the divergence of its glimpse, ``(N, D)`` each."""
+        drawn = self.draw(x, kl="dimensions", **noise)
+        return bernoulli_log_prob(x, drawn.canvases[-1]), drawn.kl
+
+    def average_units(self, posterior: Tensor, samples: int, **noise: Any) -> list[Tensor]:
+        """The mean of every unit under q, ``(N, D)`` of each glimpse, over samples of the glimpses before it."""
+        drawn = self.draw(posterior, (samples,), **noise)
+        return [q.mu.view(samples, len(posterior), -1).mean(0) for q in drawn.posteriors]
 
     def log_weights(self, x: Tensor, posterior: Tensor, samples: int, **noise: Any) -> Tensor:
         """log p(x, z) - log q(z | x) of new samples z, ``(samples, N)``, nats; arguments as of :meth:`measure`."""

@@ -28,7 +28,7 @@ __all__ = ["SYSTEM", "DRAWSystem"]
 class DRAWSystem(System):
     """A recurrent VAE, with or without attention, on binary images."""
 
-    name = "draw"
+    name, layer = "draw", "glimpse"
     settings = DRAWSettings
 
     def make_model(self, config: DRAWConfig) -> DRAW:

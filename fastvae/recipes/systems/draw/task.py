@@ -69,5 +69,4 @@ class DRAWTask(EpochTask):
 
     def validation_step(self, batch: tuple[Tensor, int, int], batch_index: int) -> None:
         x, first, rows = batch
-        log_p_x, kl = self.model.measure(x, **self.test_noise(x, first, rows))
-        self.log(self.measured, (log_p_x - kl.sum(-1)).mean(), prog_bar=True, sync_dist=True, batch_size=len(x))
+        self.record_bound(*self.model.measure(x, **self.test_noise(x, first, rows)), x)

@@ -63,12 +63,23 @@ class ConvDecoder(nn.Module):
 
     def gradient(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z), ``(*, N)``, and its gradient to z, which autograd can differentiate where ``z`` can."""
+        if torch.compiler.is_compiling():
+            # A compiler does not see through a gradient by autograd.
+            return self._traced_gradient(x, z)
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             at = z.view_as(z) if z.requires_grad and keep else z.detach().requires_grad_()
             log_p_x = self.log_prob(x, at)
             (found,) = torch.autograd.grad(log_p_x.sum(), at, create_graph=keep)
         return log_p_x if keep else log_p_x.detach(), found
+
+    def _traced_gradient(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        def of_latents(z: Tensor) -> tuple[Tensor, Tensor]:
+            log_p_x = self.log_prob(x, z)
+            return log_p_x.sum(), log_p_x
+
+        found, log_p_x = torch.func.grad(of_latents, has_aux=True)(z)
+        return log_p_x, found
 
 
 class DenseEncoder(nn.Sequential):

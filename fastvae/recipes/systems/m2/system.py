@@ -30,7 +30,7 @@ class M2System(SemiSupervisedSystem):
         return M2(config)
 
     def import_weights(self, path: Path) -> tuple[M2Config, dict[str, Tensor]]:
-        """As of :class:`~fastvae.recipes.system.System`. The file has no q(y | x), which becomes uniform."""
+        """As of :class:`~fastvae.recipes.system.System`. The file has no q(y | x): zeros say so."""
         weights = read_m2_weights(path)
         hidden, pixels = weights["encoder_in.weights.0"].shape
         widths = (hidden, len(weights["encoder.0.weight"]))

@@ -90,7 +90,7 @@ def _signed(value: float) -> str:
 
 
 def draw_trajectories(
-    starts: Mapping[str, Tensor], path: Path, *, count: int = 8, steps: int = 24, step_size: float = 0.1, seed: int = 0
+    starts: Mapping[str, Tensor], path: Path, *, count: int = 5, steps: int = 40, step_size: float = 0.05, seed: int = 0
 ) -> None:
     """Leapfrog steps on each density: from points of a posterior, with momenta from N(0, I) and masses of 1.
 
@@ -113,9 +113,10 @@ def draw_trajectories(
             z, v = leapfrog(z, v, partial(gradient_of, name), step, mass)
             path_of.append(z)
         for i, line in enumerate(torch.stack(path_of, 1)):
-            axes.plot(*line.T.numpy(), color=f"C{i % 10}", linewidth=1.0, marker=".", markersize=2.5)
-            axes.plot(*line[0].numpy(), color=f"C{i % 10}", marker="o", markersize=5, markerfacecolor="white")
-            axes.plot(*line[-1].numpy(), color=f"C{i % 10}", marker="o", markersize=5)
+            axes.plot(*line.T.numpy(), color=f"C{i % 10}", linewidth=1.2, marker=".", markersize=2.0)
+            # Ends lie above the lines of others.
+            for end, face in ((line[0], "white"), (line[-1], f"C{i % 10}")):
+                axes.plot(*end.numpy(), color=f"C{i % 10}", marker="o", markersize=6, markerfacecolor=face, zorder=3)
         axes.set_xlim(-SHOWN, SHOWN)
         axes.set_ylim(-SHOWN, SHOWN)
         axes.set_xticks([])

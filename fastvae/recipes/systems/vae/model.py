@@ -91,15 +91,10 @@ class VAE(OneLatent):
         return self.to_logits(self.decoder(z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        if self.to_log_sigma is not None:
-            return self.log_density(x, z)
-        weights, biases = self._decoder_layers()
-        return F.mlp_bernoulli_log_prob(z, weights, biases, x, activation=self.config.activation, impl=self.config.impl)
-
-    def log_density(self, x: Tensor, z: Tensor) -> Tensor:
-        hidden, last = self.decoder(z), self.to_logits
         if self.to_log_sigma is None:
-            return F.linear_bernoulli_log_prob(hidden, last.weight, last.bias, x, impl=self.config.impl)
+            options = {"activation": self.config.activation, "impl": self.config.impl}
+            return F.mlp_bernoulli_log_prob(z, *self._decoder_layers(), x, **options)
+        hidden = self.decoder(z)
         log_sigma = bound_log_sigma(self.to_log_sigma(hidden))
         error = (x - self.to_logits(hidden).sigmoid()) * (-log_sigma).exp()
         return -(0.5 * error.square() + log_sigma + HALF_LOG_TWO_PI).sum(-1)
@@ -140,7 +135,7 @@ class VAE(OneLatent):
         """
         if self.config.kl == "analytic":
             z, kl = self.draw(x, **noise)
-            return elbo(self.log_density(x, z), kl, beta=beta)
+            return elbo(self.log_likelihood(x, z), kl, beta=beta)
         z, log_q = self.encode(x).rsample_with_log_prob(**noise)
-        log_p_x = self.log_density(x, z)
+        log_p_x = self.log_likelihood(x, z)
         return monte_carlo_elbo(log_p_x, self.log_prior(z), log_q, beta=beta)

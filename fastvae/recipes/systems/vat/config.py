@@ -21,11 +21,13 @@ class VATConfig(ClassifierConfig):
         xi: length of the step at which the power iteration takes its gradient. Rounding spoils a small one in
             float32.
         power_iterations: how often the direction of the perturbation is improved.
+        norm_logits: whether logits have batch norm, as the layers below.
     """
 
     epsilon: float = 0.3
     xi: float = 1e-2
     power_iterations: int = 1
+    norm_logits: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,9 @@ __all__ = ["VATClassifier"]
 class VATClassifier(nn.Module):
     r"""p(y | x) by a multilayer perceptron with batch norm and ReLU.
 
+    Logits have batch norm, too, unless ``norm_logits`` is off. Without it predictions become smooth where one class
+    takes over the images of another. It keeps the mean and the variance of every logit over a batch.
+
     Args:
         config: sizes.
 
@@ -36,11 +39,15 @@ class VATClassifier(nn.Module):
         self.config = config
         widths = (config.data_features, *config.hidden_features)
         self.features = nn.Sequential(*_layers(widths))
-        self.to_logits = nn.Linear(widths[-1], config.classes)
+        self.to_logits = nn.Linear(widths[-1], config.classes, bias=not config.norm_logits)
+        self.logits_norm = CollectedBatchNorm(config.classes) if config.norm_logits else nn.Identity()
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(N, classes)`` of inputs ``(N, pixels)``."""
-        found: Tensor = self.to_logits(self.features(x))
+        found: Tensor = self.logits_norm(self.to_logits(self.features(x)))
         return found
 
     def class_logits(self, x: Tensor) -> Tensor:

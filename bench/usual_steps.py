@@ -1,7 +1,4 @@
-"""Training steps on images without labels, of models that take an image under every class.
-
-The usual way gives the networks each image ten times, with each class. Both ways have the same weights at first.
-"""
+"""Training steps on images, of our models and of the same models as people write them, with the same first weights."""
 
 from __future__ import annotations
 
@@ -18,8 +15,6 @@ from .task import Case, Function, Inputs, Peer, Shape, Task, Work
 __all__ = ["CLASSES", "PIXELS", "Built", "make_task", "take_step"]
 
 PIXELS, CLASSES = 784, 10
-# Images in a step; a GPU has a larger batch, too.
-FEW, MANY = 100, 500
 
 Built = tuple[nn.Module, jobs.Loss]
 
@@ -30,7 +25,10 @@ def make_task(
     latents: int,
     *,
     fastvae: Callable[[Case, str], Built],
-    repeated: Callable[[Case], Built],
+    usual: Callable[[Case], Built],
+    usual_compiled: Callable[[Case], Built] | None = None,
+    rows: tuple[int, int] = (100, 500),
+    adamax: bool = False,
     most: float,
     peers: Mapping[str, Peer] | None = None,
 ) -> Task:
@@ -41,15 +39,19 @@ def make_task(
         variant: of the model.
         latents: dimensions of its latent vectors.
         fastvae: our model, by case and implementation, and its loss.
-        repeated: the usual way.
+        usual: the usual way.
+        usual_compiled: the usual way that a compiler takes, where it is another.
+        rows: images in a step; a GPU has the larger batch, too.
+        adamax: Adamax in place of Adam.
         most: nats that the first loss is below.
         peers: of the task.
     """
-    few, many = Shape(FEW, latents), Shape(MANY, latents)
+    few, many = (Shape(count, latents) for count in rows)
+    take = partial(take_step, adamax=adamax)
 
     def compiled(case: Case, impl: str) -> Function:
-        build = partial(repeated, case) if impl == "reference" else partial(fastvae, case, impl)
-        return take_step(build, compiled=True)
+        of_usual = partial(usual_compiled or usual, case)
+        return take(of_usual if impl == "reference" else partial(fastvae, case, impl), compiled=True)
 
     def count(case: Case) -> Work:
         model, loss = jobs.build_with_seed(partial(fastvae, case, "reference"))
@@ -62,8 +64,8 @@ def make_task(
         variant=variant,
         modes=("step",),
         inputs=draw_images,
-        fastvae=lambda case, impl: take_step(partial(fastvae, case, impl)),
-        reference=lambda case: take_step(partial(repeated, case)),
+        fastvae=lambda case, impl: take(partial(fastvae, case, impl)),
+        reference=lambda case: take(partial(usual, case)),
         compiled=compiled,
         whole=True,
         peers=dict(peers or {}),
@@ -80,7 +82,7 @@ def draw_images(case: Case, generator: torch.Generator) -> Inputs:
     return ((uniform < 0.13).to(case.torch_dtype),)
 
 
-def take_step(build: Callable[[], Any], *, compiled: bool = False) -> Function:
+def take_step(build: Callable[[], Any], *, compiled: bool = False, adamax: bool = False) -> Function:
     """A training step of a model that ``build()`` makes with its loss."""
     model, loss = jobs.build_with_seed(build)
-    return jobs.make_step(model, loss, compiled=compiled)
+    return jobs.make_step(model, loss, compiled=compiled, adamax=adamax)
