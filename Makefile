@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat constraints sdist sdist-check wheels clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat constraints sdist sdist-check wheels wheel-speed clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -95,6 +95,13 @@ $(TOOLS)/installed: wheels/requirements.txt
 	$(PYTHON) -m venv --clear $(TOOLS)
 	PIP_CONSTRAINT= $(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $<
 	touch $@
+
+# Against the extension that is installed here, in turns with it. Nothing else should run meanwhile.
+wheel-speed: $(THIS_WHEEL) $(VENV)/installed
+	rm -rf build/wheel-speed
+	$(PIP) --no-index --find-links build/wheels --no-deps --target build/wheel-speed fastvae-kernels
+	$(PIP) --target build/wheel-speed nanobind-backend
+	$(RUN) -m wheels.speed build/wheel-speed/fastvae
 
 sdist: $(TOOLS)/installed
 	mkdir -p build/wheels

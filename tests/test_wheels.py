@@ -1,5 +1,6 @@
-"""What the scripts in wheels/ say of a library for macOS and of the oldest tools."""
+"""What the scripts in wheels/ say of a library for macOS, of the oldest tools and of the size of a wheel."""
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from wheels import macho
+from wheels.__main__ import MOST_BYTES, deliver
 from wheels.minimums import oldest_tools
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +96,16 @@ def test_oldest_tools():
     assert oldest_tools(project) == ["cmake==3.20.*", "ninja"]
     with pytest.raises(SystemExit, match="no line of build requirements"):
         oldest_tools("")
+
+
+def test_large_wheel_is_refused(tmp_path):
+    wheel, out = tmp_path / "some.whl", tmp_path / "out"
+    out.mkdir()
+    wheel.touch()
+    os.truncate(wheel, MOST_BYTES)
+    assert deliver(wheel, out).stat().st_size == MOST_BYTES
+    (out / "some.whl").unlink()
+    os.truncate(wheel, MOST_BYTES + 1)
+    with pytest.raises(SystemExit, match="has 4000001 bytes, and at most 4000000"):
+        deliver(wheel, out)
+    assert not list(out.iterdir())

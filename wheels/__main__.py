@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BACKEND = "nanobind-backend>=1.0,<2"
 KINDS = ("pure", "x86_64", "aarch64", "macos")
 OLDEST_MACOS = "12.0"
+MOST_BYTES = 4_000_000  # of a wheel
 MACOS = ROOT / "wheels" / "macos"
 
 
@@ -71,6 +72,15 @@ def name_platform(wheel: Path, tag: str) -> Path:
     return wheel
 
 
+def deliver(wheel: Path, out: Path) -> Path:
+    """Copies a wheel into the folder ``out``, unless it has become too large."""
+    size = wheel.stat().st_size
+    if size > MOST_BYTES:
+        raise SystemExit(f"{wheel} has {size} bytes, and at most {MOST_BYTES} are allowed")
+    print(f"{wheel.name} has {size} of {MOST_BYTES} bytes")
+    return Path(shutil.copy2(wheel, out))
+
+
 def build(kind: str, out: Path, work: Path) -> Path:
     """Builds the wheel ``kind`` into the folder ``out``, and returns it."""
     shutil.rmtree(work, ignore_errors=True)
@@ -99,16 +109,16 @@ def build(kind: str, out: Path, work: Path) -> Path:
     )
     (made,) = (work / "raw").glob("*.whl")
     if kind == "pure":
-        return Path(shutil.copy2(made, out))
+        return deliver(made, out)
     if kind == "macos":
         made = name_platform(made, f"macosx_{OLDEST_MACOS.replace('.', '_')}_arm64")
         macho.check(made)
-        return Path(shutil.copy2(made, out))
+        return deliver(made, out)
     if kind != platform.machine():
         made = name_platform(made, f"linux_{kind}")
     run(sys.executable, "-m", "auditwheel", "repair", "-z", "9", "--wheel-dir", work / "repaired", made)
     (made,) = (work / "repaired").glob("*.whl")
-    return Path(shutil.copy2(made, out))
+    return deliver(made, out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 #include "base/parallel.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // A parallel region costs as much as a step of some microseconds, and waits for threads that the system has not
 // scheduled. Here whoever shares a step takes all parts that nobody has begun: a busy machine delays nothing.
@@ -92,5 +92,5 @@ class Crew {
   const void* context_ = nullptr;
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

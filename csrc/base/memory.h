@@ -17,7 +17,7 @@ void give_back(void* block) noexcept;
 // Returns every free block to the system, and tells how many bytes they had.
 size_t release_blocks();
 
-namespace {
+inline namespace FASTVAE_ISA {
 
 // a times b bytes. Throws an std::bad_alloc where no address reaches so far; a negative size reaches too far.
 inline size_t checked_bytes(size_t a, size_t b) {
@@ -55,5 +55,5 @@ class Scratch {
   T* data_;
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -24,7 +24,7 @@ struct Member {
 // the first one is kept, and thrown again when all threads are done.
 void run_team(int threads, void (*body)(const void* context, Member member), const void* context);
 
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Each thread must find this many scalar operations, about 8 us; with fewer, waking it costs more than it saves.
 constexpr int64_t kParallelWork = 1 << 17;
@@ -74,5 +74,5 @@ inline void parallel_tasks(int64_t tasks, int64_t work_per_task, const Body& bod
   });
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

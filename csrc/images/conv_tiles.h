@@ -13,7 +13,7 @@
 #include "simd/pairwise_sums.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // The vectors of outputs, and the pixels, of a tile; the registers hold one tile.
 constexpr int kTileVectors = kRegisters / 8;
@@ -174,8 +174,8 @@ struct PixelRows {
 
 // sums[t][column] += over pixels x[offsets[t]] * d[column], for the first `terms` of up to kTilePixels terms.
 template <class T, int vectors, int terms>
-void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_t x_row, const T* d, int64_t d_pixel,
-                     int64_t d_row, PixelRows extent, T* sums, int64_t sums_stride) {
+FASTVAE_INLINE void accumulate_tile(const int64_t* offsets, const T* x, int64_t x_pixel, int64_t x_row, const T* d,
+                                    int64_t d_pixel, int64_t d_row, PixelRows extent, T* sums, int64_t sums_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
   Vector totals[terms][vectors];
@@ -251,5 +251,5 @@ void accumulate_products(const std::vector<int64_t>& offsets, int64_t columns, c
   }
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

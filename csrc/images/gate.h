@@ -7,7 +7,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // tanh(a) sigmoid(b), or a sigmoid(b).
 template <Gate gate, class V>
@@ -38,5 +38,5 @@ FASTVAE_INLINE void with_gate(Gate gate, const Body& body) {
   return body(std::integral_constant<Gate, Gate::kLinear>{});
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

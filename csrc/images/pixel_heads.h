@@ -9,7 +9,7 @@
 #include "images/sampler_plan.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 template <class T>
 class PixelHead {
@@ -80,5 +80,5 @@ class PixelHead {
   T temperature_;
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

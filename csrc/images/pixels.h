@@ -8,7 +8,7 @@
 #include "simd/lanes.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // to[c * to_stride + r] = from[r * from_stride + c], for r in [0, rows) and c in [0, columns).
 template <class T>
@@ -85,5 +85,5 @@ void fill_window(Window window, int64_t height, int64_t width, int64_t channels,
   }
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -10,7 +10,7 @@
 #include "images/sampler_plan.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Where a pixel begins in an image's memory. A buffer keeps its last rows in a ring; zeros are beside every row.
 inline int64_t locate(const SamplerBuffer& buffer, int64_t row, int64_t column) {
@@ -144,5 +144,5 @@ class SamplerProgram {
   }
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

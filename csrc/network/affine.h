@@ -7,7 +7,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 template <class V>
 FASTVAE_INLINE V clamp(V x, double low, double high) {
@@ -97,5 +97,5 @@ FASTVAE_INLINE void with_kind(FlowKind kind, const Body& body) {
   }
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

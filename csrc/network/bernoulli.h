@@ -11,7 +11,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Visits of one task: those of the same data points read them once.
 constexpr int64_t kTaskVisits = 8;
@@ -166,5 +166,5 @@ void sum_rows(const T* parts, int64_t rows, int64_t columns, T* total) {
     for (int64_t c = 0; c < columns; ++c) total[c] += parts[i * columns + c];
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -10,7 +10,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // The numbers of a layer: `rows` times `count` values, and their tangents so far behind.
 struct Cells {
@@ -106,5 +106,5 @@ void with_likelihood(int64_t likelihood, const Body& body) {
     body(std::integral_constant<Likelihood, Likelihood::kBernoulli>{});
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -9,7 +9,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 inline LaneRange lanes_of(int64_t rows, int64_t width) { return {0, (rows + width - 1) / width * width, rows}; }
 
@@ -104,5 +104,5 @@ FASTVAE_INLINE typename Simd<T>::Vector tail_of(typename Simd<T>::Vector l) {
   return exp(l < 0 ? l : -l);
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

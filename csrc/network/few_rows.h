@@ -11,7 +11,7 @@
 #include "simd/pairwise_sums.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Most rows of one product.
 constexpr int64_t kMostRows = 64;
@@ -183,5 +183,5 @@ void sum_weighted(const MaskedLayer<T>& layer, PaddedRows<T> to, const Group& gr
     for (int64_t i = 0; i < to.size(); ++i) to.data[i] += sums.get()[part * to.size() + i];
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -10,7 +10,7 @@
 #include "network/weight_gradient.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Columns of the weight of one task: a part of them, kBlockProduct rows long, stays in the second-level cache.
 constexpr int64_t kTaskColumns = 8 * kTileRows;
@@ -68,5 +68,5 @@ void input_gradient(const Staircase<T>& s, Blocks<T> d_out, T* d_in) {
   });
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -11,7 +11,7 @@
 #include "simd/activation.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Calls body(offset) for the vectors of rows [begin, end).
 template <class T, class Body>
@@ -202,5 +202,5 @@ int64_t work_of(const Network<T>& network) {
   return work / 4;
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

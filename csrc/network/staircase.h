@@ -15,7 +15,7 @@
 #include "simd/simd.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 constexpr int kTileVectors = kRegisters / 8;
 constexpr int kTileRows = 6;  // 24 accumulators of 32 registers, or 12 of 16
@@ -246,5 +246,5 @@ void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int6
   tile_rows<T>(begin, end, lanes, tile, [](int64_t, int64_t) {});
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -8,7 +8,7 @@
 #include "simd/stream.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Blocks of kLanes samples, `stride` numbers apart.
 template <class T>
@@ -305,5 +305,5 @@ void layer_gradients(const LocalVector<GradientOfLayer<T>>& layers) {
                  [&](int64_t i) { layers[tasks[i].layer].run(tasks[i].begin, tasks[i].end); });
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -89,7 +89,7 @@ AffineFlow<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 AffineFlow<float> affine_flow_f32() { return kernels<float>(); }
 AffineFlow<double> affine_flow_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -372,7 +372,7 @@ AttentionWindow<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 AttentionWindow<float> attention_window_f32() { return kernels<float>(); }
 AttentionWindow<double> attention_window_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

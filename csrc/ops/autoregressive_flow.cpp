@@ -339,7 +339,7 @@ AutoregressiveFlow<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 AutoregressiveFlow<float> autoregressive_flow_f32() { return kernels<float>(); }
 AutoregressiveFlow<double> autoregressive_flow_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -157,7 +157,7 @@ Bernoulli<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 Bernoulli<float> bernoulli_f32() { return kernels<float>(); }
 Bernoulli<double> bernoulli_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

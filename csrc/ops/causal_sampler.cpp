@@ -313,7 +313,7 @@ CausalSampler<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 CausalSampler<float> causal_sampler_f32() { return kernels<float>(); }
 CausalSampler<double> causal_sampler_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

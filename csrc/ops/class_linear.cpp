@@ -125,7 +125,7 @@ ClassLinear<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 ClassLinear<float> class_linear_f32() { return kernels<float>(); }
 ClassLinear<double> class_linear_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

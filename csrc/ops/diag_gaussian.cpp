@@ -296,7 +296,7 @@ DiagGaussian<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 DiagGaussian<float> diag_gaussian_f32() { return kernels<float>(); }
 DiagGaussian<double> diag_gaussian_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -205,7 +205,7 @@ GatedActivation<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 GatedActivation<float> gated_activation_f32() { return kernels<float>(); }
 GatedActivation<double> gated_activation_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -6,7 +6,7 @@
 #include "simd/vecmath.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // x as its own rounding: the compiler does not join a product with the sum that it goes into. So a gradient has the
 // bits that it has where autograd adds two. Only vectors keep it: the compiler forgets it in a loop that it vectorises.
@@ -168,5 +168,5 @@ FASTVAE_INLINE void add_kl_gradient(Divergence<const T> d_kl, Matrix<T> mu, Matr
   });
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -138,7 +138,7 @@ void bwd(const T* d_z, const T* d_log_q, const T* d_log_p, Divergence<const T> d
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 GaussianMerge<float> gaussian_merge_f32() { return {fwd<float>, bwd<float>}; }
 GaussianMerge<double> gaussian_merge_f64() { return {fwd<double>, bwd<double>}; }
 }  // namespace FASTVAE_ISA

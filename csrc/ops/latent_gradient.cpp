@@ -273,7 +273,7 @@ LatentGradient<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 LatentGradient<float> latent_gradient_f32() { return kernels<float>(); }
 LatentGradient<double> latent_gradient_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -118,7 +118,7 @@ LinearBernoulli<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 LinearBernoulli<float> linear_bernoulli_f32() { return kernels<float>(); }
 LinearBernoulli<double> linear_bernoulli_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

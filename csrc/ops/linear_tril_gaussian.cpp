@@ -379,7 +379,7 @@ LinearTrilGaussian<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 LinearTrilGaussian<float> linear_tril_gaussian_f32() { return kernels<float>(); }
 LinearTrilGaussian<double> linear_tril_gaussian_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

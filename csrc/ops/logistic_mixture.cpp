@@ -318,7 +318,7 @@ LogisticMixture<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 LogisticMixture<float> logistic_mixture_f32() { return kernels<float>(); }
 LogisticMixture<double> logistic_mixture_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

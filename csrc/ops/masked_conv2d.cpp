@@ -375,7 +375,7 @@ MaskedConv2d<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 MaskedConv2d<float> masked_conv2d_f32() { return kernels<float>(); }
 MaskedConv2d<double> masked_conv2d_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

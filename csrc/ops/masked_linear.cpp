@@ -141,7 +141,7 @@ MaskedLinear<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 MaskedLinear<float> masked_linear_f32() { return kernels<float>(); }
 MaskedLinear<double> masked_linear_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -226,7 +226,7 @@ MlpBernoulli<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 MlpBernoulli<float> mlp_bernoulli_f32() { return kernels<float>(); }
 MlpBernoulli<double> mlp_bernoulli_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

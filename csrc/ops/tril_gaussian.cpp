@@ -332,7 +332,7 @@ TrilGaussian<T> kernels() {
 
 }  // namespace
 
-namespace FASTVAE_ISA {
+inline namespace FASTVAE_ISA {
 TrilGaussian<float> tril_gaussian_f32() { return kernels<float>(); }
 TrilGaussian<double> tril_gaussian_f64() { return kernels<double>(); }
 }  // namespace FASTVAE_ISA

@@ -9,7 +9,7 @@
 #include "simd/stream.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Zeros on and above the diagonal of a dense gradient.
 template <class T>
@@ -138,5 +138,5 @@ void sum_outer_products(Tril<T> d_tril, int64_t n, T sign, const T* left, const 
   if (e.samples == 0) clear(d_tril, n, d);
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

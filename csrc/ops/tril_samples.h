@@ -10,7 +10,7 @@
 #include "simd/pairwise_sums.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Rows of the factor at once: as many chains of sums as hide the latency of one.
 constexpr int kFactorRows = 8;
@@ -27,8 +27,8 @@ bool fills_lanes(Extent e) {
 // Up to kWidth samples of Gaussian n: z = mu + T x + sigma x. Rows of x and z are `x_stride` and `z_stride` apart;
 // `block` has room for 2 d vectors.
 template <class T>
-void multiply_samples(Tril<const T> tril, int64_t n, const T* mu, const T* sigma, const T* x, int64_t x_stride,
-                      int64_t count, int64_t d, T* block, T* z, int64_t z_stride) {
+FASTVAE_INLINE void multiply_samples(Tril<const T> tril, int64_t n, const T* mu, const T* sigma, const T* x,
+                                     int64_t x_stride, int64_t count, int64_t d, T* block, T* z, int64_t z_stride) {
   using Vector = typename Simd<T>::Vector;
   constexpr int64_t width = Simd<T>::kWidth;
   T *const in = block, *const out = block + d * width;
@@ -211,5 +211,5 @@ class FactorGradient {
   PairwiseSums<T> pairs_;
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

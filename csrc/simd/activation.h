@@ -10,7 +10,7 @@
 #include "simd/vecmath.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // libm, lane by lane: for float64, which serves to check gradients, and for rare functions.
 template <class V, class Function>
@@ -160,5 +160,5 @@ FASTVAE_INLINE void with_activation(Activation a, const Body& body) {
   }
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -9,7 +9,7 @@
 #include "simd/simd.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Lanes [begin, end) of a block: whole vectors. Lanes from `count` on hold no samples.
 struct LaneRange {
@@ -106,5 +106,5 @@ void lanes_to_samples(const T* block, int64_t units, const int32_t* place, LaneR
     }
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

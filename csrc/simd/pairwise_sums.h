@@ -10,7 +10,7 @@
 #include "simd/simd.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Terms of a block of sums in memory.
 constexpr int64_t kBlockTerms = 128;
@@ -151,5 +151,5 @@ T sum_strided(const T* terms, int64_t count, int64_t stride) {
   return total;
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

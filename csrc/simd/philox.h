@@ -10,7 +10,7 @@
 #include "simd/vecmath.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // Counters of one step; it makes four vectors of normals.
 constexpr int64_t kStep = Simd<float>::kWidth;
@@ -262,5 +262,5 @@ class NoiseRows {
   Lines<uint64_t> counters_;
 };
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -1,8 +1,9 @@
 // The few vector operations that a plain loop cannot express, on the compiler's own vector types.
 //
-// Every kernel source is compiled once for each instruction set, which FASTVAE_ISA names. All but the table of kernels
-// is in anonymous namespaces: otherwise the linker could put an AVX-512 copy of an inline function into the baseline
-// path.
+// Every kernel source is compiled once for each instruction set, which FASTVAE_ISA names. All of it but the arguments'
+// types is in a namespace of that name, or in an anonymous one: otherwise the linker could put an AVX-512 copy of an
+// inline function into the baseline path. What headers define is in the named one, where the linker keeps one copy of
+// what several sources use.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@
 #endif
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // The size of a vector register: compilers keep wider vectors in memory.
 #if defined(__AVX512F__)
@@ -343,5 +344,5 @@ FASTVAE_INLINE T energy(const T* eps, const T* log_sigma, int64_t count) {
   return total;
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

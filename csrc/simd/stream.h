@@ -6,7 +6,7 @@
 #include "simd/simd.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 // A last-level cache of 32 MiB does not keep arrays from this size on until they are read again.
 constexpr int64_t kStreamBytes = 12 << 20;
@@ -19,5 +19,5 @@ bool streams(const T* data, int64_t rows, int64_t d) {
          reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0;
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

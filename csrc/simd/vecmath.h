@@ -6,7 +6,7 @@
 #include "simd/simd.h"
 
 namespace fastvae {
-namespace {
+inline namespace FASTVAE_ISA {
 
 template <class To, class From>
 FASTVAE_INLINE To bit_cast(From value) {
@@ -193,5 +193,5 @@ FASTVAE_INLINE FloatVector sqrt2_cos(FloatVector a) {
   return p * square + c0;
 }
 
-}  // namespace
+}  // namespace FASTVAE_ISA
 }  // namespace fastvae

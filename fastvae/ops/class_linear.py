@@ -268,7 +268,7 @@ def class_linear(
         impl, *given, *layers, class_weight, bias, labels, names=names, floats=2 * count + 2, required=2 * count + 1
     )
     if not route.alike or torch._C._is_any_autocast_enabled():
-        tensors = _checks.to_one_kind(dict(zip(names, tensors, strict=False)), 2 * count + 1)
+        tensors = _checks.to_one_kind(dict(zip(names[:-1], tensors, strict=True)), 2 * count + 1)
     given, layers, (class_weight, bias) = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     _check_layer(
         dict(zip(of_inputs, given, strict=True)), dict(zip(of_weights, layers, strict=True)), class_weight, bias

@@ -40,7 +40,8 @@ def enrol(owner: Owner) -> str:
 
 def like_of(network: nn.Module) -> Tensor:
     """An empty tensor of the device and dtype that the network is computed in."""
-    first = next((t for t in network.parameters() if t.is_floating_point()), torch.empty(0))
+    floats = [t for t in network.parameters() if t.is_floating_point()]
+    first = floats[0] if floats else torch.empty(0)
     return torch.empty(0, dtype=compute_dtype(first.dtype), device=first.device)
 
 

@@ -145,7 +145,9 @@ def test_errors_are_those_of_eager():
     for options, message in (({"temperature": 0.0}, "temperature"), ({"context": torch.zeros(2, 3)}, "context")):
         with pytest.raises(ValueError, match=message):
             run(compiled, network, **options)
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="context must be a tensor"):
+    # The compiler of torch 2.6 keeps the sentences of errors to itself.
+    message = "Observed exception" if torch.__version__ < "2.7" else "context must be a tensor"
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=message):
         run(compiled, network, context="a word")
 
 
