@@ -162,6 +162,9 @@ FIGURES: dict[str, Figure] = {
     "mlp_bernoulli.log_prob fwd [128x512x400] float32": Figure(
         "no kernel of its own: PyTorch's products (1280 µs), then that of `linear_bernoulli`", 1480, 1700
     ),
+    "mlp_bernoulli.log_prob fwdbwd [128x512x400] float32": Figure(
+        "the products of both passes, two kernels", 5300, 6100
+    ),
     "latent_gradient.gradient fwd [4096x400] float32": Figure("six products of PyTorch and five kernels", 200, 250),
     "linear_tril_gaussian.rsample_with_kl fwd [4096x400x128] float32": Figure(
         "no kernel of its own: PyTorch's product (550 µs), then those of `tril_gaussian`", 610, 700
