@@ -93,14 +93,11 @@ void each_visit(int64_t weights, Matrix<T> x, int64_t outputs, int64_t begin, in
 template <class T, class Done>
 FASTVAE_INLINE void each_group(const Staircase<T>& s, const T* inputs, LaneRange lanes, T* logits, const Done& done) {
   int64_t group = 0;
-  multiply_rows<true>(
-      s, inputs, 0, s.layer.out, lanes,
-      [&](int64_t r, int64_t lane, typename Simd<T>::Vector sum)
-          FASTVAE_INLINE_LAMBDA { store(logits + (r - group) * kLanes + lane, sum + s.bias(r)); },
-      [&](int64_t begin, int64_t end) {
-        done(begin, end, logits);
-        group = end;
-      });
+  const auto next = [&](int64_t begin, int64_t end) {
+    done(begin, end, logits);
+    group = end;
+  };
+  multiply_rows<true>(s, inputs, 0, s.layer.out, lanes, StoreWithBias<T>{&s, logits, &group}, GroupDone(next));
 }
 
 // The log-likelihood of each lane into log_p. each(index, value, logit, e^-|logit|) sees every vector of logits.

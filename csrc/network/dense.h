@@ -13,6 +13,47 @@ inline namespace FASTVAE_ISA {
 
 inline LaneRange lanes_of(int64_t rows, int64_t width) { return {0, (rows + width - 1) / width * width, rows}; }
 
+// What a product's sums go through. They have names, and a group's end has one type, since every kind of tile is
+// compiled anew for each type.
+
+// Adds biases; rows of `to` are counted from *first.
+template <class T>
+struct StoreWithBias {
+  const Staircase<T>* s;
+  T* to;
+  const int64_t* first;
+
+  FASTVAE_INLINE void operator()(int64_t r, int64_t lane, typename Simd<T>::Vector sum) const {
+    store(to + (r - *first) * kLanes + lane, sum + s->bias(r));
+  }
+};
+
+// Multiplies by the factor of each lane.
+template <class T>
+struct StoreTimes {
+  T* to;
+  const T* factors;
+
+  FASTVAE_INLINE void operator()(int64_t k, int64_t lane, typename Simd<T>::Vector sum) const {
+    store(to + k * kLanes + lane, sum * load(factors + lane));
+  }
+};
+
+// Calls a body that lives longer.
+class GroupDone {
+ public:
+  template <class Body>
+  explicit GroupDone(const Body& body)
+      : body_(&body),
+        call_([](const void* given, int64_t begin, int64_t end) { (*static_cast<const Body*>(given))(begin, end); }) {}
+
+  void operator()(int64_t begin, int64_t end) const { call_(body_, begin, end); }
+
+ private:
+  const void* body_;
+  void (*call_)(const void*, int64_t, int64_t);
+};
+
 // A layer that is not masked, with the degrees that say so.
 template <class T>
 struct Dense {

@@ -92,9 +92,7 @@ void bwd(const MaskedLayer<T>& given, const T* d_log_p, Matrix<T> h, Matrix<T> x
       }
       if (d_bias) weighted_sums(own, upstream, out, of_bias.get() + (visit - from) * out);
       if (!d_h) return;
-      multiply_columns<true>(s, own, 0, in, lanes, [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-        store(inputs + k * kLanes + lane, sum * load(upstream + lane));
-      });
+      multiply_columns<true>(s, own, 0, in, lanes, StoreTimes<T>{inputs, upstream});
       lanes_to_samples(inputs, in, nullptr, lanes, d_h + first * in, in);
     });
     const bool last = to == visits.count();

@@ -23,11 +23,11 @@ __attribute__((noinline)) void activate_rows(Activation activation, int64_t begi
 
 template <class T>
 void hidden_layer(const Staircase<T>& s, Activation activation, const T* inputs, LaneRange lanes, T* pre, T* outputs) {
-  multiply_rows<true>(
-      s, inputs, 0, s.layer.out, lanes,
-      [&](int64_t r, int64_t lane, typename Simd<T>::Vector sum)
-          FASTVAE_INLINE_LAMBDA { store(pre + r * kLanes + lane, sum + s.bias(r)); },
-      [&](int64_t begin, int64_t end) { activate_rows(activation, begin, end, lanes, pre, outputs); });
+  const int64_t first = 0;
+  const auto activated = [&](int64_t begin, int64_t end) {
+    activate_rows(activation, begin, end, lanes, pre, outputs);
+  };
+  multiply_rows<true>(s, inputs, 0, s.layer.out, lanes, StoreWithBias<T>{&s, pre, &first}, GroupDone(activated));
 }
 
 template <class T>
@@ -134,7 +134,6 @@ void sum_visits(const T* parts, int64_t visits, int64_t out, T* d_bias) {
 template <class T>
 void bwd(const std::vector<MaskedLayer<T>>& layers, int64_t activation, const T* d_log_p, Matrix<T> z, const T* kept,
          T* d_z, const std::vector<LayerGradients<T>>& gradients, BernoulliSizes sizes) {
-  using Vector = typename Simd<T>::Vector;
   const auto kind = static_cast<Activation>(activation);
   const LocalVector<Dense<T>> dense = dense_layers(layers);
   const KeptRows place(layers, kind);
@@ -159,9 +158,10 @@ void bwd(const std::vector<MaskedLayer<T>>& layers, int64_t activation, const T*
     const LaneRange lanes = lanes_of_part(part, parts, rows), packed_lanes{lanes.begin, lanes.end, kLanes};
     const T* const block = kept + visit * block_size;
     T* const own = adjoints.get() + visit * block_size;
-    const Scratch<T> scratch((std::max(in, layers[last].in) + in + 1) * kLanes);
-    T *upstream = scratch.get(), *inputs = upstream + kLanes, *scaled = inputs + in * kLanes;
+    const Scratch<T> scratch((std::max(in, layers[last].in) + in + 2) * kLanes);
+    T *upstream = scratch.get(), *ones = upstream + kLanes, *inputs = ones + kLanes, *scaled = inputs + in * kLanes;
     read_upstream(visit, upstream);
+    std::fill_n(ones, kLanes, T(1));
     if (of_layers || last == 0) samples_to_lanes(z.row(first), z.stride, in, nullptr, lanes, inputs);
     const auto input_of = [&](int64_t l) { return l == 0 ? inputs : block + place.outputs[l - 1] * kLanes; };
     const T* const residuals = block + place.residuals * kLanes;
@@ -177,20 +177,14 @@ void bwd(const std::vector<MaskedLayer<T>>& layers, int64_t activation, const T*
     for (int64_t l = last; l > 0; --l) {
       const T* d_out = l == last ? residuals : own + place.at[l] * kLanes;
       T* const d_in = own + place.at[l - 1] * kLanes;
-      const bool weighted = l == last;
       multiply_columns<true>(dense[l].staircase, d_out, 0, layers[l].in, lanes,
-                             [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-                               store(d_in + k * kLanes + lane, weighted ? sum * load(upstream + lane) : sum);
-                             });
+                             StoreTimes<T>{d_in, l == last ? upstream : ones});
       through_rows(kind, layers[l].in, lanes, block + place.at[l - 1] * kLanes, d_in);
       if (of_layers) packed[l - 1]->pack(input_of(l - 1), visit, packed_lanes);
     }
     if (!d_z) return;
     const T* d_out = last == 0 ? residuals : own + place.at[0] * kLanes;
-    multiply_columns<true>(dense[0].staircase, d_out, 0, in, lanes,
-                           [&](int64_t k, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-                             store(inputs + k * kLanes + lane, last == 0 ? sum * load(upstream + lane) : sum);
-                           });
+    multiply_columns<true>(dense[0].staircase, d_out, 0, in, lanes, StoreTimes<T>{inputs, last == 0 ? upstream : ones});
     lanes_to_samples(inputs, in, nullptr, lanes, d_z + first * in, in);
   };
   each_part_of_visits<T>(2 * count_weights(layers), {nullptr, 0}, 0, 0, count, parts, run);
