@@ -172,6 +172,7 @@ ALTERNATIVES: dict[str, Callable[[Case], list[Alternative]]] = {
     "density_step": _vary_matrix_tiles,
     "class_step": _vary_row_tiles,
     "auxiliary_step": _vary_row_tiles,
+    "leapfrog_step": _vary_row_tiles,
     "evaluation": _vary_row_tiles,
     "demo": _vary_row_tiles,
     "model_sample": _vary_conv_tiles,

@@ -76,15 +76,22 @@ nb::tuple diag_gaussian_bwd(nb::handle d_z, nb::handle d_log_q, nb::handle kept,
 }
 
 // The gradient of log_sigma of one sample for each row, where nothing stands between autograd and the kernel; None
-// where torch's machinery must see the op, or a gradient is absent, of another type or shape, or not contiguous.
-nb::object diag_gaussian_bwd_at_once(nb::handle d_z, nb::handle d_log_q, nb::handle kept) {
-  TensorView g, g_log_q, moved;
+// where torch's machinery must see the op, or a gradient is absent, not real, of other dimensions or not contiguous.
+// What the forward pass kept is the second of `ctx.saved_tensors`. They are taken only here: a checkpoint hands them
+// out once.
+nb::object diag_gaussian_bwd_at_once(nb::handle d_z, nb::handle d_log_q, nb::handle ctx) {
+  TensorView g, g_log_q;
   if (is_watched() || !is_plain(d_z) || !is_plain(d_log_q) || !try_readable_view(d_z, g) ||
-      !try_readable_view(d_log_q, g_log_q) || !try_view(kept, moved))
+      !try_readable_view(d_log_q, g_log_q))
     return nb::none();
-  const bool same = g.scalar == moved.scalar && g_log_q.scalar == moved.scalar && g.dims == 2 && moved.dims == 2 &&
-                    g_log_q.dims == 1 && g.shape[0] == moved.shape[0] && g.shape[1] == moved.shape[1];
-  if (!same || !g.contiguous() || !g_log_q.contiguous()) return nb::none();
+  if (!g.is_real() || g_log_q.scalar != g.scalar || g.dims != 2 || g_log_q.dims != 1 || !g.contiguous() ||
+      !g_log_q.contiguous())
+    return nb::none();
+  const nb::object saved = ctx.attr("saved_tensors");
+  const nb::handle kept = Items(saved)[1];
+  const TensorView moved = view(kept);
+  if (moved.scalar != g.scalar || moved.dims != 2 || moved.shape[0] != g.shape[0] || moved.shape[1] != g.shape[1])
+    throw nb::value_error("what a sample kept is not of its gradient's shape and dtype");
   const Output d_log_sigma = new_tensor(kept, moved, {moved.shape[0], moved.shape[1]});
   with_type(moved.is_double(), [&]<class T>(T) {
     current().of<T>().diag_gaussian.bwd(g.as<const T>(), g_log_q.as<const T>(), moved.as<const T>(), {}, {}, {},
@@ -288,7 +295,7 @@ nb::tuple tril_gaussian_kl_bwd(nb::handle d_kl, nb::handle mu, nb::handle log_si
 void bind_gaussians(nb::module_& m) {
   m.def("diag_gaussian_fwd", diag_gaussian_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a, "row_offset"_a, "keep"_a);
   m.def("diag_gaussian_bwd", diag_gaussian_bwd, "d_z"_a, "d_log_q"_a, "kept"_a, "rows"_a, "columns"_a, "with_mu"_a);
-  m.def("diag_gaussian_bwd_at_once", diag_gaussian_bwd_at_once, "d_z"_a.none(), "d_log_q"_a.none(), "kept"_a);
+  m.def("diag_gaussian_bwd_at_once", diag_gaussian_bwd_at_once, "d_z"_a.none(), "d_log_q"_a.none(), "ctx"_a);
   m.def("diag_gaussian_with_kl_fwd", diag_gaussian_with_kl_fwd, "mu"_a, "log_sigma"_a, "noise"_a, "shape"_a,
         "row_offset"_a, "by_dimension"_a, "keep"_a);
   m.def("diag_gaussian_with_kl_bwd", diag_gaussian_with_kl_bwd, "d_z"_a, "d_log_q"_a.none(), "d_kl"_a, "mu"_a,

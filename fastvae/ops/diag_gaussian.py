@@ -171,7 +171,7 @@ def sample_gradients(
 
 
 def _gradients_at_once(ctx: Any, d_z: Tensor | None, d_log_q: Tensor | None) -> Any:
-    d_log_sigma = backend._C.diag_gaussian_bwd_at_once(d_z, d_log_q, ctx.saved_tensors[1])
+    d_log_sigma = backend._C.diag_gaussian_bwd_at_once(d_z, d_log_q, ctx)
     return None if d_log_sigma is None else (d_z, d_log_sigma, None, None)
 
 

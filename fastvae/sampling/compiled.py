@@ -40,9 +40,11 @@ def enrol(owner: Owner) -> str:
 
 def like_of(network: nn.Module) -> Tensor:
     """An empty tensor of the device and dtype that the network is computed in."""
-    floats = [t for t in network.parameters() if t.is_floating_point()]
-    first = floats[0] if floats else torch.empty(0)
-    return torch.empty(0, dtype=compute_dtype(first.dtype), device=first.device)
+    # torch 2.6 compiles no `next` with a default; a list would walk through all modules.
+    for t in network.parameters():
+        if t.is_floating_point():
+            return torch.empty(0, dtype=compute_dtype(t.dtype), device=t.device)
+    return torch.empty(0)
 
 
 def sample_in_graph(

@@ -36,10 +36,6 @@ class OneLatent(nn.Module):
         """log p(x | z), ``(*, N)``, nats, of binary images ``(N, pixels)`` and latents ``(*, N, D)``."""
         return bernoulli_log_prob(x, self.decode(z))
 
-    def log_density(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) in training, ``(*)``, nats."""
-        return bernoulli_log_prob(x, self.decode(z))
-
     def measure(self, x: Tensor, posterior: Any = None, **noise: Any) -> tuple[Tensor, Tensor]:
         """log p(x | z) of one sample, ``(N,)``, and the KL divergence, ``(N, 1)``, nats.
 
@@ -121,10 +117,10 @@ class OneLatent(nn.Module):
         """
         if minimum == 0:
             z, kl = self.draw(x, sampled=sampled, **noise)
-            log_p_x, kl = self.log_density(x, z).mean(), kl.mean()
+            log_p_x, kl = self.log_likelihood(x, z).mean(), kl.mean()
             return beta * kl - log_p_x, (log_p_x - kl).detach(), kl.detach()
         z, parts = self.draw(x, kl="dimensions", sampled=sampled, **noise)
-        log_p_x = self.log_density(x, z).mean()
+        log_p_x = self.log_likelihood(x, z).mean()
         groups = num_groups or parts.shape[-1]
         floor = minimum * parts.shape[-1] / groups
         kl = parts.detach().sum(-1).mean()
