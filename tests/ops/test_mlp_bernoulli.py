@@ -32,8 +32,8 @@ SHAPES = [
     ((70,), (70,), (5, 130)),  # no hidden layer
     ((70,), (70,), (1, 1, 1)),  # one unit each
     ((65,), (65,), (130, 30, 140, 130)),  # three products, narrow and wide
-    ((2, 64), (64,), (9, 33, 20)),  # enough rows for the kernel of the gradients, in whole blocks
-    ((127,), (127,), (5, 17, 9, 33)),  # a row too few for it
+    ((2, 64), (64,), (9, 33, 20)),  # two whole blocks
+    ((127,), (127,), (5, 17, 9, 33)),  # a lane empty
     ((190,), (190,), (5, 17, 9, 33)),  # three blocks, two lanes empty
     ((3, 120), (120,), (4, 70)),  # no hidden layer, samples of blocks with empty lanes
     ((64, 2, 3), (2, 1), (3, 7, 17)),  # classes, of few data points
@@ -122,7 +122,8 @@ def test_blocks_are_one_call(monkeypatch):
     for rows, differentiated, expected in (
         (64, False, 1),
         (63, False, 0),
-        (64, True, 0),
+        (64, True, 1),
+        (63, True, 0),
         (128, True, 1),
         (150, True, 0),
     ):
