@@ -38,7 +38,6 @@ JOBS = (
     Line("ResNet VAE, IAF 4 × 1920, training step", "[128, 32]", "training_step.step.iaf-4x1920", "step", "128x32"),
     Line("IWAE, K = 50, training step", "[100, 50]", "training_step.step.iwae-k50", "step", "100x50"),
     Line("HVI, four leapfrog steps, training step", "[128, 32]", "leapfrog_step.step.hvi-dense", "step", "128x32"),
-    Line("HVI, convolutions, training step", "[128, 32]", "leapfrog_step.step.hvi-conv", "step", "128x32"),
     Line("M2, ten classes of unlabelled images, training step", "[100, 50]", "class_step.step.m2", "step", "100x50",
          ("pyro",)),
     Line("ADGM, ten classes of unlabelled images, training step", "[100, 100]", "auxiliary_step.step.adgm", "step",
