@@ -2,7 +2,7 @@
 
 It takes qemu-aarch64-static and a Debian. Python, its libraries and PyTorch for ARM are brought into ``build/compat``;
 FOLDER is that of the packages. The processor has no instructions but those of the oldest ARMv8, and the wheel must do
-with them. One case of each test of a C++ kernel runs, and the known answers of the noise.
+with them. A few cases of each test of a C++ kernel run, and the known answers of the noise.
 """
 
 from __future__ import annotations

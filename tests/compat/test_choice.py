@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.compat import emulated_sample
 from tests.compat.__main__ import CLAIMED, OPTIONAL, choose
 
 
@@ -39,3 +40,13 @@ def test_newest_python_is_left_out_aloud(capsys):
         choose([OPTIONAL], find_none_optional)
     with pytest.raises(SystemExit, match=r"Python 3\.10 is not installed"):
         choose([], lambda version: None)
+
+
+def test_sample_for_an_emulated_processor():
+    kernels = [f"tests/ops/test_some.py::test_forward[{n}-cpp]" for n in range(9)]
+    others = ["tests/ops/test_some.py::test_forward[0-reference]", "tests/ops/test_some.py::test_compile[cpp]"]
+    answers = [f"tests/ops/{emulated_sample.NOISE}[{n}]" for n in range(5)]
+    other_test = ["tests/ops/test_other.py::test_forward[cpp]"]
+    chosen = emulated_sample.choose([*kernels, *others, *answers, *other_test])
+    assert len(chosen & set(kernels)) == emulated_sample.MOST
+    assert chosen - set(kernels) == {*answers, *other_test}
