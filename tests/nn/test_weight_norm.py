@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from fastvae.nn import (
     MADE,
+    ClassLinear,
     ConvInverseAutoregressiveFlow,
     ConvMADE,
     GatedPixelCNN,
@@ -230,6 +231,26 @@ def test_plain_layers_start_as_normalised_ones(make, bias):
     both, before = nn.Sequential(nn.Linear(3, 3), second), second.weight.clone()
     initialize_from_data(both, torch.randn(9, 3), plain=[both[0]])
     assert torch.equal(second.weight, before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("labels", [None, torch.arange(50) % 3])
+def test_plain_layers_of_classes_start_from_data(bias, labels):
+    """Pre-activations over images and classes, or under labels, start with mean 0 and standard deviation 1."""
+    layer, rest = ClassLinear([6, 2], 3, 4, bias, activation="relu"), nn.Linear(4, 5)
+    x, a = 3.0 + 2.0 * torch.randn(50, 6), torch.randn(50, 2)
+    both = nn.ModuleList([layer, rest])
+    initialize_from_data(both, x, run=lambda x: rest(layer(x, a, labels=labels)), plain=both)
+    layer.activation = None
+    y = layer(x, a, labels=labels).flatten(0, -2)
+    std, mean = torch.std_mean(y, 0, correction=0)
+    torch.testing.assert_close(std, torch.ones(4), rtol=1e-4, atol=0)
+    if bias:
+        torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    # The layer above saw the activations of the layer's start.
+    std, mean = torch.std_mean(rest(y.relu()), 0, correction=0)
+    torch.testing.assert_close(std, torch.ones(5), rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean, torch.zeros(5), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
