@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from ._replicas import replicas_of_first_batch, share
 from ._start import start_of
+from .class_linear import ClassLinear
 from .made import MADE
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
@@ -24,6 +25,7 @@ def initialize_from_data(
     *inputs: Any,
     run: Callable[..., Any] | None = None,
     target_std: Mapping[nn.Module, float] | None = None,
+    plain: Collection[nn.Module] = (),
 ) -> None:
     r"""Sets gains and biases such that, on a first batch, pre-activations have mean 0 and standard deviation 1.
 
@@ -41,9 +43,11 @@ def initialize_from_data(
         inputs: the first batch.
         run: called with ``inputs`` in place of the module.
         target_std: standard deviation c of layers that shall have another than 1.
+        plain: linear layers, those of classes, and convolutions without weight norm that shall start so, too: their
+            weights take the place of the gain.
 
     Raises:
-        ValueError: no layer is weight-normalised, or the batch is empty.
+        ValueError: there is no such layer, the batch is empty, or a layer of ``plain`` is of another kind.
         RuntimeError: the first batch comes in one of several processes, and nothing keeps them equal; see
             :func:`shared_first_batch`.
 
@@ -62,7 +66,11 @@ def initialize_from_data(
     """
     networks = [part for part in module.modules() if isinstance(part, MADE) and part.forget_initialization()]
     own = {id(layer) for network in networks for layer in network.layers.modules()}
-    layers = [layer for layer in module.modules() if id(layer) not in own and _is_normalised(layer)]
+    _check_plain(plain)
+    chosen = {id(layer) for layer in plain}
+    layers = [
+        layer for layer in module.modules() if id(layer) not in own and (_is_normalised(layer) or id(layer) in chosen)
+    ]
     if not layers and not networks:
         raise ValueError(f"module must hold a layer with weight_norm=True, got {type(module).__name__} without one")
     replicas, targets = replicas_of_first_batch(), target_std or {}
@@ -73,7 +81,9 @@ def initialize_from_data(
             _initialize_masked(layer, std, *args, **named)
             changed: Tensor = layer.forward(*args, **named)
             return changed
-        return _initialize_parametrized(layer, std, output)
+        if isinstance(layer, ClassLinear):
+            return _initialize_class_linear(layer, std, *args, **named)
+        return _initialize_torch_layer(layer, std, output)
 
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
     modes = [(part, part.training) for part in module.modules()]
@@ -86,7 +96,7 @@ def initialize_from_data(
         for part, mode in modes:
             part.training = mode
     if replicas is not None:
-        share(replicas, [t for layer in layers for t in (_gain_of(layer), layer.bias)])  # type: ignore[misc]
+        share(replicas, [t for layer in layers for t in (*_gains_of(layer), layer.bias)])  # type: ignore[misc]
 
 
 def _is_normalised(layer: nn.Module) -> bool:
@@ -98,11 +108,27 @@ def _is_normalised(layer: nn.Module) -> bool:
     return parametrize.is_parametrized(layer, "weight") and hasattr(found.parametrizations.weight, "original0")
 
 
-def _gain_of(layer: nn.Module) -> Tensor:
+def _check_plain(layers: Collection[nn.Module]) -> None:
+    for layer in layers:
+        known = isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | ClassLinear)
+        other = isinstance(layer, MaskedConv2d | MaskedLinear) or parametrize.is_parametrized(layer)
+        if not known or other or getattr(layer, "groups", 1) != 1:
+            raise ValueError(
+                "plain must hold Linear, ClassLinear, Conv2d and ConvTranspose2d without mask or parametrisation, with "
+                f"groups=1, got {layer}"
+            )
+
+
+def _gains_of(layer: nn.Module) -> list[Tensor]:
+    """What scales the output: the gain, or the weights of a layer without one."""
     if isinstance(layer, MaskedConv2d | MaskedLinear):
         assert layer.weight_gain is not None
-        return layer.weight_gain
-    return layer.get_submodule("parametrizations.weight").get_parameter("original0")
+        return [layer.weight_gain]
+    if isinstance(layer, ClassLinear):
+        return [*layer.weights, layer.class_weight]
+    if parametrize.is_parametrized(layer, "weight"):
+        return [layer.get_submodule("parametrizations.weight").get_parameter("original0")]
+    return [layer.get_parameter("weight")]
 
 
 def _initialize_masked(layer: MaskedConv2d | MaskedLinear, std: float, *args: Any, **named: Any) -> None:
@@ -114,13 +140,26 @@ def _initialize_masked(layer: MaskedConv2d | MaskedLinear, std: float, *args: An
     start_of(layer).apply_after_data(layer)
 
 
-def _initialize_parametrized(layer: nn.Module, target_std: float, output: Tensor) -> Tensor:
+def _initialize_class_linear(layer: ClassLinear, std: float, *args: Any, **named: Any) -> Tensor:
+    activation, layer.activation = layer.activation, None
+    try:
+        _initialize_torch_layer(layer, std, layer.forward(*args, **named).flatten(0, -2))
+    finally:
+        layer.activation = activation
+    found: Tensor = layer.forward(*args, **named)
+    return found
+
+
+def _initialize_torch_layer(layer: nn.Module, target_std: float, output: Tensor) -> Tensor:
     """Initialises the layer from its ``output``, and returns the output that the layer now has."""
     dims = [dim for dim in range(output.dim()) if dim != (1 if output.dim() == 4 else output.dim() - 1)]
     std, mean = torch.std_mean(output, dims, correction=0)
     factor = torch.where(std > 1e-6, target_std / std.clamp(min=1e-6), 1.0)
-    gain, bias = _gain_of(layer), layer.bias
-    gain.mul_(factor.view_as(gain))
+    bias = layer.bias
+    for gain in _gains_of(layer):
+        of_outputs = [1] * gain.dim()
+        of_outputs[1 if isinstance(layer, nn.ConvTranspose2d) else 0] = -1
+        gain.mul_(factor.view(of_outputs))
     if isinstance(bias, Tensor):
         bias.sub_(mean).mul_(factor)
     else:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 from fastvae.nn import (
     MADE,
+    ClassLinear,
     ConvInverseAutoregressiveFlow,
     ConvMADE,
     GatedPixelCNN,
@@ -198,6 +202,69 @@ def test_compiles_whole_and_trains():
     expected = torch.autograd.grad(net(x).square().sum(), parameters)
     for d, wanted in zip(torch.autograd.grad(compiled(x).square().sum(), parameters), expected, strict=True):
         torch.testing.assert_close(d, wanted)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bias: nn.Linear(6, 4, bias),
+        lambda bias: nn.Conv2d(6, 4, 3, bias=bias),
+        lambda bias: nn.ConvTranspose2d(6, 4, 3, 2, bias=bias),
+    ],
+)
+def test_plain_layers_start_as_normalised_ones(make, bias):
+    first, second = make(bias), nn.Linear(3, 3)
+    network = nn.Sequential(first, nn.ELU())
+    x = 3.0 + 2.0 * torch.randn(50, 6, *([] if isinstance(first, nn.Linear) else [5, 5]))
+    normalised = copy.deepcopy(network)
+    parametrizations.weight_norm(normalised[0], dim=1 if isinstance(first, nn.ConvTranspose2d) else 0)
+    initialize_from_data(normalised, x)
+    initialize_from_data(network, x, plain=[first])
+    torch.testing.assert_close(network(x), normalised(x))
+    y = first(x)
+    std, mean = torch.std_mean(y, [0, 2, 3][: y.dim() - 1], correction=0)
+    torch.testing.assert_close(std, torch.ones(4))
+    if bias:
+        torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    # A layer that the call does not name keeps its weights.
+    both, before = nn.Sequential(nn.Linear(3, 3), second), second.weight.clone()
+    initialize_from_data(both, torch.randn(9, 3), plain=[both[0]])
+    assert torch.equal(second.weight, before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("labels", [None, torch.arange(50) % 3])
+def test_plain_layers_of_classes_start_from_data(bias, labels):
+    """Pre-activations over images and classes, or under labels, start with mean 0 and standard deviation 1."""
+    layer, rest = ClassLinear([6, 2], 3, 4, bias, activation="relu"), nn.Linear(4, 5)
+    x, a = 3.0 + 2.0 * torch.randn(50, 6), torch.randn(50, 2)
+    both = nn.ModuleList([layer, rest])
+    initialize_from_data(both, x, run=lambda x: rest(layer(x, a, labels=labels)), plain=both)
+    layer.activation = None
+    y = layer(x, a, labels=labels).flatten(0, -2)
+    std, mean = torch.std_mean(y, 0, correction=0)
+    torch.testing.assert_close(std, torch.ones(4), rtol=1e-4, atol=0)
+    if bias:
+        torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    # The layer above saw the activations of the layer's start.
+    std, mean = torch.std_mean(rest(y.relu()), 0, correction=0)
+    torch.testing.assert_close(std, torch.ones(5), rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean, torch.zeros(5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(3),
+        nn.Conv2d(4, 4, 3, groups=2),
+        parametrizations.weight_norm(nn.Linear(3, 3)),
+        MaskedConv2d(1, 2, 3),
+    ],
+)
+def test_layers_that_are_not_plain(layer):
+    with pytest.raises(ValueError, match=f"plain must hold Linear, .* got .*{type(layer).__name__}"):
+        initialize_from_data(layer, torch.randn(9, 3), plain=[layer])
 
 
 def test_errors():

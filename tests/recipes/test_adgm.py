@@ -283,7 +283,7 @@ def test_points_of_the_plane(tmp_path):
 def test_six_labels_are_enough_for_two_moons(tmp_path):
     """The options that the page of the systems documents."""
     rates = {"learning_rate": 1e-2, "final_learning_rate": 3e-4, "decay_from": 0.7, "average_decay": 0.95}
-    steps = {"epochs": 150, "kl_warmup": 30, "check_every": 150, "weight_prior": 0.0}
+    steps = {"epochs": 150, "kl_warmup": 30, "kl_start": 0.0, "check_every": 150, "weight_prior": 0.0}
     run = train(
         "adgm", ADGMConfig("adgm", 1, 1, (64, 64)), ADGMTrainConfig(data="moons", labels=6, **rates, **steps), tmp_path
     )

@@ -260,3 +260,31 @@ def test_network_that_was_never_trained_has_no_figure():
     z, _ = model.posterior(x, likeliest).rsample_with_log_prob(generator=generator)
     found = model.reconstruct(x, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(found, model.to_intensities(model.decode(z, likeliest)))
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % CLASSES])
+def test_start_of_a_new_model(labels):
+    """Hidden features vary by 1 over the first batch and the classes that it is taken under."""
+    model = M2(M2Config(**SIZES)).double()
+    x = torch.rand(40, PIXELS, generator=torch.Generator().manual_seed(0)).round().double()
+    shape = (40, LATENTS) if labels is not None else (40, CLASSES, LATENTS)
+    eps, seen = torch.randn(shape, dtype=torch.float64), {}
+    others = {name: value.clone() for name, value in model.state_dict().items()}
+    model.initialize_from(x, labels, eps=eps)
+    layers = [model.encoder_in, model.decoder_in, model.encoder[0], model.decoder[0]]
+    layers += [layer for layer in model.classifier[:-1] if isinstance(layer, torch.nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, args, output: seen.update({layer: output.flatten(0, -2)}))
+    model.decode(model.posterior(x, labels).rsample_with_log_prob(eps=eps)[0], labels)
+    model.class_logits(x)
+    assert len(seen) == len(layers) == 6
+    for layer, output in seen.items():
+        # What the layer gives is seen before or after its softplus.
+        if layer in layers[:2]:
+            output = output.expm1().log()
+        std, mean = torch.std_mean(output, 0, correction=0)
+        torch.testing.assert_close(std, torch.ones_like(std), rtol=1e-9, atol=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
+    for name in ("head", "to_data", "classifier.4"):
+        for key, value in model.state_dict().items():
+            assert not key.startswith(name) or torch.equal(value, others[key]), key

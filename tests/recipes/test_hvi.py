@@ -1,15 +1,19 @@
 """The system ``hvi``."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from fastvae.distributions import DiagonalGaussian
 from fastvae.objectives import standard_normal_log_prob
+from fastvae.recipes.data.labelled import LabelledParts, load_labelled
 from fastvae.recipes.leapfrog import leapfrog
 from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.hvi.model import HVI, Encoded
+from tests.recipes.training_support import independent_pixels, metrics, train
 
 CONFIGS = {
     "dense": HVIConfig("dense", 2, 3, hidden_features=(8,), momentum_features=5),
@@ -194,6 +198,54 @@ def test_exact_reverse_model_gives_log_p():
     expected = DiagonalGaussian(torch.zeros_like(x), total.expand_as(x)).log_prob(x)
     found = model.log_weights(x, encoded, 6, generator=seeded())
     torch.testing.assert_close(found, expected.expand(6, 5), rtol=1e-10, atol=1e-10)
+
+
+def test_start_of_a_new_model(model, x):
+    """Features and logits vary by 1 over the first batch, and the intensities are those asked for."""
+    x = (torch.rand(64, 784, generator=seeded(3)) < torch.linspace(0.1, 0.6, 784)).double()
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+    others, seen = {name: value.clone() for name, value in model.state_dict().items()}, {}
+    eps, means = torch.randn(64, model.noise_features, generator=seeded(5)).double(), torch.full((784,), 0.2).double()
+    model.initialize_from(x, means, eps=eps)
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, args, output: seen.update({layer: output}))
+    z, _ = model.encode(x).start.rsample_with_log_prob(eps=eps[:, :3])
+    logits = model.decode(z)
+    seen.pop(model.head.linear)
+    assert len(seen) >= 3
+    for output in seen.values():
+        dims = [0, 2, 3] if output.dim() == 4 else [0]
+        std = torch.std(output, dims, correction=0)
+        # A unit may be constant: all its inputs are.
+        torch.testing.assert_close(std[std > 1e-6], torch.ones_like(std[std > 1e-6]), rtol=1e-6, atol=0)
+    spread = (logits - means.logit()).square().mean()
+    assert 0.5 < spread < 2.0
+    for name, value in others.items():
+        if not name.startswith(("encoder.", "decoder.")):
+            assert torch.equal(model.state_dict()[name], value), name
+
+
+def enlarge(images):
+    """Images of 8 x 8 as such of 28 x 28 with a margin."""
+    return np.pad(np.kron(images, np.ones((1, 3, 3), images.dtype)), ((0, 0), (2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "gain"),
+    [
+        (HVIConfig("dense", 1, 8, hidden_features=(32,), momentum_features=8), {"learning_rate": 1e-2}, 20.0),
+        (HVIConfig("conv", 1, 8, (8, 16, 16), (64,), 8), {"learning_rate": 2e-3, "kl_warmup": 6.0}, 1.0),
+    ],
+    ids=CONFIGS,
+)
+def test_training_finds_latents(model, training, gain, tmp_path):
+    """The bound is well above that of independent pixels, which a decoder without latents reaches."""
+    images = LabelledParts(*(replace(part, images=enlarge(part.images)) for part in load_labelled("digits")))
+    config = HVITrainConfig(epochs=10, batch_size=20, **training)
+    train("hvi", model, config, tmp_path, images=images, finish=False)
+    last = metrics(tmp_path)[-1]
+    assert float(last["test_elbo"]) > independent_pixels(images) + gain
+    assert float(last["test_kl"]) > 1.0
 
 
 def test_settings():

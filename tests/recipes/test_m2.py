@@ -54,7 +54,7 @@ def test_losses_of_a_step(runs):
     """The loss of an epoch is that of its terms."""
     _, run = runs["m2"]
     for row in run.history:
-        expected = -row["train_elbo"] - 20 / 900 * row["labelled_elbo"] - 0.1 * row["class_log_prob"]
+        expected = -row["train_elbo"] - 20 / 900 * row["labelled_elbo"] - 10 * row["class_log_prob"]
         assert row["loss"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -178,6 +178,14 @@ def test_files_of_m1_that_do_not_fit(runs, tmp_path, monkeypatch):
     model, training, _ = SMALL["m1m2"]
     with pytest.raises(RecipeError, match=r"does not fit: M1 must have --m1-latent 6, --m1-hidden 5"):
         train("m1m2", type(model)(**(vars(model) | {"m1_hidden": (5,)})), training(epochs=1), tmp_path / "out")
+
+
+def test_m1_must_have_latents(tmp_path):
+    path = tmp_path / "nips14_ssl_m1.npz"
+    np.savez(path, **arrays_of_m1(unused=M1_LATENT))
+    model, training, _ = SMALL["m1m2"]
+    with pytest.raises(RecipeError, match=r"nips14_ssl_m1\.npz must be an M1 with active units, got one without"):
+        train("m1m2", model, training(epochs=1, m1=str(path)), tmp_path / "out")
 
 
 def test_checkpoint_of_m1(tmp_path):

@@ -1,9 +1,12 @@
 """Weight normalisation in the systems over pixels."""
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
 
+from fastvae.recipes.data.static_mnist import split_mnist
 from fastvae.recipes.systems.pixelcnn.config import PixelCNNConfig, PixelTrainConfig
 from fastvae.recipes.systems.pixelcnn.model import BinaryPixelCNN
 from fastvae.recipes.systems.pixelvae.config import PixelVAEConfig
@@ -36,6 +39,13 @@ def test_a_training_begins_with_normalised_pre_activations(tiny, tmp_path):
     assert abs(seen[0].mean().item()) < 0.2
     assert abs(seen[0].std().item() - 1.0) < 0.2
     assert found.model.sample(2).shape == (2, 784)
+
+
+def test_a_conditional_model_starts_with_the_classes_of_the_first_batch(tiny, tmp_path):
+    config = PixelTrainConfig(data="dynamic", epochs=1, batch_size=125)
+    model, images = replace(SMALL, conditional=True), split_mnist(tiny)
+    found = train("pixelcnn", model, config, tmp_path, images=images, finish=False)
+    assert found.model.log_prob(torch.zeros(2, 784), torch.tensor([0, 1])).isfinite().all()
 
 
 def test_settings_that_have_no_masked_convolution():

@@ -11,7 +11,7 @@ from fastvae.recipes.systems.loading import find_system
 from fastvae.recipes.systems.vat.config import VATConfig, VATTrainConfig
 from fastvae.recipes.systems.vat.model import VATClassifier
 from fastvae.recipes.systems.vat.moons import fit_moons, label_moons
-from fastvae.recipes.systems.vat.perturbation import adversarial_direction, prediction_divergence
+from fastvae.recipes.systems.vat.perturbation import adversarial_direction, prediction_divergence, prediction_entropy
 from fastvae.recipes.systems.vat.task import VATTask
 from tests.recipes.labelled_support import spots
 from tests.recipes.training_support import assert_same_run, metrics, train
@@ -115,6 +115,39 @@ def test_smoothness_is_the_divergence_at_the_length_epsilon(linear, x, noise):
     torch.testing.assert_close(linear.smoothness(x, noise).detach(), expected, rtol=1e-9, atol=1e-15)
 
 
+def test_entropy():
+    logits = torch.tensor([[2.0, 2.0, 2.0], [900.0, 0.0, -900.0], [0.0, math.log(3.0), -900.0]], dtype=torch.float64)
+    of_three_quarters = math.log(4.0) - 0.75 * math.log(3.0)
+    expected = torch.tensor([math.log(3.0), 0.0, of_three_quarters], dtype=torch.float64)
+    torch.testing.assert_close(prediction_entropy(logits), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.7])
+def test_loss_of_a_step(tmp_path, monkeypatch, entropy_weight):
+    """The entropy's gradient goes through the predictions of unlabelled images, the divergence's does not."""
+    torch.manual_seed(0)
+    model = VATClassifier(SPOTS).double()
+    config = VATTrainConfig(smoothness_weight=0.3, entropy_weight=entropy_weight)
+    task = VATTask("vat", model, config, tmp_path)
+    x_l, y_l, x_u = torch.rand(6, 16).double(), torch.arange(6) % 3, torch.rand(9, 16).double()
+    noise = torch.randn(9, 16).double()
+    monkeypatch.setattr(task, "draw_noise", lambda rows: noise[:rows])
+    monkeypatch.setattr(task, "record_loss", lambda loss, x: loss)
+    task.epoch_terms = torch.zeros(4, dtype=torch.float64)
+    found = task.training_step((x_l, y_l, x_u), 0)
+
+    log_p = model(x_u).log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean()
+    cross_entropy = torch.nn.functional.cross_entropy(model(x_l), y_l)
+    smoothness = model.smoothness(x_u, noise).mean()
+    expected = cross_entropy + 0.3 * smoothness + entropy_weight * entropy
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(task.epoch_terms[1:], torch.stack([cross_entropy, smoothness, entropy]).detach())
+
+
 def test_inputs_that_nothing_depends_on(linear, x, noise):
     with torch.no_grad():
         linear.to_logits.weight.zero_()
@@ -189,6 +222,7 @@ def test_training_finds_the_classes(runs):
     assert run.figures.error < 10.0
     assert float(rows[-1]["train_cross_entropy"]) < float(rows[0]["train_cross_entropy"])
     assert all(math.isfinite(float(row["train_smoothness"])) for row in rows)
+    assert float(rows[-1]["train_entropy"]) < float(rows[0]["train_entropy"])
     pictures = {"adversarial.png", "moons.png", "learning_curves.png", "result.json"}
     assert pictures <= {each.name for each in folder.iterdir()}
 

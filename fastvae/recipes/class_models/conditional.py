@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ... import functional as F
 from ...distributions import DiagonalGaussian
-from ...nn import ClassLinear, DiagonalGaussianHead
+from ...nn import ClassLinear, DiagonalGaussianHead, initialize_from_data
 from ...objectives import standard_normal_log_prob
 
 __all__ = ["ACTIVATIONS", "ConditionalVAE"]
@@ -114,6 +114,27 @@ class ConditionalVAE(nn.Module):
     def to_intensities(self, parameters: Tensor) -> Tensor:
         """Pixels in [0, 1] of what :meth:`decode` returns."""
         return parameters.sigmoid()
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, labels: Tensor | None = None, **noise: Any) -> None:
+        """Starts a new model with features that vary by 1 over a first batch.
+
+        Smaller ones would not carry the latents through the decoder: it would learn to do without them.
+
+        Args:
+            x: data ``(N, features)``.
+            labels: their classes; None for all.
+            noise: as of :meth:`measure_classes`.
+        """
+        networks = [self.encoder_in, self.encoder, self.decoder_in, self.decoder]
+        layers = [
+            layer for network in networks for layer in network.modules() if isinstance(layer, ClassLinear | nn.Linear)
+        ]
+
+        def run(x: Tensor) -> None:
+            self.decode_features(self.posterior(x, labels).rsample_with_log_prob(**noise)[0], labels)
+
+        initialize_from_data(self, x, run=run, plain=layers)
 
     @torch.no_grad()
     def start_at(self, pixel_means: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...distributions import DiagonalGaussian
+from ...nn import initialize_from_data
 from ...objectives import LogMeanExp, class_bound, importance_log_prob
 from .conditional import ConditionalVAE, list_layers
 
@@ -48,6 +49,13 @@ class SemiSupervisedVAE(ConditionalVAE):
         """Logits of q(y | x), ``(N, C)``."""
         logits: Tensor = self.classifier(x)
         return logits
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, labels: Tensor | None = None, **noise: Any) -> None:
+        """As of the class above. The hidden layers of the classifier start so, too."""
+        super().initialize_from(x, labels, **noise)
+        hidden = [layer for layer in list(self.classifier)[:-1] if isinstance(layer, nn.Linear)]
+        initialize_from_data(self, x, run=self.class_logits, plain=hidden)
 
     @property
     def knows_classes(self) -> bool:

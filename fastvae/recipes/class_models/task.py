@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...nn import shared_first_batch
 from ..data.batches import NOISE, stream_seed
 from ..data.noise import share_noise
 from ..data.semi_supervised import SemiSupervisedBatch
@@ -54,6 +55,16 @@ class SemiSupervisedTask(ClassErrors, AveragedTask):
         # Adam's decay is the gradient of the prior's logarithm, in nats of an image.
         decay = self.config.weight_prior / self.images
         return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate, weight_decay=decay, fused=True)
+
+    def start_from(self, x: Tensor) -> None:
+        """Starts the model M2 from the whole first batch of its data, ``(N, features)``; then the average, too."""
+        # All processes take the whole batch and its noise.
+        generator = torch.Generator(x.device).manual_seed(stream_seed(self.config.seed, NOISE, 0, UNLABELLED))
+        shape = (self.model.config.classes, self.latent_features)
+        noise = share_noise(x, shape, self.impl, generator=generator, first=0, rows=len(x))
+        with shared_first_batch():
+            self.core.initialize_from(x, **noise)
+        self.averaged.load_state_dict(self.model.state_dict())
 
     @property
     def core(self) -> SemiSupervisedVAE:

@@ -99,7 +99,8 @@ class AveragedTrainConfig(TrainConfig):
     Args:
         final_learning_rate: at the end of the decay, which is geometric.
         decay_from: share of all steps after which the decay begins.
-        average_decay: decay of the moving average of the weights, which evaluation uses; 0 for no average.
+        average_decay: decay of the moving average of the weights, which evaluation uses; 0 for no average. The first
+            steps have a smaller one, so that short runs forget the weights of the start.
     """
 
     final_learning_rate: float = 1e-4

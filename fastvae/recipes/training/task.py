@@ -24,6 +24,8 @@ from .history import write_metrics
 __all__ = ["LOG_EVERY", "AveragedTask", "EpochTask", "ImageTask"]
 
 LOG_EVERY = 10
+# The decay of averaged weights is at most n / (n + FORGETTING) after n steps.
+FORGETTING = 9
 
 
 class ImageTask(L.LightningModule):
@@ -135,13 +137,19 @@ class EpochTask(ImageTask):
     def first_batch(self) -> tuple[Tensor, dict[str, Any]]:
         """The whole first joint batch, on the model's device and in its dtype, and the noise of its step."""
         images = cast(Any, self.trainer).datamodule.images.x_train
-        x = BinarizedImages(images)[self.first_rows()].to(next(self.model.parameters()))
+        rows = next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))
+        x = BinarizedImages(images)[rows].to(next(self.model.parameters()))
         return x, self.joint_noise(x, stream_seed(self.config.seed, NOISE, 0), 0, len(x))
 
-    def first_rows(self) -> Any:
+    def first_rows(self) -> Tensor:
         """The numbers of the images of the first joint batch."""
         images = cast(Any, self.trainer).datamodule.images.x_train
-        return next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))
+        return next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))[0]
+
+    def first_labels(self) -> Tensor:
+        """The classes of the images of the first joint batch, ``(N,)``, on the model's device."""
+        labels = torch.from_numpy(cast(Any, self.trainer).datamodule.images.y_train)
+        return labels[self.first_rows()].long().to(next(self.model.parameters()).device)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -218,7 +226,6 @@ class AveragedTask(EpochTask):
     ) -> None:
         super().__init__(name, model, config, folder, **quantities)
         self.averaged = copy.deepcopy(model).requires_grad_(False)
-        self.move_average = get_ema_multi_avg_fn(config.average_decay)
 
     @property
     def final_model(self) -> nn.Module:
@@ -241,4 +248,10 @@ class AveragedTask(EpochTask):
         return (self.config.final_learning_rate / self.config.learning_rate) ** passed
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.move_average(list(self.averaged.parameters()), list(self.model.parameters()), 0)
+        self.move_average(list(self.averaged.parameters()), list(self.model.parameters()))
+
+    def move_average(self, averages: list[Tensor], values: list[Tensor]) -> None:
+        """Takes values after a step into their moving averages, which soon forget the weights of the start."""
+        step = self.global_step
+        decay = min(self.config.average_decay, step / (step + FORGETTING))
+        get_ema_multi_avg_fn(decay)(averages, values, step)

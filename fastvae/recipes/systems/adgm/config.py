@@ -89,7 +89,10 @@ class ADGMTrainConfig(LabelledAveragedTrainConfig):
         beta: weight of the classifier: that of log q(y | a, x) is beta N / N_l, for N images and N_l labels.
         weight_prior: precision of the Gaussian prior on the weights of the linear maps; 0 for no prior.
         most_norm: the norm of the gradient that a longer one is scaled to.
-        kl_warmup: epochs until the divergences of a and z have weight 1.
+        kl_start: weight of the divergences of a and z in the beginning. Above 1 the class is a cheaper way to describe
+            an image than z: the classes become those of the images. Otherwise z tells all, and images without a label
+            confirm the mistakes of the labelled ones.
+        kl_warmup: epochs until that weight is 1; 0: it always is.
 
     Raises:
         ValueError: a value is none of its choices, or a number is out of its range.
@@ -101,13 +104,14 @@ class ADGMTrainConfig(LabelledAveragedTrainConfig):
     beta: float = 0.1
     weight_prior: float = 1.0
     most_norm: float = 5.0
-    kl_warmup: float = 0.0
+    kl_start: float = 4.0
+    kl_warmup: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, auxiliary_samples=1, kl_warmup=0)
         check_positive(self, "most_norm")
-        check_positive(self, "beta", "weight_prior", zero=True)
+        check_positive(self, "beta", "weight_prior", "kl_start", zero=True)
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be >= 2, since batch normalisation takes statistics of it, got {self.batch_size}"

@@ -70,7 +70,7 @@ class ADGMTask(ClassErrors, AveragedTask):
             noise_u=self.part_noise(x_u, UNLABELLED),
             noise_l=self.part_noise(x_l, LABELLED),
             rows=len(x_u) * self.trainer.world_size,
-            kl_weight=LinearSchedule(0.0, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0,
+            kl_weight=LinearSchedule(self.config.kl_start, 1.0, ramp)(self.global_step + 1) if ramp > 0 else 1.0,
         )
         unlabelled, labelled, log_q = (bound.mean() for bound in found[:3])
         classified = self.config.beta * size / self.config.labels * log_q
@@ -101,4 +101,4 @@ class ADGMTask(ClassErrors, AveragedTask):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         # The averaged weights go with averaged statistics.
-        self.move_average(list(self.averaged.buffers()), list(self.model.buffers()), 0)
+        self.move_average(list(self.averaged.buffers()), list(self.model.buffers()))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ....nn import shared_first_batch
 from ...data.semi_supervised import check_pixels
 from ...training.task import EpochTask
 from .config import CVAETrainConfig
@@ -32,6 +33,11 @@ class CVAETask(EpochTask):
         check_pixels(self.model.config.data_features, images)
         # A checkpoint is restored later, so that a resumed run keeps its own.
         self.model.start_at(torch.from_numpy(images.x_train).flatten(1).mean(0, dtype=torch.float32) / 255.0)
+        self.model.to(self.trainer.strategy.root_device)
+        # All processes take the whole first batch and its noise.
+        x, noise = self.first_batch()
+        with shared_first_batch():
+            self.model.initialize_from(x, self.first_labels(), **noise)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)

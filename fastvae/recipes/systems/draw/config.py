@@ -69,6 +69,7 @@ class DRAWTrainConfig(WarmupConfig):
     Args:
         data: the images: ``"dynamic"``, MNIST binarised for every batch; ``"static"``, static binarised MNIST; or
             ``"digits"``, the 1797 of scikit-learn, for a model with --data-features 64.
+        kl_warmup: epochs until the KL term has weight 1. Without them the decoder learns to do without latents.
         learning_rate: of Adam, at the start.
         final_learning_rate: at the end of its half cosine.
         free_bits: free nats of every glimpse; the mean of its KL term over the batch has this floor.
@@ -76,6 +77,7 @@ class DRAWTrainConfig(WarmupConfig):
 
     data: Literal["dynamic", "static", "digits"] = "dynamic"
     epochs: int = 35
+    kl_warmup: float = 2.0
     learning_rate: float = 1e-3
     final_learning_rate: float = 3e-4
     free_bits: float = 0.0

@@ -63,12 +63,14 @@ class HVITrainConfig(WarmupConfig):
     """How to train it, as plain data.
 
     Args:
+        kl_warmup: epochs until the KL term has weight 1. Without them the decoder learns to do without latents.
         learning_rate: of Adamax, at the start.
         final_learning_rate: at the end of its half cosine.
     """
 
     epochs: int = 25
     batch_size: int = 128
+    kl_warmup: float = 2.0
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .... import functional as F
 from ....distributions import DiagonalGaussian
-from ....nn import DiagonalGaussianHead
+from ....nn import DiagonalGaussianHead, initialize_from_data
 from ....objectives import monte_carlo_elbo, standard_normal_log_prob
 from ...evaluation.units import log_prob_by_unit
 from ...flow_posterior import normal_by_dimension
@@ -121,9 +121,29 @@ class HVI(nn.Module):
         return self.config.latent_features * (1 + self.config.leapfrog)
 
     @torch.no_grad()
-    def start_at(self, pixel_means: Tensor) -> None:
-        """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""
-        self.decoder.last_bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
+    def initialize_from(self, x: Tensor, pixel_means: Tensor, **noise: Any) -> None:
+        """Starts a new model near these intensities, with features and logits that vary by 1 over a first batch.
+
+        Smaller ones would not carry the latents through the decoder: it would learn to do without them.
+
+        Args:
+            x: binary images ``(N, 784)``.
+            pixel_means: intensities, ``(784,)``.
+            noise: as of :meth:`draw`.
+        """
+        first = self._split_noise(noise)[0]
+        layers = [
+            layer
+            for network in (self.encoder, self.decoder)
+            for layer in network.modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        ]
+        initialize_from_data(self, x, run=lambda x: self._reconstruct_start(x, first), plain=layers)
+        self.decoder.last_bias.add_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
+
+    def _reconstruct_start(self, x: Tensor, noise: dict[str, Any]) -> None:
+        z, _ = self.encode(x).start.rsample_with_log_prob(**noise)
+        self.decode(z)
 
     def encode(self, x: Tensor) -> Encoded:
         """The features and the first posterior of binary images ``(N, 784)``."""

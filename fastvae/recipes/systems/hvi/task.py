@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ....nn import shared_first_batch
 from ...training.rates import half_cosine
 from ...training.task import EpochTask
 from .config import HVITrainConfig
@@ -36,8 +37,12 @@ class HVITask(EpochTask):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         # A checkpoint is restored later, so that a resumed run keeps its own.
+        self.model.to(self.trainer.strategy.root_device)
+        # All processes take the whole first batch and its noise.
+        x, noise = self.first_batch()
         images = torch.from_numpy(cast(Any, self.trainer).datamodule.images.x_train)
-        self.model.start_at(images.flatten(1).mean(0, dtype=torch.float32) / 255.0)
+        with shared_first_batch():
+            self.model.initialize_from(x, images.flatten(1).mean(0, dtype=torch.float32).to(x) / 255.0, **noise)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adamax(self.parameters(), lr=self.config.learning_rate)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .... import functional as F
 from ....distributions import DiagonalGaussian
-from ....nn import DiagonalGaussianHead
+from ....nn import DiagonalGaussianHead, initialize_from_data
 from ....objectives import elbo
 from ...evaluation.latents import OneLatent
 from .config import M1Config
@@ -60,8 +60,20 @@ class M1(OneLatent):
         return F.linear_bernoulli_log_prob(self.decoder(z), weight, bias, x, impl=self.config.impl)
 
     @torch.no_grad()
-    def start_at(self, pixel_means: Tensor) -> None:
-        """Sets the decoder's last bias such that a new model starts at these intensities, ``(pixels,)``."""
+    def initialize_from(self, x: Tensor, pixel_means: Tensor, **noise: Any) -> None:
+        """Starts a new model near these intensities, with features that vary by 1 over a first batch.
+
+        Smaller ones would not carry the latents through the decoder: it would learn to do without them.
+
+        Args:
+            x: images ``(N, pixels)``.
+            pixel_means: intensities, ``(pixels,)``.
+            noise: as of :meth:`bound`.
+        """
+        layers = [layer for layer in (*self.encoder, *self.decoder) if isinstance(layer, nn.Linear)]
+        initialize_from_data(
+            self, x, run=lambda x: self.decode(self.encode(x).rsample_with_log_prob(**noise)[0]), plain=layers
+        )
         self.to_logits.bias.copy_(pixel_means.clamp(1e-3, 1.0 - 1e-3).logit())
 
     def bound(self, x: Tensor, **noise: Any) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ....nn import shared_first_batch
 from ...data.semi_supervised import check_pixels
 from ...training.task import AveragedTask
 from .config import M1TrainConfig
@@ -35,9 +36,13 @@ class M1Task(AveragedTask):
         check_pixels(self.model.config.data_features, images)
         self.images = len(images.x_train)
         # A checkpoint is restored later, so that a resumed run keeps its own.
+        self.model.to(self.trainer.strategy.root_device)
+        # All processes take the whole first batch and its noise.
+        x, noise = self.first_batch()
         means = torch.from_numpy(images.x_train).flatten(1).mean(0, dtype=torch.float32) / 255.0
-        for model in (self.model, self.averaged):
-            model.start_at(means)
+        with shared_first_batch():
+            self.model.initialize_from(x, means.to(x), **noise)
+        self.averaged.load_state_dict(self.model.state_dict())
 
     def optimizer(self) -> torch.optim.Optimizer:
         # Adam's decay is the gradient of the prior's logarithm, in nats of an image.

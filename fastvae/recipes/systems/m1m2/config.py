@@ -43,10 +43,13 @@ class M1M2TrainConfig(SemiSupervisedTrainConfig):
     Args:
         m1: the trained M1: a checkpoint of fastvae train m1, or the npz file of the authors' weights; if empty, the
             file nips14_ssl_m1.npz in $FASTVAE_DATA or in the user's cache.
+        alpha: weight of log q(y | z1) of the labelled images, as if all images had labels. The paper has 0.1, for many
+            more steps: in few of them the images without labels keep the classifier from learning.
     """
 
     m1: str = ""
     epochs: int = 300
+    alpha: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -70,17 +70,21 @@ class M1M2Task(SemiSupervisedTask):
         # A resumed run has M1's weights in its checkpoint.
         if trainer.ckpt_path is not None:
             return
-        path = find_first_stage(self.config.m1)
-        x = prepare_test_images(trainer.datamodule.images.x_train[:IMAGES], binarize=False)
-        for model in (self.model, cast(M1M2, self.averaged)):
-            try:
-                model.start_from(read_first_stage(path), x)
-            except RuntimeError as error:
-                raise RecipeError(
-                    f"{path} does not fit: M1 must have --m1-latent {self.model.config.m1_latent}, --m1-hidden "
-                    f"{' '.join(map(str, self.model.config.m1_hidden))} and {self.model.config.data_features} pixels; "
-                    + str(error).splitlines()[-1].strip()
-                ) from None
+        path, images = find_first_stage(self.config.m1), trainer.datamodule.images.x_train
+        try:
+            self.model.start_from(read_first_stage(path), prepare_test_images(images[:IMAGES], binarize=False))
+        except RuntimeError as error:
+            raise RecipeError(
+                f"{path} does not fit: M1 must have --m1-latent {self.model.config.m1_latent}, --m1-hidden "
+                f"{' '.join(map(str, self.model.config.m1_hidden))} and {self.model.config.data_features} pixels; "
+                + str(error).splitlines()[-1].strip()
+            ) from None
+        if not self.model.second.active.any():
+            raise RecipeError(f"{path} must be an M1 with active units, got one without: train it longer")
+        self.model.to(trainer.strategy.root_device)
+        x = prepare_test_images(images[self.first_rows()], binarize=False).to(next(self.model.parameters()))
+        with torch.no_grad():
+            self.start_from(self.model.first.encode(x).mu)
 
     @property
     def core(self) -> SemiSupervisedVAE:

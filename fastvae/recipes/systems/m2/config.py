@@ -24,9 +24,15 @@ class M2Config(ConditionalConfig):
 
 @dataclass(frozen=True)
 class M2TrainConfig(SemiSupervisedTrainConfig):
-    """How to train it, as plain data."""
+    """How to train it, as plain data.
+
+    Args:
+        alpha: weight of log q(y | x) of the labelled images, as if all images had labels. The paper has 0.1, for many
+            more steps: in few of them the pixels of images without labels keep the classifier from learning.
+    """
 
     epochs: int = 60
+    alpha: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ __all__ = ["M2Task"]
 
 
 class M2Task(SemiSupervisedTask):
-    """The loss of the model M2, whose decoder starts at the means of the pixels."""
+    """The loss of the model M2, which starts from a first batch, and its decoder at the means of the pixels."""
 
     model: M2
 
@@ -21,5 +21,6 @@ class M2Task(SemiSupervisedTask):
         super().setup(stage)
         # A checkpoint is restored later, so that a resumed run keeps its own.
         images = torch.from_numpy(cast(Any, self.trainer).datamodule.images.x_train)
-        for model in (self.model, self.averaged):
-            cast(M2, model).start_at(images.flatten(1).mean(0, dtype=torch.float32) / 255.0)
+        self.model.start_at(images.flatten(1).mean(0, dtype=torch.float32) / 255.0)
+        self.model.to(self.trainer.strategy.root_device)
+        self.start_from(self.first_batch()[0])

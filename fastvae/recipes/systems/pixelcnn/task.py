@@ -60,8 +60,7 @@ class PixelTask(AveragedTask):
         # All processes take the whole first batch and its noise.
         x, given = self.first_batch()
         if getattr(settings, "conditional", False):
-            labels = torch.from_numpy(cast(Any, self.trainer).datamodule.images.y_train)
-            given["labels"] = labels[self.first_rows()].long().to(x.device)
+            given["labels"] = self.first_labels()
         with shared_first_batch():
             initialize_from_data(self.model, x, run=lambda x: cast(PixelModel, self.model).measure(x, **given))
         self.averaged.load_state_dict(self.model.state_dict())

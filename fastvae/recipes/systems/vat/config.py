@@ -24,7 +24,7 @@ class VATConfig(ClassifierConfig):
         norm_logits: whether logits have batch norm, as the layers below.
     """
 
-    epsilon: float = 0.3
+    epsilon: float = 1.0
     xi: float = 1e-2
     power_iterations: int = 1
     norm_logits: bool = True
@@ -42,6 +42,9 @@ class VATTrainConfig(LabelledTrainConfig):
     Args:
         learning_rate: of Adam in the first steps.
         smoothness_weight: weight of the divergence beside the cross entropy.
+        entropy_weight: weight of the entropy of p(y | x) of unlabelled images, nats; 0 for the loss of the first paper.
+            Without it the predictions of unlabelled batches become smooth where they become uniform: each batch has
+            statistics of its own, so that labelled images can still be told apart.
         decay: factor on the learning rate every ``decay_steps`` steps.
         decay_steps: steps from one decay to the next.
     """
@@ -50,13 +53,14 @@ class VATTrainConfig(LabelledTrainConfig):
     batch_size: int = 250
     learning_rate: float = 2e-3
     smoothness_weight: float = 1.0
+    entropy_weight: float = 1.0
     decay: float = 0.9
     decay_steps: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, batch_size=2, labelled_batch_size=2, decay_steps=1)
-        check_positive(self, "smoothness_weight", zero=True)
+        check_positive(self, "smoothness_weight", "entropy_weight", zero=True)
         check_positive(self, "decay")
         check_share(self, "decay")
 

@@ -55,7 +55,7 @@ class VATClassifier(nn.Module):
         found: Tensor = self(x)
         return found
 
-    def smoothness(self, x: Tensor, noise: Tensor) -> Tensor:
+    def smoothness(self, x: Tensor, noise: Tensor, logits: Tensor | None = None) -> Tensor:
         r"""KL(p(x) || p(x + r)) of every input, ``(N,)``, nats, with :math:`r = \epsilon g / \lVert g \rVert`.
 
         No gradient goes through p(x) and r.
@@ -63,9 +63,10 @@ class VATClassifier(nn.Module):
         Args:
             x: inputs, ``(N, pixels)``.
             noise: normals ``(N, pixels)``, where the search for r begins.
+            logits: of p(x), where they are known, ``(N, classes)``.
         """
         with torch.no_grad():
-            log_p = self(x).log_softmax(-1)
+            log_p = (self(x) if logits is None else logits).log_softmax(-1)
         r = self.config.epsilon * adversarial_direction(
             self, x, log_p, noise, step=self.config.xi, turns=self.config.power_iterations
         )

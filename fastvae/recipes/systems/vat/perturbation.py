@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["adversarial_direction", "prediction_divergence"]
+__all__ = ["adversarial_direction", "prediction_divergence", "prediction_entropy"]
 
 
 def prediction_divergence(log_p: Tensor, logits: Tensor) -> Tensor:
@@ -20,6 +20,12 @@ def prediction_divergence(log_p: Tensor, logits: Tensor) -> Tensor:
         logits: of q, ``(N, classes)``.
     """
     return (log_p.exp() * (log_p - logits.log_softmax(-1))).sum(-1)
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """-sum_y p_y log p_y of class probabilities, ``(N,)``, nats, from logits ``(N, classes)``."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
 
 
 def adversarial_direction(

@@ -13,12 +13,13 @@ from ...training.collected_task import CollectedTask
 from ...training.labelled_task import TERM, TESTED
 from .config import VATTrainConfig
 from .model import VATClassifier
+from .perturbation import prediction_entropy
 
 __all__ = ["VATTask"]
 
 
 class VATTask(CollectedTask):
-    """Cross entropy of the labelled images, smoothness at the unlabelled ones, and Adam with a rate that decays."""
+    """Cross entropy of labelled images, smoothness and entropy at unlabelled ones, and Adam with a rate that decays."""
 
     config: VATTrainConfig
     model: VATClassifier
@@ -30,7 +31,7 @@ class VATTask(CollectedTask):
             config,
             folder,
             latent_features=model.config.data_features,
-            terms=[TERM, "train_cross_entropy", "train_smoothness"],
+            terms=[TERM, "train_cross_entropy", "train_smoothness", "train_entropy"],
             measured=TESTED,
         )
 
@@ -47,7 +48,12 @@ class VATTask(CollectedTask):
         x_l, y_l, x_u = batch
         logits = self.model(x_l)
         cross_entropy = torch.nn.functional.cross_entropy(logits, y_l)
-        smoothness = self.model.smoothness(x_u, self.draw_noise(len(x_u))).mean()
+        # Without a weight no gradient goes through the predictions of the unlabelled images.
+        with torch.set_grad_enabled(self.config.entropy_weight > 0):
+            logits_u = self.model(x_u)
+            entropy = prediction_entropy(logits_u).mean()
+        smoothness = self.model.smoothness(x_u, self.draw_noise(len(x_u)), logits_u).mean()
         with torch.no_grad():
-            self.epoch_terms += torch.stack([self.count_errors(logits, y_l), cross_entropy, smoothness])
-        return self.record_loss(cross_entropy + self.config.smoothness_weight * smoothness, x_u)
+            self.epoch_terms += torch.stack([self.count_errors(logits, y_l), cross_entropy, smoothness, entropy])
+        regularized = self.config.smoothness_weight * smoothness + self.config.entropy_weight * entropy
+        return self.record_loss(cross_entropy + regularized, x_u)
