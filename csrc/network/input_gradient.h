@@ -27,9 +27,7 @@ FASTVAE_INLINE void add_rows(const Staircase<T>& s, const T* d_out, int64_t k, i
     const T* row = s.rows[r] + k;
     // The tiles after the next need the next line of each row.
     __builtin_prefetch(row + 2 * kTileRows);
-    T a[count];
-    for (int h = 0; h < count; ++h) a[h] = row[h];
-    multiply_add<0, count>(a, d_out + r * kLanes, acc);
+    multiply_add<0, count>([&](int h) FASTVAE_INLINE_LAMBDA { return row[h]; }, d_out + r * kLanes, acc);
   }
   for (int h = 0; h < count; ++h)
     for (int v = 0; v < vectors; ++v) {

@@ -95,13 +95,16 @@ FASTVAE_INLINE void each_number(const Body& body) {
       FASTVAE_INLINE_LAMBDA { (body.template operator()<number>(), ...); }(std::make_integer_sequence<int, count>{});
 }
 
-// acc[h] += a[h] * in for rows [first, first + count) of the accumulators.
-template <int first, int count, int rows, int vectors, class T>
-FASTVAE_INLINE void multiply_add(const T* a, const T* in, typename Simd<T>::Vector (&acc)[rows][vectors]) {
+// acc[h] += factor(h) * in for rows [first, first + count) of the accumulators. Each factor is read where its products
+// are: together they would take registers of the sums.
+template <int first, int count, int rows, int vectors, class T, class Factor>
+FASTVAE_INLINE void multiply_add(const Factor& factor, const T* in, typename Simd<T>::Vector (&acc)[rows][vectors]) {
   typename Simd<T>::Vector b[vectors];
   for (int v = 0; v < vectors; ++v) b[v] = load(in + v * Simd<T>::kWidth);
-  for (int h = first; h < first + count; ++h)
-    for (int v = 0; v < vectors; ++v) acc[h][v] += a[h] * b[v];
+  for (int h = first; h < first + count; ++h) {
+    const T a = factor(h);
+    for (int v = 0; v < vectors; ++v) acc[h][v] += a * b[v];
+  }
 }
 
 // What the compiler knows of a layer. In a dense one every output sees every input, in the order given.
@@ -122,9 +125,7 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
     for (const int64_t end = s.prefix[r + first]; k < end;) {
       for (const int64_t stop = std::min(end, blocks.end()); k < stop; ++k) {
         const int64_t i = inputs != Inputs::kUnsorted ? k : kManyTiles<T> ? order[k] : s.inputs.at(k);
-        T a[count];
-        for (int h = first; h < count; ++h) a[h] = w[h][i];
-        multiply_add<first, count - first>(a, in + k * kLanes, acc);
+        multiply_add<first, count - first>([&](int h) FASTVAE_INLINE_LAMBDA { return w[h][i]; }, in + k * kLanes, acc);
       }
       if (k == blocks.end()) blocks.push(acc);
     }
@@ -147,9 +148,8 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
   each_number<inputs == Inputs::kDense ? 0 : count - 1>([&]<int last>() FASTVAE_INLINE_LAMBDA {
     for (const int64_t end = s.first_output[k + last + 1]; r < end;) {
       for (const int64_t stop = std::min(end, blocks.end()); r < stop; ++r) {
-        T a[count];
-        for (int h = 0; h <= last; ++h) a[h] = s.rows[r][column[h]];
-        multiply_add<0, last + 1>(a, d_out + r * kLanes, acc);
+        const T* row = s.rows[r];
+        multiply_add<0, last + 1>([&](int h) FASTVAE_INLINE_LAMBDA { return row[column[h]]; }, d_out + r * kLanes, acc);
       }
       if (r == blocks.end()) blocks.push(acc);
     }
@@ -158,9 +158,9 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
     for (const int64_t stop = std::min(s.layer.out, blocks.end()); r < stop; ++r) {
       const T* row = s.rows[r];
       __builtin_prefetch(s.rows[r + kAhead] + (inputs == Inputs::kUnsorted ? column[0] : k));
-      T a[count];
-      for (int h = 0; h < count; ++h) a[h] = row[inputs == Inputs::kUnsorted ? column[h] : k + h];
-      multiply_add<0, count>(a, d_out + r * kLanes, acc);
+      const auto factor = [&](int h)
+                              FASTVAE_INLINE_LAMBDA { return row[inputs == Inputs::kUnsorted ? column[h] : k + h]; };
+      multiply_add<0, count>(factor, d_out + r * kLanes, acc);
     }
     if (r == blocks.end()) blocks.push(acc);
   }

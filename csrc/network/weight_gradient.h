@@ -127,9 +127,8 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
       const T* x = panel + block * kLanes * kPanel<T>;
       const int64_t lanes = d_out.lanes_of(block);
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        T a[count];
-        for (int h = 0; h < count; ++h) a[h] = g[h * kLanes + lane];
-        multiply_add<0, count>(a, x + lane * kPanel<T>, acc);
+        multiply_add<0, count>([&](int h) FASTVAE_INLINE_LAMBDA { return g[h * kLanes + lane]; }, x + lane * kPanel<T>,
+                               acc);
       }
     }
     if (block < d_out.count()) pairs.push(acc);
