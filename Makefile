@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat constraints sdist sdist-check wheels wheel-speed clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat compat-python compat-aarch64 constraints sdist sdist-check wheels wheel-speed clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -113,15 +113,23 @@ sdist-check: sdist
 	$(TOOLS)/bin/python -m wheels.minimums
 
 # The wheel of this machine on the oldest and the newest PyTorch and Python that are claimed, and on some in between:
-# VERSIONS of PyTorch. It fetches a gigabyte for each.
+# VERSIONS of PyTorch or Python. It fetches a gigabyte for each.
 compat: $(THIS_WHEEL)
 	$(TOOLS)/bin/python -m tests.compat $(VERSIONS)
+
+# Python 3.14 for it, where the system has none and is a Debian.
+compat-python: $(TOOLS)/installed
+	PATH=$(CURDIR)/$(TOOLS)/bin:$$PATH $(TOOLS)/bin/python -m tests.compat.debian 3.14
+
+# The wheel for ARM on an emulated processor: qemu-aarch64-static, as Debian's package qemu-user-static has it.
+compat-aarch64: wheel-aarch64
+	PATH=$(CURDIR)/$(TOOLS)/bin:$$PATH $(TOOLS)/bin/python -m tests.compat.aarch64
 
 # What builds wheels, with what that requires and the hashes of the files, for every Python that is claimed. The pins of
 # constraints.txt must have a solution on each of them.
 constraints: $(VENV)/installed
 	$(PIP) uv
-	for version in 3.10 3.11 3.12 3.13; do $(VENV)/bin/uv pip compile --quiet --python-version $$version \
+	for version in 3.10 3.11 3.12 3.13 3.14; do $(VENV)/bin/uv pip compile --quiet --python-version $$version \
 		--constraint constraints.txt --all-extras pyproject.toml >/dev/null || exit 1; done
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
 		--constraint constraints.txt wheels/requirements.in --output-file wheels/requirements.txt

@@ -67,6 +67,13 @@ inline LaneRange lanes_of_part(int64_t part, int64_t parts, int64_t rows) {
   return {part * lanes, (part + 1) * lanes, rows};
 }
 
+// Those of a part that hold rows, in whole vectors.
+template <class T>
+LaneRange lanes_with_rows(LaneRange part) {
+  const int64_t end = std::min(part.end, lanes_of(part.count, Simd<T>::kWidth).end);
+  return {part.begin, std::max(part.begin, end), part.count};
+}
+
 // Calls body(visit, part, points) for all parts of the visits [begin, end), each task with points of its own. `weights`
 // are those that a row meets.
 template <class T, class Body>
@@ -80,13 +87,6 @@ void each_part_of_visits(int64_t weights, Matrix<T> x, int64_t outputs, int64_t 
     for (int64_t i = task * step; i < std::min((task + 1) * step, count); ++i)
       body(begin + i / parts, i % parts, points);
   });
-}
-
-// Calls body(visit, points) for the visits [begin, end).
-template <class T, class Body>
-void each_visit(int64_t weights, Matrix<T> x, int64_t outputs, int64_t begin, int64_t end, const Body& body) {
-  each_part_of_visits<T>(weights, x, outputs, begin, end, 1,
-                         [&](int64_t visit, int64_t, Points<T>& points) { body(visit, points); });
 }
 
 // The logits of a visit, a few outputs at a time: done(begin, end, logits) gets (end - begin, kLanes) of them.
@@ -133,10 +133,10 @@ FASTVAE_INLINE void store_residual(typename Simd<T>::Vector x, typename Simd<T>:
   store(to, rows < Simd<T>::kWidth ? first_lanes<T>(r, rows) : r);
 }
 
+// Zeros in the lanes [begin, end) of the rows of a block.
 template <class T>
-void clear_rest(LaneRange lanes, int64_t out, T* block) {
-  for (int64_t r = 0; lanes.end < kLanes && r < out; ++r)
-    std::fill_n(block + r * kLanes + lanes.end, kLanes - lanes.end, T(0));
+void clear_lanes(int64_t begin, int64_t end, int64_t rows, T* block) {
+  for (int64_t r = 0; begin < end && r < rows; ++r) std::fill_n(block + r * kLanes + begin, end - begin, T(0));
 }
 
 // Sums over the lanes of a block of residuals times `upstream`, one for each output.

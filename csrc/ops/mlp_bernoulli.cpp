@@ -79,7 +79,7 @@ void log_probs(const std::vector<MaskedLayer<T>>& layers, Activation activation,
     const int64_t rows = visits.rows(visit), first = visits.first_row(visit);
     // What is kept of lanes without a row is read, too: sums over rows take whole blocks.
     LaneRange lanes = lanes_of_part(part, parts, rows);
-    if (!keep) lanes.end = std::min(lanes.end, lanes_of(rows, Simd<T>::kWidth).end);
+    if (!keep) lanes = lanes_with_rows<T>(lanes);
     if (lanes.begin >= lanes.end) return;
     const Scratch<T> scratch(2 * widest * kLanes);
     T *inputs = scratch.get(), *outputs = inputs + widest * kLanes;

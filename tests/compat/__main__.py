@@ -1,6 +1,6 @@
-"""The suite's CPU part on every PyTorch and Python that is claimed: ``python -m tests.compat [2.6.0 ...]``.
+"""The suite's CPU part on every PyTorch and Python that is claimed: ``python -m tests.compat [2.6.0 3.14 ...]``.
 
-Each PyTorch has an environment of its own, of one Python each, under ``build/compat``. pip chooses the wheel in
+Each pair of a PyTorch and a Python has an environment of its own under ``build/compat``. pip chooses the wheel in
 ``build/wheels``, and the tests run on it outside the checkout. A PyTorch for GPUs gets stand-ins for CUDA's libraries.
 """
 
@@ -12,13 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from tests.compat import debian
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "compat"
 WHEELS = ROOT / "build" / "wheels"
 # Each claimed Python with one PyTorch: the oldest claimed, one in the middle, that of the GPU machines, the newest.
-CLAIMED = {"2.6.0": "3.10", "2.10.0": "3.12", "2.11.0": "3.13", "2.13.0": "3.11"}
+CLAIMED = [("2.6.0", "3.10"), ("2.10.0", "3.12"), ("2.11.0", "3.13"), ("2.13.0", "3.11"), ("2.13.0", "3.14")]
+# Few systems have it yet.
+OPTIONAL = "3.14"
 TESTS = ("distributions", "likelihoods", "nn", "objectives", "ops", "sampling", "test_package.py")
 TOOLS = ("expecttest", "hypothesis", "nanobind-backend", "numpy", "pytest")
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
@@ -32,14 +37,35 @@ def run(*command: str | Path, folder: Path = ROOT) -> None:
         raise SystemExit(f"failed: {' '.join(map(str, command))}")
 
 
-def find_interpreter(version: str) -> Path:
-    """A Python of ``version`` on the path or in pyenv's folder."""
+def find_interpreter(version: str) -> Path | None:
+    """A Python of ``version`` in pyenv's folder, on the path or out of Debian's packages."""
     folder = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = shutil.which(f"python{version}")
-    for path in [*folder.glob(f"{version}.*/bin/python{version}"), *([Path(found)] if found else [])]:
+    unpacked = debian.interpreter_of(version)
+    candidates = [*folder.glob(f"{version}.*/bin/python{version}"), *([Path(found)] if found else [])]
+    for path in [*candidates, *([unpacked] if unpacked.exists() else [])]:
         if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
             return path
-    raise SystemExit(f"Python {version} is not installed")
+    return None
+
+
+def choose(names: list[str], find: Callable[[str], Path | None] = find_interpreter) -> list[tuple[str, str, Path]]:
+    """The claimed pairs that ``names`` has a PyTorch or a Python of, or all, with the interpreter of each."""
+    if unknown := set(names) - {name for pair in CLAIMED for name in pair}:
+        claimed = "; ".join(f"{torch} on {python}" for torch, python in CLAIMED)
+        raise SystemExit(f"versions must be of PyTorch or Python in {claimed}; got {', '.join(sorted(unknown))}")
+    chosen = []
+    for torch, python in CLAIMED:
+        if names and not {torch, python} & set(names):
+            continue
+        if interpreter := find(python):
+            chosen.append((torch, python, interpreter))
+        elif python == OPTIONAL and python not in names:
+            print(f"LEFT OUT: torch {torch} on Python {python}: that Python is not installed")
+            print("`make compat-python` brings Debian's")
+        else:
+            raise SystemExit(f"Python {python} is not installed")
+    return chosen
 
 
 def requirements_of(packages: Path) -> list[str]:
@@ -50,12 +76,11 @@ def requirements_of(packages: Path) -> list[str]:
     ]
 
 
-def make_environment(torch: str, python: str) -> Path:
-    """The interpreter of an environment with ``torch`` and what the tests need."""
-    folder = FOLDER / f"torch-{torch}"
+def make_environment(torch: str, folder: Path, python: Path) -> Path:
+    """The interpreter of an environment of ``python`` with ``torch`` and what the tests need."""
     interpreter = folder / "bin" / "python"
     if not (folder / "installed").exists():
-        run(find_interpreter(python), "-m", "venv", "--clear", folder)
+        run(python, "-m", "venv", "--clear", folder)
         run(interpreter, *PIP, "install", "--no-cache-dir", "--no-deps", "--no-compile", f"torch=={torch}")
         (packages,) = folder.glob("lib/python*/site-packages")
         run(interpreter, *PIP, "install", *TOOLS, *requirements_of(packages))
@@ -75,18 +100,17 @@ def copy_tests(to: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", to)
 
 
-def main(versions: list[str]) -> None:
-    """Tests the wheel on each of ``versions``."""
-    for version in versions:
-        interpreter = make_environment(version, CLAIMED[version])
-        tests = FOLDER / f"tests-{version}"
+def main(names: list[str]) -> None:
+    """Tests the wheel on each claimed pair, or on those that ``names`` chooses."""
+    for torch, python, interpreter in choose(names):
+        name = f"torch-{torch}-python-{python}"
+        interpreter = make_environment(torch, FOLDER / name, interpreter)
+        tests = FOLDER / f"tests-{name}"
         copy_tests(tests)
-        print(f"torch {version}, Python {CLAIMED[version]}", flush=True)
+        print(f"torch {torch}, Python {python}", flush=True)
         command = (interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.compat.sample")
         run(*command, *[Path("tests") / name for name in TESTS], folder=tests)
 
 
 if __name__ == "__main__":
-    if unknown := set(sys.argv[1:]) - set(CLAIMED):
-        raise SystemExit(f"versions must be some of {', '.join(CLAIMED)}, got {', '.join(sorted(unknown))}")
-    main(sys.argv[1:] or list(CLAIMED))
+    main(sys.argv[1:])

@@ -60,9 +60,12 @@ SPLIT = {
     "class_linear, few rows": lambda: classes(100, 10, 300, each=False),
     "class_linear, cells": lambda: classes(300, 7, 120, each=True),
     "linear_bernoulli, samples": lambda: likelihood(9, 300, 50, 20),
+    "linear_bernoulli, lanes of one block": lambda: likelihood(1, 41, 300, 200),
+    "linear_bernoulli, lanes of two blocks": lambda: likelihood(2, 37, 300, 200),
     "linear_tril_gaussian, few rows": lambda: gaussian_head(70, 300, 30),
     "linear_tril_gaussian, many rows": lambda: gaussian_head(1500, 20, 12),
     "mlp_bernoulli, blocks": lambda: decoder_likelihood(200, (8, 40, 60)),
+    "mlp_bernoulli, lanes of one block": lambda: decoder_likelihood(41, (8, 200, 300), differentiated=True),
     "mlp_bernoulli, gradients": lambda: decoder_likelihood(190, (8, 40, 60), differentiated=True),
     "latent_gradient, blocks": lambda: latent(200, (8, 40, 60)),
     "latent_gradient, parts": lambda: latent(3, (30, 600, 700, 900)),
@@ -105,9 +108,10 @@ def test_threads_do_not_change_a_bit(name):
             assert torch.equal(a, b), f"result {i}"
 
 
-def test_threads_share_residuals_that_are_computed_again(monkeypatch):
+@pytest.mark.parametrize("of", ["samples", "lanes of one block", "lanes of two blocks"])
+def test_threads_share_residuals_that_are_computed_again(of, monkeypatch):
     monkeypatch.setattr(linear_bernoulli, "_MOST_KEPT_BYTES", 0)
-    problem = SPLIT["linear_bernoulli, samples"]()
+    problem = SPLIT[f"linear_bernoulli, {of}"]()
     expected, *others = (results(problem, threads) for threads in THREADS)
     for other in others:
         assert all(map(torch.equal, other, expected))

@@ -54,7 +54,7 @@ class SemiSupervisedVAE(ConditionalVAE):
     def initialize_from(self, x: Tensor, labels: Tensor | None = None, **noise: Any) -> None:
         """As of the class above. The hidden layers of the classifier start so, too."""
         super().initialize_from(x, labels, **noise)
-        hidden = [layer for layer in self.classifier[:-1] if isinstance(layer, nn.Linear)]
+        hidden = [layer for layer in list(self.classifier)[:-1] if isinstance(layer, nn.Linear)]
         initialize_from_data(self, x, run=self.class_logits, plain=hidden)
 
     @property
