@@ -8,7 +8,7 @@ import torch
 from fastvae.distributions import DiagonalGaussian
 from fastvae.objectives import standard_normal_log_prob
 from fastvae.recipes.leapfrog import leapfrog
-from fastvae.recipes.systems.hvi.config import HVIConfig
+from fastvae.recipes.systems.hvi.config import HVIConfig, HVITrainConfig
 from fastvae.recipes.systems.hvi.model import HVI, Encoded
 
 CONFIGS = {
