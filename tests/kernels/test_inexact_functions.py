@@ -17,6 +17,7 @@ from tests.support.decoders import Decoder
 from tests.support.gaussians import problems
 from tests.support.implementations import device_of
 from tests.support.oracle import Problem, check
+from tests.support.windows import window_problem, written_problem
 
 LOG2_E = np.float32(1.4426950408889634)
 INEXACT = ("create_exp", "create_exp2", "create_fdiv", "create_sqrt")
@@ -72,7 +73,10 @@ def layer_problem():
     return Problem(lambda impl, p: (F.linear_bernoulli_log_prob(*p, x.to(p[0].device), impl=impl),), inputs)
 
 
+# Smaller than those for a GPU, or beside them.
 MORE = {
+    "attention_window": lambda: window_problem((3,), 2, (9, 7), images=2),
+    "attention_window, written": lambda: written_problem((3,), 3, (9, 7)),
     "diag_gaussian with kl": lambda: problems("diag_gaussian", (5,), 34)["with_kl"],
     "tril_gaussian with kl": lambda: problems("tril_gaussian", (5,), 10)["with_kl_of_dimensions"],
     "linear_bernoulli": layer_problem,
