@@ -137,14 +137,17 @@ class EpochTask(ImageTask):
     def first_batch(self) -> tuple[Tensor, dict[str, Any]]:
         """The whole first joint batch, on the model's device and in its dtype, and the noise of its step."""
         images = cast(Any, self.trainer).datamodule.images.x_train
-        rows = next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))
-        x = BinarizedImages(images)[rows].to(next(self.model.parameters()))
+        x = BinarizedImages(images)[self._first_of_batches()].to(next(self.model.parameters()))
         return x, self.joint_noise(x, stream_seed(self.config.seed, NOISE, 0), 0, len(x))
 
     def first_rows(self) -> Tensor:
         """The numbers of the images of the first joint batch."""
+        return self._first_of_batches()[0]
+
+    def _first_of_batches(self) -> tuple[Tensor, int]:
+        """Numbers of images, and the seed of their binarisation."""
         images = cast(Any, self.trainer).datamodule.images.x_train
-        return next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))[0]
+        return next(iter(JointBatches(len(images), self.config.batch_size, self.config.seed)))
 
     def first_labels(self) -> Tensor:
         """The classes of the images of the first joint batch, ``(N,)``, on the model's device."""
