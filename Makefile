@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SOURCES := $(shell find csrc fastvae kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat compat-python compat-aarch64 constraints sdist sdist-check wheels wheel-speed clean
+.PHONY: demo test test-all docs lint format aot aot-all sanitize sanitize-pytorch address-extension fuzz wheel bench gpu-check gpu-rehearsal gpu-tune compat compat-python compat-aarch64 compat-compiler constraints sdist sdist-check wheels wheel-speed clean
 
 demo: $(VENV)/installed
 	$(RUN) -m fastvae demo
@@ -124,6 +124,13 @@ compat-python: $(TOOLS)/installed
 # The wheel for ARM on an emulated processor: qemu-aarch64-static, as Debian's package qemu-user-static has it.
 compat-aarch64: wheel-aarch64
 	PATH=$(CURDIR)/$(TOOLS)/bin:$$PATH $(TOOLS)/bin/python -m tests.compat.aarch64
+
+# Every test of an op with the extension as another compiler makes it: `make compat-compiler CXX=clang++-15`.
+compat-compiler: CXX := clang++
+compat-compiler: $(VENV)/installed
+	$(RUN) -m pip install --quiet --no-index --no-build-isolation --no-deps --upgrade --target build/$(CXX) \
+		--config-settings=cmake.define.CMAKE_CXX_COMPILER=$(CXX) --config-settings=build-dir=build/$(CXX)-objects .
+	$(RUN) tests/csrc/with_extension.py build/$(CXX)/fastvae tests/ops -q
 
 # What builds wheels, with what that requires and the hashes of the files, for every Python that is claimed. The pins of
 # constraints.txt must have a solution on each of them.

@@ -60,6 +60,7 @@ namespace fastvae {
 // Each adds the functions of its file to the module.
 void bind_attention_window(nanobind::module_& m);
 void bind_bernoulli(nanobind::module_& m);
+void bind_flow_steps(nanobind::module_& m);
 void bind_flows(nanobind::module_& m);
 void bind_gaussian_merge(nanobind::module_& m);
 void bind_gaussians(nanobind::module_& m);

@@ -43,6 +43,7 @@ NB_MODULE(_C, m) {
   bind_gaussian_merge(m);
   bind_bernoulli(m);
   bind_gaussians(m);
+  bind_flow_steps(m);
   bind_flows(m);
   bind_images(m);
   bind_layers(m);

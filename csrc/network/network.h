@@ -93,24 +93,24 @@ class Network : public RowLayout {
     const auto activated = [&](int64_t from, int64_t to) {
       if (post) activate_rows(from, to, lanes, sums, post);
     };
-    multiply_rows(
-        s, block + input_rows(l) * kLanes, begin, end, lanes,
-        [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-          Vector h = sum * s.scale(r) + s.bias(r);
-          if (l == 0 && context_term) h += load(context_term + r * kLanes + lane);
-          if (carried) h += load(carried + r * kLanes + lane);
-          store(sums + r * kLanes + lane, h);
-        },
-        activated);
+    multiply_rows(s, block + input_rows(l) * kLanes, begin, end, lanes,
+                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+                    Vector h = sum * s.scale(r) + s.bias(r);
+                    if (l == 0 && context_term) h += load(context_term + r * kLanes + lane);
+                    if (carried) h += load(carried + r * kLanes + lane);
+                    store(sums + r * kLanes + lane, h);
+                  },
+                  activated, {sums});
   }
 
   // Computes outputs [begin, end) of the last layer, in the order of degrees.
   void params_forward(int64_t begin, int64_t end, LaneRange lanes, T* block) const {
     const Staircase<T>& s = layers.back();
+    T* to = block + params * kLanes;
     multiply_rows(s, block + input_rows(hidden_layers) * kLanes, begin, end, lanes,
-                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-                    store(block + (params + r) * kLanes + lane, sum * s.scale(r) + s.bias(r));
-                  });
+                  [&](int64_t r, int64_t lane, Vector sum)
+                      FASTVAE_INLINE_LAMBDA { store(to + r * kLanes + lane, sum * s.scale(r) + s.bias(r)); },
+                  {to});
   }
 
   // Multiplies the adjoints of a layer's outputs [begin, end) by their rows' factors, for the product with W^T.
@@ -137,9 +137,10 @@ class Network : public RowLayout {
     const T* carried = stream && !last_stream ? adjoints + hidden_adjoint_rows(l + 2) * kLanes : nullptr;
     const T* at = block + (needs_pre(activation) ? hidden[l].pre : hidden[l].post) * kLanes;
     T* out = adjoints + own * kLanes;
-    multiply_columns(next, d_next, begin, end, lanes, [&](int64_t u, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-      store(out + u * kLanes + lane, sum);
-    });
+    multiply_columns(next, d_next, begin, end, lanes,
+                     [&](int64_t u, int64_t lane, Vector sum)
+                         FASTVAE_INLINE_LAMBDA { store(out + u * kLanes + lane, sum); },
+                     {out, last_stream ? nullptr : at});
     // A pass of its own: its input is far away, and one stream is fetched ahead best.
     if (!last_stream)
       with_activation(activation, [&](auto a) {

@@ -21,6 +21,9 @@ constexpr int kTileVectors = kRegisters / 8;
 constexpr int kTileRows = 6;  // 24 accumulators of 32 registers, or 12 of 16
 // How many rows ahead the backward product fetches: its weights are a row's stride apart.
 constexpr int64_t kAhead = 8;
+// Numbers of a cache line.
+template <class T>
+constexpr int64_t kLineOf = 64 / static_cast<int64_t>(sizeof(T));
 
 // A vector whose members are compiled anew in every source. The linker could take those of a std::vector from the copy
 // for another instruction set.
@@ -116,7 +119,10 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
   typename Simd<T>::Vector acc[count][vectors];
   clear(acc);
   const T* w[count];
-  for (int h = 0; h < count; ++h) w[h] = s.rows[r + h];
+  for (int h = 0; h < count; ++h) {
+    w[h] = s.rows[r + h];
+    if constexpr (count == kTileRows) __builtin_prefetch(s.rows[r + count + h]);
+  }
   const int32_t* order = s.inputs.order.data();
   int64_t k = 0;
   TileBlocks<T, count, vectors> blocks;
@@ -181,11 +187,27 @@ FASTVAE_INLINE void tile_lanes(int64_t row, LaneRange lanes, const Tile& tile) {
   for (; lane < lanes.end; lane += width) tile.template operator()<count, 1>(row, lane);
 }
 
+// Rows of blocks that a product's `finish` writes, or that are read soon after it: each tile fetches those of the next
+// one. They come from far away, and the product leaves the time.
+template <class T>
+struct Fetched {
+  const T *first = nullptr, *second = nullptr;
+
+  FASTVAE_INLINE void fetch(int64_t row, LaneRange lanes) const {
+    for (const T* rows : {first, second})
+      for (int64_t h = row; rows && h < row + kTileRows; ++h)
+        for (int64_t lane = lanes.begin; lane < lanes.end; lane += kLineOf<T>)
+          __builtin_prefetch(rows + h * kLanes + lane, 1);
+  }
+};
+
 // Calls done(begin, end) after each group of rows, while the nearest cache holds them.
 template <class T, class Tile, class Done>
-FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile, const Done& done) {
+FASTVAE_INLINE void tile_rows(int64_t begin, int64_t end, LaneRange lanes, const Tile& tile, const Done& done,
+                              Fetched<T> fetched = {}) {
   int64_t row = begin;
   for (; row + kTileRows <= end; row += kTileRows) {
+    fetched.fetch(row + kTileRows, lanes);
     tile_lanes<kTileRows, T>(row, lanes, tile);
     done(row, row + kTileRows);
   }
@@ -215,7 +237,7 @@ FASTVAE_INLINE void with_inputs(const Staircase<T>& s, const Tile& tile) {
 // outputs. For a dense layer `dense` saves the compiler most of the tiles.
 template <bool dense = false, class T, class Finish, class Done>
 void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
-                   const Finish& finish, const Done& done) {
+                   const Finish& finish, const Done& done, Fetched<T> fetched = {}) {
   const auto tile = [&]<int count, int vectors>(int64_t r, int64_t lane) {
     const auto at_lane = [&](int64_t row, int64_t offset, typename Simd<T>::Vector sum)
                              FASTVAE_INLINE_LAMBDA { finish(row, lane + offset, sum); };
@@ -223,19 +245,19 @@ void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t en
       forward_tile<count, vectors, inputs>(s, in + lane, r, at_lane);
     });
   };
-  tile_rows<T>(begin, end, lanes, tile, done);
+  tile_rows<T>(begin, end, lanes, tile, done, fetched);
 }
 
 template <bool dense = false, class T, class Finish>
 void multiply_rows(const Staircase<T>& s, const T* in, int64_t begin, int64_t end, LaneRange lanes,
-                   const Finish& finish) {
-  multiply_rows<dense>(s, in, begin, end, lanes, finish, [](int64_t, int64_t) {});
+                   const Finish& finish, Fetched<T> fetched = {}) {
+  multiply_rows<dense>(s, in, begin, end, lanes, finish, [](int64_t, int64_t) {}, fetched);
 }
 
 // (W o M)^T d_out, for inputs [begin, end). Calls finish(input, lane, sum).
 template <bool dense = false, class T, class Finish>
 void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int64_t end, LaneRange lanes,
-                      const Finish& finish) {
+                      const Finish& finish, Fetched<T> fetched = {}) {
   const auto tile = [&]<int count, int vectors>(int64_t k, int64_t lane) {
     const auto at_lane = [&](int64_t unit, int64_t offset, typename Simd<T>::Vector sum)
                              FASTVAE_INLINE_LAMBDA { finish(unit, lane + offset, sum); };
@@ -243,7 +265,7 @@ void multiply_columns(const Staircase<T>& s, const T* d_out, int64_t begin, int6
       backward_tile<count, vectors, inputs>(s, d_out + lane, k, at_lane);
     });
   };
-  tile_rows<T>(begin, end, lanes, tile, [](int64_t, int64_t) {});
+  tile_rows<T>(begin, end, lanes, tile, [](int64_t, int64_t) {}, fetched);
 }
 
 }  // namespace FASTVAE_ISA

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.affine_flow import affine_flow
 from ..ops.autoregressive_flow import autoregressive_flow
+from ..ops.autoregressive_flow_steps import autoregressive_flow_steps
 from ..ops.autoregressive_inverse import autoregressive_inverse
 from ..reference.affine_flow import KINDS
 from ..reference.made import MadeParameters
@@ -116,6 +117,9 @@ class _AutoregressiveSteps(nn.Module):
         return Start(shift=SCALE_BIAS.get(self.kind, 0.0), first=self.features)
 
     def _parallel(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor]:
+        found = self._at_once(z, context, log_det_map)
+        if found is not None:
+            return found
         total: Tensor | None = None
         observed = has_hooks_on_all()
         for i, module in enumerate(self.networks._modules.values()):
@@ -131,6 +135,20 @@ class _AutoregressiveSteps(nn.Module):
             total = log_det if total is None else total + log_det
         assert total is not None
         return z, total
+
+    def _at_once(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor] | None:
+        """All steps in one autograd function; None where they need more than that, or a step would not be fused."""
+        if has_hooks_on_all() or torch.compiler.is_compiling():
+            return None
+        steps = []
+        for i, module in enumerate(self.networks._modules.values()):
+            network = _network_in(module, i)
+            # The first batch of a network with normalised weights is what the steps before make of z.
+            parameters = None if network.wants_first_batch() else _fused_parameters(module, network)
+            if parameters is None:
+                return None
+            steps.append((network.context_term(z, context), parameters, network.structure))
+        return autoregressive_flow_steps(z, steps, self.kind, log_det_map, self.impl)
 
     def _sweep(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None

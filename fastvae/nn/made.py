@@ -174,6 +174,10 @@ class MADE(DiscreteFeatures):
         check_linear("context", context, self.context_layer)
         return self.context_layer(context)
 
+    def wants_first_batch(self) -> bool:
+        """Whether the next batch may set gains and biases, see :meth:`prepare`."""
+        return self._wants_initialization and self.training
+
     def prepare(self, x: Tensor, context: Tensor | None) -> bool:
         """With weight normalisation, sets gains and biases from the first batch in training mode; tells whether it did.
 
@@ -183,7 +187,7 @@ class MADE(DiscreteFeatures):
         Raises:
             RuntimeError: the first batch comes in one of several processes, and nothing keeps them equal.
         """
-        if not self._wants_initialization or not self.training or x.is_meta:
+        if not self.wants_first_batch() or x.is_meta:
             return False
         # Read from the device once: neither a capture of a CUDA graph nor a compiler could do so. Where this batch is
         # refused, here or in initialize, the next one sets the gains.

@@ -42,6 +42,16 @@ class NetworkCall(NamedTuple):
     # The structure as ops take it.
     description: str
 
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors the call has."""
+        return self.layers + sum(self.present)
+
+    @property
+    def derived_count(self) -> int:
+        """How many tensors :meth:`with_factors` gives the backward pass behind the weights."""
+        return (2 if self.normalized else 1) * sum(self.present[self.layers + 1 :])
+
     def unflat(self, tensors: Tensors) -> tuple[Tensor | None, Tensors, OptionalTensors, OptionalTensors]:
         """Context term, weights, biases and row factors."""
         return split_layers(tensors, self.present)
@@ -157,8 +167,13 @@ def rebuild_network(ctx: Any, reference: Callable[..., Any]) -> Differentiable:
     x, tensors = others[ctx.kept], (*others[: call.layers], *others[ctx.kept + 1 :])
 
     def run(_: None, x: Tensor, *tensors: Tensor) -> Any:
-        context_term, weights, biases, scales = call.unflat(tensors)
-        parameters = MadeParameters(weights, biases, scales, call.degrees, call.normalized)
-        return reference(x, context_term, parameters, call.structure, call.kind, call.log_det_map)
+        return call_reference(reference, call, x, tensors)
 
     return run, (None, x, *tensors)
+
+
+def call_reference(reference: Callable[..., Any], call: NetworkCall, x: Tensor, tensors: Tensors) -> Any:
+    """``reference`` on the input and the tensors of a call."""
+    context_term, weights, biases, scales = call.unflat(tensors)
+    parameters = MadeParameters(weights, biases, scales, call.degrees, call.normalized)
+    return reference(x, context_term, parameters, call.structure, call.kind, call.log_det_map)
