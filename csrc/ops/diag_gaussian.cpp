@@ -1,6 +1,7 @@
 #include "ops/diag_gaussian.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "base/memory.h"
 #include "base/parallel.h"
@@ -181,17 +182,78 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl
   });
 }
 
+// e^-log_sigma of each row and the sum of its log_sigma, which all samples of the row share.
+template <class T>
+class SharedScales {
+ public:
+  SharedScales(Matrix<T> log_sigma, Extent e) : columns_(e.columns), memory_(e.rows * (e.columns + 1)) {
+    T* const log_dets = memory_.get() + e.rows * columns_;
+    parallel_ranges(e.rows, columns_ * 8, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const T* log_s = log_sigma.row(n);
+        T* to = memory_.get() + n * columns_;
+#pragma omp simd
+        for (int64_t i = 0; i < columns_; ++i) to[i] = exp(-log_s[i]);
+        log_dets[n] = sum_terms<T>(columns_, [&](int64_t i) { return log_s[i]; });
+      }
+    });
+    log_dets_ = log_dets;
+  }
+
+  const T* precision(int64_t n) const { return memory_.get() + n * columns_; }
+  T log_det(int64_t n) const { return log_dets_[n]; }
+
+ private:
+  int64_t columns_;
+  Scratch<T> memory_;
+  const T* log_dets_;
+};
+
+// Partial sums of eps^2 / 2, and of log_sigma where `precision` is null: e^-log_sigma is computed here then.
+template <class T>
+FASTVAE_INLINE typename Simd<T>::Vector density_terms(const T* x, const T* mu, const T* log_sigma, const T* precision,
+                                                      int64_t d) {
+  constexpr int64_t width = Simd<T>::kWidth;
+  typename Simd<T>::Vector total{};
+  for (int64_t i = 0; i < d;) {
+    typename Simd<T>::Vector squares{}, logs{};
+    const auto add = [&](const auto& read) FASTVAE_INLINE_LAMBDA {
+      const auto distance = read(x) - read(mu);
+      const auto log_s = precision ? typename Simd<T>::Vector{} : read(log_sigma);
+      const auto eps = distance * (precision ? read(precision) : exp(-log_s));
+      squares += eps * eps;
+      logs += log_s;
+    };
+    const int64_t end = std::min(d, i + kBlockNumbers<T>);
+    for (; i + width <= end; i += width) add([&](const T* row) FASTVAE_INLINE_LAMBDA { return load(row + i); });
+    if (const int64_t rest = end - i; rest > 0) {
+      add([&](const T* row) FASTVAE_INLINE_LAMBDA { return load_first(row + i, rest); });
+      i = end;
+    }
+    total += T(0.5) * squares + logs;
+  }
+  return total;
+}
+
 template <class T>
 void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, T* log_q, Extent e) {
-  parallel_ranges(e.samples * e.rows, e.columns * 8, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item % e.rows;
-      const T *x = z + item * e.columns, *m = mu.row(n), *log_s = log_sigma.row(n);
-      const T total = sum_terms<T>(e.columns, [&](int64_t i) {
-        const T eps = (x[i] - m[i]) * exp(-log_s[i]);
-        return T(0.5) * eps * eps + log_s[i];
-      });
-      log_q[item] = static_cast<T>(-kHalfLog2Pi * static_cast<double>(e.columns) - total);
+  const int64_t d = e.columns;
+  const double constant = -kHalfLog2Pi * static_cast<double>(d);
+  const auto shared = e.samples > 1 ? std::make_unique<SharedScales<T>>(log_sigma, e) : nullptr;
+  parallel_ranges(e.samples * e.rows, d * (shared ? 2 : 8), [&](int64_t begin, int64_t end) {
+    int64_t n = begin < end ? begin % e.rows : 0;
+    for (int64_t item = begin; item < end; item += 4) {
+      typename Simd<T>::Vector taken[4] = {};
+      T log_det[4] = {};
+      const int64_t count = std::min<int64_t>(4, end - item);
+      for (int64_t h = 0; h < count; ++h) {
+        const T* precision = shared ? shared->precision(n) : nullptr;
+        if (shared) log_det[h] = shared->log_det(n);
+        taken[h] = density_terms(z + (item + h) * d, mu.row(n), log_sigma.row(n), precision, d);
+        n = n + 1 < e.rows ? n + 1 : 0;
+      }
+      const auto sums = sum_each<T>(taken[0], taken[1], taken[2], taken[3]);
+      for (int64_t h = 0; h < count; ++h) log_q[item + h] = static_cast<T>(constant - (sums[h] + log_det[h]));
     }
   });
 }
@@ -202,8 +264,12 @@ void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigm
   const int64_t blocks = count_blocks(e.samples);
   parallel_ranges(e.rows, e.columns * 12 * std::max<int64_t>(e.samples, 1), [&](int64_t begin, int64_t end) {
     PairwiseSums<T> of_mu(blocks, e.columns), of_scale(blocks, e.columns);
+    const Lines<T> precisions = make_lines<T>(e.columns);
     for (int64_t n = begin; n < end; ++n) {
       const T *m = mu.row(n), *log_s = log_sigma.row(n);
+      T* const precision = precisions.get();
+#pragma omp simd
+      for (int64_t i = 0; i < e.columns; ++i) precision[i] = exp(-log_s[i]);
       T *to_mu = d_mu + n * e.columns, *to_log_sigma = d_log_sigma + n * e.columns;
       std::fill(to_mu, to_mu + e.columns, T(0));
       std::fill(to_log_sigma, to_log_sigma + e.columns, T(0));
@@ -219,9 +285,9 @@ void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigm
           const T g = d_log_q[item];
 #pragma omp simd
           for (int64_t i = 0; i < e.columns; ++i) {
-            const T precision = exp(-log_s[i]), eps = (x[i] - m[i]) * precision;
-            to_z[i] = -g * eps * precision;
-            to_mu[i] += g * eps * precision;
+            const T eps = (x[i] - m[i]) * precision[i];
+            to_z[i] = -g * eps * precision[i];
+            to_mu[i] += g * eps * precision[i];
             to_log_sigma[i] += g * (eps * eps - T(1));
           }
         }
