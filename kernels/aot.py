@@ -179,7 +179,7 @@ def _complete_rows(rows: Sequence[tuple[dict[str, Any], Code | None]]) -> Iterat
 
 
 def _plan(targets: Sequence[str], only: Sequence[str], brief: bool, pattern: str) -> list[_Job]:
-    """One job for each case whose name matches; with `brief` all targets but the first get one case of each kernel."""
+    """One job for each case whose name matches; with `brief` one case of each kernel."""
     plan = []
     for stem in only:
         all_cases = cases(stem)
@@ -190,7 +190,9 @@ def _plan(targets: Sequence[str], only: Sequence[str], brief: bool, pattern: str
             kernels: dict[str, frozenset[str] | None] = dict.fromkeys(targets)
             if brief:
                 names = frozenset(name for name, place in chosen.items() if place == index)
-                kernels = {targets[0]: None} | (dict.fromkeys(targets[1:], names) if names else {})
+                if not names:
+                    continue
+                kernels = dict.fromkeys(targets, names)
             plan.append(_Job(stem, index, kernels))
     return plan
 
@@ -214,7 +216,7 @@ def compile_all(
 ) -> Iterator[dict[str, Any]]:
     """One row per kernel, specialisation and target, in a fixed order; of the stems in ``only``, or of all.
 
-    With ``brief`` every target but the first has one specialisation of each kernel. ``pattern`` is a regular expression
+    With ``brief`` every target has one specialisation of each kernel. ``pattern`` is a regular expression
     that the names of cases match.
     """
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
@@ -267,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated, default %(default)s")
     parser.add_argument("--stems", help=f"comma-separated, all by default: {', '.join(stems())}")
     parser.add_argument("--cases", default="", metavar="PATTERN", help="a regular expression of their names")
-    parser.add_argument("--brief", action="store_true", help="one case of each kernel for all targets but the first")
+    parser.add_argument("--brief", action="store_true", help="one case of each kernel")
     parser.add_argument("--triton", type=Path, metavar="FOLDER", help="compile with the Triton that is installed there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args(argv)
