@@ -29,13 +29,14 @@ def _sum_at(x_at, condition_at, exists, mask, dtype: tl.constexpr, CONDITION: tl
 
 @triton.jit
 def _tanh_and_sigmoid(a, b, dtype: tl.constexpr):
-    """(tanh(a), sigmoid(b)) for a result of `dtype`: a division for both.
+    """t = tanh(a), s = sigmoid(b), 1 - t^2 and 1 - s for a result of `dtype`: one division for all.
 
-    With u = e^(-2 |a|) and v = e^(-|b|): tanh(|a|) = (1 - u) / (1 + u), sigmoid(|b|) = 1 / (1 + v). Where 1 - u would
-    cancel, tanh is Cephes' polynomial.
+    With u = e^(-2 |a|) and v = e^(-|b|): tanh(|a|) = (1 - u) / (1 + u), 1 - t^2 = 4 u / (1 + u)^2, sigmoid(|b|) =
+    1 / (1 + v). Where 1 - u would cancel, tanh is Cephes' polynomial.
     """
     if a.dtype == tl.float64:
-        return activate(a, "tanh"), sigmoid(b)
+        t, s = activate(a, "tanh"), sigmoid(b)
+        return t, s, 1.0 - t * t, 1.0 - s
     else:
         size = tl.abs(a)
         u, v = exp(-2.0 * size, dtype), exp(-tl.abs(b), dtype)
@@ -45,9 +46,11 @@ def _tanh_and_sigmoid(a, b, dtype: tl.constexpr):
         p = p * square - 5.37397155531e-2
         p = p * square + 1.33314422036e-1
         p = p * square - 3.33332819422e-1
-        t = (1.0 - u) * ((1.0 + v) * both)
+        of_u, of_v = (1.0 + v) * both, (1.0 + u) * both
+        t = (1.0 - u) * of_u
         t = tl.where(size < 0.625, p * (square * a) + a, tl.where(a < 0.0, -t, t))
-        return t, tl.where(b < 0.0, v, 1.0) * ((1.0 + u) * both)
+        slope = tl.where(size < 0.625, 1.0 - t * t, 4.0 * u * of_u * of_u)
+        return t, tl.where(b < 0.0, v, 1.0) * of_v, slope, tl.where(b < 0.0, 1.0, v) * of_v
 
 
 @triton.jit
@@ -93,7 +96,7 @@ def _gated_activation_fwd_kernel(
     a = _sum_at(x_at, condition_at, exists, mask, dtype, CONDITION)
     b = _sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION)
     if KIND == "tanh":
-        a, s = _tanh_and_sigmoid(a, b, out_dtype)
+        a, s, _, _ = _tanh_and_sigmoid(a, b, out_dtype)
     else:
         s = sigmoid(b)
     tl.store(y_ptr + image * stride_yn + at * stride_yr + column, (a * s).to(out_dtype), mask)
@@ -131,14 +134,14 @@ def _gated_activation_bwd_kernel(
     b = _sum_at(x_at + half_x, second, exists, mask, dtype, CONDITION)
     slope = 1.0
     if KIND == "tanh":
-        a, s = _tanh_and_sigmoid(a, b, out_dtype)
-        slope = 1.0 - a * a
+        a, s, slope, rest_of_s = _tanh_and_sigmoid(a, b, out_dtype)
     else:
         s = sigmoid(b)
+        rest_of_s = 1.0 - s
     passed = tl.load(d_y_ptr + image * stride_gn + at * stride_gr + column, mask, 0.0).to(dtype) * s
     to = d_x_ptr + image * stride_dn + at * stride_dr + column
     tl.store(to, (passed * slope).to(out_dtype), mask)
-    tl.store(to + half_d_x, (passed * a * (1.0 - s)).to(out_dtype), mask)
+    tl.store(to + half_d_x, (passed * a * rest_of_s).to(out_dtype), mask)
 
 
 class _Rows(NamedTuple):

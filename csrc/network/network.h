@@ -85,32 +85,15 @@ class Network : public RowLayout {
   // Computes units [begin, end) of hidden layer l from the block's earlier rows; context_term, (H, kLanes), may be
   // null.
   void hidden_forward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* context_term, T* block) const {
-    const Staircase<T>& s = layers[l];
     const T* carried = residual && l % 2 == 0 && l > 0 ? block + hidden[l - 2].pre * kLanes : nullptr;
     T* pre = hidden[l].pre < 0 ? nullptr : block + hidden[l].pre * kLanes;
     T* post = hidden[l].post < 0 ? nullptr : block + hidden[l].post * kLanes;
-    T* sums = pre ? pre : post;
-    const auto activated = [&](int64_t from, int64_t to) {
-      if (post) activate_rows(from, to, lanes, sums, post);
-    };
-    multiply_rows(s, block + input_rows(l) * kLanes, begin, end, lanes,
-                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-                    Vector h = sum * s.scale(r) + s.bias(r);
-                    if (l == 0 && context_term) h += load(context_term + r * kLanes + lane);
-                    if (carried) h += load(carried + r * kLanes + lane);
-                    store(sums + r * kLanes + lane, h);
-                  },
-                  activated, {sums});
+    layer_forward(l, begin, end, lanes, block, l == 0 ? context_term : nullptr, carried, pre ? pre : post, post);
   }
 
   // Computes outputs [begin, end) of the last layer, in the order of degrees.
   void params_forward(int64_t begin, int64_t end, LaneRange lanes, T* block) const {
-    const Staircase<T>& s = layers.back();
-    T* to = block + params * kLanes;
-    multiply_rows(s, block + input_rows(hidden_layers) * kLanes, begin, end, lanes,
-                  [&](int64_t r, int64_t lane, Vector sum)
-                      FASTVAE_INLINE_LAMBDA { store(to + r * kLanes + lane, sum * s.scale(r) + s.bias(r)); },
-                  {to});
+    layer_forward(hidden_layers, begin, end, lanes, block, nullptr, nullptr, block + params * kLanes, nullptr);
   }
 
   // Multiplies the adjoints of a layer's outputs [begin, end) by their rows' factors, for the product with W^T.
@@ -137,10 +120,7 @@ class Network : public RowLayout {
     const T* carried = stream && !last_stream ? adjoints + hidden_adjoint_rows(l + 2) * kLanes : nullptr;
     const T* at = block + (needs_pre(activation) ? hidden[l].pre : hidden[l].post) * kLanes;
     T* out = adjoints + own * kLanes;
-    multiply_columns(next, d_next, begin, end, lanes,
-                     [&](int64_t u, int64_t lane, Vector sum)
-                         FASTVAE_INLINE_LAMBDA { store(out + u * kLanes + lane, sum); },
-                     {out, last_stream ? nullptr : at});
+    layer_backward(l + 1, begin, end, lanes, d_next, out, last_stream ? nullptr : at);
     // A pass of its own: its input is far away, and one stream is fetched ahead best.
     if (!last_stream)
       with_activation(activation, [&](auto a) {
@@ -154,6 +134,16 @@ class Network : public RowLayout {
     scale_adjoints(l, begin, end, lanes, out, scaled + own * kLanes);
   }
 
+  // Computes the adjoints of inputs [begin, end) of layer l from those of its outputs, with the rows' factors: rows of
+  // `out`, which has kLanes columns. Fetches the rows of `next`, which are read then, unless it is null.
+  __attribute__((noinline)) void layer_backward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* d_out,
+                                                T* out, const T* next = nullptr) const {
+    multiply_columns(layers[l], d_out, begin, end, lanes,
+                     [&](int64_t k, int64_t lane, Vector sum)
+                         FASTVAE_INLINE_LAMBDA { store(out + k * kLanes + lane, sum); },
+                     {out, next});
+  }
+
   LocalVector<Staircase<T>> layers;
   int64_t features, hidden_layers = 0;
   Activation activation;
@@ -161,7 +151,25 @@ class Network : public RowLayout {
   bool residual;
 
  private:
-  // Not inlined: each of the products' many kinds of tiles would get a copy for every activation.
+  // Computes outputs [begin, end) of layer l: `sums`, and `post`, their activations; terms that are null are not added,
+  // and a null `post` is not written. One copy of the products' many kinds of tiles serves all layers.
+  __attribute__((noinline)) void layer_forward(int64_t l, int64_t begin, int64_t end, LaneRange lanes, const T* block,
+                                               const T* context_term, const T* carried, T* sums, T* post) const {
+    const Staircase<T>& s = layers[l];
+    const auto activated = [&](int64_t from, int64_t to) {
+      if (post) activate_rows(from, to, lanes, sums, post);
+    };
+    multiply_rows(s, block + input_rows(l) * kLanes, begin, end, lanes,
+                  [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
+                    Vector h = sum * s.scale(r) + s.bias(r);
+                    if (context_term) h += load(context_term + r * kLanes + lane);
+                    if (carried) h += load(carried + r * kLanes + lane);
+                    store(sums + r * kLanes + lane, h);
+                  },
+                  activated, {sums});
+  }
+
+  // Not inlined: each kind of tile would get a copy for every activation.
   __attribute__((noinline)) void activate_rows(int64_t begin, int64_t end, LaneRange lanes, const T* pre,
                                                T* post) const {
     with_activation(activation, [&](auto a) {

@@ -186,11 +186,12 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, 
   for (int64_t l = 0; l <= network.hidden_layers && layers[0].d_weight; ++l)
     inputs.emplace_back(new PackedInputs<T>(network.layers[l].layer.in, samples));
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
-    const Scratch<T> scratch(block_size + (d + LogDetGradient<T>::rows(d_log_det, d)) * kLanes);
-    T *scaled = scratch.get(), *direct = scaled + block_size, *adjoints = kept.get() + index * block_size;
+    const Scratch<T> scratch(block_size + (2 * d + LogDetGradient<T>::rows(d_log_det, d)) * kLanes);
+    T *scaled = scratch.get(), *direct = scaled + block_size, *through = direct + d * kLanes;
+    T* adjoints = kept.get() + index * block_size;
     const T* block = saved + index * block_size;
     const int64_t last = network.hidden_layers;
-    params_backward(network, d_out, d_log_det, index, lanes, block, adjoints, direct, direct + d * kLanes);
+    params_backward(network, d_out, d_log_det, index, lanes, block, adjoints, direct, through + d * kLanes);
     network.scale_adjoints(last, 0, network.layers[last].layer.out, lanes, adjoints + network.params * kLanes,
                            scaled + network.params * kLanes);
     const auto pack = [&](int64_t l) {
@@ -204,11 +205,12 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, 
     pack(0);
     const Staircase<T>& first = network.layers[0];
     const int64_t own = network.hidden_adjoint_rows(0) * kLanes;
-    multiply_columns(first, (first.layer.scale ? scaled : adjoints) + own, 0, d, lanes,
-                     [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum) FASTVAE_INLINE_LAMBDA {
-                       T* to = direct + first.inputs.at(k) * kLanes + lane;
-                       store(to, load(to) + sum);
-                     });
+    network.layer_backward(0, 0, d, lanes, (first.layer.scale ? scaled : adjoints) + own, through);
+    for (int64_t k = 0; k < d; ++k) {
+      T *to = direct + first.inputs.at(k) * kLanes, *sum = through + k * kLanes;
+      for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth)
+        store(to + lane, load(to + lane) + load(sum + lane));
+    }
     lanes_to_samples(direct, d, nullptr, lanes, d_x + index * kLanes * d, d);
     if (d_context_term)
       lanes_to_samples(adjoints + own, width, first.outputs.places(), lanes, d_context_term + index * kLanes * width,
@@ -286,9 +288,9 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, LogDet<const T> d_log
   const int64_t d = network.features, block_size = network.rows * kLanes, last = network.hidden_layers;
   parallel_lanes<T>(samples, 2 * work_of(network), [&](int64_t index, LaneRange lanes) {
     const int64_t log_rows = LogDetGradient<T>::rows(d_log_det, d);
-    const Scratch<T> scratch(2 * block_size + (2 * d + log_rows) * kLanes);
+    const Scratch<T> scratch(2 * block_size + (3 * d + log_rows) * kLanes);
     T *adjoints = scratch.get(), *scaled = adjoints + block_size, *solved = scaled + block_size;
-    T *upstream = solved + d * kLanes, *logs = upstream + d * kLanes;
+    T *upstream = solved + d * kLanes, *through = upstream + d * kLanes, *logs = through + d * kLanes;
     const T* block = saved + index * block_size;
     const T* d_first = (first.layer.scale ? scaled : adjoints) + network.hidden_adjoint_rows(0) * kLanes;
     samples_to_lanes(d_x + index * kLanes * d, d, d, first.inputs.places(), lanes, upstream);
@@ -296,12 +298,6 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, LogDet<const T> d_log
     std::fill_n(adjoints, 2 * block_size, T(0));
     const LogDetGradient<T> d_log(d_log_det, d, index, lanes, logs);
     for (int64_t i = 0; i < log_rows * kLanes; ++i) logs[i] = -logs[i];
-    // Here, not in the code for each kind: the compiler would make the product's tiles for each of them.
-    const auto subtract = [&](int64_t place, T* minus) {
-      multiply_columns(first, d_first, place, place + 1, lanes,
-                       [&](int64_t k, int64_t lane, typename Simd<T>::Vector sum)
-                           FASTVAE_INLINE_LAMBDA { store(minus + lane, -(load(upstream + k * kLanes + lane) + sum)); });
-    };
     with_kind(network.kind, [&](auto kind) {
       for (int64_t place = d - 1; place >= 0; --place) {
         const int64_t feature = first.inputs.at(place), degree = place + 1;
@@ -309,11 +305,12 @@ void inverse_bwd(const NetworkSpec<T>& spec, const T* d_x, LogDet<const T> d_log
           network.hidden_backward(l, counts.begin(l, degree), counts.end(l, degree), lanes, block, adjoints, scaled);
         // The upstream gradient of the forward step is minus the solution; its direct part is a times that.
         T* minus = solved + feature * kLanes;
-        subtract(place, minus);
+        network.layer_backward(0, place, place + 1, lanes, d_first, through);
         const int64_t logit = network.param_row(decltype(kind)::value == FlowKind::kLocationOnly ? 0 : 1, feature);
         for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
           const auto at = scale_of<decltype(kind)::value, T>(load(block + logit * kLanes + lane));
-          store(minus + lane, load(minus + lane) * exp(-at.log_a));
+          const auto sum = load(upstream + place * kLanes + lane) + load(through + place * kLanes + lane);
+          store(minus + lane, -sum * exp(-at.log_a));
         }
         alignas(kVectorBytes) T g[kLanes];
         std::copy_n(minus, kLanes, g);

@@ -146,7 +146,7 @@ def test_every_instruction_set(entry, isa):
 
 GRADIENTS_OF_SAMPLES = {
     "whole": lambda z, log_q: (torch.randn_like(z), torch.randn_like(log_q)),
-    "expanded": lambda z, log_q: (torch.randn(()).expand_as(z), torch.randn(()).expand_as(log_q)),
+    "expanded": lambda z, log_q: tuple(torch.randn((), dtype=t.dtype).expand_as(t) for t in (z, log_q)),
     "transposed": lambda z, log_q: (torch.randn(z.shape[::-1]).t().to(z), torch.randn_like(log_q)),
     "only z": lambda z, log_q: (torch.randn_like(z), None),
     "only log_q": lambda z, log_q: (None, torch.randn_like(log_q)),
