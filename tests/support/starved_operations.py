@@ -69,6 +69,7 @@ def operations() -> dict[str, Operation]:
     return {
         "diag_gaussian": with_gradients(gaussian(F.diag_gaussian_rsample), mu, log_sigma),
         "tril_gaussian": with_gradients(gaussian(F.tril_gaussian_rsample), mu, log_sigma, tril),
+        "diag_gaussian_density": with_gradients(F.diag_gaussian_log_prob, z, mu, log_sigma),
         "tril_gaussian_density": with_gradients(F.tril_gaussian_log_prob, z, mu, log_sigma, tril),
         "masked_linear": with_gradients(
             lambda x, w, b, s: F.masked_linear(x, w, b, weight_scale=s, activation="elu", **degrees),
