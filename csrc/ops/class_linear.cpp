@@ -34,7 +34,8 @@ FASTVAE_INLINE typename Simd<T>::Vector load_or_zero(const T* from, int64_t h, i
 
 template <class T>
 void fwd(int64_t activation, ClassExtent extent, const ClassTerms<T>& terms, T* y, T* pre) {
-  const auto [rows, classes, columns] = extent;
+  // Not a structured binding: with OpenMP Clang 15 captures none in a lambda.
+  const int64_t rows = extent.rows, classes = extent.classes, columns = extent.columns;
   with_activation(static_cast<Activation>(activation), [&](auto a) {
     parallel_ranges(rows * classes, columns * kWorkPerNumber, [&](int64_t begin, int64_t end) {
       for (int64_t cell = begin; cell < end; ++cell) {
