@@ -137,8 +137,9 @@ class _AutoregressiveSteps(nn.Module):
         return z, total
 
     def _at_once(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor] | None:
-        """All steps in one autograd function; None where they need more than that, or a step would not be fused."""
-        if has_hooks_on_all() or torch.compiler.is_compiling():
+        """All steps in one autograd function; None where they need none or more than that, or one would not be fused."""
+        needed = torch.is_grad_enabled() and len(self.networks) > 1
+        if not needed or torch.compiler.is_compiling() or has_hooks_on_all():
             return None
         steps = []
         for i, module in enumerate(self.networks._modules.values()):

@@ -117,11 +117,8 @@ def autoregressive_flow_steps(
 ) -> tuple[Tensor, Tensor] | None:
     """What the steps make of ``z`` one after another, and the sum of their ``log_det``.
 
-    None where one function for all of them gains nothing or may not be: for one step, without gradients, and unless the
-    C++ kernels take all tensors as they are.
+    None where nothing needs gradients, and unless the C++ kernels take all tensors as they are.
     """
-    if len(steps) < 2:
-        return None
     calls: list[NetworkCall] = []
     tensors: list[Tensor] = []
     for term, parameters, structure in steps:
