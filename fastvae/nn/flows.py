@@ -137,7 +137,7 @@ class _AutoregressiveSteps(nn.Module):
         return z, total
 
     def _at_once(self, z: Tensor, context: Tensor | None, log_det_map: bool) -> tuple[Tensor, Tensor] | None:
-        """All steps in one autograd function; None where they need none or more than that, or one would not be fused."""
+        """All steps in one autograd function; None where they need none, or more than that, or one is not fused."""
         needed = torch.is_grad_enabled() and len(self.networks) > 1
         if not needed or torch.compiler.is_compiling() or has_hooks_on_all():
             return None
