@@ -112,7 +112,8 @@ void multiply_tile(const typename PackedProducts<T>::Block& block, const int64_t
 #pragma GCC unroll 8
       for (int p = 0; p < pixels; ++p) {
         const T number = at[p][offset];
-        for (int v = 0; v < vectors; ++v) sums[p][v] += w[v] * number;
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[p][v] = fused(w[v], number, sums[p][v]);
       }
     }
     if (k == blocks.end()) blocks.push(sums);
@@ -191,7 +192,8 @@ FASTVAE_INLINE void accumulate_tile(const int64_t* offsets, const T* x, int64_t 
 #pragma GCC unroll 8
       for (int t = 0; t < terms; ++t) {
         const T number = at[t][i];
-        for (int v = 0; v < vectors; ++v) totals[t][v] += g[v] * number;
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) totals[t][v] = fused(g[v], number, totals[t][v]);
       }
     }
   }

@@ -26,7 +26,7 @@ FASTVAE_INLINE GateGradients<V> gate_gradients(V d_y, V a, V b) {
   const V s = sigmoid(b), passed = d_y * s;
   if constexpr (gate == Gate::kTanh) {
     const V t = tanh(a);
-    return {passed * (1 - t * t), passed * t * (1 - s)};
+    return {passed * fused(-t, t, V{} + 1), passed * t * (1 - s)};
   }
   return {passed, passed * a * (1 - s)};
 }

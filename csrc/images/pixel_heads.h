@@ -68,10 +68,7 @@ class PixelHead {
       const T u = uniforms[1 + c], scale = std::exp(std::max(log_scales[c * components + k], T(-7))) * temperature_;
       const T value = mean + scale * (std::log(u) - std::log1p(-u));
       const T level = std::nearbyint((value + 1) * static_cast<T>(0.5 * (levels_ - 1)));
-      // The product is rounded before the difference, as in torch: otherwise the value is not exactly a level.
-      const volatile T share =
-          std::clamp(level, T(0), static_cast<T>(levels_ - 1)) * static_cast<T>(2.0 / (levels_ - 1));
-      values[c] = share - 1;
+      values[c] = std::clamp(level, T(0), static_cast<T>(levels_ - 1)) * static_cast<T>(2.0 / (levels_ - 1)) - 1;
     }
   }
 

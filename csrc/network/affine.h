@@ -50,7 +50,7 @@ FASTVAE_INLINE Scale<V> scale_of(V s) {
     const V rest = sigmoid(-x), log_a = -softplus(-x);
     return {log_a, sigmoid(x), rest, rest, between(s, T(-kGateBound), T(kGateBound))};
   } else if constexpr (kind == FlowKind::kExp) {
-    const V size = s < 0 ? -s : s, shrunk = 1 + size * T(1 / kExpBound), log_a = s / shrunk;
+    const V size = s < 0 ? -s : s, shrunk = fused(size, T(1 / kExpBound), one), log_a = s / shrunk;
     return {log_a, exp(log_a), 1 / (shrunk * shrunk), one, everywhere};
   } else if constexpr (kind == FlowKind::kClampedExp) {
     const V log_a = clamp(s, T(-5), T(3));

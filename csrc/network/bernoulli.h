@@ -115,8 +115,8 @@ FASTVAE_INLINE void sum_log_probs(const Staircase<T>& s, const T* inputs, const 
       for (int64_t r = begin; r < end; ++r) {
         const Vector l = load(group + (r - begin) * kLanes + lane), tail = tail_of<T>(l);
         const Vector value = load(values + r * kLanes + lane);
-        product += tail + tail * product;
-        sum += value * l - positive_part(l);
+        product += fused(tail, product, tail);
+        sum += fused(value, l, -positive_part(l));
         each(r * kLanes + lane, lane, value, l, tail);
       }
       sums.set_part(lane, sum - log1p_unit(product));
@@ -148,7 +148,7 @@ void weighted_sums(const T* residuals, const T* upstream, int64_t out, T* sums) 
     typename Simd<T>::Vector totals[width] = {};
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t lane = 0; lane < kLanes; lane += width)
-        totals[i] += load(residuals + (r + i) * kLanes + lane) * load(upstream + lane);
+        totals[i] = fused(load(residuals + (r + i) * kLanes + lane), load(upstream + lane), totals[i]);
     transpose_square<T>(totals);
     for (int64_t i = 1; i < width; ++i) totals[0] += totals[i];
     store_up_to(sums + r, totals[0], rows);

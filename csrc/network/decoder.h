@@ -60,7 +60,7 @@ void pass_back(Activation activation, Cells cells, const T* at, T* gradients) {
       T* const second = gradients + cells.tangents + i;
       auto change = through_activation<a.value>(load(second), of_values);
       if constexpr (has_curvature(a.value))
-        change += gradient * curvature<a.value>(of_values) * load(at + cells.tangents + i);
+        change = fused(gradient * curvature<a.value>(of_values), load(at + cells.tangents + i), change);
       store(second, change);
     });
   });
@@ -79,13 +79,13 @@ class Terms {
   FASTVAE_INLINE Derivatives add(Vector x, Vector l) {
     if constexpr (kind == Likelihood::kGaussian) {
       const Vector residual = x - l;
-      sum_ -= T(0.5) * residual * residual;
+      sum_ = fused(T(-0.5) * residual, residual, sum_);
       return {residual, Vector{} - 1};
     } else {
       // The product of all 1 + e^-|l|, less 1: one logarithm for all.
       const Vector tail = tail_of<T>(l), share = 1 / (1 + tail);
-      product_ += tail + tail * product_;
-      sum_ += x * l - positive_part(l);
+      product_ += fused(tail, product_, tail);
+      sum_ += fused(x, l, -positive_part(l));
       return {x - (l < 0 ? tail * share : share), -(tail * share * share)};
     }
   }

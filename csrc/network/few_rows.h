@@ -67,7 +67,7 @@ FASTVAE_INLINE void dot_tile(const MaskedLayer<T>& layer, PaddedRows<T> in, int6
       for (int i = 0; i < rows; ++i) {
         const Vector x = load(inputs[i] + k);
 #pragma GCC unroll 4
-        for (int h = 0; h < 4; ++h) acc[i][h] += w[h] * x;
+        for (int h = 0; h < 4; ++h) acc[i][h] = fused(w[h], x, acc[i][h]);
       }
     };
     const int64_t stop = std::min(layer.in, k + kBlockNumbers<T>);
@@ -124,7 +124,7 @@ FASTVAE_INLINE void add_tile(const MaskedLayer<T>& layer, const T* factors, int6
     for (int i = 0; i < rows; ++i) {
       const T factor = factors[(m + i) * factor_stride + o - begin];
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) acc[i][v] += factor * w[v];
+      for (int v = 0; v < vectors; ++v) acc[i][v] = fused(factor, w[v], acc[i][v]);
     }
   }
 #pragma GCC unroll 4

@@ -161,7 +161,7 @@ class Network : public RowLayout {
     };
     multiply_rows(s, block + input_rows(l) * kLanes, begin, end, lanes,
                   [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-                    Vector h = sum * s.scale(r) + s.bias(r);
+                    Vector h = fused(sum, s.scale(r), s.bias(r));
                     if (context_term) h += load(context_term + r * kLanes + lane);
                     if (carried) h += load(carried + r * kLanes + lane);
                     store(sums + r * kLanes + lane, h);

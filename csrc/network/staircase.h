@@ -103,10 +103,13 @@ FASTVAE_INLINE void each_number(const Body& body) {
 template <int first, int count, int rows, int vectors, class T, class Factor>
 FASTVAE_INLINE void multiply_add(const Factor& factor, const T* in, typename Simd<T>::Vector (&acc)[rows][vectors]) {
   typename Simd<T>::Vector b[vectors];
+#pragma GCC unroll 16
   for (int v = 0; v < vectors; ++v) b[v] = load(in + v * Simd<T>::kWidth);
+#pragma GCC unroll 16
   for (int h = first; h < first + count; ++h) {
     const T a = factor(h);
-    for (int v = 0; v < vectors; ++v) acc[h][v] += a * b[v];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) acc[h][v] = fused(a, b[v], acc[h][v]);
   }
 }
 

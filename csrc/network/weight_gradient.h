@@ -134,7 +134,13 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
     if (block < d_out.count()) pairs.push(acc);
   }
   pairs.finish(acc);
-  store_gradient<count, vectors>(s, r, first, acc, to);
+  // A copy: an array that a loop picks from is in memory from its beginning on.
+  typename Simd<T>::Vector sums[count][vectors];
+#pragma GCC unroll 8
+  for (int h = 0; h < count; ++h)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sums[h][v] = acc[h][v];
+  store_gradient<count, vectors>(s, r, first, sums, to);
 }
 
 // Takes no more vectors than the widest of the rows needs: on the stairs whole panels would cost a fifth more.
@@ -213,7 +219,7 @@ void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradien
   }
   if (!s.inputs.sorted()) {
     for (int64_t k = 0; k < kept; ++k)
-      row[column(k)] = turn != 0 ? factor * (g[k] - turn * w[column(k)]) : factor * g[k];
+      row[column(k)] = turn != 0 ? factor * fused(-turn, w[column(k)], g[k]) : factor * g[k];
     for (int64_t k = kept; k < s.layer.in; ++k) row[column(k)] = 0;
     return;
   }
@@ -222,7 +228,7 @@ void finish_row(const Staircase<T>& s, int64_t r, const T* g, const LayerGradien
   for (int64_t k = 0; k < s.layer.in; k += width) {
     typename Simd<T>::Vector values{};
     // Reads only weights that count: the next ones may be past the end of the array.
-    if (k < kept) values = factor * (load_up_to(g + k, kept - k) - turn * load_up_to(w + k, kept - k));
+    if (k < kept) values = factor * fused(-turn, load_up_to(w + k, kept - k), load_up_to(g + k, kept - k));
     // Zeros are selected: the factors may be infinite.
     if (kept - k < width && k < kept) values = first_lanes<T>(values, kept - k);
     if (streaming)

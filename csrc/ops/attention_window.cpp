@@ -118,8 +118,8 @@ FASTVAE_INLINE void product_tile(Strided<T> a, int64_t terms, const T* b, T* out
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
       const T factor = a.data[i * a.row + k * a.column];
-      sums[i][0] += factor * low;
-      sums[i][1] += factor * high;
+      sums[i][0] = fused(factor, low, sums[i][0]);
+      sums[i][1] = fused(factor, high, sums[i][1]);
     }
   }
 #pragma GCC unroll 4
@@ -159,7 +159,7 @@ FASTVAE_INLINE void dot_tile(const T* a, const T* const (&four)[4], int64_t stri
     for (int j = 0; j < 4; ++j) {
       const auto v = load(four[j] + c);
 #pragma GCC unroll 2
-      for (int i = 0; i < rows; ++i) sums[i][j] += load(a + i * stride + c) * v;
+      for (int i = 0; i < rows; ++i) sums[i][j] = fused(load(a + i * stride + c), v, sums[i][j]);
     }
   }
 #pragma GCC unroll 2
@@ -269,13 +269,13 @@ AxisGradient through_filters(const Filters<T>& f, const T* d_weights, const Grid
   for (int64_t n = 0; n < points; ++n) {
     const T *weights = f.row(n), *d_row = d_weights + n * f.stride;
     Vector total{};
-    for (int64_t i = 0; i < f.stride; i += Simd<T>::kWidth) total += load(weights + i) * load(d_row + i);
+    for (int64_t i = 0; i < f.stride; i += Simd<T>::kWidth) total = fused(load(weights + i), load(d_row + i), total);
     const T mean = sum<T>(total);
     Vector linear{}, squares{};
     for (int64_t i = 0; i < f.stride; i += Simd<T>::kWidth) {
       const Vector d = f.distance(n, i), slope = load(weights + i) * (load(d_row + i) - mean);
-      linear += slope * d;
-      squares += slope * f.square(n, d);
+      linear = fused(slope, d, linear);
+      squares = fused(slope, f.square(n, d), squares);
     }
     const auto found = sum_each<T>(linear, squares, linear, squares);
     const double d_mu = grid.precision * static_cast<double>(found[0]);

@@ -31,13 +31,13 @@ T write_off(const T* logits, int64_t d, T* off) {
     Vector product{};
     for (; i + width <= end; i += width) {
       const Vector l = load(logits + i), tail = exp(l < 0 ? l : -l);
-      product += tail + tail * product;
+      product += fused(tail, product, tail);
       store(off + i, (l < 0 ? one : tail) / (1 + tail));
     }
     if (i < end) {
       const Vector l = load_first(logits + i, end - i), tail = exp(l < 0 ? l : -l);
       const Vector present = first_lanes<T>(tail, end - i);
-      product += present + present * product;
+      product += fused(present, product, present);
       store(off + i, (l < 0 ? one : tail) / (1 + tail));  // `off` ends with a whole vector
       i = end;
     }
@@ -142,7 +142,7 @@ void bwd(const T* d_log_q, const T* b, Matrix<T> logits, T* d_logits, Extent e) 
           const T* of_sample = units + k * e.rows * d;
           const T g = d_log_q[k * e.rows + n];
 #pragma omp simd
-          for (int64_t i = 0; i < d; ++i) to[i] += g * (of_sample[i] != 0 ? off[i] : on[i]);
+          for (int64_t i = 0; i < d; ++i) to[i] = fused(g, of_sample[i] != 0 ? off[i] : on[i], to[i]);
         }
       }
       sums.finish(to);

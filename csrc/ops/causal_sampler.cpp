@@ -77,8 +77,7 @@ class Sampling {
   // The parameters' buffer.
   int64_t last_buffer() const { return static_cast<int64_t>(plan_.buffers.size()) - 1; }
 
-  // Where a place's first item is, and how far apart its items are. One function that returned both as a struct would
-  // make GCC split the loops' blocks and fuse other products with sums: bits would not be those of the layers.
+  // Where a place's first item is, and how far apart its items are.
   T* at(int64_t buffer, int64_t first, const Place& place) const {
     return at(buffer, place.image, place.row, place.column) + first;
   }
@@ -153,9 +152,7 @@ class Sampling {
                          [](Vector a, Vector b) { return a * b; });
       case SamplerOp::kAffine: {
         const T alpha = scalar(node.alpha), beta = scalar(node.beta);
-        // Twice through memory: a fused product and sum would not round as torch's two do.
-        pointwise(job, place, node.src, node.src_first, [=](Vector a) { return a * alpha; });
-        return pointwise(job, place, node.dst, node.dst_first, [=](Vector a) { return a + beta; });
+        return pointwise(job, place, node.src, node.src_first, [=](Vector a) { return a * alpha + beta; });
       }
       case SamplerOp::kActivation:
         return activation(job, place);

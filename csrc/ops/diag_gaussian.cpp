@@ -36,7 +36,7 @@ FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sig
       stream(kept + i, spread);
     else if (kept)
       store(kept + i, spread);
-    squares += e * e;
+    squares = fused(e, e, squares);
     logs += log_s;
   }
   if (const int64_t rest = d - i; rest > 0) {
@@ -44,10 +44,10 @@ FASTVAE_INLINE typename Simd<T>::Vector sample_row(const T* mu, const T* log_sig
     const auto spread = (sigma ? load_first(sigma + i, rest) : exp(log_s)) * e;
     store_first(z + i, load_first(mu + i, rest) + spread, rest);
     if (kept) store_first(kept + i, spread, rest);
-    squares += e * e;
+    squares = fused(e, e, squares);
     logs += log_s;
   }
-  return T(0.5) * squares + logs;
+  return fused(T(0.5), squares, logs);
 }
 
 // All samples of a row are drawn in turn: memory is read once for its parameters.
@@ -165,7 +165,7 @@ void bwd(const T* d_z, const T* d_log_q, const T* kept, Divergence<const T> d_kl
         for (int64_t k = first; k < std::min(first + kBlockTerms, e.samples); ++k) {
           const T *g = d_z + (k * e.rows + n) * d, *spread = kept + (k * e.rows + n) * d;
 #pragma omp simd
-          for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * spread[i];
+          for (int64_t i = 0; i < d; ++i) to_scale[i] = fused(g[i], spread[i], to_scale[i]);
           if (!to_mu) continue;
 #pragma omp simd
           for (int64_t i = 0; i < d; ++i) to_mu[i] += g[i];
@@ -221,7 +221,7 @@ FASTVAE_INLINE typename Simd<T>::Vector density_terms(const T* x, const T* mu, c
       const auto distance = read(x) - read(mu);
       const auto log_s = precision ? typename Simd<T>::Vector{} : read(log_sigma);
       const auto eps = distance * (precision ? read(precision) : exp(-log_s));
-      squares += eps * eps;
+      squares = fused(eps, eps, squares);
       logs += log_s;
     };
     const int64_t end = std::min(d, i + kBlockNumbers<T>);
@@ -230,7 +230,7 @@ FASTVAE_INLINE typename Simd<T>::Vector density_terms(const T* x, const T* mu, c
       add([&](const T* row) FASTVAE_INLINE_LAMBDA { return load_first(row + i, rest); });
       i = end;
     }
-    total += T(0.5) * squares + logs;
+    total += fused(T(0.5), squares, logs);
   }
   return total;
 }
@@ -286,9 +286,10 @@ void log_prob_bwd(const T* d_log_q, const T* z, Matrix<T> mu, Matrix<T> log_sigm
 #pragma omp simd
           for (int64_t i = 0; i < e.columns; ++i) {
             const T eps = (x[i] - m[i]) * precision[i];
-            to_z[i] = -g * eps * precision[i];
-            to_mu[i] += g * eps * precision[i];
-            to_log_sigma[i] += g * (eps * eps - T(1));
+            const T slope = g * eps * precision[i];
+            to_z[i] = -slope;
+            to_mu[i] += slope;
+            to_log_sigma[i] = fused(g, fused(eps, eps, T(-1)), to_log_sigma[i]);
           }
         }
       }

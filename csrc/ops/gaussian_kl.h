@@ -8,18 +8,6 @@
 namespace fastvae {
 inline namespace FASTVAE_ISA {
 
-// x as its own rounding: the compiler does not join a product with the sum that it goes into. So a gradient has the
-// bits that it has where autograd adds two. Only vectors keep it: the compiler forgets it in a loop that it vectorises.
-template <class V>
-FASTVAE_INLINE V rounded(V x) {
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_assoc_barrier)
-  return __builtin_assoc_barrier(x);
-#endif
-#endif
-  return x;
-}
-
 // The lanes of a vector that memory has: all, or the first few.
 template <class T>
 struct AllLanes {
@@ -46,17 +34,16 @@ FASTVAE_INLINE void for_vectors(int64_t d, const Body& body) {
   if (i < d) body(i, FirstLanes<T>{d - i});
 }
 
-// Twice the divergence of d dimensions, without what correlation adds.
-template <class T>
-FASTVAE_INLINE T sum_twice_kl(const T* mu, const T* log_sigma, int64_t d) {
-  return sum_terms<T>(
-      d, [&](int64_t i) { return mu[i] * mu[i] + (exp(T(2) * log_sigma[i]) - T(1) - T(2) * log_sigma[i]); });
-}
-
-// The same of one dimension in each lane, with the bits of the divergence of a row of one.
+// Twice the divergence of one dimension, without what correlation adds.
 template <class V>
 FASTVAE_INLINE V twice_kl(V mu, V log_sigma) {
-  return rounded(mu * mu) + (exp(log_sigma + log_sigma) - 1 - 2 * log_sigma);
+  return mu * mu + (exp(log_sigma + log_sigma) - 1 - 2 * log_sigma);
+}
+
+// The same of d dimensions.
+template <class T>
+FASTVAE_INLINE T sum_twice_kl(const T* mu, const T* log_sigma, int64_t d) {
+  return sum_terms<T>(d, [&](int64_t i) { return twice_kl(mu[i], log_sigma[i]); });
 }
 
 // The divergence of a diagonal Gaussian, row n, from N(0, I).
@@ -80,15 +67,15 @@ FASTVAE_INLINE void add_squares(const T* row, int64_t i, typename Simd<T>::Vecto
   constexpr int64_t width = Simd<T>::kWidth;
   int64_t j = 0;
   for (; j + 2 * width <= i; j += 2 * width) {
-    even += load(row + j) * load(row + j);
-    odd += load(row + j + width) * load(row + j + width);
+    even = fused(load(row + j), load(row + j), even);
+    odd = fused(load(row + j + width), load(row + j + width), odd);
   }
   if (j + width <= i) {
-    odd += load(row + j) * load(row + j);
+    odd = fused(load(row + j), load(row + j), odd);
     j += width;
   }
   const auto rest = load_first(row + j, i - j);
-  even += rest * rest;
+  even = fused(rest, rest, even);
 }
 
 // The divergence of a triangular Gaussian, row n, from N(0, I); of dimension i that of q(z_i | z_1 ... z_{i-1}).
@@ -138,12 +125,12 @@ class KLGradient {
 
   template <class Lanes>
   FASTVAE_INLINE Vector of_mu(int64_t i, Lanes lanes) const {
-    return rounded(d_kl(i, lanes) * lanes.get(mu_ + i));
+    return d_kl(i, lanes) * lanes.get(mu_ + i);
   }
   template <class Lanes>
   FASTVAE_INLINE Vector of_log_sigma(int64_t i, Lanes lanes) const {
     const auto s = lanes.get(log_sigma_ + i);
-    return rounded(d_kl(i, lanes) * (exp(s + s) - 1));
+    return d_kl(i, lanes) * (exp(s + s) - 1);
   }
 
  private:

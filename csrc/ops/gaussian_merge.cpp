@@ -62,12 +62,12 @@ FASTVAE_INLINE void sample_row(const PointRow<T>& row, T* z, T* each_kl, T* kept
   for_vectors<T>(d, [&](int64_t i, auto lanes) FASTVAE_INLINE_LAMBDA {
     const auto m = row.merge(i, lanes);
     const auto e = lanes.get(row.eps + i), log_s = lanes.get(row.prior_log_sigma + i);
-    const auto whitened = m.shift + m.root_r * e;
-    lanes.put(z + i, lanes.get(row.prior_mu + i) + exp(log_s) * whitened);
+    const auto whitened = fused(m.root_r, e, m.shift);
+    lanes.put(z + i, fused(exp(log_s), whitened, lanes.get(row.prior_mu + i)));
     if (kept) lanes.put(kept + i, e);
-    const auto energy = T(0.5) * (e * e + m.log_r) + log_s;
-    const auto prior_energy = T(0.5) * whitened * whitened + log_s;
-    const auto divergence = T(0.5) * (m.shift * m.shift - m.w - m.log_r);
+    const auto energy = fused(T(0.5), fused(e, e, m.log_r), log_s);
+    const auto prior_energy = fused(T(0.5) * whitened, whitened, log_s);
+    const auto divergence = T(0.5) * (fused(m.shift, m.shift, -m.w) - m.log_r);
     if (each_kl) lanes.put(each_kl + i, divergence);
     sums[0] += lanes.zero_rest(energy);
     sums[1] += lanes.zero_rest(prior_energy);
@@ -109,15 +109,17 @@ FASTVAE_INLINE void gradient_row(const PointRow<T>& row, const T* d_z, T d_log_q
     const auto m = row.merge(i, lanes);
     const auto e = lanes.get(row.eps + i), g = lanes.get(d_z + i), sigma = exp(lanes.get(row.prior_log_sigma + i));
     const auto g_kl = each_d_kl ? lanes.get(each_d_kl + i) : Vector{} + d_kl;
-    const auto spread = m.root_r * e, whitened = m.shift + spread, g_whitened = g * sigma - d_log_p * whitened;
-    const auto g_shift = (g_whitened + g_kl * m.shift) * m.w * m.precision_root;
-    const auto g_u = g_whitened * (m.r * m.shift - T(0.5) * m.w * spread) + T(0.5) * d_log_q * m.w +
-                     g_kl * (m.r * m.shift * m.shift + T(0.5) * m.w * m.w);
-    const auto g_scale = g * sigma * whitened - g_whitened * m.shift - g_kl * m.shift * m.shift - d_log_q - d_log_p;
+    const auto spread = m.root_r * e, whitened = m.shift + spread, half_w = T(0.5) * m.w;
+    const auto g_z = g * sigma, g_whitened = fused(-d_log_p, whitened, g_z);
+    const auto g_shift = fused(g_kl, m.shift, g_whitened) * m.w * m.precision_root;
+    const auto of_kl = g_kl * fused(m.r * m.shift, m.shift, half_w * m.w);
+    const auto g_u = fused(g_whitened, fused(m.r, m.shift, -half_w * spread), fused(half_w, d_log_q, of_kl));
+    const auto g_scale =
+        fused(g_z, whitened, -fused(g_whitened, m.shift, g_kl * m.shift * m.shift)) - (d_log_q + d_log_p);
     lanes.put(to.d_mu + at + i, g_shift);
     lanes.put(to.d_log_sigma + at + i, T(-2) * g_u);
     lanes.put(to.d_prior_mu + at + i, g - g_shift);
-    lanes.put(to.d_prior_log_sigma + at + i, g_scale + T(2) * g_u);
+    lanes.put(to.d_prior_log_sigma + at + i, fused(T(2), g_u, g_scale));
   });
 }
 

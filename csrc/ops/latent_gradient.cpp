@@ -146,7 +146,7 @@ class LaneWay {
               store(at, derivatives.first);
               if (streams_ == 1) continue;
               Vector change = derivatives.second * load(l + values.end);
-              if (problem_.d_log_p) change += load(factors + lane) * derivatives.first;
+              if (problem_.d_log_p) change = fused(load(factors + lane), derivatives.first, change);
               store(at + values.end, change);
             }
             sums.set_part(lane, sums.part(lane) + terms.total());
@@ -226,7 +226,7 @@ void run_few(const LatentProblem<T>& problem, LatentResults<T> to) {
           store(l, derivatives.first);
           if (streams > 1) {
             auto change = derivatives.second * load_up_to(tangents, rest);
-            if (problem.d_log_p) change += problem.d_log_p[m] * derivatives.first;
+            if (problem.d_log_p) change = fused(problem.d_log_p[m], derivatives.first, change);
             store(tangents, change);
           }
           total += rest < Simd<T>::kWidth ? first_lanes<T>(terms.total(), rest) : terms.total();

@@ -181,13 +181,13 @@ class Forward {
   // Rows of a dimension's sums: of products with the noise, and of squares, each as add_term has it.
   static constexpr int64_t kSumRows = 4, kSquares = 2;
 
-  // Adds term j to the first row of a sum. The second row has the earlier terms, of which every kTerms are one.
-  static FASTVAE_INLINE void add_term(T* sum, int64_t j, Vector term) {
+  // Adds a b, term j, to the first row of a sum. The second row has the earlier terms, of which every kTerms are one.
+  static FASTVAE_INLINE void add_term(T* sum, int64_t j, Vector a, Vector b) {
     if (j > 0 && j % kTerms == 0) {
       store(sum + kLanes, load_sum(sum));
-      store(sum, term);
+      store(sum, a * b);
     } else {
-      store(sum, load(sum) + term);
+      store(sum, fused(a, b, load(sum)));
     }
   }
   static FASTVAE_INLINE Vector load_sum(const T* sum) { return load(sum) + load(sum + kLanes); }
@@ -205,8 +205,8 @@ class Forward {
                         [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
                           const Vector entry = head_.tril_scale * (sum + dense_.staircase.bias(r));
                           const auto [i, j] = places[r - first];
-                          add_term(sum_of(i) + lane, j, entry * load(noise + j * kLanes + lane));
-                          add_term(sum_of(i) + kSquares * kLanes + lane, j, entry * entry);
+                          add_term(sum_of(i) + lane, j, entry, load(noise + j * kLanes + lane));
+                          add_term(sum_of(i) + kSquares * kLanes + lane, j, entry, entry);
                           if (rows_.has_factor) store(to + rows_.entry(r) * kLanes + lane, entry);
                         });
     for (int64_t i = task.begin; i < task.end; ++i)
@@ -336,8 +336,8 @@ class Backward {
         for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth) {
           Vector d_entry = load(up + i * kLanes + lane) * load(kept + (rows_.noise() + j) * kLanes + lane);
           if (d_kl_.data)
-            d_entry += load(up + upstream_rows_.kl(i) * kLanes + lane) *
-                       load(kept + rows_.entry(head_.first_row(i) + j) * kLanes + lane);
+            d_entry = fused(load(up + upstream_rows_.kl(i) * kLanes + lane),
+                            load(kept + rows_.entry(head_.first_row(i) + j) * kLanes + lane), d_entry);
           store(to + lane, head_.tril_scale * d_entry);
         }
   }

@@ -23,13 +23,13 @@ struct Quotient {
 };
 
 FASTVAE_INLINE Quotient<FloatVector> mean_decay(FloatVector d, FloatVector end) {
-  FloatVector p = d * (-1.0f / 40320) + 1.0f / 5040;
-  p = p * d - 1.0f / 720;
-  p = p * d + 1.0f / 120;
-  p = p * d - 1.0f / 24;
-  p = p * d + 1.0f / 6;
-  p = p * d - 0.5f;
-  p = p * d + 1.0f;
+  FloatVector p = fused(d, -1.0f / 40320, 1.0f / 5040);
+  p = fused(p, d, -1.0f / 720);
+  p = fused(p, d, 1.0f / 120);
+  p = fused(p, d, -1.0f / 24);
+  p = fused(p, d, 1.0f / 6);
+  p = fused(p, d, -0.5f);
+  p = fused(p, d, 1.0f);
   const auto narrow = d < 0.3f;
   return {narrow ? p : 1.0f - end, narrow ? FloatVector{} + 1.0f : d};
 }
@@ -37,7 +37,7 @@ FASTVAE_INLINE Quotient<FloatVector> mean_decay(FloatVector d, FloatVector end) 
 FASTVAE_INLINE Quotient<DoubleVector> mean_decay(DoubleVector d, DoubleVector /* end */) {
   const auto narrow = d < 1e-5;
   const DoubleVector one = DoubleVector{} + 1.0;
-  return {narrow ? one - d * (0.5 - d * (1.0 / 6)) : -expm1_of_negative(-d), narrow ? one : d};
+  return {narrow ? fused(-d, 0.5 - d * (1.0 / 6), one) : -expm1_of_negative(-d), narrow ? one : d};
 }
 
 FASTVAE_INLINE FloatVector log(FloatVector x) { return x == x ? log_unit(x) : x; }  // NaN passes
@@ -113,7 +113,7 @@ struct Bins {
       const Vector narrowed =
           at[c].inside ? end * tails * mean_density.denominator * mean_density.denominator * reciprocal : zero;
       d_mean[c] = -(inverse_scale[c] * (away[c] * d_a));
-      const Vector d_clamped = -(a[c] * d_a + (h[c] * (d_near + d_far) + narrowed));
+      const Vector d_clamped = -fused(a[c], d_a, fused(h[c], d_near + d_far, narrowed));
       d_log_scale[c] = log_scale[c] < kLeastLogScale ? zero : d_clamped;
     });
   }
@@ -203,8 +203,8 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
     Vector t[3];
     if constexpr (channels == 3) {
       for (int c = 0; c < 3; ++c) t[c] = tanh(load(coefficients + c * block + i));
-      mean[1] += t[0] * at[0].x;
-      mean[2] += t[1] * at[0].x + t[2] * at[1].x;
+      mean[1] = fused(t[0], at[0].x, mean[1]);
+      mean[2] += fused(t[1], at[0].x, t[2] * at[1].x);
     }
     const Bins<T, channels> bins(at, mean, log_scale, half, log_width);
     Vector linear = logit + bins.linear[0], ratio = bins.ratio[0];
@@ -218,9 +218,9 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
         store(log_scales + c * block + i, bins.d_log_scale[c]);
       }
       if constexpr (channels == 3) {
-        store(coefficients + i, (1 - t[0] * t[0]) * at[0].x * bins.d_mean[1]);
-        store(coefficients + block + i, (1 - t[1] * t[1]) * at[0].x * bins.d_mean[2]);
-        store(coefficients + 2 * block + i, (1 - t[2] * t[2]) * at[1].x * bins.d_mean[2]);
+        store(coefficients + i, fused(-t[0], t[0], Vector{} + 1) * at[0].x * bins.d_mean[1]);
+        store(coefficients + block + i, fused(-t[1], t[1], Vector{} + 1) * at[0].x * bins.d_mean[2]);
+        store(coefficients + 2 * block + i, fused(-t[2], t[2], Vector{} + 1) * at[1].x * bins.d_mean[2]);
       }
     }
     const Vector log_p = linear + log(ratio);
@@ -242,7 +242,7 @@ FASTVAE_INLINE typename Simd<T>::Vector pixels_log_prob(const T* x, T* params, T
     const Vector per_weight = 1 / sum_of_weights, per_share = 1 / total;
     for (int64_t i = 0; i < block; i += kLanes) {
       const Vector share = load(joint + i) * per_share;
-      store(params + i, share - load(params + i) * per_weight);
+      store(params + i, fused(-load(params + i), per_weight, share));
       for (int c = 1; c < (channels == 3 ? 10 : 3); ++c)
         store(params + c * block + i, load(params + c * block + i) * share);
     }

@@ -29,7 +29,7 @@ void fwd(const MaskedLayer<T>& layer, int64_t activation, Matrix<T> x, T* y, T* 
     };
     samples_to_lanes(x.row(block * kLanes), x.stride, in, s.inputs.places(), lanes, inputs);
     multiply_rows(s, inputs, 0, out, lanes, [&](int64_t r, int64_t lane, Vector sum) FASTVAE_INLINE_LAMBDA {
-      store(outputs + r * kLanes + lane, sum * s.scale(r) + s.bias(r));
+      store(outputs + r * kLanes + lane, fused(sum, s.scale(r), s.bias(r)));
     });
     if (pre) write(pre);
     with_activation(static_cast<Activation>(activation), [&](auto a) {

@@ -25,20 +25,20 @@ FASTVAE_INLINE typename Simd<T>::Four dot_four_rows(const T* const* rows, const 
   int64_t j = 0;
   for (; j + width <= i; j += width) {
     const auto v = load(x + j);
-    s0 += load(rows[0] + j) * v;
-    s1 += load(rows[1] + j) * v;
-    s2 += load(rows[2] + j) * v;
-    s3 += load(rows[3] + j) * v;
+    s0 = fused(load(rows[0] + j), v, s0);
+    s1 = fused(load(rows[1] + j), v, s1);
+    s2 = fused(load(rows[2] + j), v, s2);
+    s3 = fused(load(rows[3] + j), v, s3);
   }
   // What a row does not see is not loaded for it: its product with 0 may be one of infinity. i is a multiple of four,
   // and a vector of two numbers may be left.
   const auto add_rest = [&](typename Simd<T>::Vector& sum, const T* row, int64_t end) FASTVAE_INLINE_LAMBDA {
     int64_t k = j;
     if (width < 4 && k + width <= end) {
-      sum += load(row + k) * load(x + k);
+      sum = fused(load(row + k), load(x + k), sum);
       k += width;
     }
-    sum += load_first(row + k, end - k) * load_first(x + k, end - k);
+    sum = fused(load_first(row + k, end - k), load_first(x + k, end - k), sum);
   };
   add_rest(s0, rows[0], i);
   add_rest(s1, rows[1], i + (ragged ? 1 : 0));
@@ -52,8 +52,8 @@ FASTVAE_INLINE T dot(const T* row, const T* x, int64_t count) {
   constexpr int64_t width = Simd<T>::kWidth;
   typename Simd<T>::Vector s{};
   int64_t j = 0;
-  for (; j + width <= count; j += width) s += load(row + j) * load(x + j);
-  s += load_first(row + j, count - j) * load_first(x + j, count - j);
+  for (; j + width <= count; j += width) s = fused(load(row + j), load(x + j), s);
+  s = fused(load_first(row + j, count - j), load_first(x + j, count - j), s);
   return sum<T>(s);
 }
 
@@ -178,7 +178,7 @@ void bwd(const T* d_z, const T* d_log_q, Divergence<const T> d_kl, Matrix<T> mu,
         const int64_t at = k * e.rows + n;
         const T *g = d_z + at * d, *x = eps + at * d;
 #pragma omp simd
-        for (int64_t i = 0; i < d; ++i) to_scale[i] += g[i] * x[i];
+        for (int64_t i = 0; i < d; ++i) to_scale[i] = fused(g[i], x[i], to_scale[i]);
       }
       pairs.finish(to_scale);
       if (d_mu) sum_samples(d_z, e, n, d_mu + n * d, pairs);
@@ -212,7 +212,7 @@ void log_prob_fwd(const T* z, Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> t
         four_rows(tril, n, i, rows);
         auto sums = dot_four_rows<false>(rows, y, i);
         for (int h = 0; h < 4; ++h) {
-          for (int g = 0; g < h; ++g) sums[h] += rows[h][i + g] * y[i + g];
+          for (int g = 0; g < h; ++g) sums[h] = fused(rows[h][i + g], y[i + g], sums[h]);
           y[i + h] = (x[i + h] - m[i + h] - sums[h]) / s[i + h];
         }
       }
@@ -231,19 +231,19 @@ void solve_transposed(Tril<const T> tril, int64_t n, int64_t d, const T* sigma, 
     const T* row = tril.row(n, i - 1);
     const T solved = w[i - 1] /= sigma[i - 1];
 #pragma omp simd
-    for (int64_t j = 0; j < i - 1; ++j) w[j] -= row[j] * solved;
+    for (int64_t j = 0; j < i - 1; ++j) w[j] = fused(-row[j], solved, w[j]);
   }
   for (i -= 4; i >= 0; i -= 4) {
     const T* rows[4];
     four_rows(tril, n, i, rows);
     for (int h = 3; h >= 0; --h) {
       w[i + h] /= sigma[i + h];
-      for (int g = 0; g < h; ++g) w[i + g] -= rows[h][i + g] * w[i + h];
+      for (int g = 0; g < h; ++g) w[i + g] = fused(-rows[h][i + g], w[i + h], w[i + g]);
     }
     const T w0 = w[i], w1 = w[i + 1], w2 = w[i + 2], w3 = w[i + 3];
     const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
 #pragma omp simd
-    for (int64_t j = 0; j < i; ++j) w[j] -= (r0[j] * w0 + r1[j] * w1) + (r2[j] * w2 + r3[j] * w3);
+    for (int64_t j = 0; j < i; ++j) w[j] -= fused(r0[j], w0, r1[j] * w1) + fused(r2[j], w2, r3[j] * w3);
   }
 }
 

@@ -51,7 +51,7 @@ FASTVAE_INLINE void stream_tril_row(T* out, T g, const T* x, Shrinkage<T> shrink
   const T* of_factor = shrinks ? shrinkage.tril.row(n, i) : nullptr;
   const auto row = [&](int64_t j, auto lanes) FASTVAE_INLINE_LAMBDA {
     const auto product = g * lanes.get(x + j);
-    return shrinks ? rounded(product) + rounded(d_kl * lanes.get(of_factor + j)) : product;
+    return shrinks ? product + d_kl * lanes.get(of_factor + j) : product;
   };
   int64_t j = 0;
   for (; j + width <= i; j += width) stream(out + j, row(j, AllLanes<T>()));
@@ -80,15 +80,15 @@ FASTVAE_INLINE void outer_products(Tril<T> d_tril, int64_t n, int64_t d, T sign,
       const T* row = shrinkage.tril.row(n, i);
       for_vectors<T>(i, [&](int64_t j, auto lanes) FASTVAE_INLINE_LAMBDA {
         auto total = g[0] * lanes.get(right[0] + j);
-        for (int h = 1; h < count; ++h) total += g[h] * lanes.get(right[h] + j);
+        for (int h = 1; h < count; ++h) total = fused(g[h], lanes.get(right[h] + j), total);
         if (add) total = lanes.get(out + j) + total;
-        lanes.put(out + j, rounded(total) + rounded(d_kl * lanes.get(row + j)));
+        lanes.put(out + j, total + d_kl * lanes.get(row + j));
       });
     } else {
 #pragma omp simd
       for (int64_t j = 0; j < i; ++j) {
         T total = g[0] * right[0][j];
-        for (int h = 1; h < count; ++h) total += g[h] * right[h][j];
+        for (int h = 1; h < count; ++h) total = fused(g[h], right[h][j], total);
         out[j] = add ? out[j] + total : total;
       }
     }

@@ -52,7 +52,8 @@ FASTVAE_INLINE void multiply_samples(Tril<const T> tril, int64_t n, const T* mu,
     for (int64_t j = 0; j < i;) {
       for (const int64_t stop = std::min(i, blocks.end()); j < stop; ++j) {
         const Vector v = load(in + j * width);
-        for (int h = 0; h < kFactorRows; ++h) sums[h][0] += rows[h][j] * v;
+#pragma GCC unroll 8
+        for (int h = 0; h < kFactorRows; ++h) sums[h][0] = fused(rows[h][j], v, sums[h][0]);
       }
       if (j == blocks.end()) blocks.push(sums);
     }
@@ -61,7 +62,7 @@ FASTVAE_INLINE void multiply_samples(Tril<const T> tril, int64_t n, const T* mu,
     for (int g = 0; g + 1 < kFactorRows; ++g) {
       const Vector v = load(in + (i + g) * width);
 #pragma GCC unroll 8
-      for (int h = g + 1; h < kFactorRows; ++h) sums[h][0] += rows[h][i + g] * v;
+      for (int h = g + 1; h < kFactorRows; ++h) sums[h][0] = fused(rows[h][i + g], v, sums[h][0]);
     }
     blocks.finish(sums);
     for (int h = 0; h < kFactorRows; ++h) finish(i + h, sums[h][0]);
@@ -72,7 +73,8 @@ FASTVAE_INLINE void multiply_samples(Tril<const T> tril, int64_t n, const T* mu,
     clear(sums);
     TileBlocks<T, 1, 1> blocks;
     for (int64_t j = 0; j < i;) {
-      for (const int64_t stop = std::min(i, blocks.end()); j < stop; ++j) sums[0][0] += row[j] * load(in + j * width);
+      for (const int64_t stop = std::min(i, blocks.end()); j < stop; ++j)
+        sums[0][0] = fused(row[j], load(in + j * width), sums[0][0]);
       if (j == blocks.end()) blocks.push(sums);
     }
     blocks.finish(sums);
@@ -120,8 +122,10 @@ class PackedSamples {
       if (k > 0 && k % kBlockTerms == 0) pairs.push(sums);
       typename Simd<T>::Vector v[vectors];
       for (int c = 0; c < vectors; ++c) v[c] = load(right + c * Simd<T>::kWidth);
+#pragma GCC unroll 8
       for (int h = 0; h < kGradientRows; ++h)
-        for (int c = 0; c < vectors; ++c) sums[h][c] += left[h] * v[c];
+#pragma GCC unroll 4
+        for (int c = 0; c < vectors; ++c) sums[h][c] = fused(left[h], v[c], sums[h][c]);
     }
     pairs.finish(sums);
   }
@@ -150,8 +154,7 @@ void write_gradient_tile(const PackedSamples<T>& samples, Tril<T> d_tril, int64_
       auto total = sign * sums[h][c];
       if (seen <= 0) continue;
       if constexpr (shrinks)
-        total = rounded(total) +
-                rounded(shrinkage.d_kl.at(n, i + h, d) * load_up_to(shrinkage.tril.row(n, i + h) + at, seen));
+        total += shrinkage.d_kl.at(n, i + h, d) * load_up_to(shrinkage.tril.row(n, i + h) + at, seen);
       store_up_to(d_tril.row(n, i + h) + at, total, seen);
     }
 }

@@ -23,7 +23,7 @@ FASTVAE_INLINE V each_lane(V x, const Function& function) {
 FASTVAE_INLINE FloatVector expm1_of_negative(FloatVector x) {
   const auto [n, r, bits] = reduce(at_least(x, FloatVector{} - 20.0f));  // below, the result is -1
   const FloatVector scale = bit_cast<FloatVector>((bits << 23) + 0x3F800000);
-  return (exp_rest(r) * (r * r) + r) * scale + (scale - 1.0f);
+  return fused(fused(exp_rest(r), r * r, r), scale, scale - 1.0f);
 }
 
 FASTVAE_INLINE DoubleVector expm1_of_negative(DoubleVector x) {
@@ -32,12 +32,12 @@ FASTVAE_INLINE DoubleVector expm1_of_negative(DoubleVector x) {
 
 FASTVAE_INLINE FloatVector tanh(FloatVector x) {
   const FloatVector square = x * x;
-  FloatVector p = square * -5.70498872745e-3f + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
+  FloatVector p = fused(square, -5.70498872745e-3f, 2.06390887954e-2f);
+  p = fused(p, square, -5.37397155531e-2f);
+  p = fused(p, square, 1.33314422036e-1f);
+  p = fused(p, square, -3.33332819422e-1f);
   const I32 small = (x > -0.625f) & (x < 0.625f);
-  return small ? p * square * x + x : 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
+  return small ? fused(p * square, x, x) : 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
 }
 
 FASTVAE_INLINE DoubleVector tanh(DoubleVector x) {
@@ -97,15 +97,15 @@ template <Activation a, class V>
 FASTVAE_INLINE V derivative(V at) {
   const V one = V{} + 1;
   if constexpr (a == Activation::kElu) return at > 0 ? one : at + 1;
-  if constexpr (a == Activation::kTanh) return 1 - at * at;
+  if constexpr (a == Activation::kTanh) return fused(-at, at, one);
   if constexpr (a == Activation::kSoftplus) return -expm1_of_negative(-at);
   if constexpr (a == Activation::kGelu) {
     const auto density_at_0 = static_cast<std::remove_reference_t<decltype(at[0])>>(0.39894228040143267794);
-    return normal_cdf(at) + at * (exp(at * at * -0.5f) * density_at_0);
+    return fused(at, exp(at * at * -0.5f) * density_at_0, normal_cdf(at));
   }
   if constexpr (a == Activation::kSilu) {
     const V s = sigmoid(at);
-    return s + at * s * (1 - s);
+    return fused(at * s, 1 - s, s);
   }
   return one;
 }
@@ -125,7 +125,7 @@ constexpr bool has_curvature(Activation a) { return a != Activation::kIdentity &
 template <Activation a, class V>
 FASTVAE_INLINE V curvature(V at) {
   if constexpr (a == Activation::kElu) return at > 0 ? V{} : at + 1;
-  if constexpr (a == Activation::kTanh) return -2 * at * (1 - at * at);
+  if constexpr (a == Activation::kTanh) return -2 * at * fused(-at, at, V{} + 1);
   if constexpr (a == Activation::kSoftplus) return exp(-at) * derivative<a>(at);
   if constexpr (a == Activation::kGelu) {
     const auto density_at_0 = static_cast<std::remove_reference_t<decltype(at[0])>>(0.39894228040143267794);

@@ -72,45 +72,46 @@ struct Reduced {
 
 template <class V>
 FASTVAE_INLINE Reduced<V> reduce(V x) {
-  const V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
+  const V shifted = fused(x, 1.44269504f, 12582912.0f);  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
   const V n = shifted - 12582912.0f;
-  return {n, (x - n * 0.693359375f) + n * 2.12194440e-4f, bit_cast<Integers<V>>(shifted)};
+  const V r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
+  return {n, r, bit_cast<Integers<V>>(shifted)};
 }
 
 // (e^r - 1 - r) / r^2 of a reduced r. The polynomial minimises the greatest relative error of e^r, 4e-9.
 template <class V>
 FASTVAE_INLINE V exp_rest(V r) {
-  V p = r * 1.38145988e-3f + 8.36871658e-3f;
-  p = p * r + 4.16683890e-2f;
-  p = p * r + 1.66665211e-1f;
-  return p * r + 4.99999940e-1f;
+  V p = fused(r, 1.38145988e-3f, 8.36871658e-3f);
+  p = fused(p, r, 4.16683890e-2f);
+  p = fused(p, r, 1.66665211e-1f);
+  return fused(p, r, 4.99999940e-1f);
 }
 
 template <class V>
 FASTVAE_INLINE V exp_f32(V x) {
   const auto [n, r, bits] = reduce(at_least(at_most(x, V{} + 90.0f), V{} - 105.0f));
-  return scale_f32((exp_rest(r) * r + 1.0f) * r + 1.0f, n, bits - 0x4B400000);
+  return scale_f32(fused(fused(exp_rest(r), r, 1.0f), r, 1.0f), n, bits - 0x4B400000);
 }
 
 template <class V>
 FASTVAE_INLINE V exp_f64(V x) {
   x = at_least(at_most(x, V{} + 710.0), V{} - 750.0);
-  const V shifted = x * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
+  const V shifted = fused(x, 1.4426950408889634, 6755399441055744.0);  // 1.5 * 2^52
   const Integers<V> n = bit_cast<Integers<V>>(shifted) - 0x4338000000000000;
   const V whole = shifted - 6755399441055744.0;
-  const V r = (x - whole * 6.93147180369123816490e-01) - whole * 1.90821492927058770002e-10;
-  V p = r * (1.0 / 6227020800) + 1.0 / 479001600;
-  p = p * r + 1.0 / 39916800;
-  p = p * r + 1.0 / 3628800;
-  p = p * r + 1.0 / 362880;
-  p = p * r + 1.0 / 40320;
-  p = p * r + 1.0 / 5040;
-  p = p * r + 1.0 / 720;
-  p = p * r + 1.0 / 120;
-  p = p * r + 1.0 / 24;
-  p = p * r + 1.0 / 6;
-  p = p * r + 0.5;
-  p = p * r * r + r + 1.0;
+  const V r = fused(whole, -1.90821492927058770002e-10, fused(whole, -6.93147180369123816490e-01, x));
+  V p = fused(r, 1.0 / 6227020800, 1.0 / 479001600);
+  p = fused(p, r, 1.0 / 39916800);
+  p = fused(p, r, 1.0 / 3628800);
+  p = fused(p, r, 1.0 / 362880);
+  p = fused(p, r, 1.0 / 40320);
+  p = fused(p, r, 1.0 / 5040);
+  p = fused(p, r, 1.0 / 720);
+  p = fused(p, r, 1.0 / 120);
+  p = fused(p, r, 1.0 / 24);
+  p = fused(p, r, 1.0 / 6);
+  p = fused(p, r, 0.5);
+  p = fused(p * r, r, r) + 1.0;
   return scale_f64(p, whole, n);
 }
 
@@ -152,34 +153,34 @@ FASTVAE_INLINE FloatVector log_unit(FloatVector u) {
                                                       -0.165190961f, -0.128991148f, -0.0940559838f, -0.06030032f,
                                                       0.0f,          0.0f,          0.0680917956f,  0.124836777f,
                                                       0.178533973f,  0.229494194f,  0.27798287f,    0.324228682f};
-  const FloatVector f = mantissa * choose(reciprocal, bits >> 19) - 1.0f;
-  FloatVector p = f * 0.2f - 0.25f;
-  p = p * f + 1.0f / 3;
-  p = p * f - 0.5f;
-  p = p * (f * f) + f;
-  return p + (exponent * 0.693147181f + choose(logarithm, bits >> 19));
+  const FloatVector f = fused(mantissa, choose(reciprocal, bits >> 19), -1.0f);
+  FloatVector p = fused(f, 0.2f, -0.25f);
+  p = fused(p, f, 1.0f / 3);
+  p = fused(p, f, -0.5f);
+  p = fused(p, f * f, f);
+  return p + fused(exponent, 0.693147181f, choose(logarithm, bits >> 19));
 #else
   // Cephes' logf.
   const FloatVector f = mantissa - 1.0f;
-  FloatVector p = f * 7.0376836292e-2f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
-  p = p * f - 0.5f;
-  return p * (f * f) + f + exponent * 0.693147181f;
+  FloatVector p = fused(f, 7.0376836292e-2f, -1.1514610310e-1f);
+  p = fused(p, f, 1.1676998740e-1f);
+  p = fused(p, f, -1.2420140846e-1f);
+  p = fused(p, f, 1.4249322787e-1f);
+  p = fused(p, f, -1.6668057665e-1f);
+  p = fused(p, f, 2.0000714765e-1f);
+  p = fused(p, f, -2.4999993993e-1f);
+  p = fused(p, f, 3.3333331174e-1f);
+  p = fused(p, f, -0.5f);
+  return fused(exponent, 0.693147181f, fused(p, f * f, f));
 #endif
 }
 
 // sqrt(2) sin and cos of a / sqrt(2), for |a| up to sqrt(2) pi / 4, by Cephes' polynomials.
 FASTVAE_INLINE FloatVector sqrt2_sin(FloatVector a) {
   const FloatVector square = a * a;
-  FloatVector p = square * (-1.9515295891e-4f / 8) + 8.3321608736e-3f / 4;
-  p = p * square - 1.6666654611e-1f / 2;
-  return a * square * p + a;
+  FloatVector p = fused(square, -1.9515295891e-4f / 8, 8.3321608736e-3f / 4);
+  p = fused(p, square, -1.6666654611e-1f / 2);
+  return fused(a * square, p, a);
 }
 
 FASTVAE_INLINE FloatVector sqrt2_cos(FloatVector a) {
@@ -187,10 +188,10 @@ FASTVAE_INLINE FloatVector sqrt2_cos(FloatVector a) {
   constexpr float c0 = sqrt2, c1 = sqrt2 / 4, c2 = 4.166664568298827e-2 * sqrt2 / 4,
                   c3 = 1.388731625493765e-3 * sqrt2 / 8, c4 = 2.443315711809948e-5 * sqrt2 / 16;
   const FloatVector square = a * a;
-  FloatVector p = square * c4 - c3;
-  p = p * square + c2;
-  p = p * square - c1;
-  return p * square + c0;
+  FloatVector p = fused(square, c4, -c3);
+  p = fused(p, square, c2);
+  p = fused(p, square, -c1);
+  return fused(p, square, c0);
 }
 
 }  // namespace FASTVAE_ISA
