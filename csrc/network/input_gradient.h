@@ -29,10 +29,11 @@ FASTVAE_INLINE void add_rows(const Staircase<T>& s, const T* d_out, int64_t k, i
     __builtin_prefetch(row + 2 * kTileRows);
     multiply_add<0, count>([&](int h) FASTVAE_INLINE_LAMBDA { return row[h]; }, d_out + r * kLanes, acc);
   }
+  const Picked found(acc);
   for (int h = 0; h < count; ++h)
     for (int v = 0; v < vectors; ++v) {
       T* to = sums + h * kLanes + v * Simd<T>::kWidth;
-      store(to, begin ? load(to) + acc[h][v] : acc[h][v]);
+      store(to, begin ? load(to) + found(h, v) : found(h, v));
     }
 }
 

@@ -140,8 +140,9 @@ FASTVAE_INLINE void forward_tile(const Staircase<T>& s, const T* in, int64_t r, 
     }
   });
   blocks.finish(acc);
+  const Picked found(acc);
   for (int h = 0; h < count; ++h)
-    for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, acc[h][v]);
+    for (int v = 0; v < vectors; ++v) finish(r + h, v * Simd<T>::kWidth, found(h, v));
 }
 
 // Sums over the outputs, for `count` inputs from k on.
@@ -174,8 +175,9 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
     if (r == blocks.end()) blocks.push(acc);
   }
   blocks.finish(acc);
+  const Picked found(acc);
   for (int h = 0; h < count; ++h)
-    for (int v = 0; v < vectors; ++v) finish(k + h, v * Simd<T>::kWidth, acc[h][v]);
+    for (int v = 0; v < vectors; ++v) finish(k + h, v * Simd<T>::kWidth, found(h, v));
 }
 
 // Calls tile<count, vectors>(first row, first lane) until rows [begin, end) and the lanes are covered.

@@ -134,13 +134,7 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
     if (block < d_out.count()) pairs.push(acc);
   }
   pairs.finish(acc);
-  // A copy: an array that a loop picks from is in memory from its beginning on.
-  typename Simd<T>::Vector sums[count][vectors];
-#pragma GCC unroll 8
-  for (int h = 0; h < count; ++h)
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[h][v] = acc[h][v];
-  store_gradient<count, vectors>(s, r, first, sums, to);
+  store_gradient<count, vectors>(s, r, first, Picked(acc).sums, to);
 }
 
 // Takes no more vectors than the widest of the rows needs: on the stairs whole panels would cost a fifth more.

@@ -215,7 +215,7 @@ class Forward {
         const Vector mu = load(to + i * kLanes + lane);
         const Vector log_sigma = clamp(head_, load(to + (head_.latents + i) * kLanes + lane));
         const Vector below = load_sum(sum_of(i) + lane), squares = load_sum(sum_of(i) + kSquares * kLanes + lane);
-        store(moved_.get() + at, mu + (below + exp(log_sigma) * load(noise + i * kLanes + lane)));
+        store(moved_.get() + at, mu + fused(exp(log_sigma), load(noise + i * kLanes + lane), below));
         store(divergences_.get() + at, T(0.5) * (squares + twice_kl(mu, log_sigma)));
       }
   }

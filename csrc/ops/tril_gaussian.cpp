@@ -137,9 +137,9 @@ void fwd(Matrix<T> mu, Matrix<T> log_sigma, Tril<const T> tril, NoiseSource<T> s
           const T* rows[4];
           four_rows(tril, n, i, rows);
           const auto sums = dot_four_rows<true>(rows, x, i);
-          for (int h = 0; h < 4; ++h) out[i + h] = m[i + h] + (sums[h] + s[i + h] * x[i + h]);
+          for (int h = 0; h < 4; ++h) out[i + h] = m[i + h] + fused(s[i + h], x[i + h], sums[h]);
         }
-        for (int64_t i = whole; i < d; ++i) out[i] = m[i] + (dot(tril.row(n, i), x, i) + s[i] * x[i]);
+        for (int64_t i = whole; i < d; ++i) out[i] = m[i] + fused(s[i], x[i], dot(tril.row(n, i), x, i));
         log_q[k * e.rows + n] = static_cast<T>(constant - energy(x, log_sigma.row(n), d));
         if (kl.data && k == 0) write_kl(mu, log_sigma, tril, kl, n, d);
       }
@@ -184,7 +184,7 @@ void bwd(const T* d_z, const T* d_log_q, Divergence<const T> d_kl, Matrix<T> mu,
       if (d_mu) sum_samples(d_z, e, n, d_mu + n * d, pairs);
       const T* log_s = log_sigma.row(n);
 #pragma omp simd
-      for (int64_t i = 0; i < d; ++i) to_scale[i] = to_scale[i] * exp(log_s[i]) - d_density;
+      for (int64_t i = 0; i < d; ++i) to_scale[i] = fused(to_scale[i], exp(log_s[i]), -d_density);
       add_kl_gradient(d_kl, mu, log_sigma, n, d_mu ? d_mu + n * d : nullptr, to_scale, d);
       of_factor.write(n, T(1), d_z, eps, {d_kl, tril});
     }

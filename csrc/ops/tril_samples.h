@@ -40,7 +40,7 @@ FASTVAE_INLINE void multiply_samples(Tril<const T> tril, int64_t n, const T* mu,
     for (int64_t i = 0; i < std::min(width, d - c); ++i) store(in + (c + i) * width, square[i]);
   }
   const auto finish = [&](int64_t i, Vector sum) FASTVAE_INLINE_LAMBDA {
-    store(out + i * width, mu[i] + (sum + sigma[i] * load(in + i * width)));
+    store(out + i * width, mu[i] + fused(sigma[i], load(in + i * width), sum));
   };
   int64_t i = 0;
   for (; i + kFactorRows <= d; i += kFactorRows) {
@@ -65,7 +65,8 @@ FASTVAE_INLINE void multiply_samples(Tril<const T> tril, int64_t n, const T* mu,
       for (int h = g + 1; h < kFactorRows; ++h) sums[h][0] = fused(rows[h][i + g], v, sums[h][0]);
     }
     blocks.finish(sums);
-    for (int h = 0; h < kFactorRows; ++h) finish(i + h, sums[h][0]);
+    const Picked found(sums);
+    for (int h = 0; h < kFactorRows; ++h) finish(i + h, found(h, 0));
   }
   for (; i < d; ++i) {
     const T* row = tril.row(n, i);
@@ -148,10 +149,11 @@ void write_gradient_tile(const PackedSamples<T>& samples, Tril<T> d_tril, int64_
   typename Simd<T>::Vector sums[kGradientRows][vectors];
   clear(sums);
   samples.sum_tile(i, j, pairs, sums);
+  const Picked found(sums);
   for (int64_t h = 0; h < kGradientRows && i + h < d; ++h)
     for (int64_t c = 0; c < vectors; ++c) {
       const int64_t at = j + c * width, seen = i + h - at;
-      auto total = sign * sums[h][c];
+      auto total = sign * found(h, c);
       if (seen <= 0) continue;
       if constexpr (shrinks)
         total += shrinkage.d_kl.at(n, i + h, d) * load_up_to(shrinkage.tril.row(n, i + h) + at, seen);

@@ -149,6 +149,21 @@ FASTVAE_INLINE void clear(Vector (&sums)[rows][vectors]) {
     for (int v = 0; v < vectors; ++v) sums[h][v] = Vector{};
 }
 
+// A tile's sums for loops that pick from them by a number. Such an array is in memory from its first use on: the sums
+// themselves would leave the registers.
+template <int rows, int vectors, class Vector>
+struct Picked {
+  Vector sums[rows][vectors];
+
+  FASTVAE_INLINE explicit Picked(const Vector (&given)[rows][vectors]) {
+#pragma GCC unroll 8
+    for (int h = 0; h < rows; ++h)
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sums[h][v] = given[h][v];
+  }
+  FASTVAE_INLINE const Vector& operator()(int64_t h, int64_t v) const { return sums[h][v]; }
+};
+
 template <class T>
 FASTVAE_INLINE typename Simd<T>::Vector load(const T* p) {
   return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
