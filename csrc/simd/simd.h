@@ -1,58 +1,13 @@
-// The few vector operations that a plain loop cannot express, on the compiler's own vector types.
-//
-// Every kernel source is compiled once for each instruction set, which FASTVAE_ISA names. All of it but the arguments'
-// types is in a namespace of that name, or in an anonymous one: otherwise the linker could put an AVX-512 copy of an
-// inline function into the baseline path. What headers define is in the named one, where the linker keeps one copy of
-// what several sources use.
+// The few vector operations that a plain loop cannot express.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
-#define FASTVAE_INLINE inline __attribute__((always_inline))
-#define FASTVAE_INLINE_LAMBDA __attribute__((always_inline))
-
-#ifdef __AVX2__
-#include <immintrin.h>
-#elif defined(__SSE2__)
-#include <emmintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
+#include "simd/fused.h"
+#include "simd/vectors.h"
 
 namespace fastvae {
 inline namespace FASTVAE_ISA {
-
-// The size of a vector register: compilers keep wider vectors in memory.
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int kRegisters = 32;
-#else
-constexpr int kRegisters = 16;
-#endif
-
-using U64 = uint64_t __attribute__((vector_size(kVectorBytes)));
-using I64 = int64_t __attribute__((vector_size(kVectorBytes)));
-using U32 = uint32_t __attribute__((vector_size(kVectorBytes)));
-using I32 = int32_t __attribute__((vector_size(kVectorBytes)));
-using FloatVector = float __attribute__((vector_size(kVectorBytes)));
-using DoubleVector = double __attribute__((vector_size(kVectorBytes)));
-
-// Whether tiles of many sizes are compiled, for what whole tiles leave. In float64, which serves to check gradients,
-// and on x86-64 without AVX the smallest ones do it: their code would be an eighth of a wheel.
-#if defined(__SSE2__) && !defined(__AVX2__)
-constexpr bool kHasManyTiles = false;
-#else
-constexpr bool kHasManyTiles = true;
-#endif
-template <class T>
-constexpr bool kManyTiles = kHasManyTiles && sizeof(T) == sizeof(float);
 
 // 64-bit products of the low halves of 64-bit lanes. Compilers do not find this instruction in a plain loop.
 FASTVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
@@ -78,66 +33,6 @@ FASTVAE_INLINE U32 low_halves(U64 a, U64 b) {
 #else
   return __builtin_shufflevector((U32)a, (U32)b, 0, 2, 4, 6);
 #endif
-}
-
-// Vectors of T, a number or a word.
-template <class T>
-struct Simd {
-  static constexpr int64_t kWidth = kVectorBytes / sizeof(T);
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
-};
-
-// A number in every lane of V, or V itself.
-template <class V, class X>
-FASTVAE_INLINE V broadcast(X x) {
-  if constexpr (std::is_same_v<V, X>)
-    return x;
-  else if constexpr (std::is_arithmetic_v<V>)
-    return static_cast<V>(x);
-  else
-    return x - V{};
-}
-
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-FASTVAE_INLINE float multiply_add_once(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-FASTVAE_INLINE double multiply_add_once(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#endif
-#if defined(__AVX512F__)
-FASTVAE_INLINE FloatVector multiply_add_once(FloatVector a, FloatVector b, FloatVector c) {
-  return (FloatVector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-}
-FASTVAE_INLINE DoubleVector multiply_add_once(DoubleVector a, DoubleVector b, DoubleVector c) {
-  return (DoubleVector)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-}
-#elif defined(__FMA__)
-FASTVAE_INLINE FloatVector multiply_add_once(FloatVector a, FloatVector b, FloatVector c) {
-  return (FloatVector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-}
-FASTVAE_INLINE DoubleVector multiply_add_once(DoubleVector a, DoubleVector b, DoubleVector c) {
-  return (DoubleVector)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-}
-#elif defined(__ARM_FEATURE_FMA)
-FASTVAE_INLINE FloatVector multiply_add_once(FloatVector a, FloatVector b, FloatVector c) {
-  return (FloatVector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-}
-FASTVAE_INLINE DoubleVector multiply_add_once(DoubleVector a, DoubleVector b, DoubleVector c) {
-  return (DoubleVector)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
-}
-#else
-template <class V>
-FASTVAE_INLINE V multiply_add_once(V a, V b, V c) {
-  return a * b + c;
-}
-#endif
-
-// a b + c of numbers and vectors, rounded once where the processor can. Nothing else is: compilers are told not to fuse
-// products and sums, since they choose which anew in every tile and loop, and a sample's bits would depend on them.
-template <class A, class B, class C>
-FASTVAE_INLINE auto fused(A a, B b, C c) {
-  using V = decltype(a * b + c);
-  return multiply_add_once(broadcast<V>(a), broadcast<V>(b), broadcast<V>(c));
 }
 
 // Zeros in registers. Of an initialiser GCC makes a string instruction, whose start costs as much as many products.
