@@ -13,7 +13,7 @@ from fastvae.recipes.data.moons import LabelledPoints, make_moons
 from fastvae.recipes.data.noise import Noise
 from fastvae.recipes.systems.adgm.config import ADGMConfig, ADGMSettings, ADGMTrainConfig
 from fastvae.recipes.systems.adgm.model import ADGM
-from fastvae.recipes.systems.adgm.statistics import measure_moments
+from fastvae.recipes.systems.adgm.statistics import measure_moments, sum_squares
 from fastvae.recipes.systems.loading import find_system, load_checkpoint
 from tests.recipes.adgm_support import KINDS, draw_noise, make_exact, make_model, moments
 from tests.recipes.training_support import metrics, train, train_on_one_and_two_processes
@@ -161,6 +161,18 @@ def test_moments_are_those_of_classes_drawn_from_their_probabilities():
     torch.testing.assert_close(variance, drawn.var(0, correction=0), rtol=1e-12, atol=1e-12)
     mean, variance = measure_moments(h, None)
     torch.testing.assert_close(variance, h.flatten(0, 2).var(0, correction=0), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_moments():
+    h = torch.randn(3, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 2, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda h: measure_moments(h, weights), h)
+    assert torch.autograd.gradgradcheck(lambda h: measure_moments(h, weights), h)
+    # On several processes the weights of one do not sum to 1, and the mean is not that of its rows.
+    rows, mean = h.detach().flatten(0, 2).requires_grad_(), torch.randn(5, dtype=torch.float64, requires_grad=True)
+    given = weights.flatten()
+    assert torch.autograd.gradcheck(lambda rows, mean: sum_squares(given, rows, mean), (rows, mean))
+    assert torch.autograd.gradgradcheck(lambda rows, mean: sum_squares(given, rows, mean), (rows, mean))
 
 
 @by_kind

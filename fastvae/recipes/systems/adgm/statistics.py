@@ -104,8 +104,7 @@ def measure_moments(h: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     rows = h.new_ones(len(h)) if weights is None else weights.flatten().to(h.dtype)
     rows = rows / add_processes(rows.sum())
     mean = add_processes(sum_rows(rows, h))
-    squares: Tensor = _SumSquares.apply(rows, h, mean)
-    return mean, add_processes(squares)
+    return mean, add_processes(sum_squares(rows, h, mean))
 
 
 def sum_rows(weights: Tensor, h: Tensor) -> Tensor:
@@ -113,11 +112,14 @@ def sum_rows(weights: Tensor, h: Tensor) -> Tensor:
         return weights @ h
 
 
-class _SumSquares(torch.autograd.Function):
-    """Weighted sums of (h - mean)^2. Its gradient reads the rows twice, where that of single operations does six times.
+def sum_squares(weights: Tensor, h: Tensor, mean: Tensor) -> Tensor:
+    """The weighted sum of (h - mean)^2 over rows; the weights have no gradient."""
+    found: Tensor = _SumSquares.apply(weights, h, mean)
+    return found
 
-    The weights have no gradient.
-    """
+
+class _SumSquares(torch.autograd.Function):
+    """The gradient reads the rows twice, where that of single operations does six times."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, h: Tensor, mean: Tensor) -> Tensor:
