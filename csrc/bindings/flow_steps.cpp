@@ -55,10 +55,10 @@ nb::tuple flow_steps_fwd(nb::handle x, nb::handle calls, nb::handle tensors, boo
   return nb::make_tuple(input, total.tensor, blocks);
 }
 
-// Returns the gradient of the first step's input, and one list of the gradients of all networks. `kept` and `needs`
-// are lists, one for each call.
+// Returns the gradient of the first step's input, or None where it is not needed, and one list of the gradients of all
+// networks. `kept` and `needs` are lists, one for each call.
 nb::tuple flow_steps_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle blocks, nb::handle kept, nb::handle calls,
-                         nb::handle needs) {
+                         bool needs_x, nb::handle needs) {
   const Items of_calls(calls), of_blocks(blocks), of_kept(kept), of_needs(needs);
   const FlatView g_log_det = flat_view(d_log_det);
   nb::object upstream = nb::borrow(d_out);
@@ -69,7 +69,7 @@ nb::tuple flow_steps_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle bloc
                                call.degrees(), call.structure());
     const TensorView g = view(upstream);
     const FlatView saved = flat_view(of_blocks[i]);
-    const Output d_x = new_tensor(d_out, g, {g.shape[0], g.shape[1]});
+    const Output d_x = i > 0 || needs_x ? new_tensor(d_out, g, {g.shape[0], g.shape[1]}) : Output();
     const NetworkGradients gradients(network, d_out, g, of_needs[i]);
     with_type(g.is_double(), [&]<class T>(T) {
       gradients.compute<T>(network.spec<T>(), g.as<const T>(), log_det_of<T>(g_log_det), saved.as<const T>(),
@@ -89,7 +89,7 @@ nb::tuple flow_steps_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle bloc
 void bind_flow_steps(nb::module_& m) {
   m.def("autoregressive_flow_steps_fwd", flow_steps_fwd, "x"_a, "calls"_a, "tensors"_a, "log_det_map"_a);
   m.def("autoregressive_flow_steps_bwd", flow_steps_bwd, "d_out"_a, "d_log_det"_a, "blocks"_a, "kept"_a, "calls"_a,
-        "needs"_a);
+        "needs_x"_a, "needs"_a);
 }
 
 }  // namespace fastvae

@@ -90,11 +90,7 @@ nb::tuple autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::h
   const int64_t samples = g.shape[0], points = samples * g.shape[1];
   const Output d_z = new_tensor(d_x, g, {samples, g.shape[1]});
   const NetworkGradients gradients(network, d_x, g, needs);
-  Output negated, unused;
-  if (gradients.any()) {
-    negated = new_tensor(d_x, g, {points + g_log_det.count});
-    unused = new_tensor(d_x, g, {points});
-  }
+  const Output negated = gradients.any() ? new_tensor(d_x, g, {points + g_log_det.count}) : Output();
   with_type(g.is_double(), [&]<class T>(T) {
     const NetworkSpec<T> spec = network.spec<T>();
     current().of<T>().autoregressive_flow.inverse_bwd(spec, g.as<const T>(), log_det_of<T>(g_log_det),
@@ -103,7 +99,7 @@ nb::tuple autoregressive_inverse_bwd(nb::handle d_x, nb::handle d_log_det, nb::h
     T* const upstream = negated.as<T>();
     std::transform(d_z.as<T>(), d_z.as<T>() + points, upstream, std::negate<>());
     std::transform(g_log_det.as<T>(), g_log_det.as<T>() + g_log_det.count, upstream + points, std::negate<>());
-    gradients.compute<T>(spec, upstream, {upstream + points, g_log_det.dims == 2}, kept.as<const T>(), unused.as<T>(),
+    gradients.compute<T>(spec, upstream, {upstream + points, g_log_det.dims == 2}, kept.as<const T>(), nullptr,
                          samples);
   });
   return nb::make_tuple(d_z.tensor, gradients.tensors());

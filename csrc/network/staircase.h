@@ -19,8 +19,9 @@ inline namespace FASTVAE_ISA {
 
 constexpr int kTileVectors = kRegisters / 8;
 constexpr int kTileRows = 6;  // 24 accumulators of 32 registers, or 12 of 16
-// How many rows ahead the backward product fetches: its weights are a row's stride apart.
-constexpr int64_t kAhead = 8;
+// How many rows ahead the backward product fetches. Its weights are a row's stride apart, often far away. The adjoints
+// are in the second-level cache.
+constexpr int64_t kAhead = 16, kAdjointsAhead = 4;
 // Numbers of a cache line.
 template <class T>
 constexpr int64_t kLineOf = 64 / static_cast<int64_t>(sizeof(T));
@@ -168,6 +169,8 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
     for (const int64_t stop = std::min(s.layer.out, blocks.end()); r < stop; ++r) {
       const T* row = s.rows[r];
       __builtin_prefetch(s.rows[r + kAhead] + (inputs == Inputs::kUnsorted ? column[0] : k));
+      for (int v = 0; v < vectors; ++v)
+        __builtin_prefetch(d_out + (r + kAdjointsAhead) * kLanes + v * Simd<T>::kWidth);
       const auto factor = [&](int h)
                               FASTVAE_INLINE_LAMBDA { return row[inputs == Inputs::kUnsorted ? column[h] : k + h]; };
       multiply_add<0, count>(factor, d_out + r * kLanes, acc);

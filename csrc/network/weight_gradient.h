@@ -126,6 +126,11 @@ FASTVAE_INLINE void gradient_vectors(const Staircase<T>& s, Blocks<T> d_out, con
       const T* g = d_out.data + block * d_out.stride + r * kLanes;
       const T* x = panel + block * kLanes * kPanel<T>;
       const int64_t lanes = d_out.lanes_of(block);
+      // The next block's: no hardware foresees the step from one block to another.
+      for (int h = 0; h < count; ++h)
+        for (int64_t lane = 0; lane < kLanes; lane += kLineOf<T>)
+          __builtin_prefetch(g + d_out.stride + h * kLanes + lane);
+#pragma GCC unroll 4
       for (int64_t lane = 0; lane < lanes; ++lane) {
         multiply_add<0, count>([&](int h) FASTVAE_INLINE_LAMBDA { return g[h * kLanes + lane]; }, x + lane * kPanel<T>,
                                acc);

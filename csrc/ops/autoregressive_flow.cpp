@@ -205,13 +205,15 @@ void bwd(const NetworkSpec<T>& spec, const T* d_out, LogDet<const T> d_log_det, 
     pack(0);
     const Staircase<T>& first = network.layers[0];
     const int64_t own = network.hidden_adjoint_rows(0) * kLanes;
-    network.layer_backward(0, 0, d, lanes, (first.layer.scale ? scaled : adjoints) + own, through);
-    for (int64_t k = 0; k < d; ++k) {
-      T *to = direct + first.inputs.at(k) * kLanes, *sum = through + k * kLanes;
-      for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth)
-        store(to + lane, load(to + lane) + load(sum + lane));
+    if (d_x) {
+      network.layer_backward(0, 0, d, lanes, (first.layer.scale ? scaled : adjoints) + own, through);
+      for (int64_t k = 0; k < d; ++k) {
+        T *to = direct + first.inputs.at(k) * kLanes, *sum = through + k * kLanes;
+        for (int64_t lane = lanes.begin; lane < lanes.end; lane += Simd<T>::kWidth)
+          store(to + lane, load(to + lane) + load(sum + lane));
+      }
+      lanes_to_samples(direct, d, nullptr, lanes, d_x + index * kLanes * d, d);
     }
-    lanes_to_samples(direct, d, nullptr, lanes, d_x + index * kLanes * d, d);
     if (d_context_term)
       lanes_to_samples(adjoints + own, width, first.outputs.places(), lanes, d_context_term + index * kLanes * width,
                        width);

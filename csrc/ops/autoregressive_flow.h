@@ -13,7 +13,7 @@ struct AutoregressiveFlow {
   // out is (N, D) with log_det, or (N, P D) for a network alone; context_term, (N, H), may be null.
   void (*fwd)(const NetworkSpec<T>& network, Matrix<T> x, const T* context_term, T* out, LogDet<T> log_det, T* saved,
               int64_t samples);
-  // d_context_term may be null, and so may the gradients of all layers, and d_log_det for a network alone.
+  // d_x and d_context_term may be null, and so may the gradients of all layers, and d_log_det for a network alone.
   void (*bwd)(const NetworkSpec<T>& network, const T* d_out, LogDet<const T> d_log_det, const T* saved, T* d_x,
               T* d_context_term, const std::vector<LayerGradients<T>>& layers, int64_t samples);
   // Finds x such that its flow step is z, and log |det| of that map.

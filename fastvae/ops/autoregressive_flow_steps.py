@@ -104,11 +104,11 @@ class _AutoregressiveFlowSteps(torch.autograd.Function):
             for call, own in zip(calls, _split(calls, tensors), strict=True)
         ]
         g_log_det = zeros_for_rows(d_out) if d_log_det is None else d_log_det.contiguous()
-        given = d_out.contiguous(), g_log_det, blocks, kept, calls, needs
+        given = d_out.contiguous(), g_log_det, blocks, kept, calls
         if route.dispatched:
-            d_x, gradients = _gradients_by_ops(route, *given)
+            d_x, gradients = _gradients_by_ops(route, *given, needs)
         else:
-            d_x, gradients = extension().autoregressive_flow_steps_bwd(*given)
+            d_x, gradients = extension().autoregressive_flow_steps_bwd(*given, ctx.needs_input_grad[1], needs)
         return None, d_x, *keep_needed(gradients, ctx.needs_input_grad[2:])
 
 

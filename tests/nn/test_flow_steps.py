@@ -53,11 +53,13 @@ def run(flow, z, context, **kwargs):
     return found[1], expected[1]
 
 
+@pytest.mark.parametrize("needs_z", [False, True])
 @pytest.mark.parametrize("log_det_map", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_bits_are_those_of_single_steps(options, dtype, log_det_map):
-    found, expected = run(*made(options, dtype), log_det_map=log_det_map)
+def test_bits_are_those_of_single_steps(options, dtype, log_det_map, needs_z):
+    flow, z, context = made(options, dtype)
+    found, expected = run(flow, z.requires_grad_(needs_z), context, log_det_map=log_det_map)
     for actual, wanted in zip(found, expected, strict=True):
         assert torch.equal(actual, wanted)
 
