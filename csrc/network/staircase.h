@@ -169,8 +169,7 @@ FASTVAE_INLINE void backward_tile(const Staircase<T>& s, const T* d_out, int64_t
     for (const int64_t stop = std::min(s.layer.out, blocks.end()); r < stop; ++r) {
       const T* row = s.rows[r];
       __builtin_prefetch(s.rows[r + kAhead] + (inputs == Inputs::kUnsorted ? column[0] : k));
-      for (int v = 0; v < vectors; ++v)
-        __builtin_prefetch(d_out + (r + kAdjointsAhead) * kLanes + v * Simd<T>::kWidth);
+      for (int v = 0; v < vectors; ++v) __builtin_prefetch(d_out + (r + kAdjointsAhead) * kLanes + v * Simd<T>::kWidth);
       const auto factor = [&](int h)
                               FASTVAE_INLINE_LAMBDA { return row[inputs == Inputs::kUnsorted ? column[h] : k + h]; };
       multiply_add<0, count>(factor, d_out + r * kLanes, acc);
