@@ -63,14 +63,14 @@ nb::tuple autoregressive_flow_fwd(bool inverse, nb::handle x, nb::handle tensors
   return nb::make_tuple(out.tensor, log_det.tensor, saved.tensor);
 }
 
-// Returns the gradient of the input, and the network's gradients.
+// Returns the gradient of the input, or None where it is not needed, and the network's gradients.
 nb::tuple autoregressive_flow_bwd(nb::handle d_out, nb::handle d_log_det, nb::handle saved, nb::handle tensors,
                                   nb::handle present, bool normalized, nb::handle degrees, nb::handle structure,
-                                  nb::handle needs) {
+                                  nb::handle needs, bool needs_x) {
   const NetworkViews network(NetworkViews::Content::kFactors, tensors, present, normalized, degrees, structure);
   const TensorView g = view(d_out);
   const FlatView g_log_det = flat_view(d_log_det), kept = flat_view(saved);
-  const Output d_x = new_tensor(d_out, g, {g.shape[0], network.structure[0]});
+  const Output d_x = needs_x ? new_tensor(d_out, g, {g.shape[0], network.structure[0]}) : Output();
   const NetworkGradients gradients(network, d_out, g, needs);
   with_type(g.is_double(), [&]<class T>(T) {
     gradients.compute<T>(network.spec<T>(), g.as<const T>(), log_det_of<T>(g_log_det), kept.as<const T>(), d_x.as<T>(),
@@ -115,7 +115,7 @@ void bind_flows(nb::module_& m) {
   m.def("autoregressive_flow_fwd", autoregressive_flow_fwd, "inverse"_a, "x"_a, "tensors"_a, "present"_a, "degrees"_a,
         "structure"_a, "keep"_a, "log_det_map"_a);
   m.def("autoregressive_flow_bwd", autoregressive_flow_bwd, "d_out"_a, "d_log_det"_a, "saved"_a, "tensors"_a,
-        "present"_a, "normalized"_a, "degrees"_a, "structure"_a, "needs"_a);
+        "present"_a, "normalized"_a, "degrees"_a, "structure"_a, "needs"_a, "needs_x"_a = true);
   m.def("autoregressive_inverse_bwd", autoregressive_inverse_bwd, "d_x"_a, "d_log_det"_a, "saved"_a, "tensors"_a,
         "present"_a, "normalized"_a, "degrees"_a, "structure"_a, "needs"_a);
 }

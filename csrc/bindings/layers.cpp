@@ -29,13 +29,15 @@ nb::tuple masked_linear_fwd(nb::handle x, nb::handle weight, nb::handle bias, nb
   return nb::make_tuple(y.tensor, pre.tensor);
 }
 
-// Returns the gradients of x, weight, bias and factors; None for an absent bias or absent factors.
+// Returns the gradients of x, weight, bias and factors; None for x that needs none, an absent bias or absent factors.
 nb::tuple masked_linear_bwd(nb::handle d_y, nb::handle at, nb::handle x, nb::handle weight, nb::handle scale,
-                            nb::handle in_degrees, nb::handle out_degrees, int64_t activation, bool has_bias) {
+                            nb::handle in_degrees, nb::handle out_degrees, int64_t activation, bool has_bias,
+                            bool needs_x) {
   const LayerViews layer = layer_views(weight, scale, in_degrees, out_degrees);
   const TensorView g = view(d_y), activations = view(at), point = view(x);
   const int64_t samples = g.shape[0], in = layer.in_degrees.shape[0], out = layer.out_degrees.shape[0];
-  const Output d_x = new_tensor(d_y, g, {samples, in}), d_weight = new_tensor(d_y, g, {out, in});
+  const Output d_x = needs_x ? new_tensor(d_y, g, {samples, in}) : Output();
+  const Output d_weight = new_tensor(d_y, g, {out, in});
   const Output d_bias = has_bias ? new_tensor(d_y, g, {out}) : Output();
   const Output d_scale = layer.scale.given ? new_tensor(d_y, g, {out}) : Output();
   with_type(g.is_double(), [&]<class T>(T) {
@@ -276,7 +278,7 @@ void bind_layers(nb::module_& m) {
   m.def("masked_linear_fwd", masked_linear_fwd, "x"_a, "weight"_a, "bias"_a.none(), "scale"_a.none(), "in_degrees"_a,
         "out_degrees"_a, "activation"_a, "keep_pre"_a);
   m.def("masked_linear_bwd", masked_linear_bwd, "d_y"_a, "at"_a, "x"_a, "weight"_a, "scale"_a.none(), "in_degrees"_a,
-        "out_degrees"_a, "activation"_a, "has_bias"_a);
+        "out_degrees"_a, "activation"_a, "has_bias"_a, "needs_x"_a = true);
   m.def("linear_bernoulli_fwd", linear_bernoulli_fwd, "h"_a, "weight"_a, "bias"_a.none(), "x"_a, "inner"_a, "keep"_a);
   m.def("linear_bernoulli_bwd", linear_bernoulli_bwd, "d_log_p"_a, "h"_a, "weight"_a, "bias"_a.none(), "x"_a,
         "kept"_a.none(), "inner"_a, "needs"_a);

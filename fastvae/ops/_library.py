@@ -177,6 +177,15 @@ def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return extension().empty(like.dtype == torch.float64, list(shape))
 
 
+def needs_of_points(route: Route, needed: bool) -> tuple[bool, ...]:
+    """A last argument for a CPU launcher of gradients: whether that of the points is ``needed``.
+
+    The first layer of a network of data needs none. The dispatcher's ops and a GPU's kernels give it always, and take
+    no such argument.
+    """
+    return () if route.dispatched or route.impl != "cpp" else (needed,)
+
+
 def keep_none(ctx: Any) -> None:
     """Lets ``backward`` see which outputs are unused: it gets None in place of zeros. Zero times infinity is NaN.
 

@@ -20,6 +20,7 @@ from ._library import (
     define,
     extension,
     needs_grad,
+    needs_of_points,
     reference_gradients,
     with_reference,
     zeros_for_rows,
@@ -94,19 +95,19 @@ def _fwd_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return fwd_cpu(False, *args)
 
 
-def bwd_cpu(name: str) -> Callable[..., tuple[Tensor, OptionalTensors]]:
+def bwd_cpu(name: str) -> Callable[..., tuple[Tensor | None, OptionalTensors]]:
     """The launcher of the extension's function ``name``: the gradients of the step, or of its inverse."""
 
     def run(
         d_out: Tensor, d_log_det: Tensor, saved: Tensor, kept: Tensors, *others: Any
-    ) -> tuple[Tensor, OptionalTensors]:
+    ) -> tuple[Tensor | None, OptionalTensors]:
         dtype, launch = d_out.dtype, getattr(extension(), name)
         if dtype is torch.float32 or dtype is torch.float64:
-            found: tuple[Tensor, OptionalTensors] = launch(d_out, d_log_det, saved, kept, *others)
+            found: tuple[Tensor | None, OptionalTensors] = launch(d_out, d_log_det, saved, kept, *others)
             return found
         g, *kept = _layout.all_to_compute_dtype((d_out, *kept), dtype)
         d_x, gradients = launch(g, d_log_det, saved, kept, *others)
-        return d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
+        return None if d_x is None else d_x.to(dtype), [None if g is None else g.to(dtype) for g in gradients]
 
     return run
 
@@ -157,7 +158,11 @@ BWD = define(
 
 
 def step_gradients(
-    ctx: Any, launch: Callable[..., tuple[Tensor, OptionalTensors]], d_out: Tensor, d_log_det: Tensor | None, *more: str
+    ctx: Any,
+    launch: Callable[..., tuple[Tensor | None, OptionalTensors]],
+    d_out: Tensor,
+    d_log_det: Tensor | None,
+    *more: str | bool,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of what ``ctx`` keeps, by the op ``launch``: of the point, and of the tensors of the call.
 
@@ -202,7 +207,8 @@ class _AutoregressiveFlow(torch.autograd.Function):
         if d_out is None:
             # The log-determinant alone does not depend on how large the points are.
             return reference_gradients(_rebuild_step, ctx, (None, d_log_det))
-        return None, *step_gradients(ctx, BWD.on(route), d_out, d_log_det)
+        of_points = needs_of_points(route, ctx.needs_input_grad[1])
+        return None, *step_gradients(ctx, BWD.on(route), d_out, d_log_det, *of_points)
 
 
 def masked_network(

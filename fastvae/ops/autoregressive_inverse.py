@@ -42,7 +42,7 @@ def _fwd_fake(
 _run_bwd_cpu = autoregressive_flow.bwd_cpu("autoregressive_inverse_bwd")
 
 
-def _bwd_cpu(d_out: Tensor, *arguments: Any) -> tuple[Tensor, OptionalTensors]:
+def _bwd_cpu(d_out: Tensor, *arguments: Any) -> tuple[Tensor | None, OptionalTensors]:
     *others, _network = arguments
     return _run_bwd_cpu(d_out, *others)
 

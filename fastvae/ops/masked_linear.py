@@ -14,7 +14,7 @@ from ..reference import masked_linear as reference
 from . import _checks, _layout
 from ._contracts import Call
 from ._layers import ACTIVATION_IDS, NEED_PRE, activation_of, check_degrees
-from ._library import Differentiable, apply, define, extension, needs_grad, with_reference
+from ._library import Differentiable, apply, define, extension, needs_grad, needs_of_points, with_reference
 
 
 def _fwd_cpu(
@@ -58,9 +58,12 @@ def _bwd_cpu(
     out_degrees: Tensor,
     activation: str,
     has_bias: bool,
+    needs_x: bool = True,
 ) -> tuple[Tensor | None, ...]:
     tensors = _layout.all_to_compute_dtype((d_y, at, x, weight, weight_scale), x.dtype)
-    gradients = extension().masked_linear_bwd(*tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], has_bias)
+    gradients = extension().masked_linear_bwd(
+        *tensors, in_degrees, out_degrees, ACTIVATION_IDS[activation], has_bias, needs_x
+    )
     return tuple([None if t is None else _layout.cast(t, x.dtype) for t in gradients])
 
 
@@ -160,9 +163,10 @@ class _MaskedLinear(torch.autograd.Function):
     @with_reference(_rebuild_layer)
     def backward(ctx: Any, route: Route, d_y: Tensor) -> Any:
         *saved, bias = ctx.saved_tensors
-        op = BWD.on(route)
-        d_x, d_weight, d_bias, d_scale = op(d_y.contiguous(), *saved, ctx.activation, bias is not None)
-        needs = ctx.needs_input_grad
+        op, needs = BWD.on(route), ctx.needs_input_grad
+        d_x, d_weight, d_bias, d_scale = op(
+            d_y.contiguous(), *saved, ctx.activation, bias is not None, *needs_of_points(route, needs[0])
+        )
         return (
             d_x if needs[0] else None,
             d_weight if needs[1] else None,
